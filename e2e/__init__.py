@@ -1,0 +1,1 @@
+"""End-to-end ground: the real etcd, kube-apiserver, kube-scheduler, kubelet and containerd."""
