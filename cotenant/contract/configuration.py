@@ -1,0 +1,195 @@
+"""Configuration files: YAML read strictly, so that a typo stops the program instead of being ignored."""
+
+import re
+from collections.abc import Hashable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+import yaml
+
+from cotenant.contract.names import DEFAULT_DOMAIN, Names
+from cotenant.contract.units import GIB, MIB, format_bytes, parse_bytes
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class ConfigurationError(ValueError):
+    """Say which key of which file is wrong, what was expected and what was found."""
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    """Refuse unknown keys."""
+
+
+class _Shared(_Section, frozen=True, kw_only=True):
+    """Hold what the extender and every device plugin of a cluster must agree on."""
+
+    # The prefix of resources and annotations.
+    domain: str = DEFAULT_DOMAIN
+    # Bytes of one gpu-mem, as "1GiB" or "256MiB". One for the whole cluster: kube-scheduler adds up numbers, not sizes.
+    unit: str | int = "1GiB"
+
+    def __post_init__(self) -> None:
+        Names(self.domain)
+        unit = parse_bytes(self.unit)
+        if unit < MIB or unit % MIB or unit > 1024 * GIB:
+            raise ValueError(f"unit is {format_bytes(unit)}, expected whole MiB from 1MiB to 1TiB")
+
+    @property
+    def names(self) -> Names:
+        """Give the names under the configured domain."""
+        return Names(self.domain)
+
+    @property
+    def unit_bytes(self) -> int:
+        """Give the bytes of one unit."""
+        return parse_bytes(self.unit)
+
+
+class Placement(StrEnum):
+    """Say who has the last word: ADVISE leaves it to all scorers, DECIDE returns the best node alone."""
+
+    ADVISE = "advise"
+    DECIDE = "decide"
+
+
+class Layout(StrEnum):
+    """Say which scheduler calls us: a second one of our own, or the cluster's."""
+
+    SECOND_SCHEDULER = "second-scheduler"
+    ATTACHED = "attached"
+
+
+class TLS(_Section, frozen=True, kw_only=True):
+    """Name the certificate that `serve` shows; the API server calls webhooks by HTTPS only."""
+
+    cert_file: str
+    key_file: str
+
+
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=600)]
+
+
+class ExtenderConfiguration(_Shared, frozen=True, kw_only=True):
+    """Configure `cotenant-extender`; a flag of the same name wins over a key."""
+
+    # Where filter, prioritize and bind are answered. Loopback: whoever reaches it can bind pods.
+    listen: str = "127.0.0.1:9480"
+    # Where everything else is answered: health, version, metrics, admission.
+    serve: str = "127.0.0.1:9481"
+    tls: TLS | None = None
+    placement: Placement = Placement.ADVISE
+    # The policy that chooses GPUs and scores nodes, where the pod names none.
+    policy: str = "best-fit"
+    layout: Layout = Layout.SECOND_SCHEDULER
+    # The scheduler that admission gives our pods to, in the layout second-scheduler.
+    scheduler_name: str = "cotenant-scheduler"
+    # Who may write grants, as the API server names them; the admission webhook refuses everybody else.
+    writers: tuple[str, ...] = ("system:serviceaccount:cotenant-system:cotenant-extender",)
+    # Let a pod that asks for less isolation take a GPU that gives more, where nothing else is free.
+    allow_stronger: bool = False
+    # How long one bind may take before kube-scheduler is told that its outcome is unknown. Below its httpTimeout.
+    bind_timeout: Seconds = 10.0
+    # Point kube-scheduler at a node that fits when none of its sample does (status.nominatedNodeName).
+    nominate: bool = True
+
+
+class DeviceListStrategy(StrEnum):
+    """Say how the container runtime learns which GPUs a container gets."""
+
+    ENVVAR = "envvar"
+    VOLUME_MOUNTS = "volume-mounts"
+    CDI_CRI = "cdi-cri"
+
+
+class DevicePluginConfiguration(_Shared, frozen=True, kw_only=True):
+    """Configure `cotenant-device-plugin`; a flag of the same name wins over a key."""
+
+    # Bytes of every GPU that are kept from pods, beyond what the driver reserves.
+    reserve_per_gpu: str | int = "0"
+    device_list_strategy: DeviceListStrategy = DeviceListStrategy.ENVVAR
+    # Hand device nodes to the kubelet as well, so that the cgroup still lets the container in after a systemd reload.
+    pass_device_specs: bool = False
+    # The CDI kind that `cdi-cri` names devices of; their name is the GPU's UUID.
+    cdi_kind: str = "nvidia.com/gpu"
+    # How often NVML is asked whether the GPUs are still what they were.
+    inventory_interval: Seconds = 10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_bytes(self.reserve_per_gpu)
+
+    @property
+    def reserve_per_gpu_bytes(self) -> int:
+        """Give the bytes of every GPU that are kept from pods."""
+        return parse_bytes(self.reserve_per_gpu)
+
+
+def load(path: str | Path | None, kind: type[T]) -> T:
+    """Read a configuration file; without one, give the defaults.
+
+    Raises ConfigurationError when it cannot be read, is no YAML, repeats a key, or has an unknown key or a wrong type.
+    """
+    if path is None:
+        return kind()
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error}") from error
+    try:
+        return convert(text, kind)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{path}: {error}") from error
+
+
+def convert(text: str, kind: type[T]) -> T:
+    """Read a configuration from YAML text; raise ConfigurationError as *load* does."""
+    try:
+        found = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader that also refuses repeated keys
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigurationError(f"is not valid YAML: {' '.join(str(error).split())}") from error
+    try:
+        return msgspec.convert({} if found is None else found, kind)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(_sentence(str(error))) from error
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Load plain YAML, but refuse a key that stands twice: PyYAML would let the last one win."""
+
+
+def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Hashable, Any]:
+    seen: set[str] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str):
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is no text", key_node.start_mark)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<key>.*?)`(?: - at `\$\.?(?P<path>.*)`)?")
+_MISSING = re.compile(r"Object missing required field `(?P<key>.*?)`(?: - at `\$\.?(?P<path>.*)`)?")
+_AT = re.compile(r"(?P<what>.*?)(?: - at `(?P<key>key in )?\$\.?(?P<path>.*)`)?", re.DOTALL)
+
+
+def _sentence(problem: str) -> str:
+    """Turn msgspec's message into "path.to.key: what was expected"."""
+    if match := _UNKNOWN.fullmatch(problem):
+        return f"{_join(match)}: unknown key"
+    if match := _MISSING.fullmatch(problem):
+        return f"{_join(match)}: missing, but required"
+    match = _AT.fullmatch(problem)
+    what, path = (match["what"], match["path"]) if match else (problem, None)
+    what = what.replace("`", "").replace("Expected", "expected", 1).replace("Invalid enum value", "unknown value", 1)
+    return f"{path}: {what}" if path else what
+
+
+def _join(match: re.Match[str]) -> str:
+    return f"{match['path']}.{match['key']}" if match["path"] else match["key"]

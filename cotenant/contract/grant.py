@@ -1,0 +1,148 @@
+"""The pod annotation written at bind: what each container was given, in which mode, and what enforces it."""
+
+from collections import Counter
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+
+from cotenant.contract import versions
+from cotenant.contract.inventory import Family, Mode, Text, _Wire
+from cotenant.contract.names import is_dns_label
+
+VERSION = 1
+
+
+class Role(StrEnum):
+    """Say how kube-scheduler counts a container: init containers end before the next starts, sidecars stay."""
+
+    INIT = "init"
+    SIDECAR = "sidecar"
+    MAIN = "main"
+
+
+class Isolation(StrEnum):
+    """Say how well a container is kept from its neighbours on the GPU; a pod's wish is a minimum."""
+
+    NONE = "none"
+    LIMITED = "limited"
+    STRICT = "strict"
+    EXCLUSIVE = "exclusive"
+
+    @property
+    def rank(self) -> int:
+        """Order isolations: more is stronger."""
+        return _RANKS[self]
+
+
+_RANKS = {isolation: rank for rank, isolation in enumerate(Isolation)}
+
+# What a mode gives, and what holds a container to it. Time slicing holds nobody to anything: say so.
+GIVEN = {
+    Mode.TIME_SLICING: (Isolation.NONE, "nothing"),
+    Mode.MPS: (Isolation.LIMITED, "MPS memory limit, per process"),
+    Mode.MIG: (Isolation.STRICT, "MIG partition"),
+    Mode.EXCLUSIVE: (Isolation.EXCLUSIVE, "no other pod on the GPU"),
+}
+
+
+class IsolationRecord(_Wire, frozen=True, kw_only=True):
+    """Record what the pod asked for, what it got, and what enforces that."""
+
+    asked: Isolation
+    given: Isolation
+    enforced_by: str = msgspec.field(name="enforcedBy")
+
+
+class GPUShare(_Wire, frozen=True, kw_only=True):
+    """Name a GPU and the bytes of it that are held."""
+
+    uuid: Text
+    bytes: Annotated[int, msgspec.Meta(ge=1, le=1 << 60)]
+
+
+class MIGPlacement(_Wire, frozen=True, kw_only=True):
+    """Place a GPU instance on its parent, the container's only GPU; start and size count memory slices."""
+
+    profile: Text
+    start: Annotated[int, msgspec.Meta(ge=0, le=64)]
+    size: Annotated[int, msgspec.Meta(ge=1, le=64)]
+
+
+class ContainerGrant(_Wire, frozen=True, kw_only=True):
+    """Say what one container was given."""
+
+    name: Text
+    role: Role
+    family: Family
+    mode: Mode
+    gpus: Annotated[tuple[GPUShare, ...], msgspec.Meta(min_length=1, max_length=64)]
+    # how many device ids the kubelet will pick; an exclusive GPU is charged whole however few were asked for
+    units: Annotated[int, msgspec.Meta(ge=1)]
+    threads: Annotated[int, msgspec.Meta(ge=1, le=100)] = 100
+    mps_pipe: str = msgspec.field(name="mpsPipe", default="")
+    mig: MIGPlacement | None = None
+    isolation: IsolationRecord
+
+    def __post_init__(self) -> None:
+        if not is_dns_label(self.name):
+            raise ValueError(f"{self.name!r} is not a container name")
+        if len({share.uuid for share in self.gpus}) != len(self.gpus):
+            raise ValueError(f"container {self.name} names a GPU twice")
+        if self.units % len(self.gpus):
+            raise ValueError(f"{self.units} units of container {self.name} do not split over {len(self.gpus)} GPUs")
+        if (self.mig is not None) != (self.mode is Mode.MIG):
+            raise ValueError(f"container {self.name} of mode {self.mode} has {'a' if self.mig else 'no'} MIG placement")
+
+
+class Grant(_Wire, frozen=True, kw_only=True):
+    """Say what a pod was given; containers stand in the order the kubelet starts them, init containers first."""
+
+    version: int = VERSION
+    containers: Annotated[tuple[ContainerGrant, ...], msgspec.Meta(min_length=1, max_length=512)]
+
+    def __post_init__(self) -> None:
+        for name, count in Counter(container.name for container in self.containers).items():
+            if count > 1:
+                raise ValueError(f"container {name} is granted {count} times")
+
+    def charges(self) -> dict[str, int]:
+        """Count the bytes the pod holds of each GPU, by UUID, the way kube-scheduler counts containers."""
+        return peak([(c.role, {share.uuid: share.bytes for share in c.gpus}) for c in self.containers])
+
+    def container(self, name: str) -> ContainerGrant | None:
+        """Find the grant of the container called *name*."""
+        return next((container for container in self.containers if container.name == name), None)
+
+
+class GrantError(ValueError):
+    """Say why a pod annotation is not a grant that this version can read."""
+
+
+def peak(containers: list[tuple[Role, dict[str, int]]]) -> dict[str, int]:
+    """Fold what containers hold of each GPU, in start order, into the most the pod ever holds of it.
+
+    An init container runs beside the sidecars before it; main containers run beside all sidecars
+    (component-helpers/resource/helpers.go, AggregateContainerRequests).
+    """
+    running: Counter[str] = Counter()
+    most: Counter[str] = Counter()
+    for role, held in containers:
+        if role is Role.INIT:
+            most |= running + Counter(held)
+        else:
+            running += Counter(held)
+    return dict(most | running)
+
+
+def encode(grant: Grant) -> str:
+    """Write the pod annotation; the same grant always gives the same text."""
+    return versions.encode(grant, VERSION)
+
+
+def decode(text: str) -> Grant:
+    """Read the pod annotation; raise GrantError with a sentence when it is corrupt or of another version."""
+    try:
+        return versions.decode(text, Grant, VERSION)
+    except ValueError as error:
+        raise GrantError(f"the pod's grant {error}") from error

@@ -1,0 +1,107 @@
+"""The names both programs put on the wire, all derived from one configurable domain."""
+
+import re
+
+import msgspec
+
+DEFAULT_DOMAIN = "cotenant.io"
+
+# A DNS label or subdomain as Kubernetes validates it (apimachinery/pkg/util/validation).
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+# The longest prefix that we put before the domain is "visible-devices."; Kubernetes allows 253 for the whole.
+_DOMAIN_MAX = 253 - len("visible-devices.")
+
+ALIASES_IN_GIB = ("aliyun.com/gpu-mem",)
+ALIASES_IN_MIB = ("volcano.sh/vgpu-memory", "nvidia.com/gpumem", "nvidia.com/gpu-memory")
+
+
+class Names(msgspec.Struct, frozen=True):
+    """Name resources and annotations under one domain; raise ValueError for a domain that Kubernetes would refuse."""
+
+    domain: str = DEFAULT_DOMAIN
+
+    def __post_init__(self) -> None:
+        if not _SUBDOMAIN.fullmatch(self.domain) or len(self.domain) > _DOMAIN_MAX:
+            raise ValueError(
+                f"domain {self.domain!r} is not a DNS subdomain of at most {_DOMAIN_MAX} lower-case characters"
+            )
+
+    @property
+    def gpu_mem(self) -> str:
+        """Name the resource that counts GPU memory units."""
+        return f"{self.domain}/gpu-mem"
+
+    @property
+    def managed(self) -> str:
+        """Name the resource of quantity 0 that makes kube-scheduler call the extender."""
+        return f"{self.domain}/managed"
+
+    @property
+    def inventory(self) -> str:
+        """Name the node annotation that holds the inventory."""
+        return f"{self.domain}/gpus"
+
+    @property
+    def grant(self) -> str:
+        """Name the pod annotation that holds the grant."""
+        return f"{self.domain}/grant"
+
+    @property
+    def policy(self) -> str:
+        """Name the pod annotation that wishes for a policy."""
+        return f"{self.domain}/policy"
+
+    @property
+    def isolation(self) -> str:
+        """Name the pod annotation that wishes for a least isolation."""
+        return f"{self.domain}/isolation"
+
+    @property
+    def gpu_model(self) -> str:
+        """Name the pod annotation that wishes for a GPU model."""
+        return f"{self.domain}/gpu-model"
+
+    @property
+    def gpu_uuid(self) -> str:
+        """Name the pod annotation that wishes for GPUs by UUID."""
+        return f"{self.domain}/gpu-uuid"
+
+    @property
+    def gpu_count(self) -> str:
+        """Name the pod annotation that says over how many GPUs each container's memory is split."""
+        return f"{self.domain}/gpu-count"
+
+    @property
+    def compute_percent(self) -> str:
+        """Name the pod annotation that caps the share of a GPU's threads."""
+        return f"{self.domain}/compute-percent"
+
+    # One annotation per container: a fieldRef names one annotation and knows nothing of the container that reads it.
+    # The prefixes are lower case because an upper-case one passes the Binding unvalidated and then makes every later
+    # update of the pod fail with 422 (pkg/registry/core/pod/storage/storage.go, assignPod).
+
+    def visible_devices(self, container: str) -> str:
+        """Name the annotation that NVIDIA_VISIBLE_DEVICES of *container* is read from."""
+        return f"visible-devices.{self.domain}/{container}"
+
+    def mps_memory(self, container: str) -> str:
+        """Name the annotation that CUDA_MPS_PINNED_DEVICE_MEM_LIMIT of *container* is read from."""
+        return f"mps-memory.{self.domain}/{container}"
+
+    def mps_threads(self, container: str) -> str:
+        """Name the annotation that CUDA_MPS_ACTIVE_THREAD_PERCENTAGE of *container* is read from."""
+        return f"mps-threads.{self.domain}/{container}"
+
+    def mps_pipe(self, container: str) -> str:
+        """Name the annotation that CUDA_MPS_PIPE_DIRECTORY of *container* is read from."""
+        return f"mps-pipe.{self.domain}/{container}"
+
+    def env_prefixes(self) -> tuple[str, ...]:
+        """List the prefixes of all annotations that containers read their environment from."""
+        return tuple(name("") for name in (self.visible_devices, self.mps_memory, self.mps_threads, self.mps_pipe))
+
+
+def is_dns_label(name: str) -> bool:
+    """Tell whether *name* could be a container's, so that annotation keys made from it are valid."""
+    return _LABEL.fullmatch(name) is not None

@@ -1,0 +1,100 @@
+"""The fields of a Kubernetes Pod that Cotenant reads, and nothing else of it."""
+
+from typing import Literal
+
+import msgspec
+
+Quantity = str | int
+
+
+class Resources(msgspec.Struct, frozen=True):
+    """Hold a container's resource amounts by name."""
+
+    limits: dict[str, Quantity] | None = None
+    requests: dict[str, Quantity] | None = None
+
+
+class Container(msgspec.Struct, frozen=True, rename="camel"):
+    """Hold a container's name and what it asks for."""
+
+    name: str
+    resources: Resources | None = None
+    restart_policy: str | None = None
+
+
+class Spec(msgspec.Struct, frozen=True, rename="camel"):
+    """Hold where a pod runs and its containers."""
+
+    containers: tuple[Container, ...] | None = None
+    init_containers: tuple[Container, ...] | None = None
+    node_name: str | None = None
+    scheduler_name: str | None = None
+
+
+class Metadata(msgspec.Struct, frozen=True, rename="camel"):
+    """Hold a pod's identity and annotations."""
+
+    name: str
+    uid: str
+    namespace: str = "default"
+    resource_version: str | None = None
+    annotations: dict[str, str] | None = None
+    deletion_timestamp: str | None = None
+
+
+class ContainerStatus(msgspec.Struct, frozen=True, rename="camel"):
+    """Hold how far a container has come."""
+
+    name: str
+    started: bool | None = None
+    restart_count: int = 0
+    container_id: str | None = msgspec.field(name="containerID", default=None)
+
+
+class Status(msgspec.Struct, frozen=True, rename="camel"):
+    """Hold how far a pod has come."""
+
+    phase: str | None = None
+    reason: str | None = None
+    nominated_node_name: str | None = None
+    container_statuses: tuple[ContainerStatus, ...] | None = None
+    init_container_statuses: tuple[ContainerStatus, ...] | None = None
+
+
+class Pod(msgspec.Struct, frozen=True):
+    """Hold what is read of a Pod."""
+
+    metadata: Metadata
+    spec: Spec = Spec()
+    status: Status = Status()
+
+    @property
+    def key(self) -> str:
+        """Name the pod for people: namespace/name."""
+        return f"{self.metadata.namespace}/{self.metadata.name}"
+
+    @property
+    def uid(self) -> str:
+        """Name the pod for good: a re-created pod of the same name has another UID."""
+        return self.metadata.uid
+
+    @property
+    def annotations(self) -> dict[str, str]:
+        """Give the annotations, none as an empty map."""
+        return self.metadata.annotations or {}
+
+    @property
+    def ended(self) -> bool:
+        """Tell whether the pod has ended, so that the kubelet has freed its devices; a terminating pod has not."""
+        return self.status.phase in {"Succeeded", "Failed"}
+
+    @property
+    def start_order(self) -> list[tuple[Container, Literal["init", "sidecar", "main"]]]:
+        """List containers as the kubelet allocates them: init containers and sidecars as they stand, then the rest."""
+        before = [(c, _before_main(c)) for c in self.spec.init_containers or ()]
+        return [*before, *((c, "main") for c in self.spec.containers or ())]
+
+
+def _before_main(container: Container) -> Literal["init", "sidecar"]:
+    # KEP-753: an init container that is always restarted is a sidecar
+    return "sidecar" if container.restart_policy == "Always" else "init"

@@ -1,0 +1,185 @@
+"""What a pod asks of us, read from its resources and wishes; refused with a sentence where it cannot be read."""
+
+import re
+
+import msgspec
+
+from cotenant.contract.grant import Isolation, Role, peak
+from cotenant.contract.names import ALIASES_IN_GIB, ALIASES_IN_MIB, Names
+from cotenant.contract.pods import Container, Pod
+from cotenant.contract.reasons import Reason
+from cotenant.contract.units import format_bytes, parse_quantity
+
+_SMALL_NUMBER = re.compile("[1-9][0-9]{0,3}")
+# More GPUs than any node has; keeps "1000000000" from being planned for.
+MAX_GPUS = 64
+
+
+class RequestError(ValueError):
+    """Say why a pod's request cannot be met by any node, as a Reason and a sentence that names the container."""
+
+    def __init__(self, reason: Reason, sentence: str) -> None:
+        super().__init__(sentence)
+        self.reason = reason
+
+
+class ContainerRequest(msgspec.Struct, frozen=True):
+    """Say what one container asks for: *units* in all, *share_bytes* of each of its GPUs."""
+
+    name: str
+    role: Role
+    units: int
+    share_bytes: int
+
+
+class Wishes(msgspec.Struct, frozen=True):
+    """Hold what a pod's annotations wish for; empty tuples and strings wish for nothing."""
+
+    gpu_count: int = 1
+    isolation: Isolation = Isolation.NONE
+    models: tuple[str, ...] = ()
+    uuids: tuple[str, ...] = ()
+    policy: str = ""
+    threads: int = 100
+
+
+class PodRequest(msgspec.Struct, frozen=True):
+    """Say what a pod asks for; two pods with equal requests fit alike on every node."""
+
+    containers: tuple[ContainerRequest, ...]
+    wishes: Wishes
+
+    @property
+    def whole(self) -> bool:
+        """Tell whether all containers must share one set of GPUs.
+
+        The kubelet hands an ordinary init container's device ids to the next container without asking us (DESIGN fact
+        11), so such a pod cannot change GPUs between containers.
+        """
+        return any(container.role is Role.INIT for container in self.containers)
+
+    @property
+    def whole_bytes(self) -> int:
+        """Count the bytes of each GPU that the pod holds at most when it lies on one set of GPUs."""
+        return peak([(c.role, {"": c.share_bytes}) for c in self.containers])[""]
+
+    def describe(self) -> str:
+        """Say it for a person: "8 GiB", "2 x 40 GiB", "8 GiB + 4 GiB"."""
+        count = self.wishes.gpu_count
+        shares = [format_bytes(c.share_bytes) for c in self.containers]
+        return " + ".join(f"{count} x {share}" if count > 1 else share for share in shares)
+
+
+def parse(pod: Pod, names: Names, unit_bytes: int) -> PodRequest | None:
+    """Read what *pod* asks for; None when it asks nothing of ours.
+
+    Raises RequestError when it asks for something that cannot be: amounts that are zero, negative, fractions or absurd,
+    limits that differ from requests, memory that does not split over its GPUs, wishes that mean nothing, two families.
+    """
+    asking = [(c, role, amount) for c, role in pod.start_order if (amount := _amount(c, names)) is not None]
+    if not asking:
+        return None
+    wishes = _wishes(pod.annotations, names)
+    containers = []
+    for container, role, units in asking:
+        _refuse_other_families(container, names)
+        if units % wishes.gpu_count:
+            raise RequestError(
+                Reason.BAD_REQUEST,
+                f"container {container.name} asks {names.gpu_mem}: {units}, which does not split equally over "
+                f"{names.gpu_count}: {wishes.gpu_count}; ask for a multiple of {wishes.gpu_count}",
+            )
+        containers.append(
+            ContainerRequest(
+                name=container.name, role=Role(role), units=units, share_bytes=units // wishes.gpu_count * unit_bytes
+            )
+        )
+    request = PodRequest(containers=tuple(containers), wishes=wishes)
+    if request.whole and wishes.gpu_count > 1:
+        raise RequestError(
+            Reason.BAD_REQUEST,
+            f"init container {next(c.name for c in containers if c.role is Role.INIT)} asks {names.gpu_mem} in a pod "
+            f"with {names.gpu_count}: {wishes.gpu_count}; the kubelet would mix up the GPUs' ids, so let only main "
+            "containers ask, or use one GPU",
+        )
+    return request
+
+
+def _amount(container: Container, names: Names) -> int | None:
+    """Read how many units *container* asks for; None when it names neither our resource nor an alias."""
+    if container.resources is None:
+        return None
+    limits, requests = container.resources.limits or {}, container.resources.requests or {}
+    for alias in (*ALIASES_IN_GIB, *ALIASES_IN_MIB):
+        if alias in limits or alias in requests:
+            # Only admission may rewrite it: the kubelet would never call us for a name we do not advertise.
+            raise RequestError(
+                Reason.BAD_REQUEST,
+                f"container {container.name} asks {alias}, which admission rewrites to {names.gpu_mem}; "
+                "the admission policy or webhook is not installed",
+            )
+    if names.gpu_mem not in limits and names.gpu_mem not in requests:
+        return None
+    limit, request = limits.get(names.gpu_mem), requests.get(names.gpu_mem)
+    if (
+        limit is not None
+        and request is not None
+        and _units(container, names, limit) != _units(container, names, request)
+    ):
+        raise RequestError(
+            Reason.BAD_REQUEST,
+            f"container {container.name} has limit {limit} and request {request} of {names.gpu_mem}; make them equal",
+        )
+    return _units(container, names, limit if limit is not None else request)
+
+
+def _units(container: Container, names: Names, amount: str | int | None) -> int:
+    try:
+        units = parse_quantity(amount if amount is not None else "")
+    except ValueError as error:
+        raise RequestError(Reason.BAD_REQUEST, f"container {container.name} asks {names.gpu_mem}: {error}") from error
+    if units < 1:
+        raise RequestError(
+            Reason.BAD_REQUEST, f"container {container.name} asks {names.gpu_mem}: {units}; ask for 1 unit or more"
+        )
+    return units
+
+
+def _refuse_other_families(container: Container, names: Names) -> None:
+    resources = container.resources or None
+    asked = set((resources and resources.limits) or ()) | set((resources and resources.requests) or ())
+    for other in sorted(asked):
+        if other in {"nvidia.com/gpu", "nvidia.com/gpu.shared"} or other.startswith(
+            ("nvidia.com/mig-", f"{names.domain}/mig-")
+        ):
+            raise RequestError(
+                Reason.TWO_FAMILIES,
+                f"container {container.name} asks both {names.gpu_mem} and {other}; ask for one of them",
+            )
+
+
+def _wishes(annotations: dict[str, str], names: Names) -> Wishes:
+    isolation = annotations.get(names.isolation, Isolation.NONE)
+    if isolation not in list(Isolation):
+        raise RequestError(Reason.BAD_REQUEST, f"{names.isolation}: {isolation!r} is none of {', '.join(Isolation)}")
+    return Wishes(
+        gpu_count=_whole_number(annotations, names.gpu_count, default=1, most=MAX_GPUS),
+        isolation=Isolation(isolation),
+        models=_list(annotations.get(names.gpu_model, "")),
+        uuids=_list(annotations.get(names.gpu_uuid, "")),
+        policy=annotations.get(names.policy, ""),
+        threads=_whole_number(annotations, names.compute_percent, default=100, most=100),
+    )
+
+
+def _whole_number(annotations: dict[str, str], key: str, *, default: int, most: int) -> int:
+    text = annotations.get(key)
+    if text is None:
+        return default
+    if not (_SMALL_NUMBER.fullmatch(text) and int(text) <= most):
+        raise RequestError(Reason.BAD_REQUEST, f"{key}: {text[:40]!r} is not a whole number from 1 to {most}")
+    return int(text)
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(part for item in text.split(",") if (part := item.strip()))

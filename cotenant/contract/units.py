@@ -1,0 +1,91 @@
+"""Amounts of memory at the border: quantities, units, and the ids that stand for units at the kubelet."""
+
+import hashlib
+import re
+from decimal import Decimal, InvalidOperation
+
+KIB = 1 << 10
+MIB = 1 << 20
+GIB = 1 << 30
+
+# No GPU, node or pod comes near an exbibyte. The bound keeps "1e999999" from becoming a million digits.
+MAX_BYTES = 1 << 60
+_LONGEST_QUANTITY = 40
+
+_QUANTITY = re.compile(r"([+-]?(?:\d+(?:\.\d*)?|\.\d+))(?:([eE][+-]?\d{1,3})|([numkMGTPE]|[KMGTPE]i))?")
+_SUFFIXES = {
+    "n": Decimal("1e-9"),
+    "u": Decimal("1e-6"),
+    "m": Decimal("1e-3"),
+    "k": Decimal(10**3),
+    "M": Decimal(10**6),
+    "G": Decimal(10**9),
+    "T": Decimal(10**12),
+    "P": Decimal(10**15),
+    "E": Decimal(10**18),
+} | {f"{letter}i": Decimal(1 << 10 * (power + 1)) for power, letter in enumerate("KMGTPE")}
+
+
+def parse_quantity(text: str | int) -> int:
+    """Read a whole Kubernetes quantity such as "8", "2k" or "80Gi".
+
+    Raises ValueError with a sentence for anything else: fractions of one, other signs, other suffixes, more than 2**60.
+    Grammar: apimachinery/pkg/api/resource/quantity.go.
+    """
+    if isinstance(text, int):
+        text = str(text) if abs(text) <= MAX_BYTES else f"{text:.3e}"
+    match = _QUANTITY.fullmatch(text) if len(text) <= _LONGEST_QUANTITY else None
+    if match is None:
+        raise ValueError(f"{text[:_LONGEST_QUANTITY]!r} is not a quantity such as 8, 2k or 80Gi")
+    number, exponent, suffix = match.groups()
+    try:
+        value = Decimal(number + (exponent or "")) * _SUFFIXES.get(suffix or "", Decimal(1))
+    except InvalidOperation as error:
+        raise ValueError(f"{text!r} is not a quantity such as 8, 2k or 80Gi") from error
+    if abs(value) > MAX_BYTES:
+        raise ValueError(f"{text!r} is more than any GPU has")
+    if value != int(value):
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(value)
+
+
+def parse_bytes(text: str | int) -> int:
+    """Read an amount of memory written by a person: bytes, "256MiB", "80Gi" or "80GiB".
+
+    Raises ValueError with a sentence when it is not one, or is negative.
+    """
+    plain = text.strip().removesuffix("B").rstrip() if isinstance(text, str) else text
+    amount = parse_quantity(plain.replace(" ", "") if isinstance(plain, str) else plain)
+    if amount < 0:
+        raise ValueError(f"{text!r} is negative")
+    return amount
+
+
+def format_bytes(amount: int) -> str:
+    """Write *amount* bytes for a person, exact where it is a whole number of a unit, else with one digit."""
+    for size, suffix in ((1 << 40, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+        if abs(amount) >= size:
+            return f"{amount // size} {suffix}" if amount % size == 0 else f"{amount / size:.1f} {suffix}"
+    return f"{amount} B"
+
+
+def usable_bytes(*, total: int, reserved: int, reserve_per_gpu: int, unit_bytes: int) -> int:
+    """Floor what pods may be given of one GPU to whole units, in bytes; never negative.
+
+    *total* and *reserved* are nvmlDeviceGetMemoryInfo_v2's, *reserve_per_gpu* the configuration's.
+    """
+    return max(0, total - reserved - reserve_per_gpu) // unit_bytes * unit_bytes
+
+
+def id_prefix(uuid: str) -> str:
+    """Name a GPU in device ids by 8 hexadecimal digits that depend on nothing but its UUID.
+
+    Not the index, which moves when another GPU is lost, and not a cut of the UUID, which two GPUs may share.
+    """
+    return hashlib.blake2s(uuid.encode(), digest_size=4).hexdigest()
+
+
+def device_ids(uuid: str, count: int) -> list[str]:
+    """Make the *count* ids that stand for the units of one GPU, "<prefix>-<n>": 12 characters where others use 42."""
+    prefix = id_prefix(uuid)
+    return [f"{prefix}-{n}" for n in range(count)]

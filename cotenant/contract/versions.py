@@ -1,0 +1,43 @@
+"""Versioned JSON in annotations: read the version first, then the rest strictly."""
+
+from typing import Any, TypeVar
+
+import msgspec
+
+# Kubernetes allows 256 KiB for all annotations of an object together.
+MAX_LENGTH = 256 << 10
+
+
+class _Version(msgspec.Struct):
+    version: int
+
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+_version = msgspec.json.Decoder(_Version)
+
+
+def encode(value: msgspec.Struct, version: int) -> str:
+    """Write *value* as compact JSON that starts with its version."""
+    # omit_defaults leaves the version out, since it is every value's default
+    fields: dict[str, Any] = {"version": version} | msgspec.to_builtins(value)
+    return msgspec.json.encode(fields).decode()
+
+
+def decode(text: str, kind: type[T], version: int) -> T:
+    """Read a value written by *encode*; raise ValueError that continues a sentence about the annotation."""
+    if len(text) > MAX_LENGTH:
+        raise ValueError(f"is longer than the {MAX_LENGTH} characters that Kubernetes allows")
+    try:
+        found = _version.decode(text).version
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise ValueError(f"is not versioned JSON: {error}") from error
+    if found != version:
+        raise ValueError(
+            f"has version {found}, but this Cotenant reads version {version}: "
+            "run the extender and the device plugin of one release"
+        )
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise ValueError(f"is not valid: {error}") from error
