@@ -1,0 +1,39 @@
+"""Access to the API server for both programs: the only package that imports the kubernetes client."""
+
+from cotenant.cluster.connection import Cluster, NoCluster, Reply, connect
+from cotenant.cluster.errors import (
+    ApiError,
+    ClusterError,
+    Conflict,
+    Forbidden,
+    Gone,
+    Invalid,
+    NotFound,
+    ServerError,
+    TooManyRequests,
+    Unauthorized,
+    Unreachable,
+)
+from cotenant.cluster.reflector import Counts, Reflector, Sink, Unreadable
+
+__all__ = [
+    "ApiError",
+    "Cluster",
+    "ClusterError",
+    "Conflict",
+    "Counts",
+    "Forbidden",
+    "Gone",
+    "Invalid",
+    "NoCluster",
+    "NotFound",
+    "Reflector",
+    "Reply",
+    "ServerError",
+    "Sink",
+    "TooManyRequests",
+    "Unauthorized",
+    "Unreachable",
+    "Unreadable",
+    "connect",
+]

@@ -1,0 +1,382 @@
+"""Follow every object of one kind: LIST once, then WATCH for ever, after client-go's reflector and kopf's watch loop.
+
+LIST asks with resourceVersion "", "the most recent": with "0" the API server may answer from a cache that lags, so a
+program that has just restarted could be shown the past, miss a grant that it made itself, and give the same memory
+again.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic, Literal, Protocol, TypeVar, cast
+
+import msgspec
+import structlog
+
+from cotenant.cluster.backoff import Backoff
+from cotenant.cluster.connection import Cluster, Stream
+from cotenant.cluster.errors import ApiError, ClusterError, Gone, Unreachable, error_of
+
+_log = structlog.get_logger(__name__)
+
+Change = Literal["ADDED", "MODIFIED", "DELETED"]
+_CHANGES = frozenset({"ADDED", "MODIFIED", "DELETED"})
+
+_PAGE_OBJECTS = 500  # as client-go; a page of 500 pods is about 2 MB
+_LIST_TIMEOUT_SECONDS = 60.0
+# The server ends a watch after this long, so that after it restarts the watches do not all stay on the other servers.
+_WATCH_SECONDS = (300, 600)
+# A bookmark comes every minute (apiserver/pkg/storage/cacher/cacher.go, defaultBookmarkFrequency); without one for this
+# long the connection is dead, whatever TCP believes.
+_SILENCE_SECONDS = 100.0
+# A watch that ends sooner than this and brought nothing counts as failed (client-go: "very short watch").
+_SHORT_WATCH_SECONDS = 1.0
+# After an etcd that was restored from a backup, our version lies in the future and no watch from it can ever start.
+_FAILURES_BEFORE_LIST = 5
+
+
+class _HasVersion(Protocol):
+    @property
+    def resource_version(self) -> str | None:
+        """Give the version that the object's last change made."""
+
+
+class KubeObject(Protocol):
+    """Be what a reflector can follow: a msgspec type whose metadata tells the object's version."""
+
+    @property
+    def metadata(self) -> _HasVersion:
+        """Give what every object has."""
+
+
+T = TypeVar("T", bound=KubeObject)
+
+
+class Unreadable(msgspec.Struct, frozen=True):
+    """Name an object that does not decode, as far as it can be named, and say why it does not."""
+
+    why: str
+    name: str | None = None
+    namespace: str | None = None
+    uid: str | None = None
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """Count what a reflector has been through since it was made."""
+
+    lists: int = 0
+    watches: int = 0
+    errors: int = 0
+    unreadable: int = 0
+    unknown_events: int = 0
+
+
+class Sink(Protocol[T]):
+    """Be told what there is and what changes, always from the reflector's one thread.
+
+    What a method raises is logged and counted as an error; the next call comes all the same. An object that raises in
+    *changed* is lost until it changes again or is listed again, so a sink keeps its own house in order.
+    """
+
+    def replaced(self, objects: list[T], started: int, unreadable: list[Unreadable]) -> None:
+        """Take *objects* for all there is; *started* is what mark() gave right before the LIST was sent.
+
+        What happened before *started* is in *objects*; what happened after it may or may not be. *unreadable* names
+        those that exist but did not decode.
+        """
+
+    def changed(self, change: Change, obj: T) -> None:
+        """Take *obj* as the newest state of one object, or as its last one when *change* is DELETED."""
+
+    def unreadable(self, change: Change, obj: Unreadable) -> None:
+        """Know that one object changed into something that does not decode."""
+
+
+class _Event(msgspec.Struct, Generic[T], frozen=True):
+    type: str
+    object: T
+
+
+class _RawEvent(msgspec.Struct, frozen=True):
+    type: str
+    object: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class _ListMeta(msgspec.Struct, frozen=True, rename="camel"):
+    resource_version: str = ""
+    continue_: str = msgspec.field(name="continue", default="")
+
+
+class _Page(msgspec.Struct, Generic[T], frozen=True):
+    metadata: _ListMeta
+    items: list[T] | None = None
+
+
+class _RawPage(msgspec.Struct, frozen=True):
+    metadata: _ListMeta
+    items: list[msgspec.Raw] | None = None
+
+
+class _Version(msgspec.Struct, frozen=True, rename="camel"):
+    resource_version: str | None = None
+
+
+class _Versioned(msgspec.Struct, frozen=True):
+    metadata: _Version = _Version()
+
+
+class Reflector(Generic[T]):
+    """Follow the objects of type *kind* under *path* and hand them to *sink*, in one thread of its own.
+
+    Args:
+        cluster: where to ask.
+        path: of the collection: ``/api/v1/pods``.
+        kind: the msgspec type of one object; only its fields are decoded.
+        sink: who is told.
+        mark: gives the sequence token that *sink* gets back as *started*.
+        selector: ``fieldSelector`` and ``labelSelector``, where only some objects are wanted.
+        silence: seconds without any event or bookmark after which the watch is taken for dead.
+        clock: monotonic seconds.
+        rng: spreads waits, so that many programs do not come back at once.
+        wait: waits so many seconds or until stop(), and tells whether it was stop().
+
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        path: str,
+        kind: type[T],
+        sink: Sink[T],
+        *,
+        mark: Callable[[], int] = lambda: 0,
+        selector: Mapping[str, str] | None = None,
+        silence: float = _SILENCE_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+        wait: Callable[[float], bool] | None = None,
+    ) -> None:
+        self._cluster = cluster
+        self._path = path
+        self._sink = sink
+        self._mark = mark
+        self._selector = dict(selector or {})
+        self._silence = silence
+        self._clock = clock
+        self._rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
+        self._backoff = Backoff(self._rng)
+        self._stopping = threading.Event()
+        self._wait = wait or self._stopping.wait
+        self._object = msgspec.json.Decoder(kind)
+        # mypy takes the brackets for a type, but *kind* is known only when this runs
+        self._page: msgspec.json.Decoder[_Page[T]] = msgspec.json.Decoder(cast("Any", _Page)[kind])
+        self._event: msgspec.json.Decoder[_Event[T]] = msgspec.json.Decoder(cast("Any", _Event)[kind])
+        self._guard = threading.Lock()  # over _stream, which stop() closes from another thread
+        self._stream: Stream | None = None
+        self._thread: threading.Thread | None = None
+        self._log = _log.bind(path=path, **self._selector)
+
+        self.synced = threading.Event()
+        """Is set once the first LIST was handed over, and stays set."""
+        self.last_event_at: float | None = None
+        """The clock when the API server last said anything: a LIST, an event or a bookmark."""
+        self.counts = Counts()
+        """What has happened so far; a new value each time."""
+
+    def start(self) -> None:
+        """Begin to follow; return at once."""
+        self._thread = threading.Thread(target=self._run, name=f"reflector {self._path}", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout: float = 5.0) -> bool:
+        """End the watch under way and the thread; tell whether it ended within *timeout* seconds.
+
+        A LIST that waits for its answer is not cut short; its thread, a daemon, ends when the answer or its timeout
+        comes.
+        """
+        self._stopping.set()
+        with self._guard:
+            if self._stream is not None:
+                self._stream.close()
+        if self._thread is None or self._thread is threading.current_thread():
+            return True
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    # From here on everything runs in the reflector's thread.
+
+    def _run(self) -> None:
+        version: str | None = None  # None: what there is must be listed
+        while not self._stopping.is_set():
+            try:
+                if version is None:
+                    version = self._list()
+                for newer in self._watch(version):
+                    version = newer
+                    self._backoff.reset()
+            except Gone as error:
+                self._log.info("the version is too old to watch from, listing again", error=str(error))
+                version = None
+                self._pause(error)
+            except ClusterError as error:
+                self._count(errors=1)
+                self._log.warning(
+                    "the API server cannot be followed", error=str(error), failures=self._backoff.failures
+                )
+                if self._backoff.failures >= _FAILURES_BEFORE_LIST:
+                    version = None
+                self._pause(error)
+            except Exception:  # noqa: BLE001 - the sink's fault; without a whole list its picture stays wrong
+                self._count(errors=1)
+                self._log.exception("a list could not be taken in, listing again")
+                version = None
+                self._pause(None)
+
+    def _pause(self, error: ClusterError | None) -> None:
+        asked = error.retry_after if isinstance(error, ApiError) else None
+        self._wait(max(self._backoff.next(), asked or 0.0))
+
+    def _list(self) -> str:
+        """Hand over all there is and return the version to watch from."""
+        started = self._mark()
+        try:
+            objects, unreadable, version = self._pages(_PAGE_OBJECTS)
+        except Gone:
+            # The snapshot was compacted away between two pages; a list in one piece cannot lose it.
+            started = self._mark()
+            objects, unreadable, version = self._pages(0)
+        self.last_event_at = self._clock()
+        self._sink.replaced(objects, started, unreadable)
+        self._count(lists=1, unreadable=len(unreadable))
+        self.synced.set()
+        return version
+
+    def _pages(self, limit: int) -> tuple[list[T], list[Unreadable], str]:
+        objects: list[T] = []
+        unreadable: list[Unreadable] = []
+        query = {**self._selector, "resourceVersion": "", "limit": str(limit)}
+        while True:
+            body = self._cluster.get(self._path, query=query, timeout=_LIST_TIMEOUT_SECONDS).body
+            try:
+                page = self._page.decode(body)
+            except msgspec.MsgspecError:
+                metadata = self._piecemeal(body, objects, unreadable)
+            else:
+                objects.extend(page.items or ())
+                metadata = page.metadata
+            if not metadata.continue_:
+                return objects, unreadable, metadata.resource_version
+            # The continue token carries the version of the first page: the pages are one snapshot.
+            query = {**self._selector, "limit": str(limit), "continue": metadata.continue_}
+
+    def _piecemeal(self, body: bytes, objects: list[T], unreadable: list[Unreadable]) -> _ListMeta:
+        """Decode a page object by object, so that one that is bad costs only itself."""
+        try:
+            page = msgspec.json.decode(body, type=_RawPage)
+        except msgspec.MsgspecError as error:
+            raise Unreachable(f"the API server's list of {self._path} is not JSON: {error}") from error
+        for raw in page.items or ():
+            try:
+                objects.append(self._object.decode(raw))
+            except msgspec.MsgspecError as error:
+                bad = _identify(raw, error)
+                unreadable.append(bad)
+                self._log.error("an object does not decode", name=bad.name, namespace=bad.namespace, why=bad.why)
+        return page.metadata
+
+    def _watch(self, version: str) -> Iterator[str]:
+        """Follow what happens after *version* and yield the version after each event; end when the server ends it."""
+        opened = self._clock()
+        heard = False
+        for line in self._lines(version):
+            self.last_event_at = self._clock()
+            newer = self._take(line)
+            if newer is not None:
+                version = newer
+            heard = True
+            yield version
+        if not heard and self._clock() - opened < _SHORT_WATCH_SECONDS and not self._stopping.is_set():
+            raise Unreachable("the API server ended a watch at once")
+
+    def _lines(self, version: str) -> Iterator[bytes]:
+        query = {
+            **self._selector,
+            "watch": "1",
+            "resourceVersion": version,
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(self._rng.randint(*_WATCH_SECONDS)),
+        }
+        stream = self._cluster.stream(self._path, query=query, silence=self._silence)
+        self._count(watches=1)
+        with self._guard:
+            self._stream = stream
+            if self._stopping.is_set():  # stop() came while the watch was being opened
+                stream.close()
+        try:
+            yield from stream.lines()
+        finally:
+            with self._guard:
+                self._stream = None
+
+    def _take(self, line: bytes) -> str | None:
+        """Hand one event over; return the version it brings us to, None where it does not say."""
+        try:
+            event = self._event.decode(line)
+        except msgspec.MsgspecError as error:
+            return self._take_oddity(line, error)
+        if event.type not in _CHANGES:
+            return self._take_oddity(line, None)
+        self._tell(lambda: self._sink.changed(cast("Change", event.type), event.object))
+        return event.object.metadata.resource_version
+
+    def _take_oddity(self, line: bytes, error: msgspec.MsgspecError | None) -> str | None:
+        """Take what is no plain change: bookmarks, errors, unknown events, and objects that do not decode."""
+        try:
+            event = msgspec.json.decode(line, type=_RawEvent)
+        except msgspec.MsgspecError as worse:
+            # Half a line: what follows cannot be trusted either. The next watch brings it again, whole.
+            raise Unreachable(f"a line of the watch is not JSON: {worse}") from worse
+        if event.type == "ERROR":
+            raise error_of(bytes(event.object))
+        version = _version(event.object)
+        if event.type == "BOOKMARK":
+            return version
+        if event.type not in _CHANGES or error is None:
+            self._count(unknown_events=1)
+            self._log.warning("an unknown kind of watch event was skipped", type=event.type)
+            return version
+        bad = _identify(event.object, error)
+        self._count(unreadable=1)
+        self._log.error("an object does not decode", name=bad.name, namespace=bad.namespace, why=bad.why)
+        self._tell(lambda: self._sink.unreadable(cast("Change", event.type), bad))
+        return version
+
+    def _tell(self, tell: Callable[[], None]) -> None:
+        try:
+            tell()
+        except Exception:  # noqa: BLE001 - one object never stops the others
+            self._count(errors=1)
+            self._log.exception("an event could not be taken in")
+
+    def _count(self, **more: int) -> None:
+        self.counts = msgspec.structs.replace(
+            self.counts, **{name: getattr(self.counts, name) + n for name, n in more.items()}
+        )
+
+
+def _version(raw: msgspec.Raw) -> str | None:
+    try:
+        return msgspec.json.decode(raw, type=_Versioned).metadata.resource_version
+    except msgspec.MsgspecError:
+        return None
+
+
+def _identify(raw: msgspec.Raw, error: msgspec.MsgspecError) -> Unreadable:
+    """Name an object that does not decode, field by field, since any of them may be what is wrong."""
+    try:
+        metadata = msgspec.json.decode(raw)["metadata"]
+        told = {key: metadata.get(key) for key in ("name", "namespace", "uid")}
+    except (msgspec.MsgspecError, TypeError, KeyError, AttributeError):
+        told = {}
+    return Unreadable(why=str(error), **{key: value for key, value in told.items() if isinstance(value, str)})
