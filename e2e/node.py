@@ -1,0 +1,353 @@
+"""A real node on this machine: containerd 2.x and a kubelet that joins a `ControlPlane`; root only, cgroup v1.
+
+Its containerd, images, cgroups and kubelet directory are its own; the device-plugin directory cannot be, since the
+kubelet has that path built in. So there is one such node per machine at a time, held by a lock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+
+from e2e import image, leftovers
+from e2e.cluster import NODE_NAME, ControlPlane
+from e2e.processes import MissingProgramError, Program, find_program, free_ports
+from e2e.rest import Object
+
+DEVICE_PLUGINS = Path("/var/lib/kubelet/device-plugins")
+"""Where the kubelet listens for plugins, whatever its root directory (devicemanager/manager.go, NewManagerImpl)."""
+
+_MADE_BY_PROGRAMS = (
+    DEVICE_PLUGINS,
+    DEVICE_PLUGINS.parent,
+    Path("/var/log/containers"),
+    Path("/run/containerd/s"),
+    Path("/run/containerd"),
+)
+"""Directories that the kubelet and the shims make at fixed paths, inner ones first."""
+
+_LOCK = Path("/run/cotenant-e2e-node.lock")
+_CGROUP = "cotenant-e2e"
+_CONTAINERD_NAMESPACE = "k8s.io"
+
+
+def container(
+    name: str = "main",
+    script: str = "sleep 1000000",
+    *,
+    limits: Mapping[str, str | int] | None = None,
+    env: Sequence[Object] = (),
+) -> Object:
+    """Return a busybox container that runs a shell script; `limits` are its extended resources."""
+    return {
+        "name": name,
+        "image": image.BUSYBOX,
+        "imagePullPolicy": "Never",
+        "command": ["/bin/sh", "-c", script],
+        "env": list(env),
+        "resources": {"limits": {resource: str(amount) for resource, amount in (limits or {}).items()}},
+    }
+
+
+def env_from_annotation(variable: str, annotation: str) -> Object:
+    """Return the env entry that resolves to one of the pod's annotations when the container starts."""
+    return {"name": variable, "valueFrom": {"fieldRef": {"fieldPath": f"metadata.annotations['{annotation}']"}}}
+
+
+def pod(
+    name: str,
+    *containers: Object,
+    init: Sequence[Object] = (),
+    annotations: Mapping[str, str] | None = None,
+    spec: Mapping[str, Any] | None = None,
+) -> Object:
+    """Return a pod of `default` that can run on the real node: host network, no token, tolerates every taint.
+
+    It ends within a second of its deletion. `spec` overrides single fields, such as schedulerName or nodeName.
+    """
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": "default", "annotations": dict(annotations or {})},
+        "spec": {
+            "hostNetwork": True,
+            "dnsPolicy": "Default",
+            "enableServiceLinks": False,
+            "automountServiceAccountToken": False,
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": 1,
+            "tolerations": [{"operator": "Exists"}],
+            "initContainers": list(init),
+            "containers": list(containers) or [container()],
+            **(spec or {}),
+        },
+    }
+
+
+def why_not() -> str | None:
+    """Return the sentence why this machine cannot be a node, or None: the reason of a skipped test."""
+    if os.geteuid() != 0:
+        return "the real node needs root: it mounts, makes cgroups and runs a kubelet"
+    if not leftovers.cgroup_v1_controllers():
+        return "the real node has only been made to work on cgroup v1, and none is mounted in /sys/fs/cgroup"
+    try:
+        for program in ("kubelet", "containerd", "containerd-shim-runc-v2", "ctr", "runc", "busybox"):
+            find_program(program)
+    except MissingProgramError as missing:
+        return str(missing)
+    return None
+
+
+class RealNode:
+    """This machine as a node of a control plane: pods bound to it run."""
+
+    def __init__(
+        self,
+        control_plane: ControlPlane,
+        directory: Path,
+        *,
+        name: str = NODE_NAME,
+        kubelet: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Prepare a node in `directory`; `kubelet` overrides fields of its KubeletConfiguration.
+
+        The control plane needs a user `kubelet` that may act for a node of that name.
+        """
+        self.name = name
+        self.control_plane = control_plane
+        self.directory = directory.resolve()
+        self.cdi_directory = self.directory / "cdi"
+        self.kubelet_directory = self.directory / "kubelet"
+        self.pod_resources_socket = self.kubelet_directory / "pod-resources" / "kubelet.sock"
+        self._logs = self.directory / "pod-logs"
+        self._state = self.directory / "containerd" / "state"
+        self._socket = self.directory / "containerd.sock"
+        self._overrides = dict(kubelet or {})
+        self._containerd: Program | None = None
+        self._kubelet: Program | None = None
+        self._sysctls: dict[Path, str] = {}
+        self._made: list[Path] = []
+        self._lock: int | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start containerd and the kubelet and wait until the Node is Ready; on failure nothing stays.
+
+        Raises MissingProgramError with the sentence of `why_not`, and RuntimeError where another node holds the machine.
+        """
+        if reason := why_not():
+            raise MissingProgramError(reason)
+        self._take_machine()
+        try:
+            for directory in (self.cdi_directory, self._logs, self.kubelet_directory):
+                directory.mkdir(parents=True, exist_ok=True)
+            self._sysctls = leftovers.read_sysctls()
+            self._made = [path for path in _MADE_BY_PROGRAMS if not path.exists()]
+            leftovers.remove_cgroup(_CGROUP)  # of a run that was killed: the lock is ours now
+            leftovers.make_cgroup(_CGROUP)
+            self._start_containerd()
+            self._import_image()
+            self.start_kubelet()
+            self.control_plane.api().wait("Node", self.name, _is_ready, saying="Ready", timeout_s=90)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _take_machine(self) -> None:
+        lock = os.open(_LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise RuntimeError(f"another end-to-end node runs on this machine: it holds {_LOCK}") from None
+        if _is_served(DEVICE_PLUGINS / "kubelet.sock"):
+            os.close(lock)
+            raise RuntimeError(f"a kubelet that is not ours serves {DEVICE_PLUGINS}: this machine is a node already")
+        leftovers.empty_directory(DEVICE_PLUGINS)
+        self._lock = lock
+
+    def _start_containerd(self) -> None:
+        network = self.directory / "cni"
+        network.mkdir(exist_ok=True)
+        # The Node is Ready once a network is configured; no pod uses it, since all are on the host's network.
+        (network / "none.conflist").write_text('{"cniVersion": "0.4.0", "name": "none", "plugins": [{"type": "none"}]}')
+        config = self.directory / "containerd.toml"
+        config.write_text(f"""\
+version = 3
+root = "{self.directory}/containerd/root"
+state = "{self._state}"
+[grpc]
+  address = "{self._socket}"
+[ttrpc]
+  address = "{self._socket}.ttrpc"
+[plugins."io.containerd.cri.v1.images"]
+  snapshotter = "native"
+  [plugins."io.containerd.cri.v1.images".pinned_images]
+    sandbox = "{image.PAUSE}"
+[plugins."io.containerd.cri.v1.runtime"]
+  enable_cdi = true
+  cdi_spec_dirs = ["{self.cdi_directory}"]
+  restrict_oom_score_adj = true
+  tolerate_missing_hugetlb_controller = true
+  disable_apparmor = true
+  [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+    [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
+      BinaryName = "{find_program("runc")}"
+      Root = "{self.directory}/runc"
+  [plugins."io.containerd.cri.v1.runtime".cni]
+    bin_dirs = ["{network}"]
+    conf_dir = "{network}"
+""")
+        binary = find_program("containerd")
+        search = f"{binary.parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        self._containerd = Program(
+            [binary, "--config", config], log=self.directory / "containerd.log", environment={"PATH": search}
+        )
+        self._containerd.wait_ready(lambda: _is_served(self._socket))
+
+    def _import_image(self) -> None:
+        archive = self.directory / "busybox.tar"
+        image.write_archive(archive, busybox=find_program("busybox"))
+        # --local: ctr itself unpacks, into the snapshotter that it is told; the daemon would take its default.
+        daemon = ["--address", str(self._socket), "--namespace", _CONTAINERD_NAMESPACE]
+        command = [str(find_program("ctr")), *daemon, "images", "import", "--local", "--snapshotter", "native"]
+        subprocess.run([*command, str(archive)], check=True, capture_output=True)  # noqa: S603
+
+    def start_kubelet(self) -> None:
+        """Start the kubelet and wait until it says it is healthy."""
+        port, healthz_port = free_ports(2)
+        settings = {
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "kind": "KubeletConfiguration",
+            "address": "127.0.0.1",
+            "port": port,
+            "healthzPort": healthz_port,
+            "failCgroupV1": False,
+            "failSwapOn": False,
+            "cgroupDriver": "cgroupfs",
+            "cgroupRoot": f"/{_CGROUP}",
+            "enforceNodeAllocatable": [],
+            "containerRuntimeEndpoint": f"unix://{self._socket}",
+            "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}},
+            "authorization": {"mode": "AlwaysAllow"},
+            "evictionHard": {"memory.available": "0%", "nodefs.available": "0%", "imagefs.available": "0%"},
+            "imageGCHighThresholdPercent": 100,
+            "localStorageCapacityIsolation": False,
+            "makeIPTablesUtilChains": False,
+            "podLogsDir": str(self._logs),
+            "volumePluginDir": str(self.directory / "volume-plugins"),
+            "maxPods": 250,
+            **self._overrides,
+        }
+        config = self.directory / "kubelet.yaml"
+        config.write_text(yaml.safe_dump(settings))
+        self._kubelet = Program(
+            [
+                find_program("kubelet"),
+                f"--config={config}",
+                f"--kubeconfig={self.control_plane.kubeconfig('kubelet')}",
+                f"--root-dir={self.kubelet_directory}",
+                f"--cert-dir={self.kubelet_directory / 'pki'}",
+                f"--hostname-override={self.name}",
+                "--v=2",
+            ],
+            log=self.directory / "kubelet.log",
+        )
+        self._kubelet.wait_ready(lambda: _listens(healthz_port))
+
+    def kill_kubelet(self) -> None:
+        """Kill the kubelet as a crash would (SIGKILL); its containers go on running."""
+        if self._kubelet is not None:
+            self._kubelet.kill()
+            self._kubelet = None
+
+    def restart_kubelet(self) -> None:
+        """Kill the kubelet and start it again."""
+        self.kill_kubelet()
+        self.start_kubelet()
+
+    def kubelet_cpu_seconds(self) -> float:
+        """Return the CPU time that the running kubelet has used (proc(5), fields utime and stime)."""
+        if self._kubelet is None:
+            raise RuntimeError("the kubelet does not run")
+        fields = Path(f"/proc/{self._kubelet.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def stop(self) -> None:
+        """Stop everything and remove what it left: containers, shims, mounts, cgroups, links, plugin sockets."""
+        if self._lock is None:
+            return
+        with ExitStack() as steps:  # each is tried, whatever becomes of the others; the last one named comes first
+            steps.callback(os.close, self._lock)
+            steps.callback(leftovers.remove_if_empty, self._made)
+            steps.callback(leftovers.empty_directory, DEVICE_PLUGINS)
+            steps.callback(leftovers.restore_sysctls, self._sysctls)
+            steps.callback(leftovers.remove_links, Path("/var/log/containers"), to=self._logs)
+            for name in ("containerd", "kubelet", "runc"):
+                steps.callback(shutil.rmtree, self.directory / name, ignore_errors=True)
+            steps.callback(leftovers.unmount_below, self.directory)
+            steps.callback(leftovers.remove_cgroup, _CGROUP)
+            steps.callback(leftovers.kill_shims, self._socket, self._state)
+            if self._containerd is not None:
+                steps.callback(self._containerd.stop)
+            steps.callback(leftovers.kill_cgroup, _CGROUP)
+            steps.callback(self.kill_kubelet)
+        self._containerd = self._lock = None
+
+    def logs(self, pod: Object, container: str = "main") -> str:
+        """Return what a container wrote, over all its restarts; empty where it has not started.
+
+        A line of the file is `time stream F|P text` (CRI log format).
+        """
+        metadata = pod["metadata"]
+        directory = self._logs / f"{metadata['namespace']}_{metadata['name']}_{metadata['uid']}" / container
+        files = sorted(directory.glob("*.log"), key=lambda file: int(file.stem))
+        lines = (line.split(" ", 3)[3] for file in files for line in file.read_text().splitlines(keepends=True))
+        return "".join(lines)
+
+    def environment(self, pod: Object, container: str = "main") -> dict[str, str]:
+        """Return the environment that a running container's first process was started with."""
+        statuses = pod["status"].get("containerStatuses", []) + pod["status"].get("initContainerStatuses", [])
+        ids = [status["containerID"] for status in statuses if status["name"] == container]
+        bundle = self._state / "io.containerd.runtime.v2.task" / _CONTAINERD_NAMESPACE / ids[0].split("//")[1]
+        pid = (bundle / "init.pid").read_text()
+        words = Path(f"/proc/{pid}/environ").read_text().split("\0")
+        return dict(word.split("=", 1) for word in words if word)
+
+
+def _is_ready(node: Object | None) -> bool:
+    conditions = node["status"].get("conditions", []) if node else []
+    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
+
+
+def _is_served(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
