@@ -1,0 +1,204 @@
+"""A made-up NVML library, in Python, that stands behind the real pynvml: GPUs from a YAML file, with faults on command.
+
+pynvml looks every symbol up by name on the loaded library and calls it with ctypes arguments. An object whose methods
+have the symbols' names is therefore a library; `ctypes.byref(x)._obj` is x, so the methods fill pynvml's own structures.
+"""
+
+import ctypes
+import socket
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import pynvml
+import structlog
+
+from cotenant.contract import configuration
+from cotenant.contract.configuration import ConfigurationError
+from cotenant.contract.units import parse_bytes
+
+log = structlog.get_logger(__name__)
+
+_NAMESPACE = uuid.UUID("6c1f2f0e-6d0b-4a55-9d52-c07e4a6f0001")
+
+
+class FakeGPU(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    """Describe *count* made-up GPUs that are alike."""
+
+    model: str
+    # as a person writes it: 80GiB, 81559MiB
+    memory: str | int
+    reserved: str | int = "0"
+    count: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    # made from node and index where it is not given
+    uuid: str = ""
+    # of the first; the others count on. The GPU's index where it is not given
+    minor: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    # the device node to hand to containers instead of /dev/nvidia<minor>
+    device: str = ""
+    # None: the model knows no MIG
+    mig: bool | None = None
+    compute_capability: tuple[int, int] = (9, 0)
+    virtualization: int = pynvml.NVML_GPU_VIRTUALIZATION_MODE_NONE
+    # fallen off the bus: every call answers NVML_ERROR_GPU_IS_LOST
+    lost: bool = False
+    # symbols that fail, with the nvmlReturn_t they answer
+    fail: dict[str, int] = {}
+
+    def __post_init__(self) -> None:
+        total, reserved = parse_bytes(self.memory), parse_bytes(self.reserved)
+        if total < 1 or reserved > total:
+            raise ValueError(f"memory is {self.memory} of which {self.reserved} reserved, expected more than that")
+        if self.count > 1 and (self.uuid or self.device):
+            raise ValueError(f"uuid and device are one GPU's, but count is {self.count}")
+
+
+class FakeGPUs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    """Describe a made-up node: its GPUs, and the name that their UUIDs are made from."""
+
+    gpus: tuple[FakeGPU, ...]
+    node: str = ""
+    driver_version: str = "580.95.05"
+
+    def each(self) -> list[FakeGPU]:
+        """List the GPUs one by one, each with its UUID and minor number."""
+        node = self.node or socket.gethostname()
+        single: list[FakeGPU] = []
+        for group in self.gpus:
+            for offset in range(group.count):
+                index = len(single)
+                single.append(
+                    msgspec.structs.replace(
+                        group,
+                        count=1,
+                        uuid=group.uuid or f"GPU-{uuid.uuid5(_NAMESPACE, f'{node}/{index}')}",
+                        minor=index if group.minor is None else group.minor + offset,
+                    )
+                )
+        return single
+
+
+class FakeLibrary:
+    """Answer NVML's symbols from the YAML file at *path*, read again whenever it changes.
+
+    Raises ConfigurationError when the file is bad at the start; later the last good one stays.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp: tuple[int, ...] = ()
+        self._gpus: list[FakeGPU] = []
+        self._driver_version = ""
+        self._reload(first=True)
+
+    def __getattr__(self, symbol: str) -> Callable[..., int]:
+        """Give the function behind *symbol*; an AttributeError is pynvml's NVML_ERROR_FUNCTION_NOT_FOUND."""
+        function = type(self).__dict__.get(f"_{symbol}") if symbol.startswith("nvml") else None
+        if function is None:
+            raise AttributeError(symbol)
+
+        def call(*arguments: Any) -> int:
+            self._reload(first=False)
+            if _takes_device(function):
+                return self._on_device(symbol, function, arguments)
+            return int(function(self, *arguments) or 0)
+
+        return call
+
+    def device_path(self, minor: int) -> str:
+        """Name the device node of the GPU with that minor number."""
+        return next((gpu.device for gpu in self._gpus if gpu.minor == minor and gpu.device), f"/dev/nvidia{minor}")
+
+    def _reload(self, *, first: bool) -> None:
+        try:
+            status = self._path.stat()
+            stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
+            if stamp == self._stamp:
+                return
+            self._stamp = stamp
+            found = configuration.load(self._path, FakeGPUs)
+        except (OSError, ConfigurationError) as error:
+            if first:
+                raise error if isinstance(error, ConfigurationError) else ConfigurationError(
+                    f"{self._path}: cannot be read: {error}"
+                ) from error
+            log.warning("nvml.fake_unreadable", file=str(self._path), error=str(error))
+            return
+        self._gpus, self._driver_version = found.each(), found.driver_version
+
+    def _on_device(self, symbol: str, function: Callable[..., int | None], arguments: tuple[Any, ...]) -> int:
+        # A handle is index + 1: null is no device.
+        index = (ctypes.cast(arguments[0], ctypes.c_void_p).value or 0) - 1
+        if not 0 <= index < len(self._gpus):
+            return int(pynvml.NVML_ERROR_INVALID_ARGUMENT)
+        gpu = self._gpus[index]
+        if gpu.lost:
+            return int(pynvml.NVML_ERROR_GPU_IS_LOST)
+        if symbol in gpu.fail:
+            return gpu.fail[symbol]
+        return int(function(self, gpu, *arguments[1:]) or 0)
+
+    # Symbols of the library. Those that take a device get the FakeGPU instead of its handle.
+
+    def _nvmlInitWithFlags(self, _flags: int) -> None:
+        pass
+
+    def _nvmlShutdown(self) -> None:
+        pass
+
+    def _nvmlErrorString(self, code: int) -> bytes:
+        return b"fake error %d" % code
+
+    def _nvmlSystemGetDriverVersion(self, text: Any, _length: Any) -> None:
+        text.value = self._driver_version.encode()
+
+    def _nvmlDeviceGetCount_v2(self, count: Any) -> None:
+        count._obj.value = len(self._gpus)
+
+    def _nvmlDeviceGetHandleByIndex_v2(self, index: Any, handle: Any) -> int:
+        if not 0 <= index.value < len(self._gpus):
+            return int(pynvml.NVML_ERROR_INVALID_ARGUMENT)
+        if self._gpus[index.value].lost:
+            return int(pynvml.NVML_ERROR_GPU_IS_LOST)
+        target = handle._obj
+        ctypes.memmove(ctypes.addressof(target), ctypes.byref(ctypes.c_void_p(index.value + 1)), ctypes.sizeof(target))
+        return 0
+
+    def _nvmlDeviceGetUUID(self, gpu: FakeGPU, text: Any, _length: Any) -> None:
+        text.value = gpu.uuid.encode()
+
+    def _nvmlDeviceGetName(self, gpu: FakeGPU, text: Any, _length: Any) -> None:
+        text.value = gpu.model.encode()
+
+    def _nvmlDeviceGetMinorNumber(self, gpu: FakeGPU, minor: Any) -> None:
+        minor._obj.value = gpu.minor
+
+    def _nvmlDeviceGetMemoryInfo(self, gpu: FakeGPU, memory: Any) -> None:
+        total = parse_bytes(gpu.memory)
+        memory._obj.total = memory._obj.free = total
+
+    def _nvmlDeviceGetMemoryInfo_v2(self, gpu: FakeGPU, memory: Any) -> None:
+        total, reserved = parse_bytes(gpu.memory), parse_bytes(gpu.reserved)
+        memory._obj.total, memory._obj.reserved, memory._obj.free = total, reserved, total - reserved
+
+    def _nvmlDeviceGetMigMode(self, gpu: FakeGPU, current: Any, pending: Any) -> int:
+        if gpu.mig is None:
+            return int(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        current._obj.value = pending._obj.value = int(gpu.mig)
+        return 0
+
+    def _nvmlDeviceGetCudaComputeCapability(self, gpu: FakeGPU, major: Any, minor: Any) -> None:
+        major._obj.value, minor._obj.value = gpu.compute_capability
+
+    def _nvmlDeviceGetVirtualizationMode(self, gpu: FakeGPU, mode: Any) -> None:
+        mode._obj.value = gpu.virtualization
+
+    def _nvmlDeviceGetPciInfo_v3(self, gpu: FakeGPU, info: Any) -> None:
+        info._obj.bus = (gpu.minor or 0) + 1
+        info._obj.busId = b"00000000:%02X:00.0" % info._obj.bus
+
+
+def _takes_device(function: Callable[..., Any]) -> bool:
+    return function.__code__.co_argcount > 1 and function.__code__.co_varnames[1] == "gpu"

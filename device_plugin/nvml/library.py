@@ -1,0 +1,200 @@
+"""Reads NVML through pynvml, so that one bad GPU hides no other and a missing answer is no wrong answer."""
+
+import ctypes
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import msgspec
+import pynvml
+import structlog
+
+from device_plugin.nvml.fake import FakeLibrary
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+# pynvml keeps the library and its symbols in module variables. They are ours while this is held, which also serializes
+# all calls: NVML itself is thread safe, but a driver that hangs should hang one thread of ours.
+_pynvml = threading.RLock()
+
+# What an answer may lack without meaning anything: an older driver, a vGPU guest, an unprivileged container.
+_UNKNOWN = frozenset(
+    {
+        pynvml.NVML_ERROR_NOT_SUPPORTED,
+        pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
+        pynvml.NVML_ERROR_NO_PERMISSION,
+        pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
+    }
+)
+
+_ADVICE = {
+    pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: (
+        "libnvidia-ml.so.1 is not found: install the NVIDIA driver, run the container with the NVIDIA runtime, "
+        "or name the library with --nvml-library"
+    ),
+    pynvml.NVML_ERROR_DRIVER_NOT_LOADED: (
+        "the NVIDIA driver is not loaded: run `modprobe nvidia`, then check with `nvidia-smi`"
+    ),
+    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: (
+        "libnvidia-ml.so.1 and the loaded kernel module are of different driver versions: reload the module or reboot"
+    ),
+    pynvml.NVML_ERROR_NO_PERMISSION: "NVML may not reach the GPUs: /dev/nvidia* are not readable by this user",
+    pynvml.NVML_ERROR_GPU_IS_LOST: "the GPU has fallen off the bus: reset it or reboot",
+    pynvml.NVML_ERROR_RESET_REQUIRED: "the GPU needs a reset: drain it and run `nvidia-smi --gpu-reset`",
+}
+
+
+class NVMLUnavailableError(Exception):
+    """Say why NVML cannot be used at all, and what to do."""
+
+
+class PhysicalGPU(msgspec.Struct, frozen=True, kw_only=True):
+    """Describe one GPU as NVML does; None is what NVML does not say."""
+
+    uuid: str
+    # NVML's, ordered by PCI address; moves when another GPU is lost over a restart
+    index: int
+    model: str
+    total_bytes: int
+    # kept by driver and firmware, part of total (nvmlMemory_v2_t.reserved); 0 where the driver is older than 510
+    reserved_bytes: int
+    device_path: str | None = None
+    pci_bus_id: str | None = None
+    compute_capability: tuple[int, int] | None = None
+    mig_enabled: bool | None = None
+    # nvmlGpuVirtualizationMode_t: 0 none, 1 passthrough, 2 a vGPU guest, 3 and 4 hosts of vGPUs
+    virtualization: int | None = None
+    # why it does not work now, for people; the facts above are then what it last said
+    fault: str = ""
+
+
+class NVML:
+    """Hold one NVML library open."""
+
+    def __init__(self, library: "ctypes.CDLL | FakeLibrary | None", device_path: Callable[[int], str]) -> None:
+        """Take *library*, None for the one pynvml finds; *device_path* names a GPU's node by its minor number."""
+        self._library: Any = library
+        self._device_path = device_path
+        self._symbols: dict[str, Any] = {}
+        self._handles: dict[int, Any] = {}
+        self._known: dict[int, PhysicalGPU] = {}
+
+    @classmethod
+    def open(cls, *, library_path: Path | None = None, fake: Path | None = None) -> Self:
+        """Load and initialize NVML: the system's, the one at *library_path*, or a made-up one from the file *fake*.
+
+        Raises NVMLUnavailableError, and cotenant.contract.configuration.ConfigurationError for a bad *fake*.
+        """
+        if fake is not None:
+            library = FakeLibrary(fake)
+            nvml = cls(library, library.device_path)
+        elif library_path is not None:
+            try:
+                nvml = cls(ctypes.CDLL(str(library_path)), _system_path)
+            except OSError as error:
+                raise NVMLUnavailableError(f"--nvml-library {library_path} cannot be loaded: {error}") from error
+        else:
+            nvml = cls(None, _system_path)
+        try:
+            nvml._call(pynvml.nvmlInit)
+        except pynvml.NVMLError as error:
+            raise NVMLUnavailableError(_sentence(error)) from error
+        return nvml
+
+    def close(self) -> None:
+        """Shut NVML down; do nothing when it cannot."""
+        try:
+            self._call(pynvml.nvmlShutdown)
+        except pynvml.NVMLError as error:
+            log.warning("nvml.shutdown_failed", error=_sentence(error))
+
+    def driver_version(self) -> str | None:
+        """Read the driver's version, such as "580.95.05"."""
+        try:
+            return self._optional(pynvml.nvmlSystemGetDriverVersion)
+        except pynvml.NVMLError:
+            return None
+
+    def gpus(self) -> tuple[PhysicalGPU, ...]:
+        """Read all GPUs anew, by index.
+
+        A GPU that fails has its last facts and a `fault`; one that failed from the start has no UUID and so cannot be
+        told of, only logged. Raises NVMLUnavailableError when not even their number can be read.
+        """
+        try:
+            count: int = self._call(pynvml.nvmlDeviceGetCount)
+        except pynvml.NVMLError as error:
+            raise NVMLUnavailableError(_sentence(error)) from error
+        for index in range(count):
+            try:
+                self._known[index] = self._read(index)
+            except pynvml.NVMLError as error:
+                fault = _sentence(error)
+                if index in self._known:
+                    self._known[index] = msgspec.structs.replace(self._known[index], fault=fault)
+                else:
+                    log.error("nvml.gpu_unreadable", index=index, fault=fault)
+        missing = "NVML no longer lists the GPU: it has fallen off the bus, or was removed"
+        for index in self._known.keys() - set(range(count)):
+            self._known[index] = msgspec.structs.replace(self._known[index], fault=missing)
+        return tuple(gpu for _, gpu in sorted(self._known.items()))
+
+    def _read(self, index: int) -> PhysicalGPU:
+        handle = self._handle(index)
+        total, reserved = self._memory(handle)
+        minor = self._optional(pynvml.nvmlDeviceGetMinorNumber, handle)
+        mig = self._optional(pynvml.nvmlDeviceGetMigMode, handle)
+        pci = self._optional(pynvml.nvmlDeviceGetPciInfo, handle)
+        return PhysicalGPU(
+            uuid=self._call(pynvml.nvmlDeviceGetUUID, handle),
+            index=index,
+            model=self._call(pynvml.nvmlDeviceGetName, handle),
+            total_bytes=total,
+            reserved_bytes=reserved,
+            device_path=None if minor is None else self._device_path(minor),
+            pci_bus_id=None if pci is None else str(pci.busId),
+            compute_capability=self._optional(pynvml.nvmlDeviceGetCudaComputeCapability, handle),
+            mig_enabled=None if mig is None else mig[0] == pynvml.NVML_DEVICE_MIG_ENABLE,
+            virtualization=self._optional(pynvml.nvmlDeviceGetVirtualizationMode, handle),
+        )
+
+    def _handle(self, index: int) -> Any:
+        # A handle stays valid until shutdown, and asking for it again wakes GPUs from their sleep.
+        if index not in self._handles:
+            self._handles[index] = self._call(pynvml.nvmlDeviceGetHandleByIndex, index)
+        return self._handles[index]
+
+    def _memory(self, handle: Any) -> tuple[int, int]:
+        """Read total and reserved bytes; drivers before 510 know no reserved bytes and count them as used."""
+        memory = self._optional(pynvml.nvmlDeviceGetMemoryInfo, handle, pynvml.nvmlMemory_v2)
+        if memory is not None:
+            return memory.total, memory.reserved
+        return self._call(pynvml.nvmlDeviceGetMemoryInfo, handle).total, 0
+
+    def _optional(self, function: Callable[..., T], *arguments: Any) -> T | None:
+        try:
+            return self._call(function, *arguments)
+        except pynvml.NVMLError as error:
+            if error.value in _UNKNOWN:
+                return None
+            raise
+
+    def _call(self, function: Callable[..., T], *arguments: Any) -> T:
+        with _pynvml:
+            pynvml.nvmlLib = self._library
+            pynvml._nvmlGetFunctionPointer_cache = self._symbols  # noqa: SLF001 - else another library's would be called
+            try:
+                return function(*arguments)
+            finally:
+                self._library = pynvml.nvmlLib
+
+
+def _system_path(minor: int) -> str:
+    return f"/dev/nvidia{minor}"
+
+
+def _sentence(error: Any) -> str:
+    return _ADVICE.get(error.value, f"NVML says: {error} (code {error.value})")
