@@ -1,7 +1,5 @@
 """The API server's audit log: its policy (writes, metadata only) and the records a test reads from it."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from pathlib import Path
 
@@ -60,8 +58,7 @@ _decoder = msgspec.json.Decoder(_Record)
 
 
 def read(log: Path, *, offset: int = 0) -> tuple[list[Write], int]:
-    """Return the writes logged from byte `offset` on, and the offset to go on from; a line half written is
-    left."""
+    """Return the writes logged from byte `offset` on, and the offset to go on from; a line half written is left."""
     with log.open("rb") as file:
         file.seek(offset)
         data = file.read()

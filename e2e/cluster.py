@@ -4,8 +4,6 @@
 at once. Everything that it writes lies in `directory`; it signals no process but its own.
 """
 
-from __future__ import annotations
-
 import http.client
 import secrets
 import ssl
@@ -52,6 +50,40 @@ def default_users() -> tuple[User, ...]:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Scheduler:
+    """A running kube-scheduler."""
+
+    program: Program
+    port: int
+    token: str
+
+    def ready(self) -> bool:
+        """Whether its informers have synced."""
+        return self._get("/readyz") is not None
+
+    def metrics(self) -> str:
+        """Return its Prometheus metrics as text; raise ConnectionError where it does not answer."""
+        text = self._get("/metrics")
+        if text is None:
+            raise ConnectionError(f"kube-scheduler on port {self.port} gives no metrics, see {self.program.log}")
+        return text
+
+    def _get(self, path: str) -> str | None:
+        # The serving certificate is made by the scheduler in memory and signed by nobody.
+        unverified = ssl._create_unverified_context()
+        connection = http.client.HTTPSConnection("127.0.0.1", self.port, context=unverified, timeout=10)
+        try:
+            connection.request("GET", path, headers={"Authorization": f"Bearer {self.token}"})
+            response = connection.getresponse()
+            text = response.read().decode()
+        except (OSError, http.client.HTTPException):
+            return None
+        finally:
+            connection.close()
+        return text if response.status == http.HTTPStatus.OK else None
+
+
 class ControlPlane:
     """A running etcd and kube-apiserver, with the schedulers that were started on them."""
 
@@ -70,9 +102,7 @@ class ControlPlane:
         """
         self.directory = directory
         self.users = {user.name: user for user in (default_users() if users is None else users)}
-        self._admission_off = (
-            ["ServiceAccount"] if taint_nodes else ["ServiceAccount", "TaintNodesByCondition"]
-        )
+        self._admission_off = ["ServiceAccount"] if taint_nodes else ["ServiceAccount", "TaintNodesByCondition"]
         self._flags = list(api_server_flags)
         self._programs: list[Program] = []
         self._schedulers = 0
@@ -140,9 +170,7 @@ class ControlPlane:
         etcd.wait_ready(lambda: _answers_http(self._etcd_port, "/health"))
 
     def _start_api_server(self, binary: Path) -> None:
-        certs, policy, tokens = (
-            self.directory / name for name in ("certs", "audit-policy.yaml", "tokens.csv")
-        )
+        certs, policy, tokens = (self.directory / name for name in ("certs", "audit-policy.yaml", "tokens.csv"))
         signing_key = certs / "service-account.key"
         _make_key(signing_key)
         policy.write_text(audit.POLICY)
@@ -206,9 +234,7 @@ class ControlPlane:
         if pod is not None:
             spec["boundObjectRef"] = {"apiVersion": "v1", "kind": "Pod", "name": pod}
         review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
-        answer = self.api().call(
-            "POST", f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token", review
-        )
+        answer = self.api().call("POST", f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token", review)
         return self._kubeconfig(".".join(filter(None, (namespace, name, pod))), answer["status"]["token"])
 
     def _kubeconfig(self, name: str, token: str) -> Path:
@@ -277,42 +303,6 @@ class ControlPlane:
         scheduler.program.stop(patience_s=5)
 
 
-@dataclass(frozen=True, slots=True)
-class Scheduler:
-    """A running kube-scheduler."""
-
-    program: Program
-    port: int
-    token: str
-
-    def ready(self) -> bool:
-        """Whether its informers have synced."""
-        return self._get("/readyz") is not None
-
-    def metrics(self) -> str:
-        """Return its Prometheus metrics as text; raise ConnectionError where it does not answer."""
-        text = self._get("/metrics")
-        if text is None:
-            raise ConnectionError(
-                f"kube-scheduler on port {self.port} gives no metrics, see {self.program.log}"
-            )
-        return text
-
-    def _get(self, path: str) -> str | None:
-        # The serving certificate is made by the scheduler in memory and signed by nobody.
-        unverified = ssl._create_unverified_context()  # noqa: S323, SLF001
-        connection = http.client.HTTPSConnection("127.0.0.1", self.port, context=unverified, timeout=10)
-        try:
-            connection.request("GET", path, headers={"Authorization": f"Bearer {self.token}"})
-            response = connection.getresponse()
-            text = response.read().decode()
-        except (OSError, http.client.HTTPException):
-            return None
-        finally:
-            connection.close()
-        return text if response.status == http.HTTPStatus.OK else None
-
-
 def _token_line(user: User) -> str:
     groups = ",".join(user.groups)
     return f'{user.token},{user.username},{user.name},"{groups}"\n'
@@ -320,7 +310,7 @@ def _token_line(user: User) -> str:
 
 def _make_key(path: Path) -> None:
     openssl = find_program("openssl")
-    subprocess.run(  # noqa: S603
+    subprocess.run(
         [openssl, "genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-out", path],
         check=True,
         capture_output=True,

@@ -1,7 +1,5 @@
 """The one image of the end-to-end ground: busybox, as a docker archive made here, so that no registry is needed."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -3,8 +3,6 @@
 Everything here finds its things by the ground's own directory or cgroup, so nothing of another node is touched.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import shutil
@@ -18,8 +16,14 @@ _MNT_DETACH = 2
 _SYSCTLS = tuple(
     # What the kubelet sets to its taste (container_manager_linux.go, setupKernelTunables).
     Path("/proc/sys") / name
-    for name in ("vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops")
-    + ("kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes")
+    for name in (
+        "vm/overcommit_memory",
+        "vm/panic_on_oom",
+        "kernel/panic",
+        "kernel/panic_on_oops",
+        "kernel/keys/root_maxkeys",
+        "kernel/keys/root_maxbytes",
+    )
 )
 
 

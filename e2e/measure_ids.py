@@ -1,13 +1,11 @@
 """What device ids cost on the real kubelet: `python -m e2e.measure_ids [--ids N ...] [--json FILE]`, as root.
 
-For each number of ids it joins a fresh node, has a plugin advertise them, gives nearly all of them to pods of equal size
-that then sleep, and measures: how long a pod takes to run, what the kubelet writes while nothing happens, how large a pod
-object gets, how long List takes from inside Allocate, and how long after a killed kubelet a new pod runs again.
+For each number of ids it joins a fresh node, has a plugin advertise them, gives nearly all of them to pods of equal
+size that then sleep, and measures: how long a pod takes to run, what the kubelet writes while nothing happens, how
+large a pod object gets, how long List takes from inside Allocate, and how long after a killed kubelet a new pod runs.
 
 The record of the decision it served: docs/decisions/0001-device-ids.md.
 """
-
-from __future__ import annotations
 
 import json
 import statistics
@@ -23,8 +21,8 @@ from cotenant.contract.units import device_ids
 from e2e.audit import Write
 from e2e.cluster import ControlPlane
 from e2e.node import RealNode, container, pod
-from e2e.processes import wait_until
 from e2e.plugin import PodResources, ScriptedPlugin
+from e2e.processes import wait_until
 from e2e.rest import Api, Object
 
 RESOURCE = "cotenant.io/gpu-mem"
@@ -150,7 +148,9 @@ class _Run:
     def _wait(self, kind: str, name: str, condition: Callable[[Object | None], bool]) -> bool:
         """Wait within the patience given; raise RuntimeError for a pod that failed, since then nothing here counts."""
         try:
-            found = self._api.wait(kind, name, lambda seen: condition(seen) or _failed(seen), timeout_s=self._patience_s)
+            found = self._api.wait(
+                kind, name, lambda seen: condition(seen) or _failed(seen), timeout_s=self._patience_s
+            )
         except TimeoutError:
             return False
         if _failed(found):
@@ -193,7 +193,9 @@ def measure(ids: int, *, pods: int, idle_s: float, patience_s: float, directory:
 def table(costs: Sequence[Cost]) -> str:
     """Write the costs as a Markdown table, one column for each number of ids."""
     rows = [asdict(cost) for cost in costs]
-    lines = [[name.replace("_", " "), *("-" if row[name] is None else f"{row[name]:,}" for row in rows)] for name in rows[0]]
+    lines = [
+        [name.replace("_", " "), *("-" if row[name] is None else f"{row[name]:,}" for row in rows)] for name in rows[0]
+    ]
     lines.insert(1, ["---", *("---:" for _ in rows)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -201,9 +203,19 @@ def table(costs: Sequence[Cost]) -> str:
 @click.command()
 @click.option("--ids", multiple=True, type=int, default=(40, 1120, 2240, 4480, 8960, 20480), show_default=True)
 @click.option("--pods", default=40, show_default=True, help="How many pods share the ids.")
-@click.option("--idle", default=130.0, show_default=True, help="Seconds for which nothing happens while writes are counted.")
+@click.option(
+    "--idle",
+    default=130.0,
+    show_default=True,
+    help="Seconds for which nothing happens while writes are counted.",
+)
 @click.option("--patience", default=240.0, show_default=True, help="Seconds after which one wait is given up.")
-@click.option("--json", "output", type=click.Path(path_type=Path), help="Where to write the figures, after each number of ids.")
+@click.option(
+    "--json",
+    "output",
+    type=click.Path(path_type=Path),
+    help="Where to write the figures, after each number of ids.",
+)
 def main(ids: Sequence[int], pods: int, idle: float, patience: float, output: Path | None) -> None:
     """Measure what device ids cost on the real kubelet."""
     costs: list[Cost] = []

@@ -4,8 +4,6 @@ Its containerd, images, cgroups and kubelet directory are its own; the device-pl
 kubelet has that path built in. So there is one such node per machine at a time, held by a lock.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import shutil
@@ -61,7 +59,10 @@ def container(
 
 def env_from_annotation(variable: str, annotation: str) -> Object:
     """Return the env entry that resolves to one of the pod's annotations when the container starts."""
-    return {"name": variable, "valueFrom": {"fieldRef": {"fieldPath": f"metadata.annotations['{annotation}']"}}}
+    return {
+        "name": variable,
+        "valueFrom": {"fieldRef": {"fieldPath": f"metadata.annotations['{annotation}']"}},
+    }
 
 
 def pod(
@@ -151,7 +152,7 @@ class RealNode:
     def start(self) -> None:
         """Start containerd and the kubelet and wait until the Node is Ready; on failure nothing stays.
 
-        Raises MissingProgramError with the sentence of `why_not`, and RuntimeError where another node holds the machine.
+        Raises MissingProgramError with the sentence of `why_not`, RuntimeError where the machine is a node already.
         """
         if reason := why_not():
             raise MissingProgramError(reason)
@@ -229,8 +230,16 @@ state = "{self._state}"
         image.write_archive(archive, busybox=find_program("busybox"))
         # --local: ctr itself unpacks, into the snapshotter that it is told; the daemon would take its default.
         daemon = ["--address", str(self._socket), "--namespace", _CONTAINERD_NAMESPACE]
-        command = [str(find_program("ctr")), *daemon, "images", "import", "--local", "--snapshotter", "native"]
-        subprocess.run([*command, str(archive)], check=True, capture_output=True)  # noqa: S603
+        command = [
+            str(find_program("ctr")),
+            *daemon,
+            "images",
+            "import",
+            "--local",
+            "--snapshotter",
+            "native",
+        ]
+        subprocess.run([*command, str(archive)], check=True, capture_output=True)
 
     def start_kubelet(self) -> None:
         """Start the kubelet and wait until it says it is healthy."""

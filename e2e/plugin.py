@@ -1,9 +1,7 @@
-"""A device plugin without a mind: it advertises the ids it is told and answers what it is told, for the ground's own tests.
+"""A device plugin without a mind: it advertises and answers what it is told, for the ground's own tests.
 
 It stands for no GPU and decides nothing; what it measures is the kubelet.
 """
-
-from __future__ import annotations
 
 import threading
 import time

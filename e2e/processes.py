@@ -1,7 +1,5 @@
 """Programs of the end-to-end ground: where they are, how they start, get ready and stop."""
 
-from __future__ import annotations
-
 import os
 import random
 import shutil
@@ -16,8 +14,7 @@ LOG_TAIL_LINES = 15
 
 
 class MissingProgramError(Exception):
-    """A program that the ground needs is not on this machine; the sentence says which one and how to get
-    it."""
+    """A program that the ground needs is not on this machine; the sentence says which one and how to get it."""
 
 
 class StartError(Exception):
@@ -86,12 +83,11 @@ class Program:
     def __init__(
         self, command: Sequence[str | Path], *, log: Path, environment: Mapping[str, str] | None = None
     ) -> None:
-        """Start `command` in a session of its own, so that a Ctrl-C at the terminal does not reach it
-        first."""
+        """Start `command` in a session of its own, so that a Ctrl-C at the terminal does not reach it first."""
         self.name = Path(command[0]).name
         self.log = log
         with log.open("ab") as sink:
-            self._process = subprocess.Popen(  # noqa: S603 (the ground starts what its caller names)
+            self._process = subprocess.Popen(
                 [str(word) for word in command],
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
@@ -117,13 +113,9 @@ class Program:
         """Wait until `ready` says yes; raise StartError where the program ends or the time is over first."""
         wait_until(lambda: not self.running or ready(), timeout_s=timeout_s)
         if not self.running:
-            raise StartError(
-                f"{self.name} ended with status {self._process.returncode}, see {self.log}:{self.tail()}"
-            )
+            raise StartError(f"{self.name} ended with status {self._process.returncode}, see {self.log}:{self.tail()}")
         if not ready():
-            raise StartError(
-                f"{self.name} was not ready after {timeout_s:.0f} s, see {self.log}:{self.tail()}"
-            )
+            raise StartError(f"{self.name} was not ready after {timeout_s:.0f} s, see {self.log}:{self.tail()}")
 
     def kill(self) -> None:
         """Kill the program at once, as a crash would."""

@@ -1,7 +1,5 @@
 """A small client of the Kubernetes REST API for test code: plain dicts, a kept connection per thread."""
 
-from __future__ import annotations
-
 import http.client
 import json
 import ssl
@@ -11,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote, urlencode, urlsplit
 
 import yaml
@@ -43,9 +41,7 @@ class Resource:
     plural: str
     namespaced: bool
 
-    def path(
-        self, namespace: str | None = None, name: str | None = None, subresource: str | None = None
-    ) -> str:
+    def path(self, namespace: str | None = None, name: str | None = None, subresource: str | None = None) -> str:
         """Return the URL path of one object, or of all where `name` is None."""
         within = f"/namespaces/{namespace}" if self.namespaced and namespace else ""
         tail = "".join(f"/{quote(part)}" for part in (name, subresource) if part)
@@ -71,14 +67,29 @@ class Api:
         self._local = threading.local()
         self._resources = dict(_KNOWN)
 
+    @classmethod
+    def from_kubeconfig(cls, path: Path) -> Self:
+        """Return a client for a kubeconfig's current context.
+
+        Raises ValueError where that is not a token and a CA file, which is what the ground's own kubeconfigs have.
+        """
+        try:
+            config = yaml.safe_load(path.read_text())
+            context = next(c["context"] for c in config["contexts"] if c["name"] == config["current-context"])
+            cluster = next(c["cluster"] for c in config["clusters"] if c["name"] == context["cluster"])
+            user = next(u["user"] for u in config["users"] if u["name"] == context["user"])
+            return cls(cluster["server"], token=user["token"], ca_file=Path(cluster["certificate-authority"]))
+        except (KeyError, StopIteration, TypeError, yaml.YAMLError) as error:
+            raise ValueError(
+                f"{path}: its current context does not name a server with a CA file and a user with a token"
+            ) from error
+
     def _connect(self, timeout_s: float) -> http.client.HTTPSConnection:
         return http.client.HTTPSConnection(
             self._address.hostname or "", self._address.port, context=self._tls, timeout=timeout_s
         )
 
-    def raw(
-        self, method: str, path: str, body: bytes | None = None, *, content: str = "application/json"
-    ) -> bytes:
+    def raw(self, method: str, path: str, body: bytes | None = None, *, content: str = "application/json") -> bytes:
         """Make one call and return the body of its answer; raise ApiError for any status but 2xx.
 
         A kept connection that the server has closed meanwhile is opened again once; that is safe for a POST
@@ -157,11 +168,8 @@ class Api:
         fields: str = "",
         api_version: str = "v1",
     ) -> list[Object]:
-        """Return all objects of a kind, of every namespace unless one is named, that the two selectors
-        leave."""
-        answer = self.call(
-            "GET", self.resource(kind, api_version).path(namespace), query=_selectors(labels, fields)
-        )
+        """Return all objects of a kind, of every namespace unless one is named, that the two selectors leave."""
+        answer = self.call("GET", self.resource(kind, api_version).path(namespace), query=_selectors(labels, fields))
         items: list[Object] = answer["items"] or []
         return items
 
@@ -206,8 +214,7 @@ class Api:
         uid: str | None = None,
         annotations: Mapping[str, str] | None = None,
     ) -> None:
-        """Bind a pod to a node as a scheduler would; the annotations are merged into the pod in the same
-        write."""
+        """Bind a pod to a node as a scheduler would; the annotations are merged into the pod in the same write."""
         metadata: Object = {"name": pod, "annotations": dict(annotations or {})}
         if uid is not None:
             metadata["uid"] = uid
@@ -220,8 +227,7 @@ class Api:
         self.call("POST", self.resource("Pod").path(namespace, pod, "binding"), binding)
 
     def apply(self, documents: str | Path, *, manager: str = "e2e") -> Sequence[Object]:
-        """Apply YAML documents (server-side apply, as `kubectl apply --server-side --force-conflicts`
-        does)."""
+        """Apply YAML documents (server-side apply, as `kubectl apply --server-side --force-conflicts` does)."""
         text = documents.read_text() if isinstance(documents, Path) else documents
         return [self.apply_object(obj, manager=manager) for obj in yaml.safe_load_all(text) if obj]
 
@@ -231,23 +237,18 @@ class Api:
         path = self.resource(obj["kind"], obj["apiVersion"]).path(
             metadata.get("namespace", "default"), metadata["name"]
         )
-        return self.call(
-            "PATCH", path, obj, query={"fieldManager": manager, "force": "true"}, content=APPLY_PATCH
-        )
+        return self.call("PATCH", path, obj, query={"fieldManager": manager, "force": "true"}, content=APPLY_PATCH)
 
     @contextmanager
     def watch(
         self, path: str, *, resource_version: str, query: Mapping[str, str] | None = None, timeout_s: float
     ) -> Iterator[Iterator[Object]]:
-        """Watch a path: yields watch events as they come; the iterator ends when the server closes the
-        watch."""
+        """Watch a path: yields watch events as they come; the iterator ends when the server closes the watch."""
         asked = {"watch": "true", "resourceVersion": resource_version, **(query or {})}
         asked["timeoutSeconds"] = str(max(1, int(timeout_s)))
         connection = self._connect(timeout_s + 10)
         try:
-            connection.request(
-                "GET", f"{path}?{urlencode(asked)}", headers={"Authorization": f"Bearer {self.token}"}
-            )
+            connection.request("GET", f"{path}?{urlencode(asked)}", headers={"Authorization": f"Bearer {self.token}"})
             response = connection.getresponse()
             if response.status not in STATUS_OK:
                 raise ApiError(f"watch {path}", response.status, _message(response.read()))
