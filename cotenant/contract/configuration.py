@@ -87,9 +87,7 @@ class ExtenderConfiguration(_Shared, frozen=True, kw_only=True):
     # The scheduler that admission gives our pods to, in the layout second-scheduler.
     scheduler_name: str = "cotenant-scheduler"
     # Who may write grants, as the API server names them; the admission webhook refuses everybody else.
-    writers: tuple[str, ...] = ("system:serviceaccount:cotenant-system:cotenant-extender",)
-    # Let a pod that asks for less isolation take a GPU that gives more, where nothing else is free.
-    allow_stronger: bool = False
+    extender_user: str = "system:serviceaccount:cotenant-system:cotenant-extender"
     # How long one bind may take before kube-scheduler is told that its outcome is unknown. Below its httpTimeout.
     bind_timeout: Seconds = 10.0
     # Point kube-scheduler at a node that fits when none of its sample does (status.nominatedNodeName).

@@ -34,6 +34,11 @@ class Isolation(StrEnum):
         """Order isolations: more is stronger."""
         return _RANKS[self]
 
+    @property
+    def whole_gpu(self) -> bool:
+        """Tell whether gpu-mem meets this only by a GPU for the pod itself, charged whole."""
+        return self in {Isolation.STRICT, Isolation.EXCLUSIVE}
+
 
 _RANKS = {isolation: rank for rank, isolation in enumerate(Isolation)}
 

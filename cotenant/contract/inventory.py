@@ -10,7 +10,10 @@ from cotenant.contract import versions
 
 VERSION = 1
 
-Bytes = Annotated[int, msgspec.Meta(ge=0, le=1 << 60)]
+# No GPU comes near it; whoever must reckon with the whole of an unknown GPU takes this.
+MAX_GPU_BYTES = 1 << 60
+
+Bytes = Annotated[int, msgspec.Meta(ge=0, le=MAX_GPU_BYTES)]
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 
 

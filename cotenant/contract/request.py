@@ -44,10 +44,15 @@ class Wishes(msgspec.Struct, frozen=True):
 
 
 class PodRequest(msgspec.Struct, frozen=True):
-    """Say what a pod asks for; two pods with equal requests fit alike on every node."""
+    """Say what a pod asks for, container by container in the order the kubelet starts them."""
 
     containers: tuple[ContainerRequest, ...]
     wishes: Wishes
+
+    @property
+    def shape(self) -> tuple[tuple[tuple[Role, int], ...], Wishes]:
+        """Give all of the request that decides where it fits, so not the containers' names."""
+        return tuple((container.role, container.share_bytes) for container in self.containers), self.wishes
 
     @property
     def whole(self) -> bool:

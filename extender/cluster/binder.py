@@ -1,0 +1,175 @@
+"""Write Bindings, and find out what became of those whose answer was lost."""
+
+import random
+import threading
+import time
+from collections.abc import Callable
+
+import msgspec
+import structlog
+
+from cotenant.cluster import Cluster, ClusterError, Conflict, NotFound, Unreachable, writes
+from cotenant.cluster.backoff import Backoff
+from cotenant.contract.pods import Pod
+from cotenant.contract.reasons import Reason
+from extender.ledger import Hold, Ledger, Stage
+from extender.verbs.bind import Refusal
+from extender.verbs.wire import BindArgs
+
+_log = structlog.get_logger(__name__)
+
+_pod = msgspec.json.Decoder(Pod)
+# One request may take this long; a bind tries again until its own, longer, limit.
+_REQUEST_SECONDS = 4.0
+
+
+class _Doubt(msgspec.Struct, frozen=True):
+    """Be the outcome of a Binding that may or may not have been written."""
+
+    why: str
+
+
+class _Unsettled(msgspec.Struct, frozen=True):
+    """Hold a Binding in doubt that kube-scheduler was told has failed."""
+
+    args: BindArgs
+    annotations: dict[str, str]
+    hold: Hold
+
+
+class Binder:
+    """Write Bindings; settle in the background those that stay in doubt.
+
+    The one way to settle a Binding for certain is to send it again: it has the pod's UID, so the API server takes it at
+    most once, and its next answer (done, bound already, gone) is also the fate of the first. A GET alone would not do:
+    the first one may still be on its way.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        ledger: Ledger,
+        *,
+        bind_timeout: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._cluster = cluster
+        self._ledger = ledger
+        self._bind_timeout = bind_timeout
+        self._clock = clock
+        self._stopping = threading.Event()
+        self._wake = threading.Event()
+        self._unsettled: dict[str, _Unsettled] = {}
+        self._thread = threading.Thread(target=self._settle, name="settle bindings", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the settling; a Binding still in doubt is told by the next LIST after the next start."""
+        self._stopping.set()
+        self._wake.set()
+        self._thread.join(timeout=_REQUEST_SECONDS)
+
+    def unsettled(self) -> int:
+        """Count the Bindings in doubt."""
+        return len(self._unsettled)
+
+    def bind(self, args: BindArgs, annotations: dict[str, str], hold: Hold | None) -> Refusal | None:
+        """Write the Binding; confirm or forget *hold* where the outcome is certain, keep it where it is not."""
+        deadline = self._clock() + self._bind_timeout
+        backoff = _backoff()
+        while True:
+            outcome = self._once(args, annotations, hold, deadline - self._clock())
+            if not isinstance(outcome, _Doubt):
+                return outcome
+            delay = backoff.next()
+            _log.warning("binding in doubt", pod=args.key, pod_uid=args.PodUID, node=args.Node, why=outcome.why)
+            if self._clock() + delay >= deadline or self._stopping.wait(delay):
+                break
+        if hold is not None:
+            self._unsettled[args.PodUID] = _Unsettled(args, annotations, hold)
+            self._wake.set()
+        return Refusal.of(args, Reason.UNSETTLED, outcome.why)
+
+    def read(self, args: BindArgs) -> Pod | Refusal:
+        """Read the pod as it is now; another pod of the same name is not it."""
+        try:
+            pod = self._get(args)
+        except ClusterError as error:
+            return Refusal.of(args, Reason.API_ERROR, str(error))
+        return pod if pod is not None else Refusal.of(args, Reason.POD_GONE)
+
+    def _once(
+        self, args: BindArgs, annotations: dict[str, str], hold: Hold | None, seconds: float
+    ) -> Refusal | _Doubt | None:
+        """Send the Binding once and settle *hold* by the answer."""
+        try:
+            writes.bind(
+                self._cluster,
+                namespace=args.PodNamespace,
+                name=args.PodName,
+                uid=args.PodUID,
+                node=args.Node,
+                annotations=annotations,
+                timeout=max(0.1, min(_REQUEST_SECONDS, seconds)),
+            )
+        except Conflict as error:
+            return self._conflict(args, hold, error)
+        except ClusterError as error:
+            if error.outcome_unknown:
+                return _Doubt(str(error))
+            self._ledger.forget(args.PodUID)
+            return Refusal.of(args, Reason.POD_GONE if isinstance(error, NotFound) else Reason.API_ERROR, str(error))
+        self._ledger.confirm(args.PodUID)
+        return None
+
+    def _conflict(self, args: BindArgs, hold: Hold | None, error: Conflict) -> Refusal | _Doubt | None:
+        """Tell a pod that has its node already from one that cannot get any; the 409s differ by their words alone."""
+        try:
+            pod = self._get(args)
+        except ClusterError as unread:
+            return _Doubt(f"{error}; and then: {unread}")
+        if pod is None:
+            self._ledger.forget(args.PodUID)
+            return Refusal.of(args, Reason.POD_GONE)
+        if not pod.spec.node_name:
+            self._ledger.forget(args.PodUID)
+            return Refusal.of(args, Reason.API_ERROR, str(error))
+        # What it was bound with is what counts, be it ours, of an extender before us, or none.
+        self._ledger.settle(pod)
+        if hold is not None and pod.spec.node_name == hold.node and hold.grant in pod.annotations.values():
+            return None
+        return Refusal.of(args, Reason.BOUND_ELSEWHERE, f"{Reason.BOUND_ELSEWHERE.sentence} to {pod.spec.node_name}")
+
+    def _get(self, args: BindArgs) -> Pod | None:
+        try:
+            body = writes.get_pod(
+                self._cluster, namespace=args.PodNamespace, name=args.PodName, timeout=_REQUEST_SECONDS
+            )
+            pod = _pod.decode(body)
+        except NotFound:
+            return None
+        except msgspec.MsgspecError as error:
+            raise Unreachable(f"the API server's answer is no Pod: {error}") from error
+        return pod if pod.uid == args.PodUID else None
+
+    def _settle(self) -> None:
+        backoff = _backoff()
+        while not self._stopping.is_set():
+            if not self._unsettled:
+                self._wake.wait()
+                self._wake.clear()
+                backoff = _backoff()
+            if self._stopping.wait(backoff.next()):
+                return
+            for uid, doubt in list(self._unsettled.items()):
+                held = self._ledger.hold(uid)
+                over = held is None or held.stage is Stage.BOUND or held.grant != doubt.hold.grant
+                if over or not isinstance(
+                    self._once(doubt.args, doubt.annotations, doubt.hold, _REQUEST_SECONDS), _Doubt
+                ):
+                    self._unsettled.pop(uid, None)
+                    _log.info("binding settled", pod=doubt.args.key, pod_uid=uid, node=doubt.args.Node)
+
+
+def _backoff() -> Backoff:
+    return Backoff(random.Random(), shortest=0.1, longest=5.0)  # noqa: S311 - spreads load, guards nothing

@@ -1,0 +1,166 @@
+"""Which GPUs of a node could take a pod, which of them it would get, and why none where none can."""
+
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from itertools import combinations
+
+import msgspec
+
+from cotenant.contract.grant import GIVEN, ContainerGrant, GPUShare, Grant, Isolation, IsolationRecord
+from cotenant.contract.inventory import Family, Mode
+from cotenant.contract.reasons import Reason
+from cotenant.contract.request import ContainerRequest, PodRequest, Wishes
+from extender.ledger import GPUState, NodeView
+from extender.policies import Policy
+
+# Packing several containers onto several GPUs is a search. Real pods need a handful of steps; beyond this many the node
+# counts as full, so that no pod can stall the scheduling of the others.
+MAX_STEPS = 20_000
+
+
+class Placement(msgspec.Struct, frozen=True):
+    """Say which GPUs each asking container would get, in the request's order, and what the policy thinks of it."""
+
+    gpus: tuple[tuple[GPUState, ...], ...]
+    cost: float
+
+
+def place(view: NodeView, request: PodRequest, policy: Policy) -> Placement | Reason:
+    """Choose GPUs for every container of *request* on one node, or say why that cannot be.
+
+    Exact: a Reason comes back only when no choice of healthy GPUs holds the whole pod (within MAX_STEPS).
+    """
+    if view.problem is not None:
+        return view.problem
+    usable = _usable(view, request.wishes)
+    if isinstance(usable, Reason):
+        return usable
+    wishes = request.wishes
+    whole_gpu = wishes.isolation.whole_gpu
+    # What must be free of each GPU, container by container; containers on one set of GPUs are one piece.
+    needs = [request.whole_bytes] if request.whole else [container.share_bytes for container in request.containers]
+    free = {state.gpu.uuid: (0 if whole_gpu and state.pods else state.free_bytes) for state in usable}
+    if len(usable) < wishes.gpu_count:
+        return Reason.TOO_FEW_GPUS
+    # GPUs that time slicing shares come before those under MPS, whatever the policy (DESIGN, "Isolation").
+    ordered = {
+        need: sorted(usable, key=lambda s: (s.gpu.mode is Mode.MPS, policy.gpu_cost(s, need), s.gpu.index))
+        for need in set(needs)
+    }
+    found = _search(needs, ordered, free, count=wishes.gpu_count, whole_gpu=whole_gpu)
+    if found is None:
+        return _why_not(usable, needs, wishes.gpu_count, whole_gpu=whole_gpu)
+    taken = [
+        (state, state.free_bytes if whole_gpu else need)
+        for need, states in zip(needs, found, strict=True)
+        for state in states
+    ]
+    return Placement(
+        gpus=found * len(request.containers) if request.whole else found,
+        cost=policy.node_cost(taken),
+    )
+
+
+def grant(request: PodRequest, placement: Placement) -> Grant:
+    """Write down a placement as the grant that goes into the pod."""
+    return Grant(
+        containers=tuple(
+            _container(container, states, request.wishes)
+            for container, states in zip(request.containers, placement.gpus, strict=True)
+        )
+    )
+
+
+def _container(container: ContainerRequest, states: tuple[GPUState, ...], wishes: Wishes) -> ContainerGrant:
+    mode = Mode.EXCLUSIVE if wishes.isolation.whole_gpu else states[0].gpu.mode
+    given, enforced_by = GIVEN[mode]
+    return ContainerGrant(
+        name=container.name,
+        role=container.role,
+        family=Family.MEMORY,
+        mode=mode,
+        gpus=tuple(
+            GPUShare(
+                uuid=state.gpu.uuid,
+                bytes=state.gpu.usable_bytes if mode is Mode.EXCLUSIVE else container.share_bytes,
+            )
+            for state in states
+        ),
+        units=container.units,
+        threads=wishes.threads,
+        mps_pipe=states[0].gpu.mps_pipe if mode is Mode.MPS else "",
+        isolation=IsolationRecord(asked=wishes.isolation, given=given, enforced_by=enforced_by),
+    )
+
+
+def _usable(view: NodeView, wishes: Wishes) -> list[GPUState] | Reason:
+    """List the GPUs that the pod's wishes and the GPUs' health leave."""
+    states: Sequence[GPUState] = view.gpus
+    if wishes.models or wishes.uuids:
+        states = [state for state in states if _wished(state, wishes)]
+        if not states:
+            return Reason.NO_SUCH_GPU
+    if wishes.isolation is Isolation.LIMITED:
+        states = [state for state in states if state.gpu.mode is Mode.MPS]
+        if not states:
+            return Reason.ISOLATION_UNAVAILABLE
+    healthy = [state for state in states if state.healthy]
+    return healthy if healthy or not states else Reason.UNHEALTHY_GPU
+
+
+def _wished(state: GPUState, wishes: Wishes) -> bool:
+    model = state.gpu.model.lower()
+    return (not wishes.uuids or state.gpu.uuid in wishes.uuids) and (
+        not wishes.models
+        or any(fnmatchcase(model, wish.lower() if "*" in wish else f"*{wish.lower()}*") for wish in wishes.models)
+    )
+
+
+def _search(
+    needs: Sequence[int], ordered: dict[int, list[GPUState]], free: dict[str, int], *, count: int, whole_gpu: bool
+) -> tuple[tuple[GPUState, ...], ...] | None:
+    """Find *count* different GPUs for each need, the policy's favourites first, largest need first."""
+    largest_first = sorted(range(len(needs)), key=lambda n: -needs[n])
+    chosen: dict[int, tuple[GPUState, ...]] = {}
+    steps = 0
+
+    def settle(depth: int) -> bool:
+        nonlocal steps
+        if depth == len(largest_first):
+            return True
+        need = needs[largest_first[depth]]
+        for states in _combinations(ordered[need], need, free, count):
+            steps += 1
+            if steps > MAX_STEPS:
+                return False
+            before = {state.gpu.uuid: free[state.gpu.uuid] for state in states}
+            for uuid, amount in before.items():
+                free[uuid] = 0 if whole_gpu else amount - need
+            chosen[largest_first[depth]] = states
+            if settle(depth + 1):
+                return True
+            free.update(before)
+        return False
+
+    return tuple(chosen[n] for n in range(len(needs))) if settle(0) else None
+
+
+def _combinations(
+    ordered: list[GPUState], need: int, free: dict[str, int], count: int
+) -> Iterator[tuple[GPUState, ...]]:
+    """List the choices of *count* GPUs with *need* bytes free, skipping those alike to one already tried."""
+    tried: set[tuple[Mode, tuple[int, ...]]] = set()
+    for states in combinations([state for state in ordered if free[state.gpu.uuid] >= need], count):
+        mode = states[0].gpu.mode
+        likeness = (mode, tuple(free[state.gpu.uuid] for state in states))
+        # one process cannot be under MPS on one GPU and not on another
+        if likeness not in tried and all(state.gpu.mode is mode for state in states):
+            tried.add(likeness)
+            yield states
+
+
+def _why_not(usable: list[GPUState], needs: Sequence[int], count: int, *, whole_gpu: bool) -> Reason:
+    large_enough = sum(state.gpu.usable_bytes >= max(needs) for state in usable)
+    if large_enough < count:
+        return Reason.TOO_LARGE
+    return Reason.NO_EMPTY_GPU if whole_gpu else Reason.NO_GPU_FITS

@@ -1,0 +1,466 @@
+"""Who holds what: every GPU of the cluster, what is held of it, and what is about to be.
+
+A pod's hold::
+
+      assume           confirm: the API server said 201, or the watch showed it
+    o --------> ASSUMED -----------------------------------------------> BOUND
+    ^             |                                                        |
+    |             | forget: the API server refused the Binding             | the pod is gone, or has Succeeded or Failed
+    +-------------+--------------------------------------------------------+
+
+An ASSUMED hold whose Binding got no answer stays until the watch or the API server tells its fate: no clock ends it.
+A pod seen bound needs no assumption before it (another extender, or this one before a restart, made that).
+
+What the ledger promises:
+
+- The sum of what is held of a GPU stays within its usable bytes, as long as nobody else writes grants.
+- Everything is rebuilt from nodes and pods alone; observing the same objects in any order ends in the same state.
+- One unreadable node or pod changes nothing for the others.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from enum import StrEnum
+from sys import intern
+from typing import TypeVar
+
+import msgspec
+
+from cotenant.contract import grant as grants
+from cotenant.contract import inventory as inventories
+from cotenant.contract.inventory import GPU, Family, Health, Inventory
+from cotenant.contract.names import Names
+from cotenant.contract.pods import Pod
+from cotenant.contract.reasons import Reason
+from cotenant.contract.request import PodRequest, RequestError, parse
+from cotenant.contract.units import parse_quantity
+
+R = TypeVar("R")
+
+
+class Node(msgspec.Struct, frozen=True):
+    """Hold the fields of a Kubernetes Node that the ledger reads."""
+
+    class Metadata(msgspec.Struct, frozen=True):
+        """Hold a node's name and annotations."""
+
+        name: str
+        resource_version: str | None = msgspec.field(name="resourceVersion", default=None)
+        annotations: dict[str, str] | None = None
+
+    class Status(msgspec.Struct, frozen=True):
+        """Hold what the kubelet advertises."""
+
+        allocatable: dict[str, str | int] | None = None
+
+    metadata: Metadata
+    status: Status = Status()
+
+
+class GPUState(msgspec.Struct, frozen=True, gc=False):
+    """Show one GPU and what is held of it."""
+
+    gpu: GPU
+    held_bytes: int
+    # how many pods hold something of it
+    pods: int
+
+    @property
+    def free_bytes(self) -> int:
+        """Count the bytes that a new pod could be given; never negative, though a GPU may shrink under its pods."""
+        return max(0, self.gpu.usable_bytes - self.held_bytes)
+
+    @property
+    def healthy(self) -> bool:
+        """Tell whether new pods may be placed on it."""
+        return self.gpu.health is Health.HEALTHY
+
+
+class NodeView(msgspec.Struct, frozen=True):
+    """Show one node at one moment; a change of the node makes a new view, so that identity tells whether it changed."""
+
+    name: str
+    # the GPUs that gpu-mem counts, healthy or not
+    gpus: tuple[GPUState, ...]
+    # why nothing can be placed on the node, whatever the pod
+    problem: Reason | None
+    # what is wrong with the inventory, for people
+    detail: str = ""
+
+
+class Stage(StrEnum):
+    """Say how sure a hold is."""
+
+    ASSUMED = "assumed"
+    BOUND = "bound"
+
+
+class Hold(msgspec.Struct, frozen=True):
+    """Show what one pod holds on one node.
+
+    *charges* are bytes by GPU UUID. A grant that cannot be read (*problem* says why) is of a GPU that cannot be named,
+    so *everywhere_bytes* count on every GPU of the node: never too little on the right one.
+    """
+
+    uid: str
+    key: str
+    node: str
+    stage: Stage
+    grant: str
+    charges: Mapping[str, int]
+    everywhere_bytes: int = 0
+    problem: str = ""
+    # what mark() said when it was assumed
+    since: int = 0
+
+
+class Waiting(msgspec.Struct, frozen=True):
+    """Show a pod of ours that is not bound yet, and what it asks for."""
+
+    uid: str
+    key: str
+    request: PodRequest | RequestError
+
+
+class _Account(msgspec.Struct):
+    """Keep one node's facts and the sums of its holds."""
+
+    name: str
+    inventory: Inventory | None = None
+    problem: Reason | None = Reason.UNKNOWN_NODE
+    detail: str = ""
+    # the raw annotation and allocatable that inventory and problem were read from
+    read_from: tuple[str | None, str | int | None] | None = None
+    held: Counter[str] = msgspec.field(default_factory=Counter)
+    pods: Counter[str] = msgspec.field(default_factory=Counter)
+    everywhere: Counter[str] = msgspec.field(default_factory=Counter)
+
+
+class Ledger:
+    """Keep who holds what of every GPU; safe to use from many threads."""
+
+    def __init__(self, names: Names, unit_bytes: int) -> None:
+        self._names = names
+        self._unit_bytes = unit_bytes
+        self._lock = threading.RLock()
+        self._accounts: dict[str, _Account] = {}
+        # Replaced view by view, never mutated: readers take no lock.
+        self._views: dict[str, NodeView] = {}
+        self._holds: dict[str, Hold] = {}
+        self._waiting: dict[str, Waiting] = {}
+        # pods bound to a node with our resource but without a grant: somebody went around the extender
+        self._ungranted: dict[str, str] = {}
+        self._sequence = 0
+
+    # --- what others ask ---
+
+    def view(self, node: str) -> NodeView | None:
+        """Show the node called *node*, or None where the API server has none."""
+        return self._views.get(node)
+
+    def views(self) -> list[NodeView]:
+        """Show all nodes as they are now."""
+        with self._lock:
+            return list(self._views.values())
+
+    def hold(self, uid: str) -> Hold | None:
+        """Show what the pod of that UID holds."""
+        return self._holds.get(uid)
+
+    def holds(self) -> list[Hold]:
+        """Show all holds as they are now."""
+        with self._lock:
+            return list(self._holds.values())
+
+    def waiting(self, uid: str) -> Waiting | None:
+        """Show the pod of that UID if it is ours and not bound."""
+        return self._waiting.get(uid)
+
+    def ungranted(self) -> dict[str, str]:
+        """Name the bound pods that ask our resource without a grant, namespace/name by UID."""
+        with self._lock:
+            return dict(self._ungranted)
+
+    def is_ungranted(self, uid: str) -> bool:
+        """Tell whether the pod of that UID is bound, asks our resource, and has no grant."""
+        return uid in self._ungranted
+
+    def mark(self) -> int:
+        """Count up: assumptions made from now on are younger than this mark."""
+        with self._lock:
+            self._sequence += 1
+            return self._sequence
+
+    # --- what bind does ---
+
+    def assume(self, uid: str, key: str, node: str, choose: Callable[[NodeView], grants.Grant | R]) -> Hold | R:
+        """Reserve for a pod what *choose* grants it on *node*, or give back the refusal that *choose* returns.
+
+        *choose* sees the node as it is under the lock, so it must be quick and must not call the ledger. Raises
+        ValueError when the node is unknown, the pod already holds something, or the choice does not fit.
+        """
+        with self._lock:
+            view, held = self._views.get(node), self._holds.get(uid)
+            if view is None or held is not None:
+                raise ValueError(f"pod {key} cannot be assumed on {node}: {held or 'the node is unknown'}")
+            chosen = choose(view)
+            if not isinstance(chosen, grants.Grant):
+                return chosen
+            charges = chosen.charges()
+            free = {state.gpu.uuid: state.free_bytes for state in view.gpus}
+            for uuid, amount in charges.items():
+                if amount > free.get(uuid, 0):
+                    raise ValueError(
+                        f"pod {key} was to get {amount} bytes of GPU {uuid}, which has {free.get(uuid, 0)} free"
+                    )
+            hold = Hold(
+                uid=uid,
+                key=key,
+                node=node,
+                stage=Stage.ASSUMED,
+                grant=grants.encode(chosen),
+                charges=charges,
+                since=self.mark(),
+            )
+            self._put(hold)
+            return hold
+
+    def confirm(self, uid: str) -> None:
+        """Note that the API server has bound the pod as assumed."""
+        with self._lock:
+            hold = self._holds.get(uid)
+            if hold is not None and hold.stage is Stage.ASSUMED:
+                self._holds[uid] = msgspec.structs.replace(hold, stage=Stage.BOUND)
+                self._waiting.pop(uid, None)
+
+    def forget(self, uid: str) -> None:
+        """Give back what was assumed for a pod whose Binding the API server has refused for certain."""
+        with self._lock:
+            hold = self._holds.get(uid)
+            if hold is not None and hold.stage is Stage.ASSUMED:
+                self._drop(uid)
+
+    def settle(self, pod: Pod) -> None:
+        """Take over a read of a pod that is assumed, made because its Binding's outcome is in doubt.
+
+        A read of a pod that is not assumed any more is dropped: the watch has told its end since, and taking over the
+        older word would hold memory for a pod that is gone.
+        """
+        with self._lock:
+            hold = self._holds.get(pod.uid)
+            if hold is not None and hold.stage is Stage.ASSUMED and pod.spec.node_name:
+                self.observe_pod(pod)
+
+    # --- what the watch tells ---
+
+    def observe_node(self, node: Node) -> None:
+        """Take over what the API server says of a node."""
+        with self._lock:
+            account = self._account(node.metadata.name)
+            annotation = (node.metadata.annotations or {}).get(self._names.inventory)
+            advertised = (node.status.allocatable or {}).get(self._names.gpu_mem)
+            # Kubelets update their Nodes every few seconds; most updates say nothing new about GPUs.
+            if account.read_from == (annotation, advertised):
+                return
+            account.read_from = (annotation, advertised)
+            account.inventory, account.problem, account.detail = self._read(annotation, advertised)
+            self._refresh(account)
+
+    def node_gone(self, name: str) -> None:
+        """Take over that a node is gone; its pods hold what they hold until they are gone too."""
+        with self._lock:
+            account = self._accounts.get(name)
+            if account is None:
+                return
+            account.inventory, account.problem, account.read_from = None, Reason.UNKNOWN_NODE, None
+            self._views.pop(name, None)
+            self._prune(account)
+
+    def nodes_replaced(self, nodes: Iterable[Node], unreadable: Iterable[str] = ()) -> None:
+        """Take over a LIST of all nodes: those neither in it nor *unreadable*, by name, are gone."""
+        with self._lock:
+            listed = set(unreadable)
+            for node in nodes:
+                listed.add(node.metadata.name)
+                self.observe_node(node)
+            for name in [name for name in self._accounts if name not in listed]:
+                self.node_gone(name)
+
+    def observe_pod(self, pod: Pod) -> None:
+        """Take over what the API server says of a pod that exists."""
+        with self._lock:
+            if pod.ended:
+                self.pod_gone(pod.uid)
+            elif pod.spec.node_name is None or pod.spec.node_name == "":
+                self._observe_unbound(pod)
+            else:
+                self._observe_bound(pod, pod.spec.node_name)
+
+    def pod_gone(self, uid: str) -> None:
+        """Take over that a pod is gone or has ended: whatever it held is free."""
+        with self._lock:
+            self._waiting.pop(uid, None)
+            self._ungranted.pop(uid, None)
+            self._drop(uid)
+
+    def pods_replaced(self, pods: Iterable[Pod], started: int, unreadable: Iterable[str] = ()) -> None:
+        """Take over a LIST of all pods that was asked for after *started*, a mark().
+
+        A pod that is not in it is gone, unless it was assumed later: the list may be older than such a pod. Pods that
+        exist but could not be read (*unreadable*, by UID) keep what they hold.
+        """
+        with self._lock:
+            listed = set(unreadable)
+            for pod in pods:
+                listed.add(pod.uid)
+                self.observe_pod(pod)
+            known = {*self._holds, *self._waiting, *self._ungranted}
+            for uid in known - listed:
+                hold = self._holds.get(uid)
+                if hold is None or hold.since <= started:
+                    self.pod_gone(uid)
+
+    # --- within ---
+
+    def _read(
+        self, annotation: str | None, advertised: str | int | None
+    ) -> tuple[Inventory | None, Reason | None, str]:
+        """Read a node's inventory, and say why the node cannot be used where it cannot."""
+        if annotation is None:
+            return None, Reason.NO_INVENTORY, ""
+        try:
+            inventory = inventories.decode(annotation)
+        except inventories.InventoryError as error:
+            return None, Reason.BAD_INVENTORY, str(error)
+        if inventory.unit_bytes != self._unit_bytes:
+            return (
+                inventory,
+                Reason.UNIT_MISMATCH,
+                f"the plugin's unit is {inventory.unit_bytes} bytes, the extender's {self._unit_bytes}",
+            )
+        if not inventory.serving:
+            return inventory, Reason.PLUGIN_GONE, ""
+        # Without it in allocatable the kubelet would start the pod without asking the plugin
+        # (pkg/kubelet/lifecycle/predicate.go, removeMissingExtendedResources).
+        try:
+            units = parse_quantity(advertised if advertised is not None else 0)
+        except ValueError:
+            units = 0
+        return inventory, None if units > 0 else Reason.NOT_ADVERTISED, ""
+
+    def _observe_unbound(self, pod: Pod) -> None:
+        # An assumption outlives this: the watch may be older than the Binding on its way.
+        try:
+            request = parse(pod, self._names, self._unit_bytes)
+        except RequestError as error:
+            self._waiting[pod.uid] = Waiting(pod.uid, pod.key, error)
+            return
+        if request is not None:
+            self._waiting[pod.uid] = Waiting(pod.uid, pod.key, request)
+
+    def _observe_bound(self, pod: Pod, node: str) -> None:
+        self._waiting.pop(pod.uid, None)
+        text = pod.annotations.get(self._names.grant)
+        held = self._holds.get(pod.uid)
+        if held is not None and held.node == node and held.grant == text:
+            self.confirm(pod.uid)
+            return
+        if text is None:
+            if self._asks(pod):
+                self._ungranted[pod.uid] = pod.key
+            # bound, and not by us: what we assumed for it cannot come true any more
+            self._drop(pod.uid)
+            return
+        charges: Mapping[str, int] = {}
+        everywhere, problem = 0, ""
+        try:
+            charges = {intern(uuid): amount for uuid, amount in grants.decode(text).charges().items()}
+        except grants.GrantError as error:
+            everywhere, problem = self._upper_bound(pod), str(error)
+        self._drop(pod.uid)
+        self._put(
+            Hold(
+                uid=pod.uid,
+                key=pod.key,
+                node=intern(node),
+                stage=Stage.BOUND,
+                grant=text,
+                charges=charges,
+                everywhere_bytes=everywhere,
+                problem=problem,
+            )
+        )
+
+    def _asks(self, pod: Pod) -> bool:
+        try:
+            return parse(pod, self._names, self._unit_bytes) is not None
+        except RequestError:
+            return True
+
+    def _upper_bound(self, pod: Pod) -> int:
+        """Count the most that a pod with an unreadable grant can hold of one GPU; a GPU for itself counts whole."""
+        try:
+            request = parse(pod, self._names, self._unit_bytes)
+        except RequestError:
+            return inventories.MAX_GPU_BYTES
+        if request is None:
+            return 0
+        if request.wishes.isolation.whole_gpu:
+            return inventories.MAX_GPU_BYTES
+        return sum(container.units for container in request.containers) * self._unit_bytes
+
+    def _put(self, hold: Hold) -> None:
+        account = self._account(hold.node)
+        self._holds[hold.uid] = hold
+        for uuid, amount in hold.charges.items():
+            account.held[uuid] += amount
+            account.pods[uuid] += 1
+        if hold.everywhere_bytes:
+            account.everywhere[hold.uid] = hold.everywhere_bytes
+        self._refresh(account)
+
+    def _drop(self, uid: str) -> None:
+        hold = self._holds.pop(uid, None)
+        if hold is None:
+            return
+        account = self._account(hold.node)
+        for uuid, amount in hold.charges.items():
+            account.held[uuid] -= amount
+            account.pods[uuid] -= 1
+            if not account.pods[uuid]:
+                del account.held[uuid], account.pods[uuid]
+        account.everywhere.pop(uid, None)
+        self._refresh(account)
+        self._prune(account)
+
+    def _account(self, name: str) -> _Account:
+        account = self._accounts.get(name)
+        if account is None:
+            account = self._accounts[intern(name)] = _Account(name=intern(name))
+        return account
+
+    def _prune(self, account: _Account) -> None:
+        """Drop the account of a node that is gone once nothing is held on it."""
+        if account.read_from is None and not account.pods and not account.everywhere:
+            self._accounts.pop(account.name, None)
+
+    def _refresh(self, account: _Account) -> None:
+        """Show a node anew after it changed."""
+        if account.read_from is None:
+            return  # the API server has no such node; pods may still hold something there
+        everywhere, strangers = account.everywhere.total(), len(account.everywhere)
+        self._views[account.name] = NodeView(
+            name=account.name,
+            gpus=tuple(
+                GPUState(
+                    gpu=gpu,
+                    held_bytes=account.held.get(gpu.uuid, 0) + everywhere,
+                    pods=account.pods.get(gpu.uuid, 0) + strangers,
+                )
+                for gpu in (account.inventory.gpus if account.inventory else ())
+                if gpu.family is Family.MEMORY
+            ),
+            problem=account.problem,
+            detail=account.detail,
+        )

@@ -1,0 +1,57 @@
+"""`cotenant-extender`: the command line of the extender."""
+
+import re
+import signal
+import sys
+import threading
+
+import click
+
+from cotenant import __version__, logs
+from cotenant.cluster import ClusterError, connect
+from cotenant.contract.configuration import ConfigurationError, ExtenderConfiguration, Placement, load
+from extender.policies import POLICIES
+from extender.program import Extender, with_flags
+
+_ADDRESS = re.compile(r"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\]):(\d{1,5})")
+_LAST_PORT = 65535
+
+
+def _address(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    match = _ADDRESS.fullmatch(value) if value is not None else None
+    if value is not None and (match is None or int(match[1]) > _LAST_PORT):
+        raise click.BadParameter(f"{value!r} is not HOST:PORT, such as 127.0.0.1:9480")
+    return value
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--config", type=click.Path(dir_okay=False), metavar="FILE", help="A YAML file; flags win over its keys.")
+@click.option("--kubeconfig", metavar="FILE", help="How to reach the API server from outside of a pod.")
+@click.option("--listen", metavar="HOST:PORT", callback=_address, help="Answer filter, prioritize and bind here.")
+@click.option("--serve", metavar="HOST:PORT", callback=_address, help="Answer health, metrics and admission here.")
+@click.option("--placement", type=click.Choice([*Placement]), help="Return all nodes that fit, or the best alone.")
+@click.option("--policy", type=click.Choice(sorted(POLICIES)), help="How to choose among GPUs and nodes.")
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def main(  # noqa: PLR0917 - click calls it by name
+    config: str | None,
+    kubeconfig: str | None,
+    listen: str | None,
+    serve: str | None,
+    placement: str | None,
+    policy: str | None,
+) -> None:
+    """Filter, score and bind pods that ask for GPU memory, called by kube-scheduler."""
+    logs.configure("cotenant-extender")
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    try:
+        configuration = with_flags(
+            load(config, ExtenderConfiguration), listen=listen, serve=serve, placement=placement, policy=policy
+        )
+        if configuration.policy not in POLICIES:
+            raise ConfigurationError(f"policy: {configuration.policy!r} is none of {', '.join(sorted(POLICIES))}")
+        with connect(kubeconfig) as cluster:
+            Extender(configuration, cluster).run(stopping, lambda sentence: print(sentence, flush=True))  # noqa: T201
+    except (ConfigurationError, ClusterError, OSError) as error:
+        sys.exit(f"cotenant-extender: {error}")

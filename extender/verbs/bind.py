@@ -1,0 +1,103 @@
+"""bind: choose the GPUs, reserve them, and write node and grant into the pod in one call."""
+
+from collections.abc import Callable
+from typing import Protocol, Self
+
+import msgspec
+
+from cotenant.contract import grant as grants
+from cotenant.contract.environment import annotations
+from cotenant.contract.names import Names
+from cotenant.contract.pods import Pod
+from cotenant.contract.reasons import Reason
+from cotenant.contract.request import PodRequest, RequestError
+from extender.fit import Placement, grant, place
+from extender.ledger import Hold, Ledger, NodeView, Stage
+from extender.verbs.judge import Judge
+from extender.verbs.wire import BindArgs
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """Say why a bind did not happen; the sentence names the pod and the node."""
+
+    reason: Reason
+    sentence: str
+
+    @classmethod
+    def of(cls, args: BindArgs, reason: Reason, detail: str = "") -> Self:
+        """Refuse one bind; *detail* says more than the reason's own sentence."""
+        return cls(reason, f"pod {args.key} was not bound to node {args.Node}: {detail or reason.sentence}")
+
+
+class Binder(Protocol):
+    """Write Bindings and find out what became of them."""
+
+    def bind(self, args: BindArgs, annotations: dict[str, str], hold: Hold | None) -> Refusal | None:
+        """Write the Binding; confirm or forget *hold* where the outcome is certain, keep it where it is not."""
+
+    def read(self, args: BindArgs) -> Pod | Refusal:
+        """Read the pod as it is now."""
+
+
+class Bind:
+    """Answer bind."""
+
+    def __init__(
+        self, ledger: Ledger, judge: Judge, binder: Binder, names: Names, *, synced: Callable[[], bool]
+    ) -> None:
+        self._ledger = ledger
+        self._judge = judge
+        self._binder = binder
+        self._names = names
+        self._synced = synced
+
+    def __call__(self, args: BindArgs) -> Refusal | None:
+        """Bind the pod; None is a success. Called again after one, succeed again and write nothing."""
+        if not self._synced():
+            return Refusal.of(args, Reason.CACHE_NOT_SYNCED)
+        hold = self._ledger.hold(args.PodUID)
+        if hold is None:
+            reserved = self._reserve(args)
+            if reserved is None:
+                return self._binder.bind(args, {}, None)
+            if isinstance(reserved, Refusal):
+                return reserved
+            hold = reserved
+        elif hold.node != args.Node:
+            return Refusal.of(args, Reason.UNSETTLED if hold.stage is Stage.ASSUMED else Reason.BOUND_ELSEWHERE)
+        elif hold.stage is Stage.BOUND:
+            return None
+        # else the outcome of an earlier bind is in doubt: the same Binding again finds out
+        return self._binder.bind(args, annotations(grants.decode(hold.grant), self._names), hold)
+
+    def _reserve(self, args: BindArgs) -> Hold | Refusal | None:
+        """Reserve GPUs for the pod; None where it asks nothing of ours and needs none."""
+        try:
+            request = self._request(args)
+            if request is None or isinstance(request, Refusal):
+                return request
+            policy = self._judge.policy(request)
+        except RequestError as error:
+            return Refusal.of(args, error.reason, str(error))
+
+        def choose(view: NodeView) -> grants.Grant | Reason:
+            placed = place(view, request, policy)
+            return grant(request, placed) if isinstance(placed, Placement) else placed
+
+        if self._ledger.view(args.Node) is None:
+            return Refusal.of(args, Reason.UNKNOWN_NODE)
+        try:
+            outcome = self._ledger.assume(args.PodUID, args.key, args.Node, choose)
+        except ValueError as error:  # the node went, or another bind of the same pod came first
+            return Refusal.of(args, Reason.UNSETTLED, str(error))
+        return Refusal.of(args, outcome) if isinstance(outcome, Reason) else outcome
+
+    def _request(self, args: BindArgs) -> PodRequest | Refusal | None:
+        waiting = self._ledger.waiting(args.PodUID)
+        if waiting is not None:
+            if isinstance(waiting.request, RequestError):
+                raise waiting.request
+            return waiting.request
+        # The watch has not shown the pod yet, though kube-scheduler's has, or it is not ours at all.
+        pod = self._binder.read(args)
+        return pod if isinstance(pod, Refusal) else self._judge.request(pod)

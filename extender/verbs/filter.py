@@ -1,0 +1,96 @@
+"""filter: which of these nodes could take this pod."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from cotenant.contract.pods import Pod
+from cotenant.contract.reasons import Reason
+from cotenant.contract.request import PodRequest, RequestError
+from extender.ledger import Ledger
+from extender.verbs.judge import Judge
+from extender.verbs.wire import ExtenderArgs, FilterResult, NodeList
+
+# Below this many nodes kube-scheduler samples all that pass its own filters (schedule_one.go, minFeasibleNodesToFind),
+# so a node outside of what it sent has failed there and would fail again.
+SAMPLED_FROM = 100
+
+
+class Nominator(Protocol):
+    """Look for a node outside of kube-scheduler's sample, later and elsewhere: filter does not wait."""
+
+    def look(self, pod: Pod, request: PodRequest, sampled: frozenset[str]) -> None:
+        """Note that nothing in *sampled* fits *pod*."""
+
+
+class Filter:
+    """Answer filter."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        judge: Judge,
+        *,
+        synced: Callable[[], bool],
+        decide: bool = False,
+        nominator: Nominator | None = None,
+        rejected: Callable[[Reason, int], None] = lambda _reason, _count: None,
+    ) -> None:
+        self._ledger = ledger
+        self._judge = judge
+        self._synced = synced
+        self._decide = decide
+        self._nominator = nominator
+        self._rejected = rejected
+
+    def __call__(self, args: ExtenderArgs) -> FilterResult:
+        """Give the nodes that fit; in decide mode the best of them alone, the first by name where several are equal."""
+        if not self._synced():
+            self._rejected(Reason.CACHE_NOT_SYNCED, 1)
+            return FilterResult(Error=Reason.CACHE_NOT_SYNCED.sentence)
+        nodes = args.nodes()
+        names = list(nodes)
+        try:
+            request = self._judge.request(args.Pod)
+        except RequestError as error:
+            self._rejected(error.reason, len(names))
+            # The same text for every node: kube-scheduler shows it once, with the number of nodes.
+            return self._answer(args, [], dict.fromkeys(names, str(error)))
+        if request is None:
+            return self._answer(args, names, {})
+        hold = self._ledger.hold(args.Pod.uid)
+        if hold is not None:
+            # An earlier bind may have succeeded without our knowing: only the same node can be right.
+            fitting = [name for name in names if name == hold.node]
+            return self._answer(args, fitting, dict.fromkeys(set(names) - {hold.node}, Reason.UNSETTLED.sentence))
+        return self._judged(args, request, names)
+
+    def _judged(self, args: ExtenderArgs, request: PodRequest, names: list[str]) -> FilterResult:
+        fitting: list[str] = []
+        failed: dict[str, str] = {}
+        counts: dict[Reason, int] = {}
+        best: tuple[float, str] | None = None
+        for name, verdict in zip(names, self._judge.judge(request, names), strict=True):
+            if isinstance(verdict, Reason):
+                failed[name] = verdict.sentence
+                counts[verdict] = counts.get(verdict, 0) + 1
+            else:
+                fitting.append(name)
+                if best is None or (verdict, name) < best:
+                    best = (verdict, name)
+        for reason, count in counts.items():
+            self._rejected(reason, count)
+        if best is None:
+            if self._nominator is not None and len(names) >= SAMPLED_FROM:
+                self._nominator.look(args.Pod, request, frozenset(names))
+        elif self._decide:
+            fitting = [best[1]]
+        return self._answer(args, fitting, failed)
+
+    @staticmethod
+    def _answer(args: ExtenderArgs, fitting: list[str], failed: dict[str, str]) -> FilterResult:
+        # All failures are unresolvable: in-tree preemption sees no single GPUs, and would evict pods in vain.
+        if args.NodeNames is not None:
+            return FilterResult(NodeNames=fitting, FailedAndUnresolvableNodes=failed)
+        nodes = args.nodes()
+        items = [item for name in fitting if (item := nodes[name]) is not None]
+        return FilterResult(Nodes=NodeList(items=items), FailedAndUnresolvableNodes=failed)
