@@ -14,7 +14,7 @@ import click
 from cotenant.contract import units
 from cotenant.contract.inventory import GPU, Inventory, encode
 from cotenant.contract.names import Names
-from e2e.rest import Api, Object
+from e2e.rest import Api, ApiError, Object
 
 THREADS = 16
 LABEL = "cotenant.io/fake-node"
@@ -119,11 +119,14 @@ def main(
         api = Api.from_kubeconfig(kubeconfig)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    if remove:
-        delete(api, prefix=prefix)
-    else:
-        shape = Shape(gpus=gpus, gpu_bytes=memory, unit_bytes=unit, model=model)
-        register(api, count, shape, prefix=prefix)
+    shape = Shape(gpus=gpus, gpu_bytes=memory, unit_bytes=unit, model=model)
+    try:
+        if remove:
+            delete(api, prefix=prefix)
+        else:
+            register(api, count, shape, prefix=prefix)
+    except ApiError as refused:
+        raise click.ClickException(str(refused)) from refused
 
 
 if __name__ == "__main__":
