@@ -89,8 +89,7 @@ class _Source:
         configuration = Configuration()
         try:
             self.read_into(configuration)
-        except (ConfigException, OSError, ValueError, KeyError, TypeError) as error:
-            # the loader indexes the file's mappings as it goes, so a wrong shape ends in any of these
+        except Exception as error:  # the loader indexes whatever the file holds, and raises what that gives
             raise NoCluster(f"{self} cannot be used: {error}") from error
         configuration.connection_pool_maxsize = self._pool_size
         # Outcomes must be known: a write that urllib3 sends again could be answered 409 by its own first copy.

@@ -26,7 +26,7 @@ _ACTION_MAX = 128
 _REASON_MAX = 128
 
 
-class Regarding(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+class Regarding(msgspec.Struct, frozen=True, rename="camel"):
     """Name the object that an Event is about."""
 
     kind: str

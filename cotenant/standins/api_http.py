@@ -227,7 +227,8 @@ class Handler(BaseHTTPRequestHandler):
         else:
             for stored in first:
                 self._send_line(b'{"type":"ADDED","object":%s}' % stored.raw)
-            self._follow(selection, position, cuts, query)
+            with store.watched():
+                self._follow(selection, position, cuts, query)
         self.wfile.write(b"0\r\n\r\n")
 
     def _follow(self, selection: Selection, position: int, cuts: int, query: dict[str, str]) -> None:

@@ -49,6 +49,7 @@ class ApiServer:
         self.bookmark_seconds = bookmark_seconds
         self.too_old_as_status = too_old_as_status
         self.writes: list[Write] = []
+        self.connections = 0  # how many were ever opened
         self._http: _Listener | None = None
         self._port = 0
 
@@ -115,6 +116,11 @@ class ApiServer:
     def events(self, namespace: str = "") -> list[Json]:
         """List the Events (events.k8s.io/v1) of one namespace, or all."""
         return self._all(EVENTS, namespace)
+
+    @property
+    def watching(self) -> int:
+        """Tell how many watches are open; only those hear what is said to watches."""
+        return self.store.watching
 
     def wait_until(self, predicate: Callable[[], object], timeout: float = 10.0) -> bool:
         """Wait until *predicate* holds, asked again after every change; tell whether it came to hold in *timeout*."""
@@ -229,6 +235,7 @@ class _Listener(ThreadingHTTPServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._guard:
             self._open.add(request)
+            self.api.connections += 1
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:

@@ -1,11 +1,12 @@
 """The stand-in's etcd and watch cache: objects, versions, what happened since, and who waits for more."""
 
+import contextlib
 import secrets
 import threading
 import uuid
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
@@ -69,6 +70,7 @@ class Store:
         self._compacted = 0  # the newest version that can no longer be watched from
         self._snapshots: OrderedDict[str, tuple[int, list[Stored]]] = OrderedDict()
         self.cuts = 0
+        self.watching = 0  # how many watches are open
         self.frozen = False
 
     # Reading
@@ -117,6 +119,19 @@ class Store:
             if version < self._compacted:
                 raise Refused(410, "Expired", f"too old resource version: {version} ({self._compacted})")
             return self._forgotten + bisect_right(self._history, version, key=lambda change: change.version)
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Count a watch for as long as it is open."""
+        with self.changed:
+            self.watching += 1
+            self.changed.notify_all()
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.watching -= 1
+                self.changed.notify_all()
 
     def news(self, position: int, cuts: int, timeout: float) -> list[Change] | None:
         """Wait at most *timeout* seconds for what happened from *position* on; None when the watches were cut.

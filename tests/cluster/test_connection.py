@@ -1,0 +1,312 @@
+import json
+import socket
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cotenant.cluster import (
+    ApiError,
+    Cluster,
+    Conflict,
+    Forbidden,
+    Gone,
+    Invalid,
+    NoCluster,
+    NotFound,
+    ServerError,
+    TooManyRequests,
+    Unauthorized,
+    Unreachable,
+    connect,
+)
+from cotenant.cluster.errors import error_of
+from cotenant.standins.api_server import ApiServer
+
+PODS = "/api/v1/namespaces/default/pods"
+A_POD = b'{"metadata":{"name":"one"},"spec":{"containers":[]}}'
+
+
+def a_kubeconfig(path: Path, url: str, user: dict[str, Any]) -> str:
+    config = {
+        "current-context": "c",
+        "clusters": [{"name": "c", "cluster": {"server": url}}],
+        "users": [{"name": "c", "user": user}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}],
+    }
+    path.write_text(json.dumps(config))
+    return str(path)
+
+
+class TestConnect:
+    """What is missing is named."""
+
+    def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
+        with pytest.raises(NoCluster, match=r"absent does not exist: give another"):
+            connect(str(tmp_path / "absent"))
+
+    @pytest.mark.parametrize(
+        "text", ["", "[]", "{}", "current-context: nobody", "a: [", "7", "current-context: c\ncontexts: 5"]
+    )
+    def test_a_file_that_is_no_kubeconfig(self, text: str, tmp_path: Path) -> None:
+        (tmp_path / "kubeconfig").write_text(text)
+
+        with pytest.raises(NoCluster, match=r"the kubeconfig file .*/kubeconfig cannot be used: "):
+            connect(str(tmp_path / "kubeconfig"))
+
+    def test_no_file_and_no_pod(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+
+        with pytest.raises(NoCluster, match="no kubeconfig file was given, and KUBERNETES_SERVICE_HOST is not set"):
+            connect()
+
+    def test_a_pod_without_a_service_account(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "1")
+
+        with pytest.raises(NoCluster, match=r"the pod's service account cannot be used: Service token file"):
+            connect()
+
+
+class TestAnswers:
+    """Every answer from 400 on is a typed error, and says whether a write may have been done all the same."""
+
+    @pytest.mark.parametrize(
+        ("status", "kind"),
+        [
+            (400, ApiError),
+            (401, Unauthorized),
+            (403, Forbidden),
+            (404, NotFound),
+            (409, Conflict),
+            (410, Gone),
+            (422, Invalid),
+            (429, TooManyRequests),
+        ],
+    )
+    def test_a_refused_write_was_not_done(
+        self, status: int, kind: type[ApiError], api: ApiServer, cluster: Cluster
+    ) -> None:
+        api.faults.refuse(status, "not like this", times=2)  # a 401 is tried twice
+
+        with pytest.raises(kind, match="not like this") as refused:
+            cluster.post(PODS, A_POD)
+
+        assert kind is type(refused.value)
+        assert (status, "not like this", False) == (
+            refused.value.status,
+            refused.value.message,
+            refused.value.outcome_unknown,
+        )
+
+    @pytest.mark.parametrize("status", [500, 503, 504])
+    def test_a_write_that_the_server_failed_at_may_have_been_done(
+        self, status: int, api: ApiServer, cluster: Cluster
+    ) -> None:
+        api.faults.refuse(status)
+
+        with pytest.raises(ServerError) as failed:
+            cluster.post(PODS, A_POD)
+
+        assert failed.value.outcome_unknown
+
+    def test_a_read_is_never_in_doubt(self, api: ApiServer, cluster: Cluster) -> None:
+        api.faults.refuse(504)
+
+        with pytest.raises(ServerError) as failed:
+            cluster.get(PODS)
+
+        assert not failed.value.outcome_unknown
+
+    def test_the_wait_that_the_server_asks_for_is_kept(self, api: ApiServer, cluster: Cluster) -> None:
+        api.faults.refuse(429, retry_after=3)
+
+        with pytest.raises(TooManyRequests) as refused:
+            cluster.get(PODS)
+
+        assert 3.0 == refused.value.retry_after
+
+    def test_the_header_speaks_where_the_status_is_silent(self) -> None:
+        assert 5.0 == error_of(b"slow down", status=429, retry_after="5").retry_after
+        assert error_of(b"slow down", status=429, retry_after="Wed, 21 Oct 2026 07:28:00 GMT").retry_after is None
+
+    @pytest.mark.parametrize(
+        "body", [b"<html>token=s3cret</html>", b'{"kind":"Secret","message":"s3cret"}', b"", b"\xff"]
+    )
+    def test_only_a_status_is_ever_shown(self, body: bytes) -> None:
+        error = error_of(body, status=502)
+
+        assert "s3cret" not in str(error) + repr(error)
+        assert "the API server answered 502 without saying why (502 Unknown)" == str(error)
+
+    def test_the_whole_error_reads_as_a_sentence(self, cluster: Cluster) -> None:
+        with pytest.raises(NotFound) as refused:
+            cluster.get(f"{PODS}/absent")
+
+        assert 'pods "absent" not found (404 NotFound)' == str(refused.value)
+
+
+class TestOutcomes:
+    """A write is sent once, and whether it may have been done is known."""
+
+    def test_a_lost_reply_leaves_a_write_that_was_done_in_doubt(self, api: ApiServer, cluster: Cluster) -> None:
+        api.faults.lose_reply(method="POST")
+
+        with pytest.raises(Unreachable, match="connection to the API server was lost") as lost:
+            cluster.post(PODS, A_POD)
+
+        assert lost.value.outcome_unknown
+        assert api.pod("one") is not None
+        assert [201] == [write.status for write in api.writes]  # once
+
+    def test_a_lost_request_leaves_a_write_that_was_not_done_in_doubt(self, api: ApiServer, cluster: Cluster) -> None:
+        api.faults.lose_request(method="POST")
+
+        with pytest.raises(Unreachable) as lost:
+            cluster.post(PODS, A_POD)
+
+        assert lost.value.outcome_unknown
+        assert api.pod("one") is None
+        assert [0] == [write.status for write in api.writes]
+
+    def test_a_lost_read_is_not_in_doubt(self, api: ApiServer, cluster: Cluster) -> None:
+        api.faults.lose_reply()
+
+        with pytest.raises(Unreachable) as lost:
+            cluster.get(PODS)
+
+        assert not lost.value.outcome_unknown
+
+    def test_a_write_that_takes_too_long_is_in_doubt(self, api: ApiServer, cluster: Cluster) -> None:
+        held = api.faults.hold(method="POST")
+
+        with pytest.raises(Unreachable, match="did not answer in time") as lost:
+            cluster.post(PODS, A_POD, timeout=0.2)
+
+        assert lost.value.outcome_unknown
+        held.release()
+        assert api.wait_until(lambda: api.pod("one"))  # and indeed
+
+    def test_a_write_that_found_nobody_was_not_done(self, tmp_path: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+        cluster = connect(a_kubeconfig(tmp_path / "kubeconfig", f"http://127.0.0.1:{port}", {"token": "t"}))
+
+        with pytest.raises(Unreachable, match="cannot be reached") as lost:
+            cluster.post(PODS, A_POD)
+
+        assert not lost.value.outcome_unknown
+
+    def test_a_connection_that_was_closed_while_idle_costs_no_write(self, api: ApiServer, cluster: Cluster) -> None:
+        cluster.get(PODS)
+        api.stop()
+        api.start()
+
+        assert 201 == cluster.post(PODS, A_POD).status
+
+
+class TestConnections:
+    """Connections are kept, and any number of threads may ask."""
+
+    def test_requests_one_after_another_share_a_connection(self, api: ApiServer, cluster: Cluster) -> None:
+        for _ in range(20):
+            cluster.get(PODS)
+        with pytest.raises(NotFound):
+            cluster.get(f"{PODS}/absent")
+        cluster.get(PODS)
+
+        assert 1 == api.connections
+
+    def test_many_threads_get_each_their_own_answer(self, api: ApiServer, cluster: Cluster) -> None:
+        names = [f"pod-{number}" for number in range(200)]
+        for name in names:
+            api.add_pod(name)
+
+        with ThreadPoolExecutor(24) as pool:
+            answers = list(pool.map(lambda name: json.loads(cluster.get(f"{PODS}/{name}").body), names))
+
+        assert names == [answer["metadata"]["name"] for answer in answers]
+
+    def test_a_stream_that_is_closed_by_another_thread_ends(self, api: ApiServer, cluster: Cluster) -> None:
+        stream = cluster.stream(PODS, query={"watch": "1"}, silence=1000.0)
+        lines: list[bytes] = []
+        reader = threading.Thread(target=lambda: lines.extend(stream.lines()))
+        reader.start()
+        assert api.wait_until(lambda: api.watching == 1)
+
+        stream.close()
+        stream.close()
+        reader.join(20)
+
+        assert not reader.is_alive()
+        assert [] == lines
+
+    def test_lines_are_put_together_from_whatever_pieces_arrive(self, api: ApiServer, cluster: Cluster) -> None:
+        stream = cluster.stream(PODS, query={"watch": "1"}, silence=20)
+        assert api.wait_until(lambda: api.watching == 1)
+        long = b"x" * 200_000  # more than is read at once
+        for line in (b"one\n\ntwo", long, b"last"):
+            api.say_to_watches(line)
+        lines = stream.lines()
+
+        assert [b"one", b"two", long, b"last"] == [next(lines) for _ in range(4)]
+        api.cut_watches()
+        assert [] == list(lines)
+
+
+class TestCredentials:
+    """Credentials that are renewed on disk are used without a restart."""
+
+    def test_a_refused_token_is_read_again(self, api: ApiServer, tmp_path: Path) -> None:
+        token = tmp_path / "token"
+        token.write_text("old")
+        api.token = "old"
+        cluster = connect(a_kubeconfig(tmp_path / "kubeconfig", api.url, {"tokenFile": str(token)}))
+        cluster.get(PODS)
+
+        api.token = "new"
+        token.write_text("new")
+
+        assert 201 == cluster.post(PODS, A_POD).status
+
+    def test_a_token_that_stays_wrong_is_tried_twice_and_then_reported(self, api: ApiServer, tmp_path: Path) -> None:
+        cluster = connect(a_kubeconfig(tmp_path / "kubeconfig", api.url, {"token": "wrong"}))
+        api.token = "right"
+
+        with pytest.raises(Unauthorized):
+            cluster.post(PODS, A_POD)
+
+        assert [401, 401] == [write.status for write in api.writes]
+
+    def test_an_exec_plugin_is_asked_and_asked_again(self, api: ApiServer, tmp_path: Path) -> None:
+        token = tmp_path / "token"
+        token.write_text("first")
+        print_credential = (
+            "import json, sys; print(json.dumps({'apiVersion': 'client.authentication.k8s.io/v1',"
+            " 'kind': 'ExecCredential', 'status': {'token': open(sys.argv[1]).read()}}))"
+        )
+        plugin = {
+            "apiVersion": "client.authentication.k8s.io/v1",
+            "command": sys.executable,
+            "args": ["-c", print_credential, str(token)],
+        }
+        cluster = connect(a_kubeconfig(tmp_path / "kubeconfig", api.url, {"exec": plugin}))
+        api.token = "first"
+        assert 200 == cluster.get(PODS).status
+
+        api.token = "second"
+        token.write_text("second")
+
+        assert 200 == cluster.get(PODS).status
+
+    def test_a_kubeconfig_that_breaks_later_is_a_sentence_too(self, api: ApiServer, tmp_path: Path) -> None:
+        path = tmp_path / "kubeconfig"
+        cluster = connect(a_kubeconfig(path, api.url, {"token": "t"}))
+        api.token = "another"
+        path.write_text("{}")
+
+        with pytest.raises(NoCluster, match="kubeconfig cannot be used"):
+            cluster.get(PODS)
