@@ -1,10 +1,8 @@
 """What admission has to do, as one table: the policies and the webhook are both held to it.
 
-tests/admission runs it through the pure functions, e2e/test_admission.py through a real kube-apiserver with the policies
-and with the webhook.
+tests/admission runs it through the pure functions, e2e/test_admission.py through a real kube-apiserver with the
+policies and with the webhook.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -33,6 +31,23 @@ class Ready:
     containers: list[Object]
     init: list[Object] = field(default_factory=list)
     scheduler: str = SCHEDULER
+
+
+def seen(stored: Object) -> Ready:
+    """What there is in a pod of all that admission may change."""
+    spec = stored["spec"]
+    return Ready(
+        [_seen_container(one) for one in spec["containers"]],
+        [_seen_container(one) for one in spec.get("initContainers", [])],
+        spec["schedulerName"],
+    )
+
+
+def _seen_container(one: Object) -> Object:
+    amounts = {
+        section: {name: str(amount) for name, amount in all_.items()} for section, all_ in one["resources"].items()
+    }
+    return {"name": one["name"], "resources": amounts, "env": one.get("env", [])}
 
 
 @dataclass(frozen=True)
@@ -68,13 +83,13 @@ def plain(name: str, *, env: list[Object] | None = None) -> Object:
     return {"name": name, "resources": {}, "env": env or []}
 
 
-def alias(resource: str, amount: int | str, **fields: Object) -> Object:
+def alias(resource: str, amount: int | str) -> Object:
     """A container that asks under another product's name."""
-    return container(limits={resource: amount}, **fields)
+    return container(limits={resource: amount})
 
 
 # One of every kind of value that env knows.
-EVERY_KIND_OF_VALUE = [
+EVERY_KIND_OF_VALUE: list[Object] = [
     {"name": "LITERAL", "value": "x"},
     {"name": "REFERRING", "value": "$(NVIDIA_VISIBLE_DEVICES)"},
     {"name": "POD_NAME", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}},
@@ -111,9 +126,7 @@ READY = [
         pod(container(resources={"limits": {MEMORY: "8"}, "requests": {MEMORY: "8"}})),
         Ready([ready()]),
     ),
-    Creation(
-        "other resources stay", pod(container(limits={MEMORY: 8, "cpu": "2"})), Ready([ready(cpu="2")])
-    ),
+    Creation("other resources stay", pod(container(limits={MEMORY: 8, "cpu": "2"})), Ready([ready(cpu="2")])),
     Creation(
         "a managed amount that the user wrote becomes 0",
         pod(container(limits={MEMORY: 8, MANAGED: 7})),
@@ -148,7 +161,7 @@ READY = [
     ),
     Creation(
         "a variable from envFrom loses against env, so it may be there",
-        pod(asking(envFrom=[{"configMapRef": {"name": "has-NVIDIA_VISIBLE_DEVICES"}}])),
+        pod(asking(envFrom=[{"configMapRef": {"name": "gpus"}}])),
         Ready([ready()]),
     ),
     Creation(
@@ -349,7 +362,7 @@ REFUSED = [
             pod(asking(), annotations={"cotenant.io/gpu-count": text}),
             Refused(f"cotenant.io/gpu-count: '{text}' is not a whole number from 1 to 64"),
         )
-        for text in ("0", "65", "-1", "1.5", "two", "", "12345", "٣")  # noqa: RUF001 - an Arabic 3
+        for text in ("0", "65", "-1", "1.5", "two", "", "12345", "٣")  # the last is Arabic for 3
     ),
     *(
         Creation(
@@ -370,7 +383,9 @@ REFUSED = [
     Creation(
         "an ordinary init container over several GPUs",
         pod(asking(8), init=[asking(8, "warm")], annotations={"cotenant.io/gpu-count": "2"}),
-        Refused("init container warm asks cotenant.io/gpu-mem in a pod with cotenant.io/gpu-count: 2; the kubelet would"),
+        Refused(
+            "init container warm asks cotenant.io/gpu-mem in a pod with cotenant.io/gpu-count: 2; the kubelet would"
+        ),
     ),
     *(
         Creation(
@@ -423,7 +438,11 @@ CREATIONS = [*READY, *UNTOUCHED, *REFUSED, *FORGED, *NEARLY_FORGED]
 ATTACHED_CREATIONS = [
     Creation("the default scheduler stays", pod(asking()), Ready([ready()], scheduler="default-scheduler")),
     Creation("any scheduler may be named", pod(asking(), schedulerName="mine"), Ready([ready()], scheduler="mine")),
-    *(case for case in REFUSED if case.saying in {"a preset node", "no units", "NVIDIA_VISIBLE_DEVICES set by a literal"}),
+    *(
+        case
+        for case in REFUSED
+        if case.saying in {"a preset node", "no units", "NVIDIA_VISIBLE_DEVICES set by a literal"}
+    ),
     *FORGED,
 ]
 
@@ -441,16 +460,21 @@ class Route(Enum):
 
 @dataclass(frozen=True)
 class Write:
-    """A change of annotations, None for removal, that somebody makes to a bound pod, or to one that is not yet bound."""
+    """A change of annotations, None for removal, made to a bound pod, or to an unbound one by a Binding.
+
+    *refused* is the sentence; empty where the write may pass.
+    """
 
     saying: str
     route: Route
     changes: dict[str, str | None]
-    refused: str | None
+    refused: str
     user: str = ALICE
 
 
 BINDINGS = (Route.BINDING, Route.LEGACY_BINDING)
+# kube-apiserver 1.36 itself keeps the stored annotations on these, before it asks admission.
+DROPPING = (Route.EPHEMERAL_CONTAINERS, Route.RESIZE)
 UPDATES = tuple(route for route in Route if route not in BINDINGS)
 
 WRITES = [
@@ -460,9 +484,7 @@ WRITES = [
         for key in FORGEABLE
     ),
     *(
-        Write(
-            f"{key} removed through {route.name}", route, {key: None}, only_the_extender(key, "leave it as it is")
-        )
+        Write(f"{key} removed through {route.name}", route, {key: None}, only_the_extender(key, "leave it as it is"))
         for route in (Route.UPDATE, Route.STATUS)
         for key in FORGEABLE
     ),
@@ -492,11 +514,11 @@ WRITES = [
         for route in (Route.STATUS, Route.BINDING)
     ),
     *(
-        Write(f"a note changed through {route.name}", route, {"note": "theirs"}, None)
+        Write(f"a note changed through {route.name}", route, {"note": "theirs"}, "")
         for route in (Route.UPDATE, Route.STATUS, *BINDINGS)
     ),
     *(
-        Write(f"the extender through {route.name}", route, {"cotenant.io/grant": "{}"}, None, user=EXTENDER)
+        Write(f"the extender through {route.name}", route, {"cotenant.io/grant": "{}"}, "", user=EXTENDER)
         for route in (Route.UPDATE, Route.STATUS, *BINDINGS)
     ),
 ]

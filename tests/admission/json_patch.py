@@ -1,7 +1,5 @@
 """JSON patch (RFC 6902), as much of it as admission uses: add and remove."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 from typing import Any

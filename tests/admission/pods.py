@@ -1,7 +1,5 @@
 """Builders of pods as users write them, and of what admission should make of them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 Object = dict[str, Any]
