@@ -45,8 +45,8 @@ def default_users() -> tuple[User, ...]:
         User("admin", "admin", ("system:masters",)),
         User("scheduler", "system:kube-scheduler"),
         User("kubelet", f"system:node:{NODE_NAME}", ("system:nodes",)),
-        User("extender", "system:serviceaccount:cotenant:cotenant-extender", ("system:masters",)),
-        User("plugin", "system:serviceaccount:cotenant:cotenant-device-plugin", ("system:masters",)),
+        User("extender", "system:serviceaccount:cotenant-system:cotenant-extender", ("system:masters",)),
+        User("plugin", "system:serviceaccount:cotenant-system:cotenant-device-plugin", ("system:masters",)),
     )
 
 

@@ -29,7 +29,7 @@ def _address(_context: click.Context, _option: click.Parameter, value: str | Non
 @click.option("--kubeconfig", metavar="FILE", help="How to reach the API server from outside of a pod.")
 @click.option("--listen", metavar="HOST:PORT", callback=_address, help="Answer filter, prioritize and bind here.")
 @click.option("--serve", metavar="HOST:PORT", callback=_address, help="Answer health, metrics and admission here.")
-@click.option("--placement", type=click.Choice([*Placement]), help="Return all nodes that fit, or the best alone.")
+@click.option("--placement", type=click.Choice([placement.value for placement in Placement]), help="Return all nodes that fit, or the best alone.")
 @click.option("--policy", type=click.Choice(sorted(POLICIES)), help="How to choose among GPUs and nodes.")
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def main(  # noqa: PLR0917 - click calls it by name
