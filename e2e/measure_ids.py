@@ -21,7 +21,7 @@ from cotenant.contract.units import device_ids
 from e2e.audit import Write
 from e2e.cluster import ControlPlane
 from e2e.node import RealNode, container, pod
-from e2e.plugin import PodResources, ScriptedPlugin
+from e2e.plugin import ScriptedPlugin
 from e2e.processes import wait_until
 from e2e.rest import Api, Object
 
@@ -38,6 +38,8 @@ class Cost:
     ids: int
     pods: int
     ids_per_pod: int
+    health_status: bool
+    """Whether the kubelet's ResourceHealthStatus was on, as it is by default: pod status then lists every id."""
     advertised: float | None
     """From the plugin's registration until the Node's allocatable shows every id (status period: 10 s)."""
     pod_alone: float | None
@@ -52,8 +54,6 @@ class Cost:
     pod_object_kib: float
     restart_registered: float | None
     """From the kill of the kubelet until the plugin's new registration is answered."""
-    restart_listed: float | None
-    """From the same until List answers."""
     restart_pod: float | None
     """From the same until a pod runs that was bound right after the registration."""
     restart_node: float | None
@@ -69,7 +69,7 @@ class _Run:
         self._ids, self._pods, self._patience_s = ids, pods, patience_s
         self._per_pod = max(1, (ids - 1) // pods)
 
-    def measure(self, *, idle_s: float) -> Cost:
+    def measure(self, *, idle_s: float, health: bool) -> Cost:
         """Measure everything; `idle_s` is how long nothing happens while writes are counted."""
         start = time.monotonic()
         self._wait("Node", self._node.name, self._shows_all)
@@ -85,6 +85,7 @@ class _Run:
             ids=self._ids,
             pods=self._pods,
             ids_per_pod=self._per_pod,
+            health_status=health,
             advertised=advertised,
             pod_alone=_median(alone),
             pod_in_burst=burst,
@@ -123,15 +124,10 @@ class _Run:
         self._node.restart_kubelet()
         wait_until(lambda: len(self._plugin.registrations) > registrations, timeout_s=self._patience_s)
         registered = self._since(start)
-        resources = PodResources(self._node.pod_resources_socket)
-        resources.list()
-        resources.close()
-        listed = self._since(start)
         ran = self._since(start) if self._run_pod("after-restart", 1) is not None else None
         self._wait("Node", self._node.name, self._shows_all)
         return {
             "restart_registered": registered,
-            "restart_listed": listed,
             "restart_pod": ran,
             "restart_node": self._since(start),
         }
@@ -178,16 +174,18 @@ def _median(values: Sequence[float | None]) -> float | None:
     return round(statistics.median(known), 2) if len(known) == len(values) else None
 
 
-def measure(ids: int, *, pods: int, idle_s: float, patience_s: float, directory: Path) -> Cost:
+def measure(ids: int, *, pods: int, idle_s: float, patience_s: float, health: bool, directory: Path) -> Cost:
     """Measure one number of ids on a control plane and a node of its own, which lie in `directory`."""
     each = -(-ids // GPUS)
     names = [name for gpu in range(GPUS) for name in device_ids(f"GPU-{gpu}", each)][:ids]
+    kubelet = {"featureGates": {"ResourceHealthStatus": health}}
     with (
         ControlPlane(directory / "control-plane") as cluster,
-        RealNode(cluster, directory / "node") as node,
+        RealNode(cluster, directory / "node", kubelet=kubelet) as node,
         ScriptedPlugin(RESOURCE, names, pod_resources=node.pod_resources_socket) as plugin,
     ):
-        return _Run(node, plugin, ids=ids, pods=pods, patience_s=patience_s).measure(idle_s=idle_s)
+        run = _Run(node, plugin, ids=ids, pods=pods, patience_s=patience_s)
+        return run.measure(idle_s=idle_s, health=health)
 
 
 def table(costs: Sequence[Cost]) -> str:
@@ -216,17 +214,20 @@ def table(costs: Sequence[Cost]) -> str:
     type=click.Path(path_type=Path),
     help="Where to write the figures, after each number of ids.",
 )
-def main(ids: Sequence[int], pods: int, idle: float, patience: float, output: Path | None) -> None:
+def main(*, ids: Sequence[int], pods: int, idle: float, patience: float, health: bool, output: Path | None) -> None:
     """Measure what device ids cost on the real kubelet."""
     costs: list[Cost] = []
     for number in ids:
         with tempfile.TemporaryDirectory(prefix="cotenant-ids-") as directory:
             try:
-                costs.append(measure(number, pods=pods, idle_s=idle, patience_s=patience, directory=Path(directory)))
+                cost = measure(
+                    number, pods=pods, idle_s=idle, patience_s=patience, health=health, directory=Path(directory)
+                )
             except RuntimeError as error:
                 click.echo(f"{number} ids: {error}", err=True)
                 continue
-        click.echo(f"{costs[-1]}", err=True)
+        click.echo(str(cost), err=True)
+        costs.append(cost)
         if output is not None:
             output.write_text(json.dumps([asdict(cost) for cost in costs], indent=1) + "\n")
     if costs:
