@@ -121,8 +121,10 @@ class FakeLibrary:
             found = configuration.load(self._path, FakeGPUs)
         except (OSError, ConfigurationError) as error:
             if first:
-                raise error if isinstance(error, ConfigurationError) else ConfigurationError(
-                    f"{self._path}: cannot be read: {error}"
+                raise (
+                    error
+                    if isinstance(error, ConfigurationError)
+                    else ConfigurationError(f"{self._path}: cannot be read: {error}")
                 ) from error
             log.warning("nvml.fake_unreadable", file=str(self._path), error=str(error))
             return

@@ -61,6 +61,8 @@ class PhysicalGPU(msgspec.Struct, frozen=True, kw_only=True):
     total_bytes: int
     # kept by driver and firmware, part of total (nvmlMemory_v2_t.reserved); 0 where the driver is older than 510
     reserved_bytes: int
+    # N of the container's /dev/nvidiaN, and the node's file for it, which has the same name unless it is a made-up GPU
+    minor: int | None = None
     device_path: str | None = None
     pci_bus_id: str | None = None
     compute_capability: tuple[int, int] | None = None
@@ -154,6 +156,7 @@ class NVML:
             model=self._call(pynvml.nvmlDeviceGetName, handle),
             total_bytes=total,
             reserved_bytes=reserved,
+            minor=minor,
             device_path=None if minor is None else self._device_path(minor),
             pci_bus_id=None if pci is None else str(pci.busId),
             compute_capability=self._optional(pynvml.nvmlDeviceGetCudaComputeCapability, handle),

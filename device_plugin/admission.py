@@ -1,0 +1,264 @@
+"""Answers the kubelet's three questions: which ids to take, what a container gets, and whether it may start."""
+
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+import structlog
+
+from cotenant.cluster import ClusterError
+from cotenant.contract.grant import ContainerGrant
+from cotenant.contract.names import Names
+from cotenant.contract.pods import Pod
+from cotenant.contract.reasons import Reason
+from device_plugin import identity, ids
+from device_plugin.identity import Candidate, ListedPod, Past, PodName
+from device_plugin.kubelet.pod_resources import PodResourcesError
+from device_plugin.refusal import RefusedError
+
+log = structlog.get_logger(__name__)
+
+# Allocate runs in the kubelet's one sync loop: while it waits for us, no pod of the node is admitted.
+_ALLOCATE_SECONDS = 2.0
+# PreStartContainer runs in the pod's own worker, which gives it 30 s.
+_PRE_START_SECONDS = 10.0
+
+
+class Lister(Protocol):
+    """Be asked what the kubelet's pods hold."""
+
+    def list(self, *, deadline: float) -> list[ListedPod]:
+        """List the pods; raise PodResourcesError after the monotonic time *deadline*."""
+
+
+class Pods(Protocol):
+    """Be asked about the pods of this node."""
+
+    def known(self, name: PodName) -> Pod | None:
+        """Give the pod from the cache."""
+
+    def all_known(self) -> list[Pod]:
+        """List the pods in the cache."""
+
+    def read(self, name: PodName, *, deadline: float) -> Pod | None:
+        """Give the pod as the API server has it now; raise ClusterError when it cannot be asked."""
+
+
+class Admitted(NamedTuple):
+    """Name whom an answer is for; *pod* is one of several when their answers are the same to the byte."""
+
+    pod: Pod
+    grant: ContainerGrant
+
+
+class Admission:
+    """Tell the containers of one node apart and hold the kubelet's ids against their grants.
+
+    *has_gpu* tells whether this node has a GPU. Every method may be called from any thread and raises RefusedError.
+    """
+
+    def __init__(self, lister: Lister, pods: Pods, names: Names, *, has_gpu: Callable[[str], bool]) -> None:
+        self._lister = lister
+        self._pods = pods
+        self._names = names
+        self._has_gpu = has_gpu
+        self._lock = threading.Lock()
+        self._answered: dict[tuple[str, str], frozenset[str]] = {}
+        # whose allocation last took exactly these ids, by UID
+        self._holders: dict[frozenset[str], str] = {}
+        self._refused: set[str] = set()
+        self._passed: set[str] = set()
+
+    def prefer(self, available: Collection[str], must: Collection[str], units: int) -> list[str]:
+        """Choose ids on the granted GPUs for the container being admitted."""
+        found = self._identify(units)
+        try:
+            return ids.pick(self._granted(found[0]), available, must)
+        except RefusedError as error:
+            raise self._refuse(error, found) from error
+
+    def allocate(self, chosen: Iterable[str]) -> Admitted:
+        """Tell what the container being admitted was granted, once *chosen* is known to lie on its GPUs."""
+        chosen = frozenset(chosen)
+        found = self._identify(len(chosen))
+        try:
+            grant = self._granted(found[0])
+            ids.check(grant, chosen)
+        except RefusedError as error:
+            raise self._refuse(error, found) from error
+        with self._lock:
+            # what was answered before for ids that overlap is over: the kubelet gives an id to one container at a time
+            self._holders.pop(chosen, None)
+            if len(found) == 1:
+                pod = found[0].pod
+                self._answered[pod.uid, found[0].container] = chosen
+                self._holders[chosen] = pod.uid
+        return Admitted(found[0].pod, grant)
+
+    def pre_start(self, held: Iterable[str]) -> Admitted:
+        """Check that the container that is about to start with ids *held* is the one that was answered for.
+
+        After a restart of the plugin nothing is remembered; then its grant must explain the ids.
+        """
+        held = frozenset(held)
+        deadline = time.monotonic() + _PRE_START_SECONDS
+        owners = [
+            (entry.name, container)
+            for entry in self._list(deadline)
+            for container, owned in entry.ids.items()
+            if owned == held
+        ]
+        if not owners:
+            return self._init_container(held)
+        # Two owners of the same ids are a fault of the kubelet's (List forgets ids of an Allocate under way): both must
+        # be explained by their grants, or neither starts.
+        checked = [self._check_owner(name, container, held, deadline) for name, container in owners]
+        return checked[0]
+
+    def overtaken(self) -> None:
+        """Note which pods wait without devices now; their admission is over when another pod's begins.
+
+        Called when a kubelet has just connected: it may have admitted pods of ours without asking anybody.
+        """
+        listed = self._list(time.monotonic() + _ALLOCATE_SECONDS)
+        pods = {entry.name: pod for entry in listed if (pod := self._pods.known(entry.name)) is not None}
+        with self._lock:
+            waiting = identity.candidates(listed, pods, self._past(), self._names)
+            self._passed.update(candidate.pod.uid for candidate in waiting)
+
+    def _identify(self, units: int) -> list[Candidate]:
+        deadline = time.monotonic() + _ALLOCATE_SECONDS
+        listed = [entry for entry in self._list(deadline) if not entry.complete]
+        found = self._look(listed, deadline, fresh=frozenset())
+        # A pod that looks over and done may have been created again under its name, and a grant that is missing may
+        # not have arrived here yet: the watch can be behind the one that the kubelet follows.
+        doubtful = frozenset(_name(c.pod) for c in found if c.stale or c.grant is None)
+        if doubtful:
+            found = self._look(listed, deadline, fresh=doubtful)
+        try:
+            identified = identity.identify(found, units)
+        except RefusedError:
+            found = self._look(listed, deadline, fresh=frozenset(entry.name for entry in listed))
+            identified = identity.identify(found, units)
+        self._remember_passed(found, identified, listed)
+        return identified
+
+    def _granted(self, candidate: Candidate) -> ContainerGrant:
+        grant = identity.granted(candidate)
+        for share in grant.gpus:
+            if not self._has_gpu(share.uuid):
+                raise RefusedError(
+                    Reason.BAD_GRANT,
+                    f"container {grant.name} was granted GPU {share.uuid}, which this node does not have",
+                )
+        return grant
+
+    def _look(self, listed: Sequence[ListedPod], deadline: float, *, fresh: Collection[PodName]) -> list[Candidate]:
+        """Find the candidates among *listed*, asking the API server for those unknown or named by *fresh*."""
+        pods: dict[PodName, Pod] = {}
+        for entry in listed:
+            known = self._pods.known(entry.name)
+            if known is None or entry.name in fresh:
+                try:
+                    # one that is gone may still be what the kubelet admits, which hears of it a moment later
+                    known = self._pods.read(entry.name, deadline=deadline) or known
+                except ClusterError as error:
+                    if known is None:
+                        raise RefusedError(
+                            Reason.NOT_IDENTIFIED,
+                            f"the pod being admitted may be {entry.name}, which the API server does not tell: {error}",
+                        ) from error
+                    log.warning("admission.pod_not_read", pod=str(entry.name), error=str(error))
+            if known is not None:
+                pods[entry.name] = known
+        with self._lock:
+            past = self._past()
+        return identity.candidates(listed, pods, past, self._names)
+
+    def _list(self, deadline: float) -> list[ListedPod]:
+        try:
+            return self._lister.list(deadline=deadline)
+        except PodResourcesError as error:
+            raise RefusedError(Reason.NOT_IDENTIFIED, str(error)) from error
+
+    def _past(self) -> Past:
+        return Past(
+            answered=frozenset(self._answered), refused=frozenset(self._refused), passed=frozenset(self._passed)
+        )
+
+    def _remember_passed(
+        self, found: Sequence[Candidate], identified: Sequence[Candidate], listed: Sequence[ListedPod]
+    ) -> None:
+        """Note that all pods beside the one admitted have had their turn; forget pods that are gone."""
+        meant = {candidate.pod.uid for candidate in identified}
+        alive = {pod.uid for pod in self._pods.all_known()} | {candidate.pod.uid for candidate in found}
+        with self._lock:
+            if len(meant) == 1:
+                self._passed.update(candidate.pod.uid for candidate in found if candidate.pod.uid not in meant)
+            self._passed &= alive
+            self._refused &= alive
+            self._answered = {key: chosen for key, chosen in self._answered.items() if key[0] in alive}
+            self._holders = {chosen: uid for chosen, uid in self._holders.items() if uid in alive}
+
+    def _refuse(self, error: RefusedError, found: Sequence[Candidate]) -> RefusedError:
+        """Remember that the kubelet rejects the pod now; give the error with the pod named."""
+        if len({candidate.pod.uid for candidate in found}) > 1:
+            return error
+        with self._lock:
+            self._refused.add(found[0].pod.uid)
+        return RefusedError(error.reason, str(error), found[0].pod)
+
+    def _check_owner(self, name: PodName, container: str, held: frozenset[str], deadline: float) -> Admitted:
+        try:
+            pod = self._pods.read(name, deadline=deadline)
+        except ClusterError as error:
+            # containers restart also while the API server is away; what we knew of the pod then has to do
+            pod = self._pods.known(name)
+            if pod is None:
+                raise RefusedError(
+                    Reason.NOT_IDENTIFIED, f"pod {name} is unknown here, and the API server does not tell: {error}"
+                ) from error
+        if pod is None:
+            raise RefusedError(Reason.POD_GONE, f"pod {name}: {Reason.POD_GONE.sentence}")
+        with self._lock:
+            holder = self._holders.get(held, pod.uid)
+        if holder != pod.uid:
+            raise RefusedError(
+                Reason.NOT_IDENTIFIED,
+                f"the device ids of pod {name}, container {container}, were answered for the pod with UID {holder}, "
+                "not for this one; delete the pod so that it is placed again",
+                pod,
+            )
+        grant = identity.read_grant(pod, container, len(held), self._names)
+        try:
+            ids.check(grant, held)
+        except RefusedError as error:
+            raise RefusedError(error.reason, str(error), pod) from error
+        return Admitted(pod, grant)
+
+    def _init_container(self, held: frozenset[str]) -> Admitted:
+        """Find the ordinary init container that starts with *held*: the kubelet does not list these."""
+        with self._lock:
+            holder = self._holders.get(held)
+        for pod in self._pods.all_known():
+            if pod.ended or (holder is not None and holder != pod.uid):
+                continue
+            for container, role in pod.start_order:
+                if role != "init" or identity.asked_units(container, self._names) != len(held):
+                    continue
+                try:
+                    grant = identity.read_grant(pod, container.name, len(held), self._names)
+                    ids.check(grant, held)
+                except RefusedError:
+                    continue
+                return Admitted(pod, grant)
+        raise RefusedError(
+            Reason.NOT_IDENTIFIED,
+            f"the kubelet lists no container with the device ids {', '.join(sorted(held))}, and no init container "
+            "was granted their GPU",
+        )
+
+
+def _name(pod: Pod) -> PodName:
+    return PodName(pod.metadata.namespace, pod.metadata.name)

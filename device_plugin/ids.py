@@ -1,0 +1,92 @@
+"""Device ids against grants: which ids a grant needs, which of the free ones to take, how many a node may have.
+
+An id says which GPU it is counted on and nothing else; amounts are bytes in the grant.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable
+
+from cotenant.contract.grant import ContainerGrant
+from cotenant.contract.inventory import GPU, Health
+from cotenant.contract.reasons import Reason
+from cotenant.contract.units import device_ids, format_bytes, id_prefix
+from device_plugin.refusal import RefusedError
+
+# Measured on a real kubelet: docs/decisions/0001-device-ids.md. All ids of a node travel in one message, are checkpointed
+# at each allocation, and every one of a pod stands in its status.
+MAX_IDS = 4096
+
+
+class TooManyIdsError(Exception):
+    """Say that this node's units would be more than a kubelet can handle."""
+
+
+def advertised(gpus: Iterable[GPU], unit_bytes: int) -> dict[str, bool]:
+    """List the ids of all GPUs, each with whether its GPU is healthy.
+
+    Raises TooManyIdsError above MAX_IDS, and where two GPUs' ids could not be told apart.
+    """
+    gpus = tuple(gpus)
+    units = sum(gpu.usable_bytes // unit_bytes for gpu in gpus)
+    if units > MAX_IDS:
+        raise TooManyIdsError(
+            f"{len(gpus)} GPUs in units of {format_bytes(unit_bytes)} are {units} device ids, but a kubelet handles "
+            f"{MAX_IDS} well: set a larger unit, the same in the whole cluster"
+        )
+    if len({id_prefix(gpu.uuid) for gpu in gpus}) < len(gpus):
+        raise TooManyIdsError("two GPUs of this node have UUIDs whose device ids are the same; please report them")
+    return {
+        device: gpu.health is Health.HEALTHY
+        for gpu in gpus
+        for device in device_ids(gpu.uuid, gpu.usable_bytes // unit_bytes)
+    }
+
+
+def layout(ids: Iterable[str]) -> dict[str, int]:
+    """Count ids by the GPU they are counted on, named by prefix."""
+    return dict(Counter(device.rpartition("-")[0] for device in ids))
+
+
+def wanted(grant: ContainerGrant) -> dict[str, int]:
+    """Say how many ids of which GPU, by prefix, the kubelet must hold for *grant*."""
+    return {id_prefix(share.uuid): grant.units // len(grant.gpus) for share in grant.gpus}
+
+
+def pick(grant: ContainerGrant, available: Collection[str], must: Collection[str]) -> list[str]:
+    """Choose the ids of *grant* among those *available*, with all that the kubelet says it *must* take.
+
+    Raises RefusedError where that cannot be: the kubelet would take other GPUs' ids instead.
+    """
+    chosen: list[str] = []
+    for share in grant.gpus:
+        prefix, count = id_prefix(share.uuid), grant.units // len(grant.gpus)
+        own = sorted(device for device in {*available, *must} if device.rpartition("-")[0] == prefix)
+        first = sorted(own, key=lambda device: device not in must)
+        if len(own) < count:
+            raise RefusedError(
+                Reason.WRONG_DEVICES,
+                f"the kubelet has {len(own)} of the {count} units free that container {grant.name} was granted on "
+                f"GPU {share.uuid}: something else holds device ids of it",
+            )
+        chosen += first[:count]
+    if not set(must) <= set(chosen):
+        raise RefusedError(
+            Reason.WRONG_DEVICES,
+            f"the kubelet wants container {grant.name} to take over device ids {', '.join(sorted(must))}, which are "
+            f"not those of its grant on {_gpus(grant)}",
+        )
+    return chosen
+
+
+def check(grant: ContainerGrant, ids: Collection[str]) -> None:
+    """Raise RefusedError unless *ids* lie on the granted GPUs in the right numbers."""
+    if layout(ids) != wanted(grant):
+        raise RefusedError(
+            Reason.WRONG_DEVICES,
+            f"the kubelet gave container {grant.name} the device ids {', '.join(sorted(ids))}, but its grant is "
+            f"{grant.units // len(grant.gpus)} units of each of {_gpus(grant)}",
+        )
+
+
+def _gpus(grant: ContainerGrant) -> str:
+    return ", ".join(share.uuid for share in grant.gpus)

@@ -1,0 +1,50 @@
+"""From what NVML says to what the node publishes; pure."""
+
+from collections.abc import Iterable
+
+import msgspec
+
+from cotenant.contract.inventory import GPU, Family, Health, Inventory, Mode
+from cotenant.contract.units import usable_bytes
+from device_plugin.nvml import PhysicalGPU
+
+
+def describe(gpus: Iterable[PhysicalGPU], *, unit_bytes: int, reserve_per_gpu: int) -> tuple[GPU, ...]:
+    """Describe this node's GPUs for the contract, *reserve_per_gpu* bytes of each kept back."""
+    return tuple(
+        GPU(
+            uuid=gpu.uuid,
+            index=gpu.index,
+            model=gpu.model,
+            total_bytes=gpu.total_bytes,
+            usable_bytes=usable_bytes(
+                total=gpu.total_bytes,
+                reserved=gpu.reserved_bytes,
+                reserve_per_gpu=reserve_per_gpu,
+                unit_bytes=unit_bytes,
+            ),
+            family=Family.MEMORY,
+            mode=Mode.TIME_SLICING,
+            health=Health.UNHEALTHY if (detail := _ailment(gpu)) else Health.HEALTHY,
+            detail=detail,
+        )
+        for gpu in gpus
+    )
+
+
+def next_inventory(published: Inventory | None, gpus: tuple[GPU, ...], *, unit_bytes: int, serving: bool) -> Inventory:
+    """Give what is to be published: *published* itself when nothing else changed, so that its generation stays."""
+    generation = 1 if published is None else published.generation
+    fresh = Inventory(generation=generation, unit_bytes=unit_bytes, serving=serving, gpus=gpus)
+    if published is None or fresh == published:
+        return fresh
+    return msgspec.structs.replace(fresh, generation=generation + 1)
+
+
+def _ailment(gpu: PhysicalGPU) -> str:
+    if gpu.fault:
+        return gpu.fault
+    if gpu.mig_enabled:
+        # CUDA finds no device on such a GPU before instances are made on it
+        return f"MIG mode is on, and gpu-mem needs it off: `nvidia-smi -i {gpu.index} -mig 0`"
+    return ""

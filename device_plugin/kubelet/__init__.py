@@ -1,0 +1,1 @@
+"""What the plugin and the kubelet say to each other over gRPC."""

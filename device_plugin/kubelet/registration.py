@@ -1,0 +1,191 @@
+"""Keeps the plugin registered with a kubelet that comes and goes.
+
+The kubelet forgets its plugins when it starts, deletes every socket in the folder, and dials a plugin exactly once, from
+inside Register. It never says that it has lost one. So three things are watched: the kubelet's socket, our own, and
+whether a kubelet follows our devices.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import structlog
+
+from device_plugin.api import deviceplugin_pb2 as pb
+from device_plugin.api import deviceplugin_pb2_grpc as rpc
+from device_plugin.kubelet.service import OPTIONS
+
+log = structlog.get_logger(__name__)
+
+VERSION = "v1beta1"
+KUBELET_SOCKET = "kubelet.sock"
+
+# Two stat calls. Between a kubelet's start and our registration it rejects every pod of ours that it is given, so this
+# is kept as short as can be had without anybody noticing it.
+_LOOK_SECONDS = 0.02
+_BACK_OFF_SECONDS = (0.05, 5.0)
+# The kubelet opens its stream right after Register; one that has not by then lost the connection in between.
+_STREAM_SECONDS = 5.0
+_REGISTER_SECONDS = 10.0
+# Every open stream holds a thread, and so does every call; old streams live on until their kubelet is gone.
+_THREADS = 32
+
+_Identity = tuple[int, int, int]
+
+
+class Registration:
+    """Serve *servicer* in *folder* and register it for *resource*, again whenever that is needed.
+
+    *serving_changed* is told, from any thread, whether a kubelet follows our devices; *connected* is called in a thread
+    of its own each time one has begun to.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        resource: str,
+        *,
+        serving_changed: Callable[[bool], None],
+        connected: Callable[[], None],
+    ) -> None:
+        self._folder = folder
+        self._resource = resource
+        self._serving_changed = serving_changed
+        self._connected = connected
+        self._servicer: rpc.DevicePluginServicer | None = None
+        self._guard = threading.Lock()
+        self._streams = 0
+        self._stream_changed = threading.Event()
+        self._stopping = threading.Event()
+        self._servers: list[grpc.Server] = []
+        self._bound = 0
+        self._socket: Path | None = None
+        self._socket_identity: _Identity | None = None
+        self._thread = threading.Thread(target=self._run, name="registration", daemon=True)
+
+    def start(self, servicer: rpc.DevicePluginServicer) -> None:
+        """Begin to serve and to register; return at once."""
+        self._servicer = servicer
+        self._thread.start()
+
+    def stop(self, grace_seconds: float = 1.0) -> None:
+        """End all streams and calls, those under way after *grace_seconds*, and remove our socket."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        for stopped in [server.stop(grace_seconds) for server in self._servers]:
+            stopped.wait()
+        if self._socket is not None:
+            self._socket.unlink(missing_ok=True)
+
+    @property
+    def serving(self) -> bool:
+        """Tell whether a kubelet follows our devices now."""
+        with self._guard:
+            return self._streams > 0
+
+    # What the service tells.
+
+    def opened(self) -> None:
+        """Count a stream that has had its first list."""
+        with self._guard:
+            self._streams += 1
+            first = self._streams == 1
+        self._stream_changed.set()
+        if first:
+            self._serving_changed(True)
+        threading.Thread(target=self._connected, name="connected", daemon=True).start()
+
+    def ended(self) -> None:
+        """Count a stream that has ended."""
+        with self._guard:
+            self._streams -= 1
+            last = self._streams == 0
+        self._stream_changed.set()
+        if last and not self._stopping.is_set():
+            self._serving_changed(False)
+
+    # The thread that keeps it so.
+
+    def _run(self) -> None:
+        registered_with: _Identity | None = None
+        pause = _BACK_OFF_SECONDS[0]
+        while not self._stopping.is_set():
+            kubelet = _identity(self._folder / KUBELET_SOCKET)
+            if self._socket is None or _identity(self._socket) != self._socket_identity:
+                # Deleted by a kubelet that has started, or by somebody. A kubelet that still follows us does so over a
+                # connection that lives on without the file. Its stream must not end after a new registration: the
+                # kubelet would take the new plugin for the one that left (kubernetes#121994).
+                self._serve()
+            if kubelet is None or (kubelet == registered_with and self.serving):
+                pause = _BACK_OFF_SECONDS[0]
+                self._stopping.wait(_LOOK_SECONDS)
+            elif self._register():
+                if kubelet != registered_with:
+                    self._drop_old_servers()
+                registered_with = kubelet
+            else:
+                self._stopping.wait(pause)
+                pause = min(2 * pause, _BACK_OFF_SECONDS[1])
+
+    def _serve(self) -> None:
+        """Bind a new socket beside the servers whose kubelet may still be there."""
+        if self._servicer is None:
+            return
+        # A name of its own: a server that stops unlinks its path, whoever has bound it since.
+        socket = self._folder / f"{self._resource.replace('/', '-')}-{self._bound}.sock"
+        self._bound += 1
+        server = grpc.server(ThreadPoolExecutor(_THREADS, thread_name_prefix="kubelet"))
+        rpc.add_DevicePluginServicer_to_server(self._servicer, server)
+        try:
+            socket.unlink(missing_ok=True)
+            server.add_insecure_port(f"unix:{socket}")
+        except (OSError, RuntimeError) as error:
+            log.error("registration.cannot_listen", socket=str(socket), error=str(error))
+            self._stopping.wait(_BACK_OFF_SECONDS[0])
+            return
+        server.start()
+        self._servers.append(server)
+        self._socket, self._socket_identity = socket, _identity(socket)
+
+    def _drop_old_servers(self) -> None:
+        """Stop the servers that only a kubelet which is gone knew of."""
+        while len(self._servers) > 1:
+            self._servers.pop(0).stop(grace=None)
+
+    def _register(self) -> bool:
+        """Register and wait for the kubelet's stream; tell whether it came."""
+        if self._socket is None:
+            return False
+        self._stream_changed.clear()
+        # a fresh channel each time: an old one waits out its back-off although the kubelet is back
+        target, options = f"unix:{self._folder / KUBELET_SOCKET}", (("grpc.use_local_subchannel_pool", 1),)
+        request = pb.RegisterRequest(
+            version=VERSION, endpoint=self._socket.name, resource_name=self._resource, options=OPTIONS
+        )
+        try:
+            with grpc.insecure_channel(target, options=options) as channel:
+                rpc.RegistrationStub(channel).Register(request, timeout=_REGISTER_SECONDS)
+        except grpc.RpcError as error:
+            why = error.details() if isinstance(error, grpc.Call) else str(error)
+            log.warning("registration.failed", resource=self._resource, error=why)
+            return False
+        deadline = time.monotonic() + _STREAM_SECONDS
+        while not self._stopping.is_set() and time.monotonic() < deadline:
+            if self._stream_changed.wait(_LOOK_SECONDS) and self.serving:
+                log.info("registration.done", resource=self._resource, socket=self._socket.name)
+                return True
+        return False
+
+
+def _identity(path: Path) -> _Identity | None:
+    """Tell files of the same name apart; None when there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    # an inode number is soon used again, its time of birth is not
+    return status.st_dev, status.st_ino, status.st_ctime_ns

@@ -1,0 +1,142 @@
+"""Serves the kubelet's device plugin interface: gRPC on one side, Admission and DeviceList on the other."""
+
+from collections.abc import Callable, Iterator
+from typing import NoReturn, Protocol
+
+import grpc
+import structlog
+
+from cotenant.contract.grant import ContainerGrant
+from cotenant.contract.pods import Pod
+from cotenant.contract.reasons import Reason
+from device_plugin.admission import Admission, Admitted
+from device_plugin.api import deviceplugin_pb2 as pb
+from device_plugin.api import deviceplugin_pb2_grpc as rpc
+from device_plugin.devices import DeviceList
+from device_plugin.refusal import RefusedError
+
+log = structlog.get_logger(__name__)
+
+OPTIONS = pb.DevicePluginOptions(pre_start_required=True, get_preferred_allocation_available=True)
+
+_HEALTH = {True: "Healthy", False: "Unhealthy"}
+# The kubelet shows code and text of whatever we answer to people, and treats all codes alike.
+_CODES = {
+    Reason.NOT_IDENTIFIED: grpc.StatusCode.ABORTED,
+    Reason.WRONG_DEVICES: grpc.StatusCode.ABORTED,
+    Reason.POD_GONE: grpc.StatusCode.NOT_FOUND,
+}
+
+
+class Streams(Protocol):
+    """Be told when the kubelet begins and ends to follow the devices."""
+
+    def opened(self) -> None:
+        """Know that a stream has been opened and has its first list."""
+
+    def ended(self) -> None:
+        """Know that a stream has ended."""
+
+
+class DevicePluginService(rpc.DevicePluginServicer):
+    """Answer one kubelet for one resource.
+
+    *answer* makes the response for a grant. *refused* hears of every no, with the call it was given in; it must not
+    block, since the kubelet admits nothing meanwhile.
+    """
+
+    def __init__(
+        self,
+        *,
+        devices: DeviceList,
+        admission: Admission,
+        streams: Streams,
+        answer: Callable[[ContainerGrant], pb.ContainerAllocateResponse],
+        refused: Callable[[str, RefusedError], None],
+    ) -> None:
+        self._devices = devices
+        self._admission = admission
+        self._streams = streams
+        self._answer = answer
+        self._refused = refused
+
+    def GetDevicePluginOptions(  # noqa: N802
+        self,
+        request: pb.Empty,  # noqa: ARG002
+        context: grpc.ServicerContext,  # noqa: ARG002
+    ) -> pb.DevicePluginOptions:
+        """Ask to be called before allocations and starts; the kubelet waits for this inside Register."""
+        return OPTIONS
+
+    def ListAndWatch(  # noqa: N802
+        self,
+        request: pb.Empty,  # noqa: ARG002
+        context: grpc.ServicerContext,
+    ) -> Iterator[pb.ListAndWatchResponse]:
+        """Send all devices at once and again at every change, until the kubelet or we end it."""
+        if not context.add_callback(self._devices.wake):
+            return
+        first = True
+        try:
+            for devices in self._devices.follow(context.is_active):
+                yield pb.ListAndWatchResponse(
+                    devices=[pb.Device(ID=device, health=_HEALTH[healthy]) for device, healthy in devices.items()]
+                )
+                if first:
+                    first = False
+                    self._streams.opened()
+        finally:
+            if not first:
+                self._streams.ended()
+
+    def GetPreferredAllocation(  # noqa: N802
+        self, request: pb.PreferredAllocationRequest, context: grpc.ServicerContext
+    ) -> pb.PreferredAllocationResponse:
+        """Steer the kubelet to the ids of the granted GPU."""
+        response = pb.PreferredAllocationResponse()
+        for container in request.container_requests:
+            try:
+                chosen = self._admission.prefer(
+                    container.available_deviceIDs, container.must_include_deviceIDs, container.allocation_size
+                )
+            except RefusedError as error:
+                self._refuse("GetPreferredAllocation", error, context)
+            response.container_responses.add(deviceIDs=chosen)
+        return response
+
+    def Allocate(self, request: pb.AllocateRequest, context: grpc.ServicerContext) -> pb.AllocateResponse:  # noqa: N802
+        """Give the container being admitted what it was granted."""
+        response = pb.AllocateResponse()
+        for container in request.container_requests:
+            try:
+                admitted = self._admission.allocate(container.devices_ids)
+            except RefusedError as error:
+                self._refuse("Allocate", error, context)
+            log.info("allocate.answered", **_keys(admitted), units=len(container.devices_ids))
+            response.container_responses.append(self._answer(admitted.grant))
+        return response
+
+    def PreStartContainer(  # noqa: N802
+        self, request: pb.PreStartContainerRequest, context: grpc.ServicerContext
+    ) -> pb.PreStartContainerResponse:
+        """Hold a container back that is not the one its device ids were answered for; the kubelet asks again."""
+        try:
+            admitted = self._admission.pre_start(request.devices_ids)
+        except RefusedError as error:
+            self._refuse("PreStartContainer", error, context)
+        log.info("container.starts", **_keys(admitted), units=len(request.devices_ids))
+        return pb.PreStartContainerResponse()
+
+    def _refuse(self, call: str, error: RefusedError, context: grpc.ServicerContext) -> NoReturn:
+        log.warning("call.refused", call=call, reason=str(error.reason), why=str(error), **_pod_keys(error.pod))
+        self._refused(call, error)
+        context.abort(_CODES.get(error.reason, grpc.StatusCode.FAILED_PRECONDITION), str(error))
+
+
+def _keys(admitted: Admitted) -> dict[str, str]:
+    gpus = ",".join(share.uuid for share in admitted.grant.gpus)
+    return _pod_keys(admitted.pod) | {"container": admitted.grant.name, "gpu": gpus}
+
+
+def _pod_keys(pod: Pod | None) -> dict[str, str]:
+    return {} if pod is None else {"pod": pod.key, "pod_uid": pod.uid}

@@ -1,0 +1,114 @@
+"""The command `cotenant-device-plugin`."""
+
+import logging
+import signal
+import socket
+import sys
+import threading
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any
+
+import click
+import structlog
+
+from cotenant.cluster import NoCluster, connect
+from cotenant.contract import configuration
+from cotenant.contract.configuration import ConfigurationError, DevicePluginConfiguration
+from cotenant.contract.inventory import GPU
+from cotenant.contract.units import format_bytes
+from device_plugin.ids import TooManyIdsError
+from device_plugin.nvml import NVML, NVMLUnavailableError
+from device_plugin.plugin import DevicePlugin
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.option("--config", "config_file", type=_FILE, help="Configuration file (YAML); defaults without one.")
+@click.option("--kubeconfig", type=click.Path(dir_okay=False), help="How to reach the API server; in a pod not needed.")
+@click.option("--node-name", envvar="NODE_NAME", help="Name of this node's Node object [default: the host's name].")
+@click.option(
+    "--kubelet-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("/var/lib/kubelet"),
+    show_default=True,
+    help="The kubelet's folder; or, if it has no device-plugins in it, the device-plugins folder itself.",
+)
+@click.option(
+    "--pod-resources",
+    type=click.Path(path_type=Path),
+    help="The kubelet's PodResources socket [default: pod-resources/kubelet.sock in its folder].",
+)
+@click.option("--nvml-library", type=_FILE, help="libnvidia-ml.so.1, where the loader does not find it.")
+@click.option("--fake-gpus", type=_FILE, help="Serve made-up GPUs from this file, for trials without any.")
+@click.version_option(package_name="cotenant")
+def main(
+    *,
+    config_file: Path | None,
+    kubeconfig: str | None,
+    node_name: str | None,
+    kubelet_dir: Path,
+    pod_resources: Path | None,
+    nvml_library: Path | None,
+    fake_gpus: Path | None,
+) -> None:
+    """Serve the GPU memory of this node to its kubelet and publish what there is."""
+    if nvml_library is not None and fake_gpus is not None:
+        raise click.UsageError("--nvml-library and --fake-gpus exclude each other: GPUs are real or made up.")
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    node = node_name or socket.gethostname()
+    _log_json_lines(node)
+    try:
+        settings = configuration.load(config_file, DevicePluginConfiguration)
+        nvml = NVML.open(library_path=nvml_library, fake=fake_gpus)
+        cluster = connect(kubeconfig)
+    except (ConfigurationError, NVMLUnavailableError, NoCluster) as error:
+        raise click.ClickException(str(error)) from error
+
+    def say_ready(gpus: tuple[GPU, ...]) -> None:
+        units = sum(gpu.usable_bytes for gpu in gpus) // settings.unit_bytes
+        click.echo(
+            f"cotenant-device-plugin ready: {len(gpus)} GPUs, {units} units of {format_bytes(settings.unit_bytes)} "
+            f"on node {node}"
+        )
+        sys.stdout.flush()
+
+    nested = kubelet_dir / "device-plugins"
+    plugin = DevicePlugin(
+        configuration=settings,
+        cluster=cluster,
+        nvml=nvml,
+        node=node,
+        plugin_folder=nested if nested.is_dir() else kubelet_dir,
+        pod_resources=pod_resources or kubelet_dir / "pod-resources" / "kubelet.sock",
+        ready=say_ready,
+    )
+    try:
+        plugin.start()
+    except (TooManyIdsError, NVMLUnavailableError) as error:
+        raise click.ClickException(str(error)) from error
+    stop.wait()
+    plugin.stop()
+    nvml.close()
+    cluster.close()
+
+
+def _log_json_lines(node: str) -> None:
+    def add_node(_logger: Any, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        return {"node": node, **line}
+
+    structlog.configure(
+        processors=[
+            add_node,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )

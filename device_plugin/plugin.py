@@ -1,0 +1,140 @@
+"""One device plugin: its parts, and the order in which they begin and end."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from cotenant.cluster import Cluster
+from cotenant.contract.configuration import DevicePluginConfiguration
+from cotenant.contract.grant import ContainerGrant
+from cotenant.contract.inventory import GPU
+from device_plugin.admission import Admission
+from device_plugin.answer import answer
+from device_plugin.api import deviceplugin_pb2 as pb
+from device_plugin.devices import DeviceList
+from device_plugin.events import PodEvents
+from device_plugin.ids import advertised
+from device_plugin.inventory import describe
+from device_plugin.kubelet.pod_resources import PodResources
+from device_plugin.kubelet.registration import Registration
+from device_plugin.kubelet.service import DevicePluginService
+from device_plugin.nvml import NVML, NVMLUnavailableError, PhysicalGPU
+from device_plugin.pods import NodePods
+from device_plugin.publisher import Publisher
+from device_plugin.refusal import RefusedError
+
+log = structlog.get_logger(__name__)
+
+# Without knowing the pods nobody can be told apart. With the API server away the kubelet gets no new pods either.
+_PODS_SECONDS = 5.0
+
+
+class DevicePlugin:
+    """Serve the GPU memory of one node until stop()."""
+
+    def __init__(
+        self,
+        *,
+        configuration: DevicePluginConfiguration,
+        cluster: Cluster,
+        nvml: NVML,
+        node: str,
+        plugin_folder: Path,
+        pod_resources: Path,
+        ready: Callable[[tuple[GPU, ...]], None],
+    ) -> None:
+        """Wire the parts; *ready* is told once, when a kubelet has our devices."""
+        self._configuration = configuration
+        self._nvml = nvml
+        self._ready = ready
+        self._told_ready = False
+        self._gpus: dict[str, PhysicalGPU] = {}
+        self._described: tuple[GPU, ...] = ()
+        self._stopping = threading.Event()
+        names = configuration.names
+        self._devices = DeviceList()
+        self._pods = NodePods(cluster, node)
+        self._events = PodEvents(cluster, node)
+        self._lister = PodResources(pod_resources, names.gpu_mem)
+        self._publisher = Publisher(cluster, node, names, unit_bytes=configuration.unit_bytes)
+        self._admission = Admission(self._lister, self._pods, names, has_gpu=lambda uuid: uuid in self._gpus)
+        self._registration = Registration(
+            plugin_folder, names.gpu_mem, serving_changed=self._publisher.set_serving, connected=self._connected
+        )
+        self._service = DevicePluginService(
+            devices=self._devices,
+            admission=self._admission,
+            streams=self._registration,
+            answer=self._answer,
+            refused=self._events.refused,
+        )
+        self._poller = threading.Thread(target=self._poll, name="inventory", daemon=True)
+
+    def start(self) -> None:
+        """Read the GPUs, then begin to serve.
+
+        Raises TooManyIdsError, NVMLUnavailableError.
+        """
+        self._take_inventory()
+        self._publisher.start()
+        self._events.start()
+        self._pods.start(wait_seconds=_PODS_SECONDS)
+        self._registration.start(self._service)
+        self._poller.start()
+
+    def stop(self) -> None:
+        """Withdraw from the node first, so that nothing is placed on it, then from the kubelet."""
+        self._stopping.set()
+        self._publisher.stop()
+        self._devices.close()
+        self._registration.stop()
+        self._pods.stop()
+        self._events.stop()
+        self._lister.close()
+        if self._poller.is_alive():
+            self._poller.join(timeout=1.0)
+
+    def _answer(self, grant: ContainerGrant) -> pb.ContainerAllocateResponse:
+        return answer(
+            grant,
+            [self._gpus[share.uuid] for share in grant.gpus],
+            strategy=self._configuration.device_list_strategy,
+            pass_device_specs=self._configuration.pass_device_specs,
+            cdi_kind=self._configuration.cdi_kind,
+        )
+
+    def _connected(self) -> None:
+        try:
+            self._admission.overtaken()
+        except RefusedError as error:
+            log.warning("pods.not_compared", error=str(error))
+        if not self._told_ready:
+            self._told_ready = True
+            self._ready(self._described)
+
+    def _poll(self) -> None:
+        while not self._stopping.wait(self._configuration.inventory_interval):
+            try:
+                self._take_inventory()
+            except NVMLUnavailableError as error:
+                log.error("inventory.unreadable", error=str(error))
+
+    def _take_inventory(self) -> None:
+        gpus = self._nvml.gpus()
+        described = describe(
+            gpus,
+            unit_bytes=self._configuration.unit_bytes,
+            reserve_per_gpu=self._configuration.reserve_per_gpu_bytes,
+        )
+        if described == self._described:
+            return
+        devices = advertised(described, self._configuration.unit_bytes)
+        self._gpus = {gpu.uuid: gpu for gpu in gpus}
+        self._described = described
+        self._devices.set(devices)
+        self._publisher.set_gpus(described)
+        for gpu in described:
+            if gpu.detail:
+                log.warning("gpu.unhealthy", gpu=gpu.uuid, index=gpu.index, why=gpu.detail)
