@@ -81,11 +81,11 @@ def nominate(cluster: Cluster, *, namespace: str, name: str, uid: str, node: str
     """Suggest *node* for a pod that waits: kube-scheduler tries status.nominatedNodeName before it samples others.
 
     Raises:
-        Conflict: the pod is another one of the same name.
+        Invalid: the pod is another one of the same name, or a name is none.
         NotFound: there is no such pod any more.
 
     """
-    # metadata.uid in a patch is a precondition (apiserver/pkg/registry/rest/update.go)
+    # metadata.uid cannot be changed, so naming it makes the patch of any other pod fail
     body = {"metadata": {"uid": uid}, "status": {"nominatedNodeName": _checked(node)}}
     cluster.patch(f"{_pod(namespace, name)}/status", msgspec.json.encode(body), timeout=timeout)
 

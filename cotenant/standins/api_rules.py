@@ -167,7 +167,10 @@ def _with_requests(container: Json) -> Json:
 
 def updated(resource: Resource, old: Json, new: Json, *, subresource: str) -> Json:
     """Decide what of *new* a write to *subresource* may change, as the strategies do; check preconditions."""
-    _check_preconditions(resource, old["metadata"], new.get("metadata") or {})
+    wanted = new.get("metadata") or {}
+    if wanted.get("uid") not in {None, "", old["metadata"]["uid"]}:
+        raise _invalid(resource, old, f"metadata.uid: Invalid value: {wanted['uid']!r}: field is immutable")
+    check_preconditions(resource, old["metadata"], {"resourceVersion": wanted.get("resourceVersion")})
     has_status = resource in {PODS, NODES}
     result = {**new, "apiVersion": resource.api_version, "kind": resource.kind}
     if subresource == "status":
@@ -193,7 +196,8 @@ def _immutable(spec: Json) -> Json:
     }
 
 
-def _check_preconditions(resource: Resource, old: Json, new: Json) -> None:
+def check_preconditions(resource: Resource, old: Json, new: Json) -> None:
+    """Refuse with 409 where *new* names another UID or version than the *old* metadata (apiserver/pkg/storage)."""
     for key, word in (("uid", "UID"), ("resourceVersion", "ResourceVersion")):
         if (wanted := new.get(key)) and wanted != old[key]:
             raise conflict(
@@ -229,8 +233,9 @@ def bound(pod: Json, binding: Json, *, now: datetime) -> Json:
     if wanted.get("name") not in {None, "", name}:
         raise Refused(400, "BadRequest", "name in URL does not match name in Binding object")
     if not node:
-        raise Refused(422, "Invalid", "target.name: Required value")
-    _check_preconditions(PODS, metadata, wanted)
+        # the storage gives a plain error here, which no one turns into a Status of its own
+        raise Refused(500, "InternalError", "target.name: Required value")
+    check_preconditions(PODS, metadata, wanted)
     if "deletionTimestamp" in metadata:
         raise conflict("pods/binding", name, f"pod {name} is being deleted, cannot be assigned to a host")
     if there := pod["spec"].get("nodeName"):

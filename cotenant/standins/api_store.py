@@ -192,14 +192,16 @@ class Store:
         """Delete an object, a bound pod only after its grace: when it is deleted again with 0, as the kubelet does."""
         with self.changed:
             old = self.get(resource, key)
-            if uid is not None and uid != old.body["metadata"]["uid"]:
-                raise rules.conflict(resource.qualified, key[1], "the UID in the precondition does not match")
-            seconds = rules.grace_seconds(old.body, grace) if resource == PODS else 0
-            if seconds == 0:
+            rules.check_preconditions(resource, old.body["metadata"], {"uid": uid})
+            if resource != PODS:
                 return self._write(resource, key, "DELETED", old.body)
+            seconds = rules.grace_seconds(old.body, grace)
             if old.body["metadata"].get("deletionGracePeriodSeconds", seconds + 1) <= seconds:
                 return old  # a grace can only be made shorter
-            return self._write(resource, key, "MODIFIED", rules.terminating(old.body, seconds, now=datetime.now(UTC)))
+            # the API server marks a pod even where it then deletes it at once: one more event for those who watch
+            marked = rules.terminating(old.body, seconds, now=datetime.now(UTC))
+            last = self._write(resource, key, "MODIFIED", marked)
+            return last if seconds else self._write(resource, key, "DELETED", last.body)
 
     def _write(self, resource: Resource, key: Key, kind: str, body: Json) -> Stored:
         self.version += 1

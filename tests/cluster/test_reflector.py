@@ -164,8 +164,10 @@ class TestWatch:
         api.set_phase("one", "Running")
         api.delete_pod("one")
 
-        assert notebook.waits_for(lambda: len(notebook.changes) == 3)
-        assert [("ADDED", "one"), ("MODIFIED", "one"), ("DELETED", "one")] == notebook.changes
+        assert notebook.waits_for(lambda: len(notebook.changes) == 4)
+        # a deletion is told twice, as a mark and as the end
+        told = [("ADDED", "one"), ("MODIFIED", "one"), ("MODIFIED", "one"), ("DELETED", "one")]
+        assert told == notebook.changes
 
     def test_a_watch_that_ends_is_resumed_without_a_list_and_without_a_gap(
         self, api: ApiServer, follow: Follow, notebook: Notebook

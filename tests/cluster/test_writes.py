@@ -128,7 +128,7 @@ class TestOtherWrites:
     def test_a_nomination_does_not_reach_another_pod_of_the_same_name(self, api: ApiServer, cluster: Cluster) -> None:
         api.add_pod("one")
 
-        with pytest.raises(Conflict):
+        with pytest.raises(Invalid, match=r"metadata\.uid"):
             writes.nominate(cluster, namespace="default", name="one", uid="of-the-old-one", node="n7")
 
         assert "nominatedNodeName" not in api.pods()[0]["status"]
