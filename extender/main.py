@@ -1,6 +1,5 @@
 """`cotenant-extender`: the command line of the extender."""
 
-import re
 import signal
 import sys
 import threading
@@ -9,17 +8,13 @@ import click
 
 from cotenant import __version__, logs
 from cotenant.cluster import ClusterError, connect
-from cotenant.contract.configuration import ConfigurationError, ExtenderConfiguration, Placement, load
+from cotenant.contract.configuration import ConfigurationError, ExtenderConfiguration, Placement, is_address, load
 from extender.policies import POLICIES
 from extender.program import Extender, with_flags
 
-_ADDRESS = re.compile(r"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\]):(\d{1,5})")
-_LAST_PORT = 65535
-
 
 def _address(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
-    match = _ADDRESS.fullmatch(value) if value is not None else None
-    if value is not None and (match is None or int(match[1]) > _LAST_PORT):
+    if value is not None and not is_address(value):
         raise click.BadParameter(f"{value!r} is not HOST:PORT, such as 127.0.0.1:9480")
     return value
 
@@ -29,7 +24,11 @@ def _address(_context: click.Context, _option: click.Parameter, value: str | Non
 @click.option("--kubeconfig", metavar="FILE", help="How to reach the API server from outside of a pod.")
 @click.option("--listen", metavar="HOST:PORT", callback=_address, help="Answer filter, prioritize and bind here.")
 @click.option("--serve", metavar="HOST:PORT", callback=_address, help="Answer health, metrics and admission here.")
-@click.option("--placement", type=click.Choice([placement.value for placement in Placement]), help="Return all nodes that fit, or the best alone.")
+@click.option(
+    "--placement",
+    type=click.Choice([placement.value for placement in Placement]),
+    help="Return all nodes that fit, or the best alone.",
+)
 @click.option("--policy", type=click.Choice(sorted(POLICIES)), help="How to choose among GPUs and nodes.")
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def main(  # noqa: PLR0917 - click calls it by name

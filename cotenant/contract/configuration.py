@@ -1,7 +1,7 @@
 """Configuration files: YAML read strictly, so that a typo stops the program instead of being ignored."""
 
 import re
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -13,10 +13,29 @@ from cotenant.contract.names import DEFAULT_DOMAIN, Names
 from cotenant.contract.units import GIB, MIB, format_bytes, parse_bytes
 
 T = TypeVar("T", bound=msgspec.Struct)
+V = TypeVar("V")
+R = TypeVar("R")
+
+_ADDRESS = re.compile(r"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\]):([0-9]{1,5})")
+_LAST_PORT = 65535
 
 
 class ConfigurationError(ValueError):
     """Say which key of which file is wrong, what was expected and what was found."""
+
+
+def is_address(text: str) -> bool:
+    """Tell whether *text* is HOST:PORT or [HOST]:PORT."""
+    match = _ADDRESS.fullmatch(text)
+    return match is not None and int(match[1]) <= _LAST_PORT
+
+
+def _read(key: str, read: Callable[[V], R], value: V) -> R:
+    """Read the value of *key*; what is wrong with it begins with the key, as msgspec's own messages do."""
+    try:
+        return read(value)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
@@ -32,10 +51,10 @@ class _Shared(_Section, frozen=True, kw_only=True):
     unit: str | int = "1GiB"
 
     def __post_init__(self) -> None:
-        Names(self.domain)
-        unit = parse_bytes(self.unit)
+        _read("domain", Names, self.domain)
+        unit = _read("unit", parse_bytes, self.unit)
         if unit < MIB or unit % MIB or unit > 1024 * GIB:
-            raise ValueError(f"unit is {format_bytes(unit)}, expected whole MiB from 1MiB to 1TiB")
+            raise ValueError(f"unit: expected whole MiB from 1MiB to 1TiB, got {format_bytes(unit)}")
 
     @property
     def names(self) -> Names:
@@ -93,6 +112,12 @@ class ExtenderConfiguration(_Shared, frozen=True, kw_only=True):
     # Point kube-scheduler at a node that fits when none of its sample does (status.nominatedNodeName).
     nominate: bool = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("listen", "serve"):
+            if not is_address(getattr(self, key)):
+                raise ValueError(f"{key}: expected HOST:PORT, such as 127.0.0.1:9480, got {getattr(self, key)!r}")
+
 
 class DeviceListStrategy(StrEnum):
     """Say how the container runtime learns which GPUs a container gets."""
@@ -117,7 +142,7 @@ class DevicePluginConfiguration(_Shared, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        parse_bytes(self.reserve_per_gpu)
+        _read("reservePerGpu", parse_bytes, self.reserve_per_gpu)
 
     @property
     def reserve_per_gpu_bytes(self) -> int:
@@ -156,6 +181,14 @@ def convert(text: str, kind: type[T]) -> T:
 
 class _StrictLoader(yaml.SafeLoader):
     """Load plain YAML, but refuse a key that stands twice: PyYAML would let the last one win."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # noqa: FBT001, FBT002 - PyYAML's
+        """Make the value of *node*; PyYAML trips over `!!int ""`, `!!bool maybe` and `!!timestamp soon`."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError) as error:
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(None, None, f"the value is no {kind}", node.start_mark) from error
 
 
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Hashable, Any]:

@@ -112,8 +112,16 @@ class Grant(_Wire, frozen=True, kw_only=True):
                 raise ValueError(f"container {name} is granted {count} times")
 
     def charges(self) -> dict[str, int]:
-        """Count the bytes the pod holds of each GPU, by UUID, the way kube-scheduler counts containers."""
-        return peak([(c.role, {share.uuid: share.bytes for share in c.gpus}) for c in self.containers])
+        """Count the bytes the pod holds of each GPU, by UUID, the way kube-scheduler counts containers.
+
+        A GPU for the pod itself is held once, by however many of its containers.
+        """
+        shared = peak([(c.role, _held(c)) for c in self.containers if c.mode is not Mode.EXCLUSIVE])
+        whole: Counter[str] = Counter()
+        for container in self.containers:
+            if container.mode is Mode.EXCLUSIVE:
+                whole |= Counter(_held(container))
+        return dict(whole + Counter(shared))
 
     def container(self, name: str) -> ContainerGrant | None:
         """Find the grant of the container called *name*."""
@@ -122,6 +130,10 @@ class Grant(_Wire, frozen=True, kw_only=True):
 
 class GrantError(ValueError):
     """Say why a pod annotation is not a grant that this version can read."""
+
+
+def _held(container: ContainerGrant) -> dict[str, int]:
+    return {share.uuid: share.bytes for share in container.gpus}
 
 
 def peak(containers: list[tuple[Role, dict[str, int]]]) -> dict[str, int]:

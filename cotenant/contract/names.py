@@ -23,9 +23,7 @@ class Names(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         if not _SUBDOMAIN.fullmatch(self.domain) or len(self.domain) > _DOMAIN_MAX:
-            raise ValueError(
-                f"domain {self.domain!r} is not a DNS subdomain of at most {_DOMAIN_MAX} lower-case characters"
-            )
+            raise ValueError(f"{self.domain!r} is not a DNS subdomain of at most {_DOMAIN_MAX} lower-case characters")
 
     @property
     def gpu_mem(self) -> str:

@@ -13,6 +13,11 @@ from cotenant.contract.units import format_bytes, parse_quantity
 _SMALL_NUMBER = re.compile("[1-9][0-9]{0,3}")
 # More GPUs than any node has; keeps "1000000000" from being planned for.
 MAX_GPUS = 64
+# A pod's author is not trusted, and every node is judged by what a pod says: thousands of containers or patterns would
+# hold up the scheduling of everybody else's pods.
+MAX_CONTAINERS = 64
+MAX_WISHES = 64
+_LONGEST_WISH = 256
 
 
 class RequestError(ValueError):
@@ -56,12 +61,13 @@ class PodRequest(msgspec.Struct, frozen=True):
 
     @property
     def whole(self) -> bool:
-        """Tell whether all containers must share one set of GPUs.
+        """Tell whether all containers share one set of GPUs.
 
-        The kubelet hands an ordinary init container's device ids to the next container without asking us (DESIGN fact
-        11), so such a pod cannot change GPUs between containers.
+        The kubelet hands an ordinary init container's device ids to the next container without asking us
+        (devicemanager/manager.go, devicesToAllocate), so such a pod cannot change GPUs between containers. And a GPU for
+        the pod itself is for all of its containers.
         """
-        return any(container.role is Role.INIT for container in self.containers)
+        return self.wishes.isolation.whole_gpu or any(container.role is Role.INIT for container in self.containers)
 
     @property
     def whole_bytes(self) -> int:
@@ -84,6 +90,11 @@ def parse(pod: Pod, names: Names, unit_bytes: int) -> PodRequest | None:
     asking = [(c, role, amount) for c, role in pod.start_order if (amount := _amount(c, names)) is not None]
     if not asking:
         return None
+    if len(asking) > MAX_CONTAINERS:
+        raise RequestError(
+            Reason.BAD_REQUEST,
+            f"{len(asking)} containers ask {names.gpu_mem}; ask in {MAX_CONTAINERS} or fewer of them",
+        )
     wishes = _wishes(pod.annotations, names)
     containers = []
     for container, role, units in asking:
@@ -100,10 +111,11 @@ def parse(pod: Pod, names: Names, unit_bytes: int) -> PodRequest | None:
             )
         )
     request = PodRequest(containers=tuple(containers), wishes=wishes)
-    if request.whole and wishes.gpu_count > 1:
+    first = next((container.name for container in containers if container.role is Role.INIT), None)
+    if first is not None and wishes.gpu_count > 1:
         raise RequestError(
             Reason.BAD_REQUEST,
-            f"init container {next(c.name for c in containers if c.role is Role.INIT)} asks {names.gpu_mem} in a pod "
+            f"init container {first} asks {names.gpu_mem} in a pod "
             f"with {names.gpu_count}: {wishes.gpu_count}; the kubelet would mix up the GPUs' ids, so let only main "
             "containers ask, or use one GPU",
         )
@@ -170,8 +182,8 @@ def _wishes(annotations: dict[str, str], names: Names) -> Wishes:
     return Wishes(
         gpu_count=_whole_number(annotations, names.gpu_count, default=1, most=MAX_GPUS),
         isolation=Isolation(isolation),
-        models=_list(annotations.get(names.gpu_model, "")),
-        uuids=_list(annotations.get(names.gpu_uuid, "")),
+        models=_list(annotations, names.gpu_model),
+        uuids=_list(annotations, names.gpu_uuid),
         policy=annotations.get(names.policy, ""),
         threads=_whole_number(annotations, names.compute_percent, default=100, most=100),
     )
@@ -186,5 +198,10 @@ def _whole_number(annotations: dict[str, str], key: str, *, default: int, most: 
     return int(text)
 
 
-def _list(text: str) -> tuple[str, ...]:
-    return tuple(part for item in text.split(",") if (part := item.strip()))
+def _list(annotations: dict[str, str], key: str) -> tuple[str, ...]:
+    parts = tuple(part for item in annotations.get(key, "").split(",") if (part := item.strip()))
+    if len(parts) > MAX_WISHES or any(len(part) > _LONGEST_WISH for part in parts):
+        raise RequestError(
+            Reason.BAD_REQUEST, f"{key} lists more than {MAX_WISHES} names, or one of more than {_LONGEST_WISH} letters"
+        )
+    return parts

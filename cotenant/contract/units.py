@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, Inexact, InvalidOperation
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -12,7 +12,11 @@ GIB = 1 << 30
 MAX_BYTES = 1 << 60
 _LONGEST_QUANTITY = 40
 
-_QUANTITY = re.compile(r"([+-]?(?:\d+(?:\.\d*)?|\.\d+))(?:([eE][+-]?\d{1,3})|([numkMGTPE]|[KMGTPE]i))?")
+# ASCII: \d alone would take the digits of every script
+_QUANTITY = re.compile(r"([+-]?(?:\d+(?:\.\d*)?|\.\d+))(?:([eE][+-]?\d{1,3})|([numkMGTPE]|[KMGTPE]i))?", re.ASCII)
+# Decimal's own 28 digits would round "1.00000000000000000000000000001" to a whole number.
+_EXACT = Context(prec=100, traps=[InvalidOperation, Inexact])
+_SPACE_BEFORE_SUFFIX = re.compile(r"(?<=\d) +(?=[A-Za-z])")
 _SUFFIXES = {
     "n": Decimal("1e-9"),
     "u": Decimal("1e-6"),
@@ -33,14 +37,16 @@ def parse_quantity(text: str | int) -> int:
     Grammar: apimachinery/pkg/api/resource/quantity.go.
     """
     if isinstance(text, int):
-        text = str(text) if abs(text) <= MAX_BYTES else f"{text:.3e}"
+        if abs(text) > MAX_BYTES:
+            raise ValueError(f"a number above {MAX_BYTES} is more than any GPU has")
+        text = str(text)
     match = _QUANTITY.fullmatch(text) if len(text) <= _LONGEST_QUANTITY else None
     if match is None:
         raise ValueError(f"{text[:_LONGEST_QUANTITY]!r} is not a quantity such as 8, 2k or 80Gi")
     number, exponent, suffix = match.groups()
     try:
-        value = Decimal(number + (exponent or "")) * _SUFFIXES.get(suffix or "", Decimal(1))
-    except InvalidOperation as error:
+        value = _EXACT.multiply(Decimal(number + (exponent or "")), _SUFFIXES.get(suffix or "", Decimal(1)))
+    except (InvalidOperation, Inexact) as error:
         raise ValueError(f"{text!r} is not a quantity such as 8, 2k or 80Gi") from error
     if abs(value) > MAX_BYTES:
         raise ValueError(f"{text!r} is more than any GPU has")
@@ -55,7 +61,7 @@ def parse_bytes(text: str | int) -> int:
     Raises ValueError with a sentence when it is not one, or is negative.
     """
     plain = text.strip().removesuffix("B").rstrip() if isinstance(text, str) else text
-    amount = parse_quantity(plain.replace(" ", "") if isinstance(plain, str) else plain)
+    amount = parse_quantity(_SPACE_BEFORE_SUFFIX.sub("", plain) if isinstance(plain, str) else plain)
     if amount < 0:
         raise ValueError(f"{text!r} is negative")
     return amount
