@@ -1,6 +1,6 @@
 """Which GPUs of a node could take a pod, which of them it would get, and why none where none can."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from itertools import combinations
 
@@ -32,33 +32,36 @@ def place(view: NodeView, request: PodRequest, policy: Policy) -> Placement | Re
     """
     if view.problem is not None:
         return view.problem
-    usable = _usable(view, request.wishes)
+    wishes = request.wishes
+    usable = _usable(view, wishes)
     if isinstance(usable, Reason):
         return usable
-    wishes = request.wishes
-    whole_gpu = wishes.isolation.whole_gpu
-    # What must be free of each GPU, container by container; containers on one set of GPUs are one piece.
-    needs = [request.whole_bytes] if request.whole else [container.share_bytes for container in request.containers]
-    free = {state.gpu.uuid: (0 if whole_gpu and state.pods else state.free_bytes) for state in usable}
     if len(usable) < wishes.gpu_count:
         return Reason.TOO_FEW_GPUS
-    # GPUs that time slicing shares come before those under MPS, whatever the policy (DESIGN, "Isolation").
-    ordered = {
-        need: sorted(usable, key=lambda s: (s.gpu.mode is Mode.MPS, policy.gpu_cost(s, need), s.gpu.index))
-        for need in set(needs)
-    }
-    found = _search(needs, ordered, free, count=wishes.gpu_count, whole_gpu=whole_gpu)
+    alone = wishes.isolation.whole_gpu
+    # What must be free of each GPU, container by container; containers on one set of GPUs are one piece.
+    needs = [request.whole_bytes] if request.whole else [container.share_bytes for container in request.containers]
+    candidates = [state for state in usable if not state.pods] if alone else usable
+    found: tuple[tuple[GPUState, ...], ...] | None
+    if len(needs) == wishes.gpu_count == 1:
+        # nearly every pod: no search, and no order but the first
+        fitting = [state for state in candidates if state.free_bytes >= needs[0]]
+        found = ((min(fitting, key=_preference(policy, needs[0])),),) if fitting else None
+    else:
+        found = _search(needs, candidates, policy, wishes.gpu_count)
     if found is None:
-        return _why_not(usable, needs, wishes.gpu_count, whole_gpu=whole_gpu)
+        return _why_not(usable, max(needs), wishes)
     taken = [
-        (state, state.free_bytes if whole_gpu else need)
+        (state, state.free_bytes if alone else need)
         for need, states in zip(needs, found, strict=True)
         for state in states
     ]
-    return Placement(
-        gpus=found * len(request.containers) if request.whole else found,
-        cost=policy.node_cost(taken),
-    )
+    return Placement(gpus=found * len(request.containers) if request.whole else found, cost=policy.node_cost(taken))
+
+
+def _preference(policy: Policy, need: int) -> Callable[[GPUState], tuple[bool, float, int]]:
+    # GPUs that time slicing shares come before those under MPS, whatever the policy.
+    return lambda state: (state.gpu.mode is Mode.MPS, policy.gpu_cost(state, need), state.gpu.index)
 
 
 def grant(request: PodRequest, placement: Placement) -> Grant:
@@ -93,19 +96,18 @@ def _container(container: ContainerRequest, states: tuple[GPUState, ...], wishes
     )
 
 
-def _usable(view: NodeView, wishes: Wishes) -> list[GPUState] | Reason:
-    """List the GPUs that the pod's wishes and the GPUs' health leave."""
-    states: Sequence[GPUState] = view.gpus
-    if wishes.models or wishes.uuids:
-        states = [state for state in states if _wished(state, wishes)]
-        if not states:
-            return Reason.NO_SUCH_GPU
+def _usable(view: NodeView, wishes: Wishes) -> Sequence[GPUState] | Reason:
+    """List the healthy GPUs that the pod's wishes leave, or say which wish leaves none."""
+    if not (wishes.models or wishes.uuids or wishes.isolation is Isolation.LIMITED):
+        return view.healthy or (Reason.UNHEALTHY_GPU if view.gpus else Reason.TOO_FEW_GPUS)
+    states = [state for state in view.gpus if _wished(state, wishes)]
+    if not states:
+        return Reason.NO_SUCH_GPU
     if wishes.isolation is Isolation.LIMITED:
         states = [state for state in states if state.gpu.mode is Mode.MPS]
         if not states:
             return Reason.ISOLATION_UNAVAILABLE
-    healthy = [state for state in states if state.healthy]
-    return healthy if healthy or not states else Reason.UNHEALTHY_GPU
+    return [state for state in states if state.healthy] or Reason.UNHEALTHY_GPU
 
 
 def _wished(state: GPUState, wishes: Wishes) -> bool:
@@ -117,9 +119,11 @@ def _wished(state: GPUState, wishes: Wishes) -> bool:
 
 
 def _search(
-    needs: Sequence[int], ordered: dict[int, list[GPUState]], free: dict[str, int], *, count: int, whole_gpu: bool
+    needs: Sequence[int], candidates: Sequence[GPUState], policy: Policy, count: int
 ) -> tuple[tuple[GPUState, ...], ...] | None:
     """Find *count* different GPUs for each need, the policy's favourites first, largest need first."""
+    ordered = {need: sorted(candidates, key=_preference(policy, need)) for need in set(needs)}
+    free = {state.gpu.uuid: state.free_bytes for state in candidates}
     largest_first = sorted(range(len(needs)), key=lambda n: -needs[n])
     chosen: dict[int, tuple[GPUState, ...]] = {}
     steps = 0
@@ -133,13 +137,13 @@ def _search(
             steps += 1
             if steps > MAX_STEPS:
                 return False
-            before = {state.gpu.uuid: free[state.gpu.uuid] for state in states}
-            for uuid, amount in before.items():
-                free[uuid] = 0 if whole_gpu else amount - need
+            for state in states:
+                free[state.gpu.uuid] -= need
             chosen[largest_first[depth]] = states
             if settle(depth + 1):
                 return True
-            free.update(before)
+            for state in states:
+                free[state.gpu.uuid] += need
         return False
 
     return tuple(chosen[n] for n in range(len(needs))) if settle(0) else None
@@ -159,8 +163,8 @@ def _combinations(
             yield states
 
 
-def _why_not(usable: list[GPUState], needs: Sequence[int], count: int, *, whole_gpu: bool) -> Reason:
-    large_enough = sum(state.gpu.usable_bytes >= max(needs) for state in usable)
-    if large_enough < count:
+def _why_not(usable: Sequence[GPUState], need: int, wishes: Wishes) -> Reason:
+    """Tell what can never fit from what does not fit now."""
+    if sum(state.gpu.usable_bytes >= need for state in usable) < wishes.gpu_count:
         return Reason.TOO_LARGE
-    return Reason.NO_EMPTY_GPU if whole_gpu else Reason.NO_GPU_FITS
+    return Reason.NO_EMPTY_GPU if wishes.isolation.whole_gpu else Reason.NO_GPU_FITS

@@ -19,9 +19,10 @@ What the ledger promises:
 """
 
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
+from itertools import islice
 from sys import intern
 from typing import TypeVar
 
@@ -37,6 +38,9 @@ from cotenant.contract.request import PodRequest, RequestError, parse
 from cotenant.contract.units import parse_quantity
 
 R = TypeVar("R")
+
+# Several for each node of the largest clusters, so that only a program that slept for long must look at all of them.
+_CHANGES_KEPT = 50_000
 
 
 class Node(msgspec.Struct, frozen=True):
@@ -63,13 +67,10 @@ class GPUState(msgspec.Struct, frozen=True, gc=False):
 
     gpu: GPU
     held_bytes: int
+    # what a new pod could be given; never negative, though a GPU may shrink under its pods
+    free_bytes: int
     # how many pods hold something of it
     pods: int
-
-    @property
-    def free_bytes(self) -> int:
-        """Count the bytes that a new pod could be given; never negative, though a GPU may shrink under its pods."""
-        return max(0, self.gpu.usable_bytes - self.held_bytes)
 
     @property
     def healthy(self) -> bool:
@@ -78,11 +79,12 @@ class GPUState(msgspec.Struct, frozen=True, gc=False):
 
 
 class NodeView(msgspec.Struct, frozen=True):
-    """Show one node at one moment; a change of the node makes a new view, so that identity tells whether it changed."""
+    """Show one node at one moment."""
 
     name: str
-    # the GPUs that gpu-mem counts, healthy or not
+    # the GPUs that gpu-mem counts, and those of them that new pods may be placed on
     gpus: tuple[GPUState, ...]
+    healthy: tuple[GPUState, ...]
     # why nothing can be placed on the node, whatever the pod
     problem: Reason | None
     # what is wrong with the inventory, for people
@@ -152,6 +154,9 @@ class Ledger:
         # pods bound to a node with our resource but without a grant: somebody went around the extender
         self._ungranted: dict[str, str] = {}
         self._sequence = 0
+        # names of nodes in the order they changed, and how many there have ever been
+        self._changed: deque[str] = deque(maxlen=_CHANGES_KEPT)
+        self._changes = 0
 
     # --- what others ask ---
 
@@ -163,6 +168,17 @@ class Ledger:
         """Show all nodes as they are now."""
         with self._lock:
             return list(self._views.values())
+
+    def changes(self, since: int) -> tuple[int, list[str] | None]:
+        """Name the nodes whose view has changed after so many changes, and say how many there are by now.
+
+        None instead of names when that is too long ago to tell: any node may have changed. A view read after this call
+        is at least as new as the number it gave.
+        """
+        with self._lock:
+            behind = self._changes - since
+            known = behind <= len(self._changed)
+            return self._changes, list(islice(reversed(self._changed), behind)) if known else None
 
     def hold(self, uid: str) -> Hold | None:
         """Show what the pod of that UID holds."""
@@ -275,6 +291,7 @@ class Ledger:
                 return
             account.inventory, account.problem, account.read_from = None, Reason.UNKNOWN_NODE, None
             self._views.pop(name, None)
+            self._note_change(name)
             self._prune(account)
 
     def nodes_replaced(self, nodes: Iterable[Node], unreadable: Iterable[str] = ()) -> None:
@@ -449,18 +466,30 @@ class Ledger:
         """Show a node anew after it changed."""
         if account.read_from is None:
             return  # the API server has no such node; pods may still hold something there
-        everywhere, strangers = account.everywhere.total(), len(account.everywhere)
+        gpus = tuple(
+            self._state(account, gpu)
+            for gpu in (account.inventory.gpus if account.inventory else ())
+            if gpu.family is Family.MEMORY
+        )
         self._views[account.name] = NodeView(
             name=account.name,
-            gpus=tuple(
-                GPUState(
-                    gpu=gpu,
-                    held_bytes=account.held.get(gpu.uuid, 0) + everywhere,
-                    pods=account.pods.get(gpu.uuid, 0) + strangers,
-                )
-                for gpu in (account.inventory.gpus if account.inventory else ())
-                if gpu.family is Family.MEMORY
-            ),
+            gpus=gpus,
+            healthy=tuple(state for state in gpus if state.healthy),
             problem=account.problem,
             detail=account.detail,
         )
+        self._note_change(account.name)
+
+    @staticmethod
+    def _state(account: _Account, gpu: GPU) -> GPUState:
+        held = account.held.get(gpu.uuid, 0) + account.everywhere.total()
+        return GPUState(
+            gpu=gpu,
+            held_bytes=held,
+            free_bytes=max(0, gpu.usable_bytes - held),
+            pods=account.pods.get(gpu.uuid, 0) + len(account.everywhere),
+        )
+
+    def _note_change(self, node: str) -> None:
+        self._changed.append(node)
+        self._changes += 1

@@ -64,8 +64,8 @@ class PodRequest(msgspec.Struct, frozen=True):
         """Tell whether all containers share one set of GPUs.
 
         The kubelet hands an ordinary init container's device ids to the next container without asking us
-        (devicemanager/manager.go, devicesToAllocate), so such a pod cannot change GPUs between containers. And a GPU for
-        the pod itself is for all of its containers.
+        (devicemanager/manager.go, devicesToAllocate), so such a pod cannot change GPUs between containers. And a GPU
+        for the pod itself is for all of its containers.
         """
         return self.wishes.isolation.whole_gpu or any(container.role is Role.INIT for container in self.containers)
 

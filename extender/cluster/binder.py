@@ -73,14 +73,20 @@ class Binder:
         """Count the Bindings in doubt."""
         return len(self._unsettled)
 
-    def bind(self, args: BindArgs, annotations: dict[str, str], hold: Hold | None) -> Refusal | None:
-        """Write the Binding; confirm or forget *hold* where the outcome is certain, keep it where it is not."""
+    def bind(
+        self, args: BindArgs, annotations: dict[str, str], hold: Hold | None, *, again: bool = False
+    ) -> Refusal | None:
+        """Write the Binding; confirm or forget *hold* where the outcome is certain, keep it where it is not.
+
+        *again* says that the same Binding was sent before and its outcome is in doubt.
+        """
         deadline = self._clock() + self._bind_timeout
         backoff = _backoff()
         while True:
-            outcome = self._once(args, annotations, hold, deadline - self._clock())
+            outcome = self._once(args, annotations, hold, deadline - self._clock(), again=again)
             if not isinstance(outcome, _Doubt):
                 return outcome
+            again = True
             delay = backoff.next()
             _log.warning("binding in doubt", pod=args.key, pod_uid=args.PodUID, node=args.Node, why=outcome.why)
             if self._clock() + delay >= deadline or self._stopping.wait(delay):
@@ -99,7 +105,7 @@ class Binder:
         return pod if pod is not None else Refusal.of(args, Reason.POD_GONE)
 
     def _once(
-        self, args: BindArgs, annotations: dict[str, str], hold: Hold | None, seconds: float
+        self, args: BindArgs, annotations: dict[str, str], hold: Hold | None, seconds: float, *, again: bool
     ) -> Refusal | _Doubt | None:
         """Send the Binding once and settle *hold* by the answer."""
         try:
@@ -113,16 +119,18 @@ class Binder:
                 timeout=max(0.1, min(_REQUEST_SECONDS, seconds)),
             )
         except Conflict as error:
-            return self._conflict(args, hold, error)
+            return self._conflict(args, hold, error, again=again)
         except ClusterError as error:
-            if error.outcome_unknown:
+            # That this one was turned away at the door (429, 403, nobody there) tells nothing of an earlier one. That
+            # the pod is gone does.
+            if error.outcome_unknown or (again and not isinstance(error, NotFound)):
                 return _Doubt(str(error))
             self._ledger.forget(args.PodUID)
             return Refusal.of(args, Reason.POD_GONE if isinstance(error, NotFound) else Reason.API_ERROR, str(error))
         self._ledger.confirm(args.PodUID)
         return None
 
-    def _conflict(self, args: BindArgs, hold: Hold | None, error: Conflict) -> Refusal | _Doubt | None:
+    def _conflict(self, args: BindArgs, hold: Hold | None, error: Conflict, *, again: bool) -> Refusal | _Doubt | None:
         """Tell a pod that has its node already from one that cannot get any; the 409s differ by their words alone."""
         try:
             pod = self._get(args)
@@ -132,6 +140,9 @@ class Binder:
             self._ledger.forget(args.PodUID)
             return Refusal.of(args, Reason.POD_GONE)
         if not pod.spec.node_name:
+            # An earlier one may still be on its way, unless nothing can bind the pod any more.
+            if again and pod.metadata.deletion_timestamp is None:
+                return _Doubt(str(error))
             self._ledger.forget(args.PodUID)
             return Refusal.of(args, Reason.API_ERROR, str(error))
         # What it was bound with is what counts, be it ours, of an extender before us, or none.
@@ -165,7 +176,7 @@ class Binder:
                 held = self._ledger.hold(uid)
                 over = held is None or held.stage is Stage.BOUND or held.grant != doubt.hold.grant
                 if over or not isinstance(
-                    self._once(doubt.args, doubt.annotations, doubt.hold, _REQUEST_SECONDS), _Doubt
+                    self._once(doubt.args, doubt.annotations, doubt.hold, _REQUEST_SECONDS, again=True), _Doubt
                 ):
                     self._unsettled.pop(uid, None)
                     _log.info("binding settled", pod=doubt.args.key, pod_uid=uid, node=doubt.args.Node)

@@ -24,6 +24,7 @@ _log = structlog.get_logger(__name__)
 _TRIES = 8
 _TRIES_LAST_SECONDS = 300
 _QUEUE = 1_000
+_PIECE = 250
 
 
 class Judging(Protocol):
@@ -74,11 +75,12 @@ class Nominator:
         if preempting or len(tried) >= _TRIES:
             return
         others = [view.name for view in self._ledger.views() if view.name not in sampled and view.name not in tried]
-        fitting = [
-            (verdict, name)
-            for name, verdict in zip(others, self._judge.judge(request, others), strict=True)
-            if not isinstance(verdict, Reason)
-        ]
+        fitting = []
+        # in pieces, since kube-scheduler's next filter waits for the judge meanwhile
+        for start in range(0, len(others), _PIECE):
+            names = others[start : start + _PIECE]
+            verdicts = zip(self._judge.judge(request, names), names, strict=True)
+            fitting += [(verdict, name) for verdict, name in verdicts if not isinstance(verdict, Reason)]
         if not fitting:
             return
         _, node = min(fitting)

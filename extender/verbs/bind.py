@@ -1,5 +1,6 @@
 """bind: choose the GPUs, reserve them, and write node and grant into the pod in one call."""
 
+import threading
 from collections.abc import Callable
 from typing import Protocol, Self
 
@@ -32,8 +33,13 @@ class Refusal(msgspec.Struct, frozen=True):
 class Binder(Protocol):
     """Write Bindings and find out what became of them."""
 
-    def bind(self, args: BindArgs, annotations: dict[str, str], hold: Hold | None) -> Refusal | None:
-        """Write the Binding; confirm or forget *hold* where the outcome is certain, keep it where it is not."""
+    def bind(
+        self, args: BindArgs, annotations: dict[str, str], hold: Hold | None, *, again: bool = False
+    ) -> Refusal | None:
+        """Write the Binding; confirm or forget *hold* where the outcome is certain, keep it where it is not.
+
+        *again* says that the same Binding was sent before and its outcome is in doubt.
+        """
 
     def read(self, args: BindArgs) -> Pod | Refusal:
         """Read the pod as it is now."""
@@ -50,12 +56,28 @@ class Bind:
         self._binder = binder
         self._names = names
         self._synced = synced
+        self._lock = threading.Lock()
+        self._under_way: set[str] = set()
 
     def __call__(self, args: BindArgs) -> Refusal | None:
         """Bind the pod; None is a success. Called again after one, succeed again and write nothing."""
         if not self._synced():
             return Refusal.of(args, Reason.CACHE_NOT_SYNCED)
+        # kube-scheduler may give up on a bind that is still under way and send it again. Two of one pod at a time could
+        # undo each other's reservation, each certain of its own answer alone.
+        with self._lock:
+            if args.PodUID in self._under_way:
+                return Refusal.of(args, Reason.UNSETTLED)
+            self._under_way.add(args.PodUID)
+        try:
+            return self._bind(args)
+        finally:
+            with self._lock:
+                self._under_way.discard(args.PodUID)
+
+    def _bind(self, args: BindArgs) -> Refusal | None:
         hold = self._ledger.hold(args.PodUID)
+        again = hold is not None
         if hold is None:
             reserved = self._reserve(args)
             if reserved is None:
@@ -68,7 +90,7 @@ class Bind:
         elif hold.stage is Stage.BOUND:
             return None
         # else the outcome of an earlier bind is in doubt: the same Binding again finds out
-        return self._binder.bind(args, annotations(grants.decode(hold.grant), self._names), hold)
+        return self._binder.bind(args, annotations(grants.decode(hold.grant), self._names), hold, again=again)
 
     def _reserve(self, args: BindArgs) -> Hold | Refusal | None:
         """Reserve GPUs for the pod; None where it asks nothing of ours and needs none."""

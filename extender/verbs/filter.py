@@ -1,5 +1,6 @@
 """filter: which of these nodes could take this pod."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
@@ -47,8 +48,7 @@ class Filter:
         if not self._synced():
             self._rejected(Reason.CACHE_NOT_SYNCED, 1)
             return FilterResult(Error=Reason.CACHE_NOT_SYNCED.sentence)
-        nodes = args.nodes()
-        names = list(nodes)
+        names = args.names()
         try:
             request = self._judge.request(args.Pod)
         except RequestError as error:
@@ -65,25 +65,20 @@ class Filter:
         return self._judged(args, request, names)
 
     def _judged(self, args: ExtenderArgs, request: PodRequest, names: list[str]) -> FilterResult:
-        fitting: list[str] = []
+        verdicts = self._judge.judge(request, names)
+        fitting = [name for name, verdict in zip(names, verdicts, strict=True) if not isinstance(verdict, Reason)]
         failed: dict[str, str] = {}
-        counts: dict[Reason, int] = {}
-        best: tuple[float, str] | None = None
-        for name, verdict in zip(names, self._judge.judge(request, names), strict=True):
-            if isinstance(verdict, Reason):
-                failed[name] = verdict.sentence
-                counts[verdict] = counts.get(verdict, 0) + 1
-            else:
-                fitting.append(name)
-                if best is None or (verdict, name) < best:
-                    best = (verdict, name)
-        for reason, count in counts.items():
-            self._rejected(reason, count)
-        if best is None:
+        if len(fitting) < len(names):
+            refused = {name: v for name, v in zip(names, verdicts, strict=True) if isinstance(v, Reason)}
+            failed = {name: reason.sentence for name, reason in refused.items()}
+            for reason, count in Counter(refused.values()).items():
+                self._rejected(reason, count)
+        if not fitting:
             if self._nominator is not None and len(names) >= SAMPLED_FROM:
                 self._nominator.look(args.Pod, request, frozenset(names))
         elif self._decide:
-            fitting = [best[1]]
+            costs = ((v, name) for name, v in zip(names, verdicts, strict=True) if not isinstance(v, Reason))
+            fitting = [min(costs)[1]]
         return self._answer(args, fitting, failed)
 
     @staticmethod
@@ -91,6 +86,5 @@ class Filter:
         # All failures are unresolvable: in-tree preemption sees no single GPUs, and would evict pods in vain.
         if args.NodeNames is not None:
             return FilterResult(NodeNames=fitting, FailedAndUnresolvableNodes=failed)
-        nodes = args.nodes()
-        items = [item for name in fitting if (item := nodes[name]) is not None]
-        return FilterResult(Nodes=NodeList(items=items), FailedAndUnresolvableNodes=failed)
+        nodes = args.whole_nodes()
+        return FilterResult(Nodes=NodeList(items=[nodes[name] for name in fitting]), FailedAndUnresolvableNodes=failed)

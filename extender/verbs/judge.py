@@ -1,6 +1,7 @@
 """What every node is worth to a request, remembered until the node changes."""
 
 import threading
+from typing import cast
 
 from cachetools import LRUCache
 
@@ -9,12 +10,11 @@ from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest, RequestError, parse
 from extender.fit import Placement, place
-from extender.ledger import Ledger, NodeView
+from extender.ledger import Ledger
 from extender.policies import POLICIES, Policy
 
 # Requests that are alike share one memory, so this is the number of different sizes in flight, not of pods.
 _SHAPES = 32
-_NODES_REMEMBERED = 20_000
 
 
 class Judge:
@@ -25,9 +25,7 @@ class Judge:
         self._names = names
         self._unit_bytes = unit_bytes
         self._default_policy = default_policy
-        # shape -> node -> the view that was judged, and its cost or why it does not fit. The costs alone: a placement
-        # would be ten times larger, and bind must choose anew under the lock anyway.
-        self._memory: LRUCache[object, dict[str, tuple[NodeView, float | Reason]]] = LRUCache(_SHAPES)
+        self._memory: LRUCache[object, _Memory] = LRUCache(_SHAPES)
         self._lock = threading.Lock()
 
     def request(self, pod: Pod) -> PodRequest | None:
@@ -50,26 +48,41 @@ class Judge:
     def judge(self, request: PodRequest, nodes: list[str]) -> list[float | Reason]:
         """Give for each node its cost to the request, the lower the better, or why it does not fit."""
         policy = self.policy(request)
-        shape = request.shape
+        # One at a time: a verdict on an old view must not be written after one on a newer view.
         with self._lock:
-            known = self._memory.get(shape)
-            # Clusters that scale up and down never use a node's name twice; forget all now and then.
-            if known is None or len(known) > 2 * len(nodes) + _NODES_REMEMBERED:
-                known = self._memory[shape] = {}
-        verdicts: list[float | Reason] = []
-        view_of = self._ledger.view
-        for name in nodes:
-            view = view_of(name)
-            if view is None:
-                verdicts.append(Reason.UNKNOWN_NODE)
-                continue
-            remembered = known.get(name)
-            # A changed node has another view, so an old verdict cannot be taken for a new one.
-            if remembered is not None and remembered[0] is view:
-                verdicts.append(remembered[1])
-                continue
-            placed = place(view, request, policy)
-            verdict = placed.cost if isinstance(placed, Placement) else placed
-            known[name] = (view, verdict)
-            verdicts.append(verdict)
-        return verdicts
+            memory = self._memory.get(request.shape)
+            if memory is None:
+                memory = self._memory[request.shape] = _Memory(self._ledger.changes(0)[0])
+            memory.forget_changed(self._ledger)
+            known = memory.verdicts
+            found = [known.get(name) for name in nodes]
+            # Mostly nothing is missing; that test costs a tenth of looking at each node in Python.
+            if None in found:
+                for n, name in enumerate(nodes):
+                    if found[n] is None:
+                        found[n] = known[name] = self._judge(name, request, policy)
+            return cast("list[float | Reason]", found)
+
+    def _judge(self, node: str, request: PodRequest, policy: Policy) -> float | Reason:
+        view = self._ledger.view(node)
+        if view is None:
+            return Reason.UNKNOWN_NODE
+        placed = place(view, request, policy)
+        # The cost alone: a placement is ten times larger, and bind must choose anew under the ledger's lock anyway.
+        return placed.cost if isinstance(placed, Placement) else placed
+
+
+class _Memory:
+    """Remember the verdicts on nodes for requests of one shape, as long as the nodes do not change."""
+
+    def __init__(self, seen: int) -> None:
+        self.verdicts: dict[str, float | Reason] = {}
+        self._seen = seen
+
+    def forget_changed(self, ledger: Ledger) -> None:
+        self._seen, changed = ledger.changes(self._seen)
+        if changed is None:
+            self.verdicts.clear()
+            return
+        for name in changed:
+            self.verdicts.pop(name, None)

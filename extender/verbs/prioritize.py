@@ -15,7 +15,7 @@ class Prioritize:
 
     def __call__(self, args: ExtenderArgs) -> list[HostPriority]:
         """Score each node 0..10 by the GPUs that the pod would get there; 0 for all where the pod is not ours."""
-        names = list(args.nodes())
+        names = args.names()
         try:
             request = self._judge.request(args.Pod)
         except RequestError:

@@ -29,10 +29,12 @@ class ExtenderArgs(msgspec.Struct, frozen=True):
     NodeNames: list[str] | None = None
     Nodes: NodeList | None = None
 
-    def nodes(self) -> dict[str, msgspec.Raw | None]:
-        """Give the nodes by name, in the order sent; whole Nodes where they were sent whole."""
-        if self.NodeNames is not None:
-            return dict.fromkeys(self.NodeNames)
+    def names(self) -> list[str]:
+        """Give the nodes' names in the order sent."""
+        return self.NodeNames if self.NodeNames is not None else list(self.whole_nodes())
+
+    def whole_nodes(self) -> dict[str, msgspec.Raw]:
+        """Give the nodes that were sent whole, by name."""
         items = (self.Nodes.items if self.Nodes else None) or []
         return {_node.decode(item).metadata.name: item for item in items}
 

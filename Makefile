@@ -1,0 +1,69 @@
+# Everything a person or CI runs. Each target makes its own environment from uv.lock; nothing is installed outside of
+# this folder. Needs Python >= 3.11, git and make; `make e2e` also needs Go, and root for the real kubelet.
+
+PYTHON ?= python3
+UV := .uv/bin/uv
+UV_VERSION := 0.13.9
+ENVIRONMENT := .venv/.synced
+RUN := .venv/bin
+SOURCES := cotenant extender device_plugin e2e tests
+E2E_BIN ?= $(or $(COTENANT_BIN),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/cotenant/bin)
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list what can be made
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(UV):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Cotenant needs Python 3.11 or later; say which: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .uv
+	.uv/bin/pip install --quiet uv==$(UV_VERSION)
+
+$(ENVIRONMENT): $(UV) pyproject.toml uv.lock
+	$(UV) sync --quiet --frozen --python $(PYTHON)
+	@touch $@
+
+.PHONY: environment
+environment: $(ENVIRONMENT) ## make the Python environment alone
+
+.PHONY: demo
+demo: $(ENVIRONMENT) ## share fake GPUs between pods, without a cluster; SERVE=1 stays up
+	@$(RUN)/cotenant demo $(if $(SERVE),--serve)
+
+.PHONY: test
+test: lint ## lint, types, layers and all tests that need neither root nor a cluster
+	$(RUN)/pytest tests
+
+.PHONY: lint
+lint: $(ENVIRONMENT)
+	$(RUN)/ruff check $(SOURCES)
+	$(RUN)/ruff format --check $(SOURCES)
+	$(RUN)/mypy
+	$(RUN)/lint-imports
+
+.PHONY: format
+format: $(ENVIRONMENT) ## format the code and mend what can be mended by itself
+	$(RUN)/ruff format $(SOURCES)
+	$(RUN)/ruff check --fix $(SOURCES)
+
+.PHONY: binaries
+binaries: ## build the real Kubernetes components and containerd from the Go module proxy, once
+	e2e/build.sh $(E2E_BIN)
+
+.PHONY: e2e
+e2e: $(ENVIRONMENT) binaries ## run against the real control plane; as root against a real kubelet too
+	COTENANT_BIN=$(E2E_BIN) $(RUN)/pytest e2e
+
+.PHONY: bench
+bench: $(ENVIRONMENT) ## measure filter and memory at 5,000 nodes; prints a table, writes bench-results/
+	$(RUN)/python -m e2e.bench
+
+.PHONY: stubs
+stubs: $(ENVIRONMENT) ## generate device_plugin/api again from its .proto files
+	PATH="$(CURDIR)/.uv/bin:$$PATH" scripts/generate-stubs.sh
+
+.PHONY: clean
+clean: ## remove the environment and every cache in this folder
+	rm -rf .uv .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist bench-results
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
