@@ -147,7 +147,7 @@ class Binder:
             return Refusal.of(args, Reason.API_ERROR, str(error))
         # What it was bound with is what counts, be it ours, of an extender before us, or none.
         self._ledger.settle(pod)
-        if hold is not None and pod.spec.node_name == hold.node and hold.grant in pod.annotations.values():
+        if pod.spec.node_name == args.Node and (hold is None or hold.grant in pod.annotations.values()):
             return None
         return Refusal.of(args, Reason.BOUND_ELSEWHERE, f"{Reason.BOUND_ELSEWHERE.sentence} to {pod.spec.node_name}")
 
