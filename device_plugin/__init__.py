@@ -1,1 +1,1 @@
-"""The device plugin: tells the kubelet which GPU memory this node has, and hands a container the share it was granted."""
+"""The device plugin: tells the kubelet what GPU memory this node has, and hands containers what they were granted."""

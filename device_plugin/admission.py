@@ -141,7 +141,7 @@ class Admission:
         except RefusedError:
             found = self._look(listed, deadline, fresh=frozenset(entry.name for entry in listed))
             identified = identity.identify(found, units)
-        self._remember_passed(found, identified, listed)
+        self._remember_passed(found, identified)
         return identified
 
     def _granted(self, candidate: Candidate) -> ContainerGrant:
@@ -187,9 +187,7 @@ class Admission:
             answered=frozenset(self._answered), refused=frozenset(self._refused), passed=frozenset(self._passed)
         )
 
-    def _remember_passed(
-        self, found: Sequence[Candidate], identified: Sequence[Candidate], listed: Sequence[ListedPod]
-    ) -> None:
+    def _remember_passed(self, found: Sequence[Candidate], identified: Sequence[Candidate]) -> None:
         """Note that all pods beside the one admitted have had their turn; forget pods that are gone."""
         meant = {candidate.pod.uid for candidate in identified}
         alive = {pod.uid for pod in self._pods.all_known()} | {candidate.pod.uid for candidate in found}

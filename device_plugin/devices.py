@@ -27,9 +27,13 @@ class DeviceList:
         Whoever makes *active* false calls wake().
         """
         seen = -1
+
+        def woken() -> bool:
+            return self._closed or not active() or self._version != seen
+
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or not active() or self._version != seen)
+                self._changed.wait_for(woken)
                 if self._closed or not active():
                     return
                 seen, devices = self._version, self._devices

@@ -1,4 +1,4 @@
-"""Tells people, with `kubectl describe pod`, why a pod got no GPU; best effort, and never inside a call of the kubelet's."""
+"""Tells people by Events why a pod got no GPU: best effort, and never inside a call of the kubelet's."""
 
 import queue
 import threading

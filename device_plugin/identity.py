@@ -1,12 +1,13 @@
 """Who is being admitted? The kubelet does not say, but what it lists leaves one possibility, or the answer is no.
 
-Allocate carries device ids and nothing else. The kubelet admits pods one at a time: it adds a pod to what it lists right
-before it admits it, and until then has given it no devices (pkg/kubelet/kubelet.go, HandlePodAdditions). So the pod being
-admitted is the one listed without devices for the container to come; any other such pod was listed before and has been
-passed over, since its own admission ended without us: the plugin was not registered, or the pod was rejected.
+Allocate carries device ids and nothing else. The kubelet admits pods one at a time: it adds a pod to what it lists
+right before it admits it, and until then has given it no devices (pkg/kubelet/kubelet.go, HandlePodAdditions). So the
+pod being admitted is the one listed without devices for the container to come; any other such pod was listed before and
+has been passed over, since its own admission ended without us: the plugin was not registered, or the pod was rejected.
 
 A container start cannot call Allocate behind the admission's back: the kubelet asks PreStartContainer first, which this
-plugin requires, and that fails for a container without devices (devicemanager/manager.go, GetDeviceRunContainerOptions).
+plugin requires, and that fails for a container without devices (devicemanager/manager.go,
+GetDeviceRunContainerOptions).
 
 Everything here is pure; `device_plugin.admission` brings the facts.
 """
@@ -80,7 +81,8 @@ class Candidate(msgspec.Struct, frozen=True):
 def candidates(listed: Sequence[ListedPod], pods: Mapping[PodName, Pod], past: Past, names: Names) -> list[Candidate]:
     """Find every container that could be waiting for device ids; *pods* are those of the listed that are known."""
     found = [_waiting(entry, pods[entry.name], past, names) for entry in listed if entry.name in pods]
-    return [candidate for candidate in found if candidate is not None]
+    # a kubelet may list a pod beside the one that was created after it under the same name
+    return list({(c.pod.uid, c.container): c for c in found if c is not None}.values())
 
 
 def identify(found: Sequence[Candidate], units: int) -> list[Candidate]:

@@ -12,8 +12,8 @@ from cotenant.contract.reasons import Reason
 from cotenant.contract.units import device_ids, format_bytes, id_prefix
 from device_plugin.refusal import RefusedError
 
-# Measured on a real kubelet: docs/decisions/0001-device-ids.md. All ids of a node travel in one message, are checkpointed
-# at each allocation, and every one of a pod stands in its status.
+# Measured on a real kubelet: docs/decisions/0001-device-ids.md. All ids of a node travel in one message, are
+# checkpointed at each allocation, and every one of a pod stands in its status.
 MAX_IDS = 4096
 
 

@@ -15,7 +15,7 @@ from device_plugin.answer import answer
 from device_plugin.api import deviceplugin_pb2 as pb
 from device_plugin.devices import DeviceList
 from device_plugin.events import PodEvents
-from device_plugin.ids import advertised
+from device_plugin.ids import TooManyIdsError, advertised
 from device_plugin.inventory import describe
 from device_plugin.kubelet.pod_resources import PodResources
 from device_plugin.kubelet.registration import Registration
@@ -51,7 +51,7 @@ class DevicePlugin:
         self._ready = ready
         self._told_ready = False
         self._gpus: dict[str, PhysicalGPU] = {}
-        self._described: tuple[GPU, ...] = ()
+        self._described: tuple[GPU, ...] | None = None
         self._stopping = threading.Event()
         names = configuration.names
         self._devices = DeviceList()
@@ -112,14 +112,14 @@ class DevicePlugin:
             log.warning("pods.not_compared", error=str(error))
         if not self._told_ready:
             self._told_ready = True
-            self._ready(self._described)
+            self._ready(self._described or ())
 
     def _poll(self) -> None:
         while not self._stopping.wait(self._configuration.inventory_interval):
             try:
                 self._take_inventory()
-            except NVMLUnavailableError as error:
-                log.error("inventory.unreadable", error=str(error))
+            except (NVMLUnavailableError, TooManyIdsError) as error:
+                log.warning("inventory.not_taken", error=str(error))
 
     def _take_inventory(self) -> None:
         gpus = self._nvml.gpus()

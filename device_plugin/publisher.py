@@ -31,8 +31,8 @@ class _Node(msgspec.Struct, frozen=True):
 class Publisher:
     """Publish the inventory of *node*, from a thread of its own.
 
-    The node is watched, so that an annotation that somebody removed, or a node that was created anew, gets it again, and
-    so that the generation goes on from what the plugin before this one had published.
+    The node is watched, so that a node that lost the annotation, or was created anew, gets it again, and so that the
+    generation goes on from what the plugin before this one had published.
     """
 
     def __init__(self, cluster: Cluster, node: str, names: Names, *, unit_bytes: int) -> None:
@@ -79,7 +79,7 @@ class Publisher:
             self._gpus, self._wanted = gpus, True
             self._changed.notify_all()
 
-    def set_serving(self, serving: bool) -> None:  # noqa: FBT001 - told by Registration as a plain callback
+    def set_serving(self, *, serving: bool) -> None:
         """Take whether a kubelet follows our devices."""
         with self._changed:
             self._serving = serving
@@ -128,8 +128,8 @@ class Publisher:
             return None
         try:
             before = inventories.decode(self._seen) if self._seen else None
-        except InventoryError as error:
-            log.warning("inventory.replaced", error=str(error))
+        except InventoryError:
+            # by an older or newer plugin, or by hand: ours replaces it, and its generation is lost with it
             before = None
         after = next_inventory(before, self._gpus, unit_bytes=self._unit_bytes, serving=self._serving)
         return after if after != before else None

@@ -1,7 +1,7 @@
 """The device manager of the stand-in kubelet, as kubernetes 1.36 has it in pkg/kubelet/cm/devicemanager.
 
-The order of calls, the reuse of an init container's ids, the sentences of errors and the known faults are the real one's:
-device plugins are tested against what they will meet. Functions name the Go function that they follow.
+The order of calls, the reuse of an init container's ids, the sentences of errors and the known faults are the real
+one's: device plugins are tested against what they will meet. Functions name the Go function that they follow.
 """
 
 import random
@@ -121,7 +121,8 @@ class DeviceManager(rpc.RegistrationServicer):
         if request.version != VERSION:
             context.abort(
                 grpc.StatusCode.UNKNOWN,
-                f'requested API version "{request.version}" is not supported by kubelet. Supported versions are [{VERSION}]',
+                f'requested API version "{request.version}" is not supported by kubelet. '
+                f"Supported versions are [{VERSION}]",
             )
         endpoint = _Endpoint(request.resource_name, self._directory / request.endpoint)
         with self._lock:

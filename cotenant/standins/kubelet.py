@@ -52,11 +52,18 @@ class _Pod:
         self.reason = ""
         self.message = ""
         self.admitted = False
+        # deleted, and its containers have ended; the object may still be there
+        self.terminated = False
         self.started: dict[str, Started] = {}
         self.running: set[str] = set()
         self.last_error = ""
         self.start_errors = 0
         self.stopping = threading.Event()
+
+    @property
+    def over(self) -> bool:
+        """Tell whether the pod holds nothing any more (GetActivePods leaves it out)."""
+        return self.terminated or self.phase in _TERMINAL
 
 
 class Kubelet:
@@ -215,8 +222,12 @@ class Kubelet:
             self._add(manifest)
             return
         pod.pod = manifest
-        if manifest.metadata.deletion_timestamp:
-            self._remove(manifest.metadata.uid)
+        if manifest.metadata.deletion_timestamp and not pod.terminated:
+            with self._changed:
+                pod.terminated = True
+                pod.stopping.set()
+                pod.running.clear()
+                self._changed.notify_all()
             if self._reporter is not None:
                 self._reporter.pod_gone(manifest)
 
@@ -229,7 +240,7 @@ class Kubelet:
 
     def _admit(self, pod: _Pod) -> None:
         """Allocate for each container in order, then check that all fits (canAdmitPod and its handlers)."""
-        if pod.phase in _TERMINAL or pod.pod.metadata.deletion_timestamp:
+        if pod.over or pod.pod.metadata.deletion_timestamp:
             return
         uid = pod.pod.metadata.uid
         try:
@@ -260,7 +271,7 @@ class Kubelet:
             if self.devices.has_pod(pod.pod.metadata.uid):
                 capacity = max(capacity, self.devices.allocated(resource))  # noqa: PLW2901 - sanitizeNodeAllocatable
             requested = most_at_once(pod.pod, resource)
-            others = [p for p in self._pods.values() if p is not pod and p.phase not in _TERMINAL]
+            others = [p for p in self._pods.values() if p is not pod and not p.over]
             used = sum(most_at_once(p.pod, resource) for p in others)
             if requested and used + requested > capacity:
                 return f"OutOf{resource}", (
@@ -324,12 +335,12 @@ class Kubelet:
 
     def _active(self) -> list[str]:
         with self._changed:
-            return [uid for uid, pod in self._pods.items() if pod.phase not in _TERMINAL]
+            return [uid for uid, pod in self._pods.items() if not pod.over]
 
     def _listed(self) -> list[KubeletPod]:
         with self._changed:
             inactive = self.faults.list_inactive_pods
-            return [pod.pod for pod in self._pods.values() if inactive or pod.phase not in _TERMINAL]
+            return [pod.pod for pod in self._pods.values() if inactive or not pod.over]
 
     def _tell(self, pod: _Pod) -> None:
         if self._reporter is None:

@@ -1,8 +1,8 @@
 """Keeps the plugin registered with a kubelet that comes and goes.
 
-The kubelet forgets its plugins when it starts, deletes every socket in the folder, and dials a plugin exactly once, from
-inside Register. It never says that it has lost one. So three things are watched: the kubelet's socket, our own, and
-whether a kubelet follows our devices.
+The kubelet forgets its plugins when it starts, deletes every socket in the folder, and dials a plugin exactly once,
+from inside Register. It never says that it has lost one. So three things are watched: the kubelet's socket, our own,
+and whether a kubelet follows our devices.
 """
 
 import threading
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
 import grpc
 import structlog
@@ -36,11 +37,17 @@ _THREADS = 32
 _Identity = tuple[int, int, int]
 
 
+class ServingChanged(Protocol):
+    """Be told, from any thread, whether a kubelet follows our devices."""
+
+    def __call__(self, *, serving: bool) -> None:
+        """Take the news."""
+
+
 class Registration:
     """Serve *servicer* in *folder* and register it for *resource*, again whenever that is needed.
 
-    *serving_changed* is told, from any thread, whether a kubelet follows our devices; *connected* is called in a thread
-    of its own each time one has begun to.
+    *connected* is called, in a thread of its own, each time a kubelet has begun to follow our devices.
     """
 
     def __init__(
@@ -48,7 +55,7 @@ class Registration:
         folder: Path,
         resource: str,
         *,
-        serving_changed: Callable[[bool], None],
+        serving_changed: ServingChanged,
         connected: Callable[[], None],
     ) -> None:
         self._folder = folder
@@ -96,7 +103,7 @@ class Registration:
             first = self._streams == 1
         self._stream_changed.set()
         if first:
-            self._serving_changed(True)
+            self._serving_changed(serving=True)
         threading.Thread(target=self._connected, name="connected", daemon=True).start()
 
     def ended(self) -> None:
@@ -106,7 +113,7 @@ class Registration:
             last = self._streams == 0
         self._stream_changed.set()
         if last and not self._stopping.is_set():
-            self._serving_changed(False)
+            self._serving_changed(serving=False)
 
     # The thread that keeps it so.
 
@@ -144,7 +151,7 @@ class Registration:
             socket.unlink(missing_ok=True)
             server.add_insecure_port(f"unix:{socket}")
         except (OSError, RuntimeError) as error:
-            log.error("registration.cannot_listen", socket=str(socket), error=str(error))
+            log.warning("registration.cannot_listen", socket=str(socket), error=str(error))
             self._stopping.wait(_BACK_OFF_SECONDS[0])
             return
         server.start()

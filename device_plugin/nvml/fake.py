@@ -1,8 +1,10 @@
 """A made-up NVML library, in Python, that stands behind the real pynvml: GPUs from a YAML file, with faults on command.
 
 pynvml looks every symbol up by name on the loaded library and calls it with ctypes arguments. An object whose methods
-have the symbols' names is therefore a library; `ctypes.byref(x)._obj` is x, so the methods fill pynvml's own structures.
+have the symbols' names is therefore a library; `ctypes.byref(x)._obj` is x, so the methods fill pynvml's own
+structures.
 """
+# ruff: noqa: N802, SLF001 - the names are NVML's, and _obj is how ctypes gives a reference back
 
 import ctypes
 import socket

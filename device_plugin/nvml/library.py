@@ -138,7 +138,7 @@ class NVML:
                 if index in self._known:
                     self._known[index] = msgspec.structs.replace(self._known[index], fault=fault)
                 else:
-                    log.error("nvml.gpu_unreadable", index=index, fault=fault)
+                    log.warning("nvml.gpu_unreadable", index=index, fault=fault)
         missing = "NVML no longer lists the GPU: it has fallen off the bus, or was removed"
         for index in self._known.keys() - set(range(count)):
             self._known[index] = msgspec.structs.replace(self._known[index], fault=missing)

@@ -25,7 +25,8 @@ FILES = pytest.mark.parametrize(
 def compiled(proto: Path, include: Path, tmp_path: Path) -> descriptor_pb2.FileDescriptorProto:
     """Compile one .proto file to its descriptor with whichever protoc grpcio-tools brings."""
     protoc = pytest.importorskip(
-        "grpc_tools.protoc", reason="grpcio-tools is not installed (uv sync --group stubs), so nothing can compile protos"
+        "grpc_tools.protoc",
+        reason="grpcio-tools is not installed (uv sync --group stubs), so nothing can compile protos",
     )
     out = tmp_path / "descriptors"
     well_known = resources.files("grpc_tools").joinpath("_proto")
