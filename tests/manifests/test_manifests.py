@@ -1,0 +1,347 @@
+"""The manifests agree with the programs, with the contract, and with each other."""
+
+import re
+from pathlib import Path
+
+import click
+import msgspec
+import pytest
+import yaml
+
+from cotenant import __version__
+from cotenant.contract.configuration import (
+    DevicePluginConfiguration,
+    ExtenderConfiguration,
+    Layout,
+    convert,
+)
+from cotenant.contract.names import Names
+from device_plugin.main import main as device_plugin
+from extender.main import main as extender
+from tests.manifests.kustomization import (
+    FILE,
+    MANIFESTS,
+    Object,
+    container,
+    containers,
+    documents,
+    files,
+    mounted,
+    objects,
+    pod_specs,
+)
+
+LAYOUTS = ("second-scheduler", "attached")
+ROOTS = [*(MANIFESTS / layout for layout in LAYOUTS), MANIFESTS / "admission" / "webhook"]
+# What is not for `kubectl apply -k`.
+FOR_PEOPLE = {MANIFESTS / "attached" / "scheduler-config.yaml", MANIFESTS / "examples" / "pod.yaml"}
+PROGRAMS: dict[str, click.Command] = {"cotenant-extender": extender, "cotenant-device-plugin": device_plugin}
+# Read by the NVIDIA container runtime, when it starts the container.
+FOR_THE_RUNTIME = {"NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES"}
+NAMESPACE = "cotenant-system"
+
+
+@pytest.fixture(params=LAYOUTS)
+def layout(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def found(layout: str) -> list[Object]:
+    """All objects of a layout."""
+    return objects(MANIFESTS / layout)
+
+
+def of_kind(found: list[Object], kind: str) -> dict[str, Object]:
+    return {one["metadata"]["name"]: one for one in found if one["kind"] == kind}
+
+
+def ours(found: list[Object]) -> list[Object]:
+    """List the containers that run one of our programs."""
+    return [one for spec in pod_specs(found).values() for one in containers(spec) if one["command"][0] in PROGRAMS]
+
+
+def scheduler_config(layout: str) -> Object:
+    config: Object = yaml.safe_load((MANIFESTS / layout / "scheduler-config.yaml").read_text())
+    return config
+
+
+def extender_config(layout: str) -> ExtenderConfiguration:
+    return convert((MANIFESTS / layout / "extender-config.yaml").read_text(), ExtenderConfiguration)
+
+
+def port(address: str) -> int:
+    return int(address.rpartition(":")[2])
+
+
+class TestFiles:
+    """No file is forgotten, none is missing."""
+
+    def test_every_file_belongs_to_a_kustomization_or_says_what_it_is_for(self) -> None:
+        listed = set().union(*(files(root) for root in ROOTS)) | FOR_PEOPLE
+        assert listed == set(MANIFESTS.rglob("*.yaml"))
+
+    @pytest.mark.parametrize(
+        "path", sorted(MANIFESTS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(MANIFESTS))
+    )
+    def test_every_document_is_a_mapping_without_repeated_keys(self, path: Path) -> None:
+        for document in yaml.compose_all(path.read_text(), Loader=yaml.SafeLoader):
+            assert isinstance(document, yaml.MappingNode)
+            assert [] == repeated(document)
+
+    def test_no_object_stands_twice_in_a_layout(self, found: list[Object]) -> None:
+        named = [(one["kind"], one["metadata"].get("namespace"), one["metadata"]["name"]) for one in found]
+        assert len(set(named)) == len(named)
+
+    def test_the_image_is_this_version(self, found: list[Object]) -> None:
+        assert {f"cotenant:{__version__}"} == {one["image"] for one in ours(found)}
+
+
+def repeated(node: yaml.Node) -> list[str]:
+    """List the keys that stand twice in a mapping, anywhere below *node*: PyYAML lets the last one win."""
+    if isinstance(node, yaml.SequenceNode):
+        return [key for item in node.value for key in repeated(item)]
+    if not isinstance(node, yaml.MappingNode):
+        return []
+    keys = [key.value for key, _ in node.value]
+    return [key for key in set(keys) if keys.count(key) > 1] + [
+        key for _, value in node.value for key in repeated(value)
+    ]
+
+
+class TestSchedulerConfiguration:
+    """kube-scheduler and the extender are told the same."""
+
+    def test_it_calls_the_port_that_the_extender_listens_on(self, layout: str) -> None:
+        (stanza,) = scheduler_config(layout)["extenders"]
+        assert port(extender_config(layout).listen) == port(stanza["urlPrefix"])
+
+    def test_in_one_pod_it_calls_the_address_that_the_extender_listens_on(self) -> None:
+        (stanza,) = scheduler_config("second-scheduler")["extenders"]
+        assert f"http://{extender_config('second-scheduler').listen}" == stanza["urlPrefix"]
+
+    def test_it_waits_longer_than_a_bind_may_take(self, layout: str) -> None:
+        (stanza,) = scheduler_config(layout)["extenders"]
+        seconds = re.fullmatch(r"(\d+)s", stanza["httpTimeout"])
+        assert seconds
+        assert extender_config(layout).bind_timeout < int(seconds[1])
+
+    def test_it_asks_about_pods_that_admission_marked_and_keeps_checking_gpu_memory(self, layout: str) -> None:
+        (stanza,) = scheduler_config(layout)["extenders"]
+        assert [{"name": Names().managed, "ignoredByScheduler": True}] == stanza["managedResources"]
+
+    def test_it_sends_names_and_never_binds_around_us(self, layout: str) -> None:
+        (stanza,) = scheduler_config(layout)["extenders"]
+        assert stanza["nodeCacheCapable"] is True
+        assert stanza["ignorable"] is False
+        assert ("filter", "prioritize", "bind") == tuple(
+            stanza[f"{verb}Verb"] for verb in ("filter", "prioritize", "bind")
+        )
+
+    def test_the_profile_is_the_one_that_admission_names(self) -> None:
+        (profile,) = scheduler_config("second-scheduler")["profiles"]
+        assert extender_config("second-scheduler").scheduler_name == profile["schedulerName"]
+
+    def test_the_profile_packs_and_counts_gpu_memory_most(self) -> None:
+        (profile,) = scheduler_config("second-scheduler")["profiles"]
+        arguments = {one["name"]: one["args"] for one in profile["pluginConfig"]}
+        strategy = arguments["NodeResourcesFit"]["scoringStrategy"]
+        assert "MostAllocated" == strategy["type"]
+        assert Names().gpu_mem == max(strategy["resources"], key=lambda one: one["weight"])["name"]
+        assert {"defaultingType": "List", "defaultConstraints": []} == arguments["PodTopologySpread"]
+
+    def test_the_lease_is_the_one_that_rbac_grants(self) -> None:
+        role = of_kind(objects(MANIFESTS / "second-scheduler"), "Role")["cotenant-scheduler"]
+        election = scheduler_config("second-scheduler")["leaderElection"]
+        assert role["metadata"]["namespace"] == election["resourceNamespace"]
+        assert [election["resourceName"]] == role["rules"][0]["resourceNames"]
+
+
+class TestConfigurations:
+    """What is shipped is what the code does without it, but for what the layout asks for."""
+
+    def test_the_extender_of_the_second_scheduler_differs_in_where_it_serves(self) -> None:
+        shipped = msgspec.structs.replace(extender_config("second-scheduler"), serve=ExtenderConfiguration().serve)
+        assert ExtenderConfiguration() == shipped
+
+    def test_the_attached_extender_differs_in_where_it_listens_and_serves(self) -> None:
+        default = ExtenderConfiguration()
+        shipped = extender_config("attached")
+        assert Layout.ATTACHED is shipped.layout
+        assert default == msgspec.structs.replace(
+            shipped, listen=default.listen, serve=default.serve, layout=default.layout
+        )
+        assert (port(default.listen), port(default.serve)) == (port(shipped.listen), port(shipped.serve))
+
+    def test_the_device_plugin_has_the_defaults(self) -> None:
+        text = (MANIFESTS / "base" / "device-plugin-config.yaml").read_text()
+        assert DevicePluginConfiguration() == convert(text, DevicePluginConfiguration)
+
+    @pytest.mark.parametrize(
+        ("path", "kind"),
+        [
+            ("second-scheduler/extender-config.yaml", ExtenderConfiguration),
+            ("attached/extender-config.yaml", ExtenderConfiguration),
+            ("base/device-plugin-config.yaml", DevicePluginConfiguration),
+        ],
+    )
+    def test_every_key_with_a_default_is_shown(self, path: str, kind: type[msgspec.Struct]) -> None:
+        shown = yaml.safe_load((MANIFESTS / path).read_text())
+        # null is not something a person would write
+        expected = {field.encode_name for field in msgspec.structs.fields(kind) if field.default is not None}
+        assert expected == shown.keys()
+
+
+class TestPrograms:
+    """The containers start what there is, with what it knows."""
+
+    def test_every_flag_is_one_of_the_programs(self, found: list[Object]) -> None:
+        for one in ours(found):
+            known = {name for parameter in PROGRAMS[one["command"][0]].params for name in parameter.opts}
+            assert [] == [flag for flag in one["args"] if flag.partition("=")[0] not in known]
+
+    def test_every_file_named_by_a_flag_is_mounted(self, found: list[Object]) -> None:
+        for workload, spec in pod_specs(found).items():
+            for one in containers(spec):
+                (config,) = [flag.partition("=")[2] for flag in one["args"] if flag.startswith("--config=")]
+                assert config in mounted(found, workload, one["name"])
+
+    def test_every_variable_is_read_by_somebody(self, found: list[Object]) -> None:
+        sources = "".join(path.read_text() for path in (MANIFESTS.parent / "extender").glob("*.py"))
+        for one in ours(found):
+            variables = {variable["name"] for variable in one.get("env", [])} - FOR_THE_RUNTIME
+            by_flags = {parameter.envvar for parameter in PROGRAMS[one["command"][0]].params}
+            assert set() == {name for name in variables - by_flags if f'environ.get("{name}")' not in sources}
+
+    def test_probes_and_services_meet_ports(self, found: list[Object]) -> None:
+        for workload in (one for one in found if one["kind"] == "Deployment"):
+            template = workload["spec"]["template"]
+            ports: dict[str, int] = {}
+            for one in containers(template["spec"]):
+                own = {entry["name"]: entry["containerPort"] for entry in one["ports"]}
+                probed = {probe["httpGet"]["port"] for key, probe in one.items() if key.endswith("Probe")}
+                assert probed <= own.keys()
+                ports |= own
+            (service,) = [one for one in found if one["kind"] == "Service"]
+            assert service["spec"]["selector"].items() <= template["metadata"]["labels"].items()
+            assert {entry["targetPort"] for entry in service["spec"]["ports"]} <= ports.keys()
+            assert workload["spec"]["selector"]["matchLabels"] == template["metadata"]["labels"]
+
+    def test_the_extender_serves_on_the_port_that_is_probed(self, layout: str, found: list[Object]) -> None:
+        (one,) = [one for one in ours(found) if one["command"] == ["cotenant-extender"]]
+        ports = {entry["name"]: entry["containerPort"] for entry in one["ports"]}
+        assert port(extender_config(layout).serve) == ports["serve"]
+        assert port(extender_config(layout).listen) == ports.get("verbs", 9480)
+
+    def test_the_webhooks_call_the_service(self, found: list[Object]) -> None:
+        services = {
+            (name, entry["port"]) for name, one in of_kind(found, "Service").items() for entry in one["spec"]["ports"]
+        }
+        called = [
+            webhook["clientConfig"]["service"]
+            for one in objects(MANIFESTS / "admission" / "webhook")
+            for webhook in one["webhooks"]
+        ]
+        assert {NAMESPACE} == {one["namespace"] for one in called}
+        assert {(one["name"], one["port"]) for one in called} <= services
+
+
+class TestAccounts:
+    """Who is who is said in several files, and everywhere the same."""
+
+    def test_the_extenders_account_is_the_one_that_may_write_grants(self, layout: str, found: list[Object]) -> None:
+        accounts = of_kind(found, "ServiceAccount")
+        user = extender_config(layout).extender_user
+        assert user in {
+            f"system:serviceaccount:{one['metadata']['namespace']}:{name}" for name, one in accounts.items()
+        }
+        assert f"'{user}'" in yaml.safe_dump(of_kind(found, "ValidatingAdmissionPolicy")["cotenant-grants"], width=1000)
+
+    def test_the_plugins_account_is_the_one_that_is_held_to_its_node(self, found: list[Object]) -> None:
+        name = pod_specs(found)["cotenant-device-plugin"]["serviceAccountName"]
+        (condition,) = of_kind(found, "ValidatingAdmissionPolicy")["cotenant-device-plugin"]["spec"]["matchConditions"]
+        assert f"'system:serviceaccount:{NAMESPACE}:{name}'" in condition["expression"]
+
+    def test_every_pod_has_an_account_that_exists_and_its_token(self, found: list[Object]) -> None:
+        for spec in pod_specs(found).values():
+            assert spec["serviceAccountName"] in of_kind(found, "ServiceAccount")
+            assert spec["automountServiceAccountToken"] is True
+
+    def test_every_binding_joins_an_account_and_a_role_that_exist(self, found: list[Object]) -> None:
+        kubernetes = {"system:kube-scheduler", "system:volume-scheduler", "extension-apiserver-authentication-reader"}
+        roles = of_kind(found, "ClusterRole").keys() | of_kind(found, "Role").keys() | kubernetes
+        accounts = {(one["metadata"]["namespace"], name) for name, one in of_kind(found, "ServiceAccount").items()}
+        for one in (*of_kind(found, "ClusterRoleBinding").values(), *of_kind(found, "RoleBinding").values()):
+            assert one["roleRef"]["name"] in roles
+            assert {(subject["namespace"], subject["name"]) for subject in one["subjects"]} <= accounts
+
+    def test_no_rule_has_a_wildcard_or_touches_secrets(self, found: list[Object]) -> None:
+        for role in (*of_kind(found, "ClusterRole").values(), *of_kind(found, "Role").values()):
+            for rule in role["rules"]:
+                words = {*rule["apiGroups"], *rule["resources"], *rule["verbs"]}
+                assert not words & {"*", "secrets", "escalate", "impersonate", "bind"}
+
+    def test_everything_of_a_namespace_is_in_ours_or_bound_to_kube_systems_role(self, found: list[Object]) -> None:
+        spaces = {one["metadata"]["namespace"] for one in found if "namespace" in one["metadata"]}
+        assert {NAMESPACE, "kube-system"} >= spaces
+        assert NAMESPACE in of_kind(found, "Namespace")
+        foreign = [one["kind"] for one in found if one["metadata"].get("namespace") == "kube-system"]
+        assert foreign in ([], ["RoleBinding"])
+
+
+class TestPrivileges:
+    """Nothing has more of the node than it needs."""
+
+    def test_no_container_can_gain_privileges(self, found: list[Object]) -> None:
+        for spec in pod_specs(found).values():
+            assert {"type": "RuntimeDefault"} == spec["securityContext"]["seccompProfile"]
+            assert not spec.keys() & {"hostNetwork", "hostPID", "hostIPC"}
+            for one in containers(spec):
+                context = one["securityContext"]
+                assert context["allowPrivilegeEscalation"] is False
+                assert context["readOnlyRootFilesystem"] is True
+                assert {"drop": ["ALL"]} == context["capabilities"]
+                assert "memory" in one["resources"]["requests"]
+
+    def test_only_the_device_plugin_is_root_and_sees_the_host(self, found: list[Object]) -> None:
+        for workload, spec in pod_specs(found).items():
+            paths = {volume["hostPath"]["path"] for volume in spec["volumes"] if "hostPath" in volume}
+            if workload == "cotenant-device-plugin":
+                assert {"/var/lib/kubelet/device-plugins", "/var/lib/kubelet/pod-resources"} == paths
+            else:
+                assert set() == paths
+                assert spec["securityContext"]["runAsNonRoot"] is True
+
+    def test_a_rolling_update_never_runs_two_plugins_on_a_node(self, found: list[Object]) -> None:
+        strategy = of_kind(found, "DaemonSet")["cotenant-device-plugin"]["spec"]["updateStrategy"]
+        assert ("RollingUpdate", 0) == (strategy["type"], strategy["rollingUpdate"]["maxSurge"])
+
+    def test_there_are_never_two_extenders(self, found: list[Object]) -> None:
+        (deployment,) = of_kind(found, "Deployment").values()
+        assert (1, {"type": "Recreate"}) == (deployment["spec"]["replicas"], deployment["spec"]["strategy"])
+
+    def test_kube_scheduler_starts_after_the_extender_is_ready_and_ends_before_it(self) -> None:
+        spec = pod_specs(objects(MANIFESTS / "second-scheduler"))["cotenant-scheduler"]
+        (sidecar,) = spec["initContainers"]
+        assert ("extender", "Always", "/readyz") == (
+            sidecar["name"],
+            sidecar["restartPolicy"],
+            sidecar["startupProbe"]["httpGet"]["path"],
+        )
+        assert ["kube-scheduler"] == container(
+            objects(MANIFESTS / "second-scheduler"), "cotenant-scheduler", "scheduler"
+        )["command"]
+
+
+def test_the_example_pod_asks_for_gpu_memory_in_six_lines_and_names_nothing_else_of_ours() -> None:
+    path = MANIFESTS / "examples" / "pod.yaml"
+    (pod,) = documents(path)
+    assert 6 == len(path.read_text().splitlines())
+    assert {"name"} == pod["metadata"].keys()
+    assert {"containers"} == pod["spec"].keys()
+    (only,) = pod["spec"]["containers"]
+    assert {"limits": {Names().gpu_mem: 8}} == only["resources"]
+
+
+def test_there_is_a_kustomization_in_every_folder_that_people_apply() -> None:
+    assert all((root / FILE).is_file() for root in (*ROOTS, MANIFESTS / "base"))
