@@ -1,0 +1,165 @@
+"""The side of an HTTP extender that kube-scheduler 1.36 has: what it sends, and what it makes of the answers.
+
+Functions name what they follow in pkg/scheduler/extender.go. The extender gets nodes by name (nodeCacheCapable).
+"""
+
+import http.client
+import select
+import threading
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from cotenant.contract.names import Names
+from cotenant.standins.scheduler_rules import Pod
+
+# Go's default for http.Transport, which the scheduler does not change: more calls at once mean more new connections.
+_IDLE_CONNECTIONS = 2
+_OK = 200
+
+
+class FilterResult(msgspec.Struct, frozen=True):
+    """Read filter's answer; no list at all means that no node is left."""
+
+    NodeNames: list[str] | None = None
+    FailedNodes: dict[str, str] | None = None
+    FailedAndUnresolvableNodes: dict[str, str] | None = None
+    Error: str = ""
+
+
+class HostPriority(msgspec.Struct, frozen=True):
+    """Read the score of one node; a float is no int64, so the whole list fails to decode."""
+
+    Host: str = ""
+    Score: int = 0
+
+
+class BindResult(msgspec.Struct, frozen=True):
+    """Read bind's answer."""
+
+    Error: str = ""
+
+
+class ExtenderError(Exception):
+    """Say why a call failed, in the words that kube-scheduler puts into the pod's condition."""
+
+
+class HTTPExtender:
+    """Call one extender; safe to use from many threads.
+
+    *url* is the prefix of the verbs. *weight*, *timeout* in seconds and *managed* are as in KubeSchedulerConfiguration
+    (an empty verb is never called); the resources in *managed* are ignored by the scheduler itself. The timeout counts
+    for each read, while Go's counts for the whole request.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        managed: Sequence[str] = (Names().managed,),
+        weight: int = 1,
+        timeout: float = 5.0,
+        prioritize_verb: str = "prioritize",
+    ) -> None:
+        self.managed = frozenset(managed)
+        self.weight = weight
+        self._url = url.rstrip("/")
+        self._timeout = timeout
+        self._prioritize_verb = prioritize_verb
+        self._idle: list[http.client.HTTPConnection] = []
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def is_interested(self, pod: Pod) -> bool:
+        """Tell whether any container names a managed resource, were it with quantity 0 (IsInterested)."""
+        containers = [*(pod.spec.get("containers") or ()), *(pod.spec.get("initContainers") or ())]
+        resources = [container.get("resources") or {} for container in containers]
+        asked = {name for r in resources for key in ("requests", "limits") for name in r.get(key) or ()}
+        return not self.managed or not self.managed.isdisjoint(asked)
+
+    def filter(self, pod: Pod, nodes: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+        """Give the nodes that are left, and the message for others that has one (Filter); raise ExtenderError."""
+        result = self._send("filter", {"Pod": pod, "Nodes": None, "NodeNames": nodes}, FilterResult)
+        if result.Error:
+            raise ExtenderError(result.Error)
+        for node in result.NodeNames or ():
+            if node not in nodes:
+                raise ExtenderError(
+                    f'extender "{self._url}" claims a filtered node "{node}" which is not found in the input node list'
+                )
+        # in both maps, unresolvable wins (findNodesThatPassExtenders)
+        return result.NodeNames or [], {**(result.FailedNodes or {}), **(result.FailedAndUnresolvableNodes or {})}
+
+    def prioritize(self, pod: Pod, nodes: Sequence[str]) -> dict[str, int]:
+        """Give the weighted scores of the nodes that have one, scaled to 0..100 (Prioritize); raise ExtenderError."""
+        if not self._prioritize_verb:
+            return {}
+        args = {"Pod": pod, "Nodes": None, "NodeNames": nodes}
+        scores: dict[str, int] = {}
+        for priority in self._send(self._prioritize_verb, args, list[HostPriority]):
+            # MaxNodeScore / MaxExtenderPriority
+            scores[priority.Host] = scores.get(priority.Host, 0) + priority.Score * self.weight * 10
+        return scores
+
+    def bind(self, pod: Pod, node: str) -> None:
+        """Have the extender bind the pod (Bind); raise ExtenderError."""
+        metadata = pod.metadata
+        args = {
+            "PodName": metadata.name,
+            "PodNamespace": metadata.namespace,
+            "PodUID": metadata.uid,
+            "Node": node,
+        }
+        if error := self._send("bind", args, BindResult).Error:
+            raise ExtenderError(error)
+
+    def _send(self, verb: str, args: object, kind: type[Any]) -> Any:
+        """POST and decode (send): of an answer that is not 200 the body is not looked at."""
+        url = f"{self._url}/{verb}"
+        connection = self._connection()
+        headers = {"Content-Type": "application/json"}
+        try:
+            connection.request("POST", urlsplit(url).path, msgspec.json.encode(args), headers)
+            answer = connection.getresponse()
+            body = answer.read()
+        except TimeoutError:
+            connection.close()
+            raise ExtenderError(
+                f'Post "{url}": context deadline exceeded (Client.Timeout exceeded while awaiting headers)'
+            ) from None
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise ExtenderError(f'Post "{url}": {error or type(error).__name__}') from error
+        self._give_back(connection)
+        if answer.status != _OK:
+            raise ExtenderError(f"failed {verb} with extender at URL {url}, code {answer.status}")
+        try:
+            return msgspec.json.decode(body, type=kind)
+        except (msgspec.MsgspecError, UnicodeError) as error:
+            raise ExtenderError(f"json: cannot unmarshal the answer of {url}: {error}") from error
+
+    def _connection(self) -> http.client.HTTPConnection:
+        with self._lock:
+            while self._idle:
+                connection = self._idle.pop()
+                # readable without a request: the other end has closed it
+                if connection.sock is not None and not select.select([connection.sock], [], [], 0)[0]:
+                    return connection
+                connection.close()
+        address = urlsplit(self._url)
+        return http.client.HTTPConnection(address.hostname or "", address.port or 80, timeout=self._timeout)
+
+    def _give_back(self, connection: http.client.HTTPConnection) -> None:
+        with self._lock:
+            if connection.sock is not None and len(self._idle) < _IDLE_CONNECTIONS:
+                self._idle.append(connection)
+                return
+        connection.close()
