@@ -17,6 +17,7 @@ from e2e.processes import MissingProgramError, wait_until
 from e2e.rest import APPLY_PATCH, MERGE_PATCH, Api, ApiError, Object
 from e2e.webhook import WebhookServer
 from extender.admission import Settings
+from tests.admission import json_patch
 from tests.admission.cases import (
     ALICE,
     ATTACHED_CREATIONS,
@@ -68,14 +69,15 @@ class Cluster:
         return False
 
 
-def documents(kustomization: Path) -> Iterator[Object]:
-    """Read all objects of a kustomization that only lists resources, which is what `kubectl apply -k` does with it."""
-    for name in yaml.safe_load((kustomization / "kustomization.yaml").read_text())["resources"]:
-        path = kustomization / name
-        if path.is_dir():
-            yield from documents(path)
-        else:
-            yield from yaml.safe_load_all(path.read_text())
+def documents(directory: Path) -> Iterator[Object]:
+    """Build a kustomization of resources and JSON patches, as `kubectl apply -k` does."""
+    kustomization = yaml.safe_load((directory / "kustomization.yaml").read_text())
+    for name in kustomization["resources"]:
+        path = directory / name
+        for document in documents(path) if path.is_dir() else yaml.safe_load_all(path.read_text()):
+            target = {"kind": document["kind"], "name": document["metadata"]["name"]}
+            patches = [one["patch"] for one in kustomization.get("patches", []) if one["target"] == target]
+            yield json_patch.apply(document, [operation for patch in patches for operation in yaml.safe_load(patch)])
 
 
 def started(stack: ExitStack, directory: Path, manifests: str, *, scheduler: str | None) -> Cluster:
@@ -114,14 +116,14 @@ def attempt(probe: Callable[[], bool]) -> bool:
         return False
 
 
-@pytest.fixture(scope="module", params=["policies/second-scheduler", "webhook"])
+@pytest.fixture(scope="module", params=["policies", "webhook"])
 def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """The second-scheduler layout."""
     with ExitStack() as stack:
         yield started(stack, tmp_path_factory.mktemp("second-scheduler"), request.param, scheduler="cotenant-scheduler")
 
 
-@pytest.fixture(scope="module", params=["policies/base", "webhook"])
+@pytest.fixture(scope="module", params=["policies-attached", "webhook"])
 def attached(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """The attached layout."""
     with ExitStack() as stack:
