@@ -27,7 +27,10 @@ _UNKNOWN = Refused(404, "NotFound", "the server could not find the requested res
 
 
 class Write(NamedTuple):
-    """Record one request that wanted to change something, and how it was answered; *status* 0: not at all, nor done."""
+    """Record one request that wanted to change something, and how it was answered; *status* 0: not at all, nor done.
+
+    *user* is whom kubeconfig() named, "" for others.
+    """
 
     verb: str
     resource: str
@@ -35,6 +38,7 @@ class Write(NamedTuple):
     namespace: str
     name: str
     status: int
+    user: str = ""
 
 
 class Target(NamedTuple):
@@ -104,8 +108,12 @@ class Handler(BaseHTTPRequestHandler):
         self._reply(code, answer, retry_after)
 
     def _authenticate(self) -> None:
-        if self._api.token and self.headers.get("Authorization") != f"Bearer {self._api.token}":
+        if self._api.token and not self._user and self.headers.get("Authorization") != f"Bearer {self._api.token}":
             raise Refused(401, "Unauthorized", "Unauthorized")
+
+    @property
+    def _user(self) -> str:
+        return self._api.users.get(self.headers.get("Authorization", "").removeprefix("Bearer "), "")
 
     def _record(self, path: str, code: int) -> None:
         if self.command not in _VERBS or not (found := _PATH.fullmatch(path)):
@@ -120,6 +128,7 @@ class Handler(BaseHTTPRequestHandler):
                     parts["namespace"],
                     parts["name"],
                     code,
+                    self._user,
                 )
             )
             self._api.store.changed.notify_all()

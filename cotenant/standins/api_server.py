@@ -5,6 +5,7 @@ bookmarks and 410, merge patches, graceful deletion, and the binding of pods. Th
 defaulting beyond what our programs read.
 """
 
+import secrets
 import socket
 import threading
 from collections.abc import Callable, Mapping
@@ -48,6 +49,8 @@ class ApiServer:
         self.token = token
         self.bookmark_seconds = bookmark_seconds
         self.too_old_as_status = too_old_as_status
+        self.users: dict[str, str] = {}
+        """Names the user of each token that kubeconfig() gave out."""
         self.writes: list[Write] = []
         self.connections = 0  # how many were ever opened
         self._http: _Listener | None = None
@@ -82,14 +85,18 @@ class ApiServer:
         """Give the address, once it was started."""
         return f"http://127.0.0.1:{self._port}"
 
-    def kubeconfig(self, path: Path) -> str:
-        """Write a kubeconfig file for this server and return its path."""
+    def kubeconfig(self, path: Path, *, user: str = "") -> str:
+        """Write a kubeconfig file for this server and return its path; the writes of a *user* are told from others'."""
+        token = self.token or "none-needed"
+        if user:
+            token = secrets.token_hex(16)
+            self.users[token] = user
         config = {
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": "standin",
             "clusters": [{"name": "standin", "cluster": {"server": self.url}}],
-            "users": [{"name": "standin", "user": {"token": self.token or "none-needed"}}],
+            "users": [{"name": "standin", "user": {"token": token}}],
             "contexts": [{"name": "standin", "context": {"cluster": "standin", "user": "standin"}}],
         }
         path.write_bytes(msgspec.json.encode(config))  # JSON is YAML

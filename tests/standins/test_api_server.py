@@ -123,6 +123,20 @@ class TestRecord:
             Write("create", "pods", "binding", "default", "one", 0),
         ] == api.writes
 
+    def test_writes_tell_whose_they_are(self, api: ApiServer, tmp_path: Path) -> None:
+        for user in ("", "alice"):
+            with connect(api.kubeconfig(tmp_path / f"{user}.kubeconfig", user=user)) as own:
+                own.post(PATH, A_POD.replace(b"one", f"of-{user or 'nobody'}".encode()))
+
+        assert ["", "alice"] == [write.user for write in api.writes]
+
+    def test_a_token_that_is_required_may_be_a_users(self, tmp_path: Path) -> None:
+        with (
+            ApiServer(token="secret") as server,
+            connect(server.kubeconfig(tmp_path / "kubeconfig", user="alice")) as own,
+        ):
+            own.get(PATH)
+
 
 class TestAdmission:
     """The hook sees each new pod and has the last word."""
