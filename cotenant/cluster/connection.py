@@ -28,7 +28,7 @@ from urllib3.exceptions import (
 )
 
 from cotenant import __version__
-from cotenant.cluster.errors import ApiError, ClusterError, Unauthorized, Unreachable, error_of
+from cotenant.cluster.errors import ApiError, ClusterError, TimedOut, Unauthorized, Unreachable, error_of
 
 _log = structlog.get_logger(__name__)
 
@@ -251,7 +251,8 @@ class Stream:
         """Yield each line that is not empty, without its end; end when the server, or close(), ends the answer.
 
         Raises:
-            Unreachable: when the connection is lost or silent for too long.
+            TimedOut: when the connection is silent for too long.
+            Unreachable: when it is lost.
 
         """
         begun: list[bytes] = []  # pieces of a line that has not ended yet
@@ -286,15 +287,15 @@ def _translated(method: str) -> Iterator[None]:
     try:
         yield
     except (HTTPError, OSError) as error:
-        distrusted = any(isinstance(cause, ssl.SSLCertVerificationError) for cause in error.args)
-        sent = not (distrusted or isinstance(error, _NEVER_SENT))
         if isinstance(error, ReadTimeoutError):
             message = "the API server did not answer in time"
-        elif sent:
-            message = f"the connection to the API server was lost: {type(error).__name__}"
-        else:
-            message = f"the API server cannot be reached: {error}"
-        raise Unreachable(message, outcome_unknown=sent and method != "GET") from error
+            raise TimedOut(message, outcome_unknown=method != "GET") from error
+        distrusted = any(isinstance(cause, ssl.SSLCertVerificationError) for cause in error.args)
+        if distrusted or isinstance(error, _NEVER_SENT):
+            raise Unreachable(f"the API server cannot be reached: {error}") from error
+        raise Unreachable(
+            f"the connection to the API server was lost: {type(error).__name__}", outcome_unknown=method != "GET"
+        ) from error
 
 
 def _error_of(method: str, response: urllib3.BaseHTTPResponse) -> ApiError:

@@ -26,6 +26,10 @@ class Unreachable(ClusterError):
         self.outcome_unknown = outcome_unknown
 
 
+class TimedOut(Unreachable):
+    """Be raised when the connection stands but says nothing for too long."""
+
+
 class ApiError(ClusterError):
     """Be raised when the API server answered with an error; *reason* and *message* are those of its Status."""
 

@@ -16,7 +16,7 @@ import structlog
 
 from cotenant.cluster.backoff import Backoff
 from cotenant.cluster.connection import Cluster, Stream
-from cotenant.cluster.errors import ApiError, ClusterError, Gone, Unreachable, error_of
+from cotenant.cluster.errors import ApiError, ClusterError, Gone, TimedOut, Unreachable, error_of
 
 _log = structlog.get_logger(__name__)
 
@@ -27,8 +27,9 @@ _PAGE_OBJECTS = 500  # as client-go; a page of 500 pods is about 2 MB
 _LIST_TIMEOUT_SECONDS = 60.0
 # The server ends a watch after this long, so that after it restarts the watches do not all stay on the other servers.
 _WATCH_SECONDS = (300, 600)
-# A bookmark comes every minute (apiserver/pkg/storage/cacher/cacher.go, defaultBookmarkFrequency); without one for this
-# long the connection is dead, whatever TCP believes.
+# A bookmark comes every minute (apiserver/pkg/storage/cacher/cacher.go, defaultBookmarkFrequency), but none as long as
+# no object of the kind has changed since the watch began. So after this long another watch is opened: cheap if all was
+# well, and if the connection was dead, whatever TCP believes, this is how it is found out.
 _SILENCE_SECONDS = 100.0
 # A watch that ends sooner than this and brought nothing counts as failed (client-go: "very short watch").
 _SHORT_WATCH_SECONDS = 1.0
@@ -136,7 +137,7 @@ class Reflector(Generic[T]):
         sink: who is told.
         mark: gives the sequence token that *sink* gets back as *started*.
         selector: ``fieldSelector`` and ``labelSelector``, where only some objects are wanted.
-        silence: seconds without any event or bookmark after which the watch is taken for dead.
+        silence: seconds without any event or bookmark after which another watch is opened.
         clock: monotonic seconds.
         rng: spreads waits, so that many programs do not come back at once.
         wait: waits so many seconds or until stop(), and tells whether it was stop().
@@ -180,7 +181,7 @@ class Reflector(Generic[T]):
         self.synced = threading.Event()
         """Is set once the first LIST was handed over, and stays set."""
         self.last_event_at: float | None = None
-        """The clock when the API server last said anything: a LIST, an event or a bookmark."""
+        """The clock when the API server last said anything: to a LIST, at the beginning of a watch, or in one."""
         self.counts = Counts()
         """What has happened so far; a new value each time."""
 
@@ -296,7 +297,8 @@ class Reflector(Generic[T]):
                 version = newer
             heard = True
             yield version
-        if not heard and self._clock() - opened < _SHORT_WATCH_SECONDS and not self._stopping.is_set():
+        least = min(_SHORT_WATCH_SECONDS, self._silence)
+        if not heard and self._clock() - opened < least and not self._stopping.is_set():
             raise Unreachable("the API server ended a watch at once")
 
     def _lines(self, version: str) -> Iterator[bytes]:
@@ -309,12 +311,15 @@ class Reflector(Generic[T]):
         }
         stream = self._cluster.stream(self._path, query=query, silence=self._silence)
         self._count(watches=1)
+        self.last_event_at = self._clock()
         with self._guard:
             self._stream = stream
             if self._stopping.is_set():  # stop() came while the watch was being opened
                 stream.close()
         try:
             yield from stream.lines()
+        except TimedOut:
+            self._log.info("a watch was silent for too long, opening another", seconds=self._silence)
         finally:
             with self._guard:
                 self._stream = None

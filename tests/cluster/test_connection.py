@@ -18,6 +18,7 @@ from cotenant.cluster import (
     NoCluster,
     NotFound,
     ServerError,
+    TimedOut,
     TooManyRequests,
     Unauthorized,
     Unreachable,
@@ -183,7 +184,7 @@ class TestOutcomes:
     def test_a_write_that_takes_too_long_is_in_doubt(self, api: ApiServer, cluster: Cluster) -> None:
         held = api.faults.hold(method="POST")
 
-        with pytest.raises(Unreachable, match="did not answer in time") as lost:
+        with pytest.raises(TimedOut, match="did not answer in time") as lost:
             cluster.post(PODS, A_POD, timeout=0.2)
 
         assert lost.value.outcome_unknown
