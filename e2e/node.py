@@ -19,7 +19,7 @@ import yaml
 
 from e2e import image, leftovers
 from e2e.cluster import NODE_NAME, ControlPlane
-from e2e.processes import MissingProgramError, Program, find_program, free_ports
+from e2e.processes import MissingProgramError, Program, find_program, free_ports, wait_until
 from e2e.rest import Object
 
 DEVICE_PLUGINS = Path("/var/lib/kubelet/device-plugins")
@@ -33,6 +33,9 @@ _MADE_BY_PROGRAMS = (
     Path("/run/containerd"),
 )
 """Directories that the kubelet and the shims make at fixed paths, inner ones first."""
+
+LOCK_PATIENCE_S = 300.0
+"""How long a node waits for another one on this machine to end."""
 
 _LOCK = Path("/run/cotenant-e2e-node.lock")
 _CGROUP = "cotenant-e2e"
@@ -139,6 +142,8 @@ class RealNode:
         self._sysctls: dict[Path, str] = {}
         self._made: list[Path] = []
         self._lock: int | None = None
+        self.port = 0
+        """Where the kubelet serves its metrics, by HTTPS; another one after each start."""
 
     def __enter__(self) -> Self:
         self.start()
@@ -174,11 +179,9 @@ class RealNode:
 
     def _take_machine(self) -> None:
         lock = os.open(_LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not wait_until(lambda: _locks(lock), timeout_s=LOCK_PATIENCE_S):
             os.close(lock)
-            raise RuntimeError(f"another end-to-end node runs on this machine: it holds {_LOCK}") from None
+            raise RuntimeError(f"another end-to-end node has held {_LOCK} for {LOCK_PATIENCE_S:.0f} s")
         if _is_served(DEVICE_PLUGINS / "kubelet.sock"):
             os.close(lock)
             raise RuntimeError(f"a kubelet that is not ours serves {DEVICE_PLUGINS}: this machine is a node already")
@@ -243,12 +246,12 @@ state = "{self._state}"
 
     def start_kubelet(self) -> None:
         """Start the kubelet and wait until it says it is healthy."""
-        port, healthz_port = free_ports(2)
+        self.port, healthz_port = free_ports(2)
         settings = {
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
             "kind": "KubeletConfiguration",
             "address": "127.0.0.1",
-            "port": port,
+            "port": self.port,
             "healthzPort": healthz_port,
             "failCgroupV1": False,
             "failSwapOn": False,
@@ -346,6 +349,14 @@ state = "{self._state}"
 def _is_ready(node: Object | None) -> bool:
     conditions = node["status"].get("conditions", []) if node else []
     return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
+
+
+def _locks(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _is_served(path: Path) -> bool:
