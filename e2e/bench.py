@@ -6,8 +6,11 @@ between, so that the figures are the extender's own. Prints a table, writes benc
 
 import http.client
 import json
+import re
+import ssl
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +28,8 @@ from cotenant.contract.names import Names
 from cotenant.contract.units import GIB
 from e2e import nodes
 from e2e.cluster import ControlPlane
-from e2e.extender import RunningExtender
+from e2e.node import RealNode, container, pod, why_not
+from e2e.programs import RunningExtender, RunningPlugin
 from e2e.rest import Api, Object
 
 NAMES = Names()
@@ -50,7 +54,7 @@ class Client:
 
 def a_pod(name: str, units: int, *, bound_to: tuple[str, str] | None = None) -> Object:
     """Return a pod that asks for so many units; bound to a node's GPU where those are given."""
-    pod: Object = {
+    asking: Object = {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": name, "namespace": "default"},
@@ -70,9 +74,9 @@ def a_pod(name: str, units: int, *, bound_to: tuple[str, str] | None = None) -> 
             units=units,
             isolation=IsolationRecord(asked=Isolation.NONE, given=Isolation.NONE, enforced_by="nothing"),
         )
-        pod["spec"]["nodeName"] = node
-        pod["metadata"]["annotations"] = annotations(Grant(containers=(share,)), NAMES)
-    return pod
+        asking["spec"]["nodeName"] = node
+        asking["metadata"]["annotations"] = annotations(Grant(containers=(share,)), NAMES)
+    return asking
 
 
 def fill(api: Api, pods: int) -> None:
@@ -118,10 +122,10 @@ def measure(cluster: ControlPlane, directory: Path, names: list[str], *, rounds:
         result: dict[str, Any] = {"ready_s": round(time.monotonic() - started, 2)}
         result["rss_mib_at_start"] = round(memory_mib(extender.program.pid, "VmRSS"), 1)
         client = Client(extender.listen)
-        pod = api.create(a_pod("asking", 8))
+        asking = api.create(a_pod("asking", 8))
 
         def ask(verb: str, count: int) -> Callable[[int], float]:
-            body = json.dumps({"Pod": pod, "Nodes": None, "NodeNames": names[:count]}).encode()
+            body = json.dumps({"Pod": asking, "Nodes": None, "NodeNames": names[:count]}).encode()
             client.post(verb, body)  # the first judges every node
             return lambda _: client.post(verb, body)[0]
 
@@ -130,7 +134,7 @@ def measure(cluster: ControlPlane, directory: Path, names: list[str], *, rounds:
                 if count <= len(names):
                     result[f"{verb} of {count} names"] = timed(rounds, ask(verb, count))
 
-        body = json.dumps({"Pod": pod, "Nodes": None, "NodeNames": names}).encode()
+        body = json.dumps({"Pod": asking, "Nodes": None, "NodeNames": names}).encode()
         created = [api.create(a_pod(f"bind-{n}", 8)) for n in range(rounds)]
         bind_seconds = []
 
@@ -149,11 +153,48 @@ def measure(cluster: ControlPlane, directory: Path, names: list[str], *, rounds:
         return result
 
 
+def measure_allocate(cluster: ControlPlane, directory: Path, *, pods: int) -> dict[str, Any]:
+    """Let a real kubelet admit pods, and read its own histogram of our Allocate."""
+    api = cluster.api()
+    with RealNode(cluster, directory / "node") as node:
+        plugin = RunningPlugin(
+            cluster,
+            directory / "plugin",
+            node=node.name,
+            pod_resources=node.pod_resources_socket,
+            gpus="gpus: [{model: NVIDIA H200, memory: 141GiB, count: 8}]",
+        )
+        with plugin:
+            gpus = inventories.decode(api.get("Node", node.name)["metadata"]["annotations"][NAMES.inventory]).gpus
+            for n in range(pods):
+                asking = a_pod(f"allocate-{n}", 8, bound_to=(node.name, gpus[n % len(gpus)].uuid))
+                runnable = pod(asking["metadata"]["name"], container("main", limits={NAMES.gpu_mem: 8}))
+                api.create(runnable)
+                api.bind(asking["metadata"]["name"], node.name, annotations=asking["metadata"]["annotations"])
+            for n in range(pods):
+                api.wait("Pod", f"allocate-{n}", lambda seen: bool(seen and seen["status"].get("phase") == "Running"))
+            seconds = allocate_seconds(node)
+            for n in range(pods):
+                api.delete("Pod", f"allocate-{n}")
+    return {"calls of Allocate": seconds[float("inf")], "of them within 50 ms": seconds[0.05]}
+
+
+def allocate_seconds(node: RealNode) -> dict[float, int]:
+    """Read how many Allocate calls for our resource took at most so many seconds, by the kubelet's metrics."""
+    unverified = ssl._create_unverified_context()
+    with urllib.request.urlopen(f"https://127.0.0.1:{node.port}/metrics", timeout=10, context=unverified) as answer:
+        text = answer.read().decode()
+    pattern = (
+        rf'^kubelet_device_plugin_alloc_duration_seconds_bucket{{resource_name="{NAMES.gpu_mem}",le="(.*?)"}} (\d+)'
+    )
+    return {float(bound): int(count) for bound, count in re.findall(pattern, text, re.MULTILINE)}
+
+
 def check(api: Api) -> None:
     """Be sure that what was measured is right: no GPU holds more than it has."""
     held: dict[str, int] = {}
-    for pod in api.list("Pod"):
-        text = pod["metadata"].get("annotations", {}).get(NAMES.grant)
+    for seen in api.list("Pod"):
+        text = seen["metadata"].get("annotations", {}).get(NAMES.grant)
         for uuid, amount in (grants.decode(text).charges() if text else {}).items():
             held[uuid] = held.get(uuid, 0) + amount
     most = max(held.values(), default=0)
@@ -178,6 +219,11 @@ def main(*, node_count: int, pods: int, rounds: int, out: Path) -> None:
             fill(api, pods)
             result = measure(cluster, directory / "extender", [f"bench-{n}" for n in range(node_count)], rounds=rounds)
             check(api)
+        if reason := why_not():
+            click.echo(f"Allocate is not measured: {reason}")
+        else:
+            with ControlPlane(directory / "second-control-plane") as cluster:
+                result |= measure_allocate(cluster, directory, pods=100)
     report: dict[str, Any] = {
         "nodes": node_count,
         "gpus": node_count * 8,

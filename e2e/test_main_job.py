@@ -1,0 +1,302 @@
+"""The main job, on real components: a pod that asks for GPU memory and names nothing else gets what bind chose.
+
+User's pod -> admission policies -> kube-scheduler -> extender -> Binding -> kubelet -> device plugin -> container. What
+the API says (annotation), what the container sees (its environment) and what the kubelet keeps (PodResources) must be
+the same for every container that started, also while plugin and kubelet are killed.
+"""
+
+import json
+import os
+import re
+import stat
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cotenant.contract import environment, units
+from cotenant.contract import grant as grants
+from cotenant.contract.grant import ContainerGrant, Role
+from e2e import kustomize
+from e2e.cluster import ControlPlane
+from e2e.node import RealNode, container, pod
+from e2e.plugin import PodResources
+from e2e.processes import wait_until
+from e2e.programs import RunningExtender, RunningPlugin
+from e2e.rest import Api, ApiError, Object
+
+GPU_MEM = "cotenant.io/gpu-mem"
+GRANT = "cotenant.io/grant"
+# 8 GPUs of 80 GiB of which the driver keeps 640 MiB: 79 units each, 632 in all.
+GPUS = """
+gpus:
+- {model: NVIDIA H100 80GB HBM3, memory: 80GiB, reserved: 640MiB, count: 8}
+"""
+PRINT_ENVIRONMENT = "env"
+STAY = f"{PRINT_ENVIRONMENT}; sleep 1000000"
+
+
+@pytest.fixture(scope="module")
+def api(control_plane: ControlPlane) -> Iterator[Api]:
+    """A client as admin of a cluster with our admission policies, which go again afterwards."""
+    client = control_plane.api()
+    policies = list(kustomize.build(kustomize.MANIFESTS / "admission" / "policies"))
+    for policy in policies:
+        client.apply(json.dumps(policy))
+
+    def effective() -> bool:
+        """Whether both act: a pod of ours gets its scheduler, and a forged one is refused."""
+        query = {"dryRun": "All"}
+        path = "/api/v1/namespaces/default/pods"
+        ready = client.call("POST", path, asking("probe", 1), query=query)
+        try:
+            client.call("POST", path, pod("probe", container(), annotations={GRANT: "{}"}), query=query)
+        except ApiError:
+            return bool("cotenant-scheduler" == ready["spec"]["schedulerName"])
+        return False
+
+    assert wait_until(effective, timeout_s=30), "the policies were not in effect after 30 s"
+    yield client
+    for policy in policies:
+        client.delete(policy["kind"], policy["metadata"]["name"])
+
+
+@dataclass
+class Ground:
+    """All that runs for the main job."""
+
+    api: Api
+    node: RealNode
+    extender: RunningExtender
+    plugin: RunningPlugin
+
+
+@pytest.fixture
+def ground(control_plane: ControlPlane, api: Api, real_node: RealNode, tmp_path: Path) -> Iterator[Ground]:
+    """Extender, kube-scheduler and device plugin on the real node; the pods go with them."""
+    plugin = RunningPlugin(
+        control_plane,
+        tmp_path / "plugin",
+        node=real_node.name,
+        pod_resources=real_node.pod_resources_socket,
+        gpus=GPUS,
+    )
+    with RunningExtender(control_plane, tmp_path / "extender") as extender:
+        scheduler = control_plane.start_scheduler(extender.scheduler_config())
+        with plugin:
+            yield Ground(api, real_node, extender, plugin)
+            for left in api.list("Pod", namespace="default"):
+                api.delete("Pod", left["metadata"]["name"])
+            for left in api.list("Pod", namespace="default"):
+                api.wait("Pod", left["metadata"]["name"], lambda seen: seen is None, saying="its end", timeout_s=120)
+        control_plane.stop_scheduler(scheduler)
+
+
+def asking(name: str, *units: int, init: int = 0, annotations: dict[str, str] | None = None) -> Object:
+    """Return a pod as a user writes it: containers that ask for so many units, and nothing else of ours."""
+    return pod(
+        name,
+        *(container(f"c{n}", STAY, limits={GPU_MEM: amount}) for n, amount in enumerate(units)),
+        init=[container("before", PRINT_ENVIRONMENT, limits={GPU_MEM: init})] if init else [],
+        annotations=annotations,
+    )
+
+
+def phase(seen: Object | None) -> str:
+    return str(seen["status"].get("phase")) if seen else "gone"
+
+
+def settled(seen: Object | None) -> bool:
+    return phase(seen) in {"Running", "Failed"}
+
+
+def printed(text: str) -> dict[str, str]:
+    """Read the lines VARIABLE=value that a container wrote, the last one of each."""
+    return {match[1]: match[2] for match in re.finditer(r"^([A-Z_]+)=(.*)$", text, re.MULTILINE)}
+
+
+def expected(granted: ContainerGrant) -> dict[str, str]:
+    """List what a container must see for its grant, by the contract."""
+    return environment.injected(granted) | environment.informative(granted)
+
+
+def disagreements(ground: Ground, pods: Sequence[Object]) -> tuple[int, list[str]]:
+    """Compare annotation, environment and PodResources of every container that started; count them."""
+    resources = PodResources(ground.node.pod_resources_socket)
+    listed = {
+        (entry.name, one.name): {
+            device for held in one.devices if held.resource_name == GPU_MEM for device in held.device_ids
+        }
+        for entry in resources.list()
+        for one in entry.containers
+    }
+    resources.close()
+    compared, wrong = 0, []
+    for seen in pods:
+        grant = grants.decode(seen["metadata"]["annotations"][GRANT])
+        for granted in grant.containers:
+            where = f"{seen['metadata']['name']}/{granted.name}"
+            got = printed(ground.node.logs(seen, granted.name))
+            if not got:
+                continue  # it has not started
+            compared += 1
+            for variable, value in expected(granted).items():
+                if got.get(variable) != value:
+                    wrong.append(f"{where}: {variable} is {got.get(variable)!r}, granted {value!r}")
+            if granted.role is Role.INIT:
+                continue  # the kubelet does not list it
+            ids = listed.get((seen["metadata"]["name"], granted.name), set())
+            on = {device.split("-")[0] for device in ids}
+            granted_on = {units.id_prefix(share.uuid) for share in granted.gpus}
+            if on != granted_on or len(ids) != granted.units:
+                wrong.append(f"{where}: {len(ids)} ids on {on}, granted {granted.units} on {granted_on}")
+    return compared, wrong
+
+
+def submit(ground: Ground, pods: Sequence[Object]) -> None:
+    with ThreadPoolExecutor(10) as pool:
+        list(pool.map(ground.api.create, pods))
+
+
+def wait_settled(ground: Ground, names: Sequence[str], *, timeout_s: float) -> list[Object]:
+    """Wait until each pod runs or was rejected, and return them."""
+    deadline = time.monotonic() + timeout_s
+    return [
+        ground.api.wait("Pod", name, settled, saying="an end", timeout_s=max(1, deadline - time.monotonic()))
+        for name in names
+    ]
+
+
+def test_a_pod_that_names_nothing_but_its_memory_sees_the_gpu_and_the_limit_that_bind_chose(ground: Ground) -> None:
+    ground.api.create(asking("eight", 8))
+
+    seen = ground.api.wait("Pod", "eight", settled, saying="its start")
+
+    grant = grants.decode(seen["metadata"]["annotations"][GRANT])
+    got = ground.node.environment(seen, "c0")
+    assert "cotenant-scheduler" == seen["spec"]["schedulerName"]
+    assert grant.containers[0].gpus[0].uuid == got["NVIDIA_VISIBLE_DEVICES"]
+    assert "0=8192M" == got["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"]
+    assert str(8 << 30) == got["COTENANT_GPU_MEM_BYTES"]
+    assert (1, []) == disagreements(ground, [seen])
+
+
+def test_two_gpus_an_exclusive_one_and_a_request_by_alias(ground: Ground) -> None:
+    alias = pod("alias", container("c0", STAY, limits={"nvidia.com/gpumem": 3000}))  # MiB: 2.93 GiB, so 3 units
+    submit(
+        ground,
+        [
+            asking("pair", 20, annotations={"cotenant.io/gpu-count": "2"}),
+            asking("alone", 4, annotations={"cotenant.io/isolation": "exclusive"}),
+            alias,
+        ],
+    )
+
+    seen = wait_settled(ground, ["pair", "alone", "alias"], timeout_s=60)
+
+    pair, alone, by_alias = (grants.decode(one["metadata"]["annotations"][GRANT]).containers[0] for one in seen)
+    assert (3, []) == disagreements(ground, seen)
+    assert [10 << 30, 10 << 30] == [share.bytes for share in pair.gpus]
+    assert [79 << 30] == [share.bytes for share in alone.gpus]
+    assert [3 << 30] == [share.bytes for share in by_alias.gpus]
+    others = {share.uuid for granted in (pair, by_alias) for share in granted.gpus}
+    assert alone.gpus[0].uuid not in others
+
+
+def test_device_nodes_reach_the_container_where_they_are_passed(
+    control_plane: ControlPlane, real_node: RealNode, api: Api, tmp_path: Path
+) -> None:
+    device = tmp_path / "fake-gpu-0"
+    os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(1, 3))  # what /dev/null is
+    plugin = RunningPlugin(
+        control_plane,
+        tmp_path / "plugin",
+        node=real_node.name,
+        pod_resources=real_node.pod_resources_socket,
+        gpus=f"gpus: [{{model: Fake, memory: 8GiB, device: {device}}}]",
+        configuration="passDeviceSpecs: true",
+    )
+    with RunningExtender(control_plane, tmp_path / "extender") as extender, plugin:
+        scheduler = control_plane.start_scheduler(extender.scheduler_config())
+        script = "ls -l /dev/nvidia0; echo written > /dev/nvidia0 && echo OPENED=yes; sleep 1000000"
+        api.create(pod("opens", container("c0", script, limits={GPU_MEM: 2})))
+
+        seen = api.wait("Pod", "opens", settled, saying="its start")
+
+        assert wait_until(lambda: "OPENED=yes" in real_node.logs(seen, "c0"), timeout_s=10), real_node.logs(seen, "c0")
+        api.delete("Pod", "opens")
+        api.wait("Pod", "opens", lambda left: left is None, saying="its end")
+        control_plane.stop_scheduler(scheduler)
+
+
+def test_100_pods_in_bursts_while_plugin_and_kubelet_are_killed(ground: Ground) -> None:
+    # Of every ten: six alike of 4 units, two of 4 + 4, one of 4 after an init container of 6, one of 3 + 2 after 5.
+    # They hold 6 * 4 + 2 * 8 + 6 + 5 = 51 units, so all 100 hold 510 of 632.
+    def ten(burst: int) -> list[Object]:
+        alike = [asking(f"p{burst}-{n}", 4) for n in range(6)]
+        double = [asking(f"p{burst}-{n}", 4, 4) for n in (6, 7)]
+        return [*alike, *double, asking(f"p{burst}-8", 4, init=6), asking(f"p{burst}-9", 3, 2, init=5)]
+
+    names = []
+    for burst in range(10):
+        pods = ten(burst)
+        names += [new["metadata"]["name"] for new in pods]
+        submit(ground, pods)
+        time.sleep(0.7)  # in the middle of the burst's admissions
+        if burst in {2, 6}:
+            ground.plugin.kill()
+            ground.plugin.start()
+        if burst in {4, 8}:
+            ground.node.restart_kubelet()
+    seen = wait_settled(ground, names, timeout_s=240)
+
+    running = [one for one in seen if phase(one) == "Running"]
+    rejected = [one for one in seen if phase(one) == "Failed"]
+    # The kubelet's own rejections: it admits bound pods before a plugin can have registered. Cotenant frees them.
+    reasons = sorted({str(one["status"].get("message"))[:160] for one in rejected})
+    compared, wrong = disagreements(ground, seen)
+    print(f"\n{len(running)} running, {len(rejected)} rejected by the kubelet, {compared} containers compared")
+    for reason in reasons:
+        print(f"  rejected: {reason}")
+    assert [] == wrong
+    assert 100 == len(running) + len(rejected)
+    # every container of a running pod was compared: 1, 1 + 1, init + 1, or init + 2
+    assert sum(len(grants.decode(one["metadata"]["annotations"][GRANT]).containers) for one in running) <= compared
+    assert [] == wrong_guesses(ground, seen)
+    # What is left free of each GPU is what running pods do not hold: the rejected hold nothing.
+    held: dict[str, int] = {}
+    for one in running:
+        for uuid, amount in grants.decode(one["metadata"]["annotations"][GRANT]).charges().items():
+            held[uuid] = held.get(uuid, 0) + amount
+    assert wait_until(lambda: held == allocated(ground.extender), timeout_s=30), (held, allocated(ground.extender))
+
+
+def allocated(extender: RunningExtender) -> dict[str, int]:
+    """Read from the extender's metrics what is held of each GPU."""
+    with urllib.request.urlopen(f"http://{extender.serve}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    samples = re.findall(r'^cotenant_gpu_memory_allocated_bytes{.*?uuid="(.*?)"} (\S+)$', text, re.MULTILINE)
+    return {uuid: int(float(amount)) for uuid, amount in samples if float(amount)}
+
+
+def wrong_guesses(ground: Ground, pods: Sequence[Object]) -> list[str]:
+    """Hold the plugin's log of whom it answered against the truth: it may name no pod but the one that got the GPU."""
+    by_uid = {one["metadata"]["uid"]: one for one in pods}
+    wrong = []
+    for log in ground.plugin.logs:
+        for line in log.read_text().splitlines():
+            if not line.startswith("{"):
+                continue
+            said = json.loads(line)
+            if said.get("event") != "container.starts":
+                continue
+            told = by_uid.get(said["pod_uid"])
+            grant = grants.decode(told["metadata"]["annotations"][GRANT]) if told else None
+            granted = grant.container(said["container"]) if grant else None
+            if granted is None or said["gpu"] != ",".join(share.uuid for share in granted.gpus):
+                wrong.append(line)
+    return wrong
