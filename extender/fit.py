@@ -1,8 +1,9 @@
 """Which GPUs of a node could take a pod, which of them it would get, and why none where none can."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
-from itertools import combinations
+from itertools import chain, combinations
 
 import msgspec
 
@@ -14,8 +15,8 @@ from extender.ledger import GPUState, NodeView
 from extender.policies import Policy
 
 # Packing several containers onto several GPUs is a search. Real pods need a handful of steps; beyond this many the node
-# counts as full, so that no pod can stall the scheduling of the others.
-MAX_STEPS = 20_000
+# counts as full, so that no pod can stall the scheduling of the others. Four containers on 8 GPUs stay below it.
+MAX_STEPS = 1_000
 
 
 class Placement(msgspec.Struct, frozen=True):
@@ -51,12 +52,15 @@ def place(view: NodeView, request: PodRequest, policy: Policy) -> Placement | Re
         found = _search(needs, candidates, policy, wishes.gpu_count)
     if found is None:
         return _why_not(usable, max(needs), wishes)
-    taken = [
-        (state, state.free_bytes if alone else need)
-        for need, states in zip(needs, found, strict=True)
-        for state in states
-    ]
-    return Placement(gpus=found * len(request.containers) if request.whole else found, cost=policy.node_cost(taken))
+    taken: dict[str, tuple[GPUState, int]] = {}
+    for need, states in zip(needs, found, strict=True):
+        for state in states:
+            _, before = taken.get(state.gpu.uuid, (state, 0))
+            taken[state.gpu.uuid] = (state, state.free_bytes if alone else before + need)
+    return Placement(
+        gpus=found * len(request.containers) if request.whole else found,
+        cost=policy.node_cost(list(taken.values())),
+    )
 
 
 def _preference(policy: Policy, need: int) -> Callable[[GPUState], tuple[bool, float, int]]:
@@ -124,6 +128,9 @@ def _search(
     """Find *count* different GPUs for each need, the policy's favourites first, largest need first."""
     ordered = {need: sorted(candidates, key=_preference(policy, need)) for need in set(needs)}
     free = {state.gpu.uuid: state.free_bytes for state in candidates}
+    if sum(needs) * count > sum(free.values()):
+        return None
+    daemons = {daemon: n for n, daemon in enumerate({_daemon(state): None for state in candidates})}
     largest_first = sorted(range(len(needs)), key=lambda n: -needs[n])
     chosen: dict[int, tuple[GPUState, ...]] = {}
     steps = 0
@@ -133,10 +140,16 @@ def _search(
         if depth == len(largest_first):
             return True
         need = needs[largest_first[depth]]
-        for states in _combinations(ordered[need], need, free, count):
+        tried: set[tuple[int, ...]] = set()
+        for states in _combinations([state for state in ordered[need] if free[state.gpu.uuid] >= need], count):
             steps += 1
             if steps > MAX_STEPS:
                 return False
+            # GPUs of one daemon that have the same left free are alike: what failed on one fails on the other
+            likeness = (daemons[_daemon(states[0])], *(free[state.gpu.uuid] for state in states))
+            if likeness in tried:
+                continue
+            tried.add(likeness)
             for state in states:
                 free[state.gpu.uuid] -= need
             chosen[largest_first[depth]] = states
@@ -149,22 +162,26 @@ def _search(
     return tuple(chosen[n] for n in range(len(needs))) if settle(0) else None
 
 
-def _combinations(
-    ordered: list[GPUState], need: int, free: dict[str, int], count: int
-) -> Iterator[tuple[GPUState, ...]]:
-    """List the choices of *count* GPUs with *need* bytes free, skipping those alike to one already tried."""
-    tried: set[tuple[Mode, tuple[int, ...]]] = set()
-    for states in combinations([state for state in ordered if free[state.gpu.uuid] >= need], count):
-        mode = states[0].gpu.mode
-        likeness = (mode, tuple(free[state.gpu.uuid] for state in states))
-        # one process cannot be under MPS on one GPU and not on another
-        if likeness not in tried and all(state.gpu.mode is mode for state in states):
-            tried.add(likeness)
-            yield states
+def _daemon(state: GPUState) -> tuple[Mode, str]:
+    """Tell which GPUs one process can use together: it has one MPS pipe, or none."""
+    return state.gpu.mode, state.gpu.mps_pipe if state.gpu.mode is Mode.MPS else ""
+
+
+def _combinations(ordered: list[GPUState], count: int) -> Iterator[tuple[GPUState, ...]]:
+    """List the choices of *count* GPUs that one process can use, those of the favourite's daemon first."""
+    if count == 1:
+        return iter([(state,) for state in ordered])
+    together: dict[tuple[Mode, str], list[GPUState]] = {}
+    for state in ordered:
+        together.setdefault(_daemon(state), []).append(state)
+    return chain.from_iterable(combinations(states, count) for states in together.values())
 
 
 def _why_not(usable: Sequence[GPUState], need: int, wishes: Wishes) -> Reason:
     """Tell what can never fit from what does not fit now."""
-    if sum(state.gpu.usable_bytes >= need for state in usable) < wishes.gpu_count:
+    large_enough = [state for state in usable if state.gpu.usable_bytes >= need]
+    if len(large_enough) < wishes.gpu_count:
         return Reason.TOO_LARGE
+    if max(Counter(map(_daemon, large_enough)).values()) < wishes.gpu_count:
+        return Reason.MODE_CONFLICT
     return Reason.NO_EMPTY_GPU if wishes.isolation.whole_gpu else Reason.NO_GPU_FITS
