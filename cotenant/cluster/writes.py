@@ -4,6 +4,7 @@ Each returns nothing and raises a ClusterError; where its *outcome_unknown* is s
 """
 
 import re
+import secrets
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal
@@ -24,6 +25,7 @@ _ANNOTATIONS_MAX_BYTES = 256 << 10
 _NOTE_MAX_BYTES = 1024
 _ACTION_MAX = 128
 _REASON_MAX = 128
+_EVENT_NAME_STEM = 200
 
 
 class Regarding(msgspec.Struct, frozen=True, rename="camel"):
@@ -124,8 +126,11 @@ def record_event(
     body: dict[str, Any] = {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
-        # the server adds what makes it unique; a dot keeps it apart from the name, as kubectl shows it
-        "metadata": {"generateName": f"{regarding.name[:200]}.", "namespace": namespace},
+        # As client-go names them. Not generateName, which may not end in a dot.
+        "metadata": {
+            "name": f"{regarding.name[:_EVENT_NAME_STEM].rstrip('-.')}.{secrets.token_hex(8)}",
+            "namespace": namespace,
+        },
         "regarding": regarding,
         "type": kind,
         "reason": reason[:_REASON_MAX],

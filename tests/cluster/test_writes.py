@@ -1,3 +1,4 @@
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -182,3 +183,25 @@ class TestOtherWrites:
         )
 
         assert [("Node", "n1")] == [(e["regarding"]["kind"], e["regarding"]["name"]) for e in api.events("default")]
+
+    @pytest.mark.parametrize("name", ["one", "a" * 253, "a" * 199 + "-" + "a" * 20, "a" * 199 + ".b"])
+    def test_an_event_has_a_name_that_kubernetes_takes(self, api: ApiServer, cluster: Cluster, name: str) -> None:
+        # The stand-in takes any name, and kube-apiserver no generateName that ends in a dot.
+        writes.record_event(
+            cluster,
+            regarding=writes.Regarding(kind="Pod", name=name, namespace="default", uid="u"),
+            kind="Normal",
+            reason="Tested",
+            action="Testing",
+            note="it has a name",
+            at=datetime.now(UTC),
+            reporter="cotenant.io/extender",
+            instance="extender-0",
+        )
+
+        (event,) = api.events("default")
+        assert "generateName" not in event["metadata"]
+        assert re.fullmatch(
+            r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", event["metadata"]["name"]
+        )
+        assert len(event["metadata"]["name"]) <= 253
