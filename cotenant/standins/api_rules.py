@@ -131,6 +131,9 @@ def created(resource: Resource, body: Json, *, namespace: str, now: datetime, ui
     """Complete a new object; *suffix* ends a generated name."""
     metadata = dict(body.get("metadata") or {})
     if not metadata.get("name") and metadata.get("generateName"):
+        # apimachinery/pkg/api/validation/generic.go: it must be a name itself, less its last dash
+        if not _SUBDOMAIN.fullmatch(metadata["generateName"].removesuffix("-")):
+            raise _invalid(resource, body, f"metadata.generateName: Invalid value: {metadata['generateName']!r}")
         metadata["name"] = metadata["generateName"] + suffix
     if resource.namespaced:
         metadata["namespace"] = namespace

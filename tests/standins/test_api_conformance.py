@@ -9,6 +9,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 import urllib3
 import yaml
 
-from cotenant.cluster import Reflector, Unreadable, connect
+from cotenant.cluster import Reflector, Unreadable, connect, writes
 from cotenant.contract.pods import Pod
 from cotenant.standins.api_server import ApiServer
 from e2e.cluster import ControlPlane
@@ -431,6 +432,44 @@ class Seen:
 
     def unreadable(self, _: str, obj: Unreadable) -> None:
         self.unread.append(obj)
+
+
+def test_our_writes_are_taken(server: Server, name: str) -> None:
+    uid = server.a_pod(name)["metadata"]["uid"]
+    server.ask("POST", "/api/v1/nodes", {"metadata": {"name": name}})
+    with connect(server.kubeconfig) as cluster:
+        writes.nominate(cluster, namespace="default", name=name, uid=uid, node=name)
+        writes.bind(
+            cluster, namespace="default", name=name, uid=uid, node=name, annotations={"cotenant.io/grant": "{}"}
+        )
+        writes.annotate_node(cluster, name, {"cotenant.io/gpus": "{}"})
+        writes.annotate_node(cluster, name, {"cotenant.io/gpus": None})
+        writes.record_event(
+            cluster,
+            regarding=writes.Regarding(kind="Pod", name=name, namespace="default", uid=uid),
+            kind="Warning",
+            reason="NoGPUFits",
+            action="Scheduling",
+            note="é" * 1000,
+            at=datetime.now(UTC),
+            reporter="cotenant.io/extender",
+            instance="extender-0",
+        )
+        pod = json.loads(writes.get_pod(cluster, namespace="default", name=name))
+
+    assert (name, "{}") == (pod["spec"]["nodeName"], pod["metadata"]["annotations"]["cotenant.io/grant"])
+    _, events = server.ask("GET", "/apis/events.k8s.io/v1/namespaces/default/events")
+    assert ["é" * 512] == [event["note"] for event in events["items"] if event["regarding"].get("uid") == uid]
+
+
+@pytest.mark.parametrize("prefix", ["pod.", "-", "Pod-", "a_b"])
+def test_a_generated_name_must_begin_as_a_name(prefix: str, server: Server, name: str) -> None:
+    pod = server.a_pod(name)
+
+    status, answer = server.ask("POST", PODS, {"metadata": {"generateName": prefix}, "spec": pod["spec"]})
+
+    assert (422, "Invalid") == (status, answer["reason"])
+    assert "metadata.generateName: Invalid value" in answer["message"]
 
 
 def test_a_reflector_follows_it_and_stops_at_once(server: Server, name: str) -> None:

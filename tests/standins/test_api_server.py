@@ -230,7 +230,7 @@ class TestRequestsThatMakeNoSense:
 
 def test_leases_and_events_are_kept_as_they_are(api: ApiServer) -> None:
     api.create(LEASES, {"metadata": {"name": "leader"}, "spec": {"holderIdentity": "a"}}, "kube-system")
-    api.create(EVENTS, {"metadata": {"generateName": "pod."}, "reason": "Bound"}, "default")
+    api.create(EVENTS, {"metadata": {"generateName": "pod-"}, "reason": "Bound"}, "default")
 
     lease = api.patch(LEASES, "leader", {"spec": {"holderIdentity": "b"}}, namespace="kube-system")
 
