@@ -111,6 +111,8 @@ class Hold(msgspec.Struct, frozen=True):
     stage: Stage
     grant: str
     charges: Mapping[str, int]
+    # the GPUs that are the pod's alone, whatever it was charged: one that grows under it stays closed
+    alone: frozenset[str] = frozenset()
     everywhere_bytes: int = 0
     problem: str = ""
     # what mark() said when it was assumed
@@ -136,6 +138,7 @@ class _Account(msgspec.Struct):
     read_from: tuple[str | None, str | int | None] | None = None
     held: Counter[str] = msgspec.field(default_factory=Counter)
     pods: Counter[str] = msgspec.field(default_factory=Counter)
+    alone: Counter[str] = msgspec.field(default_factory=Counter)
     everywhere: Counter[str] = msgspec.field(default_factory=Counter)
 
 
@@ -237,6 +240,7 @@ class Ledger:
                 stage=Stage.ASSUMED,
                 grant=grants.encode(chosen),
                 charges=charges,
+                alone=_alone(chosen),
                 since=self.mark(),
             )
             self._put(hold)
@@ -389,10 +393,14 @@ class Ledger:
             # bound, and not by us: what we assumed for it cannot come true any more
             self._drop(pod.uid)
             return
+        self._ungranted.pop(pod.uid, None)
         charges: Mapping[str, int] = {}
+        alone: frozenset[str] = frozenset()
         everywhere, problem = 0, ""
         try:
-            charges = {intern(uuid): amount for uuid, amount in grants.decode(text).charges().items()}
+            grant = grants.decode(text)
+            charges = {intern(uuid): amount for uuid, amount in grant.charges().items()}
+            alone = _alone(grant)
         except grants.GrantError as error:
             everywhere, problem = self._upper_bound(pod), str(error)
         self._drop(pod.uid)
@@ -404,8 +412,11 @@ class Ledger:
                 stage=Stage.BOUND,
                 grant=text,
                 charges=charges,
+                alone=alone,
                 everywhere_bytes=everywhere,
                 problem=problem,
+                # a LIST under way may still be older than the pod
+                since=held.since if held is not None else 0,
             )
         )
 
@@ -433,6 +444,7 @@ class Ledger:
         for uuid, amount in hold.charges.items():
             account.held[uuid] += amount
             account.pods[uuid] += 1
+        account.alone.update(hold.alone)
         if hold.everywhere_bytes:
             account.everywhere[hold.uid] = hold.everywhere_bytes
         self._refresh(account)
@@ -447,6 +459,7 @@ class Ledger:
             account.pods[uuid] -= 1
             if not account.pods[uuid]:
                 del account.held[uuid], account.pods[uuid]
+        account.alone -= Counter(hold.alone)
         account.everywhere.pop(uid, None)
         self._refresh(account)
         self._prune(account)
@@ -483,6 +496,8 @@ class Ledger:
     @staticmethod
     def _state(account: _Account, gpu: GPU) -> GPUState:
         held = account.held.get(gpu.uuid, 0) + account.everywhere.total()
+        if account.alone.get(gpu.uuid, 0):
+            held = max(held, gpu.usable_bytes)
         return GPUState(
             gpu=gpu,
             held_bytes=held,
@@ -493,3 +508,10 @@ class Ledger:
     def _note_change(self, node: str) -> None:
         self._changed.append(node)
         self._changes += 1
+
+
+def _alone(grant: grants.Grant) -> frozenset[str]:
+    """Name the GPUs that *grant* gives to one pod alone."""
+    return frozenset(
+        intern(share.uuid) for c in grant.containers if c.mode is inventories.Mode.EXCLUSIVE for share in c.gpus
+    )
