@@ -209,6 +209,9 @@ def table(costs: Sequence[Cost]) -> str:
 )
 @click.option("--patience", default=240.0, show_default=True, help="Seconds after which one wait is given up.")
 @click.option(
+    "--health/--no-health", default=True, show_default=True, help="The kubelet's feature gate ResourceHealthStatus."
+)
+@click.option(
     "--json",
     "output",
     type=click.Path(path_type=Path),
