@@ -3,7 +3,6 @@
 Both are held to the table of tests/admission, which the webhook's functions are held to in unit tests as well.
 """
 
-import http.client
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,26 +17,10 @@ from e2e.rest import APPLY_PATCH, MERGE_PATCH, Api, ApiError, Object
 from e2e.webhook import WebhookServer
 from extender.admission import Settings
 from tests.admission import json_patch
-from tests.admission.cases import (
-    ALICE,
-    ATTACHED_CREATIONS,
-    BINDINGS,
-    BOUND_ANNOTATIONS,
-    CREATIONS,
-    DROPPING,
-    EXTENDER,
-    FORGEABLE,
-    KUBELET,
-    WRITES,
-    Creation,
-    Ready,
-    Refused,
-    Route,
-    Untouched,
-    Write,
-    seen,
-)
-from tests.admission.pods import as_decoded, asking, container, pod
+from tests.admission.cases import ATTACHED_CREATIONS, CREATIONS, UNMUTATED_CREATIONS, WRITES
+from tests.admission.forgery import BINDINGS, BOUND_ANNOTATIONS, DROPPING, FORGEABLE, Route, Write
+from tests.admission.outcomes import ALICE, EXTENDER, KUBELET, Creation, Ready, Refused, Untouched, seen
+from tests.admission.pods import SCHEDULER, as_decoded, asking, container, pod
 
 MANIFESTS = Path(__file__).parents[1] / "manifests" / "admission"
 # All of them administrators: admission holds where RBAC lets everything pass.
@@ -80,8 +63,13 @@ def documents(directory: Path) -> Iterator[Object]:
             yield json_patch.apply(document, [operation for patch in patches for operation in yaml.safe_load(patch)])
 
 
-def started(stack: ExitStack, directory: Path, manifests: str, *, scheduler: str | None) -> Cluster:
-    """Start a control plane with the admission of *manifests*, and wait until it has taken effect."""
+def started(
+    stack: ExitStack, directory: Path, manifests: str, *, scheduler: str | None, mutating: bool = True
+) -> Cluster:
+    """Start a control plane with the admission of *manifests*, and wait until it has taken effect.
+
+    Without *mutating* only the validating half is installed.
+    """
     try:
         control_plane = stack.enter_context(ControlPlane(directory, users=USERS))
     except MissingProgramError as missing:
@@ -91,36 +79,34 @@ def started(stack: ExitStack, directory: Path, manifests: str, *, scheduler: str
         webhook = stack.enter_context(WebhookServer(directory / "webhook", Settings(scheduler=scheduler)))
     admin = control_plane.api("admin")
     for document in documents(MANIFESTS / manifests):
+        if document["kind"].startswith("Mutating") and not mutating:
+            continue
         admin.apply_object(webhook.turned_here(document) if webhook else document)
     cluster = Cluster(control_plane, webhook)
-    wanted: list[Callable[[], bool]] = [
-        lambda: "env" in cluster.create(pod(asking()))["spec"]["containers"][0],
-        lambda: cluster.create(pod(asking()))["spec"]["schedulerName"] == (scheduler or "default-scheduler"),
+    effects: list[Callable[[], bool]] = [
         lambda: cluster.refuses(pod(asking(0))),
         lambda: cluster.refuses(pod(container(), annotations={"cotenant.io/grant": "x"})),
-        lambda: scheduler is None or cluster.refuses(pod(asking(), schedulerName="other")),
+        lambda: cluster.refuses(pod(asking())) is not mutating,
     ]
-    # one after the other: while only the validating half is there, a pod that lacks the mutation is refused
-    assert wait_until(lambda: all(attempt(one) for one in wanted), timeout_s=60), f"{manifests} did not take effect"
-    for name in ("bound", "unbound"):
-        new = pod(asking())
-        admin.create(new | {"metadata": {"name": name}})
-    control_plane.api(EXTENDER).bind("bound", "n1", annotations=BOUND_ANNOTATIONS)
+    assert wait_until(lambda: all(effect() for effect in effects), timeout_s=60), f"{manifests} did not take effect"
     return cluster
 
 
-def attempt(probe: Callable[[], bool]) -> bool:
-    try:
-        return probe()
-    except (ApiError, http.client.HTTPException):
-        return False
+def store_pods(cluster: Cluster) -> None:
+    """Store a pod that the extender has bound, and one that it has not."""
+    for name in ("bound", "unbound"):
+        cluster.api("admin").create(pod(asking()) | {"metadata": {"name": name}})
+    cluster.api(EXTENDER).bind("bound", "n1", annotations=BOUND_ANNOTATIONS)
 
 
 @pytest.fixture(scope="module", params=["policies", "webhook"])
 def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """The second-scheduler layout."""
     with ExitStack() as stack:
-        yield started(stack, tmp_path_factory.mktemp("second-scheduler"), request.param, scheduler="cotenant-scheduler")
+        directory = tmp_path_factory.mktemp("second-scheduler")
+        running = started(stack, directory, request.param, scheduler=SCHEDULER)
+        store_pods(running)
+        yield running
 
 
 @pytest.fixture(scope="module", params=["policies-attached", "webhook"])
@@ -128,6 +114,14 @@ def attached(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """The attached layout."""
     with ExitStack() as stack:
         yield started(stack, tmp_path_factory.mktemp("attached"), request.param, scheduler=None)
+
+
+@pytest.fixture(scope="module", params=["policies", "webhook"])
+def unmutated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """The second-scheduler layout with its mutating half missing."""
+    with ExitStack() as stack:
+        directory = tmp_path_factory.mktemp("unmutated")
+        yield started(stack, directory, request.param, scheduler=SCHEDULER, mutating=False)
 
 
 def check_creation(cluster: Cluster, case: Creation) -> None:
@@ -261,6 +255,14 @@ class TestAttachedLayout:
     @pytest.mark.parametrize("case", ATTACHED_CREATIONS, ids=by_saying)
     def test_creation(self, attached: Cluster, case: Creation) -> None:
         check_creation(attached, case)
+
+
+class TestWithoutMutation:
+    """Where the mutating half is missing, or was undone by another webhook, nothing gets past the validating half."""
+
+    @pytest.mark.parametrize("case", UNMUTATED_CREATIONS, ids=by_saying)
+    def test_creation(self, unmutated: Cluster, case: Creation) -> None:
+        check_creation(unmutated, case)
 
 
 class TestOtherPods:

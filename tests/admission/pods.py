@@ -61,7 +61,7 @@ def injected(container_name: str = "main") -> list[Object]:
 
 
 def as_decoded(pod: Object) -> Object:
-    """The pod as kube-apiserver hands it to admission: with the defaults that matter here.
+    """The pod as kube-apiserver hands it to admission: amounts are strings, and the defaults that matter are there.
 
     Requests default to limits, schedulerName to default-scheduler, fieldRef.apiVersion to v1
     (pkg/apis/core/v1/defaults.go).
@@ -74,7 +74,11 @@ def as_decoded(pod: Object) -> Object:
 
 
 def _container_as_decoded(one: Object) -> Object:
-    decoded = {**one, "resources": {section: dict(all_) for section, all_ in one.get("resources", {}).items()}}
+    resources = {
+        section: {name: str(amount) for name, amount in all_.items()}
+        for section, all_ in one.get("resources", {}).items()
+    }
+    decoded = {**one, "resources": resources}
     if "limits" in decoded["resources"]:
         decoded["resources"]["requests"] = decoded["resources"]["limits"] | decoded["resources"].get("requests", {})
     if one.get("env"):

@@ -201,13 +201,6 @@ class TestMalformedPods:
         assert path in str(refusal.value)
 
 
-def test_a_pod_that_went_past_the_mutation_is_refused() -> None:
-    created = pod(asking(), schedulerName="cotenant-scheduler")
-    sentence = validate(Request(operation="CREATE", resource="pods", user="alice", object=created), SETTINGS)
-    assert sentence is not None
-    assert "container main lacks what Cotenant's mutating admission adds" in sentence
-
-
 def test_a_stored_pod_is_not_judged_again() -> None:
     """Pods from before admission was installed, and finalizers of any, must be free to change."""
     stored = pod(asking(0), nodeName="n1")

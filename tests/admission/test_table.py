@@ -6,19 +6,9 @@ import pytest
 
 from extender.admission import Request, Settings, mutate, validate
 from tests.admission import json_patch
-from tests.admission.cases import (
-    ATTACHED_CREATIONS,
-    BINDINGS,
-    BOUND_ANNOTATIONS,
-    CREATIONS,
-    WRITES,
-    Creation,
-    Ready,
-    Refused,
-    Untouched,
-    Write,
-    seen,
-)
+from tests.admission.cases import ATTACHED_CREATIONS, CREATIONS, UNMUTATED_CREATIONS, WRITES
+from tests.admission.forgery import BINDINGS, BOUND_ANNOTATIONS, Write
+from tests.admission.outcomes import Creation, Ready, Refused, Untouched, seen
 from tests.admission.pods import Object, as_decoded, asking, pod
 
 SECOND_SCHEDULER = Settings()
@@ -29,16 +19,18 @@ def by_saying(case: Creation | Write) -> str:
     return case.saying
 
 
-def admit(created: Object, user: str, settings: Settings) -> tuple[Object, str | None]:
-    """Do what the API server does with a pod that is created; a second run of the mutation must find nothing to do."""
-    mutated = json_patch.apply(created, mutate(created, settings))
-    assert [] == mutate(mutated, settings)
-    return mutated, validate(Request(operation="CREATE", resource="pods", user=user, object=mutated), settings)
+def mutated(created: Object, settings: Settings) -> Object:
+    """Patch the pod as the API server does; a second run must find nothing to do."""
+    patched: Object = json_patch.apply(created, mutate(created, settings))
+    assert [] == mutate(patched, settings)
+    return patched
 
 
-def check_creation(case: Creation, settings: Settings) -> None:
+def check_creation(case: Creation, settings: Settings, *, mutating: bool = True) -> None:
     sent = as_decoded(case.pod)
-    stored, sentence = admit(sent, case.user, settings)
+    stored = mutated(sent, settings) if mutating else sent
+    request = Request(operation="CREATE", resource="pods", user=case.user, object=stored)
+    sentence = validate(request, settings)
     match case.outcome:
         case Refused(expected):
             assert sentence is not None
@@ -59,6 +51,11 @@ def test_a_created_pod_is_readied_left_alone_or_refused(case: Creation) -> None:
 @pytest.mark.parametrize("case", ATTACHED_CREATIONS, ids=by_saying)
 def test_in_the_attached_layout_any_scheduler_will_do(case: Creation) -> None:
     check_creation(case, ATTACHED)
+
+
+@pytest.mark.parametrize("case", UNMUTATED_CREATIONS, ids=by_saying)
+def test_where_the_mutation_is_missing_nothing_gets_past(case: Creation) -> None:
+    check_creation(case, SECOND_SCHEDULER, mutating=False)
 
 
 @pytest.mark.parametrize("case", WRITES, ids=by_saying)
