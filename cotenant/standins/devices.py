@@ -83,6 +83,8 @@ class DeviceManager(rpc.RegistrationServicer):
         # by pod UID, container, resource; written to the checkpoint by the real one, kept over restart() here
         self._held: dict[str, dict[str, dict[str, Allocation]]] = {}
         self._reusable: dict[str, dict[str, set[str]]] = {}
+        self.lists = 0
+        """Counts the device lists that plugins have sent."""
         self.sources_ready = False
         """Is false right after a start, until all pods that were there have been admitted again."""
 
@@ -147,6 +149,7 @@ class DeviceManager(rpc.RegistrationServicer):
                     healthy = {device.ID for device in answer.devices if device.health == HEALTHY}
                     self._healthy[endpoint.resource] = healthy
                     self._unhealthy[endpoint.resource] = {device.ID for device in answer.devices} - healthy
+                    self.lists += 1
                 self._changed()
         except (grpc.RpcError, ValueError) as error:  # ValueError: our own stop() closed the channel
             log.debug("standin.stream_ended", resource=endpoint.resource, error=str(error))

@@ -160,12 +160,16 @@ class Kubelet:
 
     def restart_container(self, uid: str, container: str) -> None:
         """Let one container end and start again, as a crash does; return when it runs."""
-        pod = self._pods[uid]
-        times = pod.started[container].times
-        threading.Thread(target=self._start_container, args=(pod, container), daemon=True).start()
-        self.wait(lambda: pod.started[container].times > times, "the container to start again")
+        times = self.times_started(uid, container)
+        self.crash_container(uid, container)
+        self.wait(lambda: self.times_started(uid, container) > times, "the container to start again")
 
-    # What a test can ask.
+    def crash_container(self, uid: str, container: str) -> None:
+        """Let one container end; it is started again until it starts."""
+        pod = self._pods[uid]
+        threading.Thread(target=self._start_container, args=(pod, container), daemon=True).start()
+
+    # What a test can ask; all texts are empty for a pod that this node does not know.
 
     def wait(self, condition: Callable[[], Any], what: str, seconds: float = 20.0) -> None:
         """Wait until *condition* holds; raise TimeoutError that says what was waited for."""
@@ -174,26 +178,39 @@ class Kubelet:
                 raise TimeoutError(f"waited {seconds} s for {what}")
 
     def phase(self, uid: str) -> str:
-        """Give the pod's phase; empty for a pod this node does not know."""
+        """Give the pod's phase."""
         pod = self._pods.get(uid)
         return pod.phase if pod else ""
 
     def message(self, uid: str) -> str:
         """Give the message of a pod's status."""
-        return self._pods[uid].message
+        pod = self._pods.get(uid)
+        return pod.message if pod else ""
 
     def reason(self, uid: str) -> str:
         """Give the reason of a pod's status."""
-        return self._pods[uid].reason
+        pod = self._pods.get(uid)
+        return pod.reason if pod else ""
 
     def last_error(self, uid: str) -> str:
         """Give the last error that kept a container from starting."""
-        return self._pods[uid].last_error
+        pod = self._pods.get(uid)
+        return pod.last_error if pod else ""
 
     def started(self, uid: str, container: str) -> Started | None:
         """Give what a container was started with; None before that."""
         pod = self._pods.get(uid)
         return pod.started.get(container) if pod else None
+
+    def times_started(self, uid: str, container: str) -> int:
+        """Count how often a container has started."""
+        started = self.started(uid, container)
+        return started.times if started else 0
+
+    def admitted(self, uid: str) -> bool:
+        """Tell whether a pod has been admitted."""
+        pod = self._pods.get(uid)
+        return pod is not None and pod.admitted
 
     def allocatable(self, resource: str) -> int:
         """Give how many devices of a resource the node advertises; 0 when it does not."""

@@ -135,8 +135,12 @@ class Registration:
                     self._drop_old_servers()
                 registered_with = kubelet
             else:
-                self._stopping.wait(pause)
+                again = time.monotonic() + pause
                 pause = min(2 * pause, _BACK_OFF_SECONDS[1])
+                # a kubelet that has just started is not made to wait for the failures of the last one
+                while time.monotonic() < again and _identity(self._folder / KUBELET_SOCKET) == kubelet:
+                    if self._stopping.wait(_LOOK_SECONDS):
+                        return
 
     def _serve(self) -> None:
         """Bind a new socket beside the servers whose kubelet may still be there."""

@@ -3,18 +3,17 @@
 import shutil
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from cotenant.cluster import connect
-from cotenant.contract import environment, grant, inventory
+from cotenant.contract import environment, inventory
 from cotenant.contract.configuration import DevicePluginConfiguration, convert
-from cotenant.contract.grant import ContainerGrant, Grant, GPUShare, Isolation, IsolationRecord, Role
-from cotenant.contract.inventory import Family, Inventory, Mode
+from cotenant.contract.grant import ContainerGrant, GPUShare, Grant, Isolation, IsolationRecord, Role
+from cotenant.contract.inventory import Family, Inventory, InventoryError, Mode
 from cotenant.contract.names import Names
 from cotenant.contract.units import GIB
-from cotenant.standins.api_rules import NODES
 from cotenant.standins.api_server import ApiServer
 from cotenant.standins.kubelet import Kubelet
 from cotenant.standins.kubelet_api import ApiLink
@@ -72,6 +71,11 @@ def pod_spec(*grants: ContainerGrant) -> dict[str, Any]:
     mains = [container(g.name, g.units) for g in grants if g.role is Role.MAIN]
     spec: dict[str, Any] = {"nodeName": NODE, "containers": mains or [{"name": "main"}]}
     return spec | ({"initContainers": before} if before else {})
+
+
+def granted(*grants: ContainerGrant) -> dict[str, str]:
+    """Give the annotations that the Binding of a pod with *grants* carries."""
+    return environment.annotations(Grant(containers=grants), NAMES)
 
 
 class Node:
@@ -152,13 +156,24 @@ class Node:
     ) -> str:
         """Bind a pod with *grants*, or with other *annotations* and *spec*; return its UID."""
         if annotations is None:
-            annotations = environment.annotations(Grant(containers=grants), NAMES)
+            annotations = granted(*grants)
         pod = self.api.add_pod(name, spec=spec or pod_spec(*grants), annotations=annotations)
         return str(pod["metadata"]["uid"])
 
     def running(self, uid: str) -> None:
         """Wait until a pod runs."""
         self.kubelet.wait(lambda: self.kubelet.phase(uid) == "Running", f"pod {uid} to run")
+
+    def reconnected(self, disturb: Callable[[], None]) -> None:
+        """Do what makes the kubelet lose the plugin; wait until it has all its devices again."""
+        devices, before = self.kubelet.devices, self.kubelet.allocatable(NAMES.gpu_mem)
+        lists = devices.lists
+        disturb()
+
+        def back() -> bool:
+            return devices.lists > lists and devices.capacity()[1].get(NAMES.gpu_mem) == before
+
+        self.kubelet.wait(back, "the plugin to register again")
 
     def settled(self, *uids: str) -> None:
         """Wait until each of these pods runs or has failed."""
@@ -176,10 +191,13 @@ class Node:
         return self.kubelet.devices.held(uid, name).get(NAMES.gpu_mem, frozenset())
 
     def published(self) -> Inventory | None:
-        """Give the inventory on the node; None when there is none."""
+        """Give the inventory on the node; None when there is none to read."""
         node = self.api.node(NODE) or {}
         text = (node.get("metadata", {}).get("annotations") or {}).get(NAMES.inventory)
-        return None if text is None else inventory.decode(text)
+        try:
+            return None if text is None else inventory.decode(text)
+        except InventoryError:
+            return None
 
     def wait_published(self, what: str, condition: Any) -> Inventory:
         """Wait until the node's inventory meets *condition*."""
@@ -192,6 +210,3 @@ class Node:
     def _delete(self, namespace: str, name: str) -> None:
         if self.api.pod(name, namespace) is not None:
             self.api.delete_pod(name, namespace=namespace, grace=0)
-
-
-__all__ = ["NAMES", "NODE", "NODES", "Node", "container", "container_grant", "grant", "pod_spec", "uuid"]

@@ -37,7 +37,7 @@ def compiled(proto: Path, include: Path, tmp_path: Path) -> descriptor_pb2.FileD
 
 def fields(file: descriptor_pb2.FileDescriptorProto) -> set[tuple[str, str, int, int, int, str]]:
     """Every field of every message: message, name, number, label, type, type's name."""
-    found = set()
+    found: set[tuple[str, str, int, int, int, str]] = set()
     pending = [(message.name, message) for message in file.message_type]
     while pending:
         path, message = pending.pop()
@@ -64,7 +64,9 @@ def descriptor(generated: FileDescriptor) -> descriptor_pb2.FileDescriptorProto:
 
 @FILES
 def test_the_checked_in_stubs_are_those_of_the_proto_files(
-    generated: FileDescriptor, upstream: str, tmp_path: Path
+    generated: FileDescriptor,
+    upstream: str,  # noqa: ARG001 - the other test's
+    tmp_path: Path,
 ) -> None:
     proto = compiled(ROOT / generated.name, ROOT, tmp_path)
     stubs = descriptor(generated)

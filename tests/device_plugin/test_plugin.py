@@ -2,11 +2,10 @@
 
 import pytest
 
-from cotenant.contract import environment
 from cotenant.contract.grant import Role
 from cotenant.contract.units import id_prefix
 from device_plugin.ids import layout
-from tests.device_plugin.node import NAMES, Node, container_grant, pod_spec, uuid
+from tests.device_plugin.node import NAMES, Node, container_grant, granted, pod_spec, uuid
 
 
 def test_a_pod_gets_the_gpu_it_was_granted_and_the_three_accounts_agree() -> None:
@@ -163,13 +162,13 @@ class TestRefusals:
 
     def test_a_grant_for_another_amount_than_the_container_asks(self) -> None:
         with Node() as node:
-            annotations = node_annotations(container_grant(units=4))
+            annotations = granted(container_grant(units=4))
             pod = node.add_pod("p", annotations=annotations, spec=pod_spec(container_grant(units=8)))
             assert "has 4 units for it, but it asks for 8" in self.refused(node, pod)
 
     def test_a_grant_that_does_not_name_the_container(self) -> None:
         with Node() as node:
-            annotations = node_annotations(container_grant("other"))
+            annotations = granted(container_grant("other"))
             pod = node.add_pod("p", annotations=annotations, spec=pod_spec(container_grant("main")))
             assert "container main: the grant does not name it" in self.refused(node, pod)
 
@@ -185,7 +184,3 @@ class TestRefusals:
             second = node.add_pod("q", container_grant(gpus=[0], units=8))
             assert "the kubelet has 4 of the 8 units free" in self.refused(node, second)  # 16 - 12 = 4
             assert "something else holds device ids of it" in self.event(node, "WrongDevices")
-
-
-def node_annotations(*grants: environment.ContainerGrant) -> dict[str, str]:
-    return environment.annotations(environment.Grant(containers=grants), NAMES)

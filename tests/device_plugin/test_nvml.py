@@ -1,0 +1,145 @@
+"""NVML through the real pynvml, with a made-up library behind it."""
+
+from pathlib import Path
+
+import pytest
+
+from cotenant.contract.configuration import ConfigurationError
+from device_plugin.nvml import NVML, NVMLUnavailableError, PhysicalGPU
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "gpus.yaml"
+
+
+def read(file: Path, text: str) -> tuple[PhysicalGPU, ...]:
+    file.write_text(text)
+    return NVML.open(fake=file).gpus()
+
+
+def test_facts_are_read_for_each_gpu(file: Path) -> None:
+    (gpu,) = read(
+        file,
+        "gpus: [{model: NVIDIA H200, memory: 141GiB, reserved: 600MiB, uuid: GPU-1, minor: 3, mig: false,"
+        " computeCapability: [9, 0], virtualization: 2}]",
+    )
+    expected = PhysicalGPU(
+        uuid="GPU-1",
+        index=0,
+        model="NVIDIA H200",
+        total_bytes=141 * GIB,
+        reserved_bytes=600 << 20,
+        minor=3,
+        device_path="/dev/nvidia3",
+        pci_bus_id="00000000:04:00.0",
+        compute_capability=(9, 0),
+        mig_enabled=False,
+        virtualization=2,
+    )
+    assert expected == gpu
+
+
+@pytest.mark.parametrize("code", [3, 4, 13], ids=["not-supported", "no-permission", "function-not-found"])
+def test_what_nvml_does_not_say_is_unknown_and_no_fault(file: Path, code: int) -> None:
+    symbols = (
+        "nvmlDeviceGetMinorNumber",
+        "nvmlDeviceGetMigMode",
+        "nvmlDeviceGetPciInfo_v3",
+        "nvmlDeviceGetCudaComputeCapability",
+        "nvmlDeviceGetVirtualizationMode",
+        "nvmlDeviceGetMemoryInfo_v2",
+    )
+    fail = ", ".join(f"{symbol}: {code}" for symbol in symbols)
+    (gpu,) = read(file, f"gpus: [{{model: A, memory: 8GiB, reserved: 1GiB, fail: {{{fail}}}}}]")
+    assert "" == gpu.fault
+    assert (None, None, None, None) == (gpu.minor, gpu.mig_enabled, gpu.pci_bus_id, gpu.virtualization)
+    # a driver that knows no reserved bytes counts them as used, and total is all there is to tell
+    assert (8 * GIB, 0) == (gpu.total_bytes, gpu.reserved_bytes)
+
+
+def test_one_lost_gpu_hides_no_other_and_keeps_its_facts(file: Path) -> None:
+    file.write_text("gpus: [{model: A, memory: 8GiB}, {model: B, memory: 8GiB}]")
+    nvml = NVML.open(fake=file)
+    first, second = nvml.gpus()
+    file.write_text("gpus: [{model: A, memory: 8GiB, lost: true}, {model: B, memory: 8GiB}]")
+    lost, kept = nvml.gpus()
+    assert second == kept
+    assert (first.uuid, "the GPU has fallen off the bus: reset it or reboot") == (lost.uuid, lost.fault)
+    file.write_text("gpus: [{model: A, memory: 8GiB}, {model: B, memory: 8GiB}]")
+    assert (first, second) == nvml.gpus()
+
+
+def test_a_gpu_lost_from_the_start_is_left_out_until_it_says_who_it_is(file: Path) -> None:
+    file.write_text("gpus: [{model: A, memory: 8GiB, lost: true}, {model: B, memory: 8GiB}]")
+    nvml = NVML.open(fake=file)
+    assert ["B"] == [gpu.model for gpu in nvml.gpus()]
+    file.write_text("gpus: [{model: A, memory: 8GiB}, {model: B, memory: 8GiB}]")
+    assert ["A", "B"] == [gpu.model for gpu in nvml.gpus()]
+
+
+def test_a_gpu_that_is_no_longer_listed_is_a_fault(file: Path) -> None:
+    file.write_text("gpus: [{model: A, memory: 8GiB, count: 2}]")
+    nvml = NVML.open(fake=file)
+    nvml.gpus()
+    file.write_text("gpus: [{model: A, memory: 8GiB, count: 1}]")
+    assert ["", "NVML no longer lists the GPU: it has fallen off the bus, or was removed"] == [
+        gpu.fault for gpu in nvml.gpus()
+    ]
+
+
+def test_a_broken_file_leaves_a_running_library_as_it_was(file: Path) -> None:
+    file.write_text("gpus: [{model: A, memory: 8GiB}]")
+    nvml = NVML.open(fake=file)
+    before = nvml.gpus()
+    file.write_text("gpus: [{model: A, memory: ")
+    assert before == nvml.gpus()
+
+
+def test_made_up_uuids_depend_on_node_and_index_alone(file: Path) -> None:
+    text = "node: n1\ngpus: [{model: A, memory: 8GiB, count: 2}]"
+    first = [gpu.uuid for gpu in read(file, text)]
+    assert 2 == len(set(first))
+    assert first == [gpu.uuid for gpu in read(file, text)]
+    assert set(first).isdisjoint(gpu.uuid for gpu in read(file, text.replace("n1", "n2")))
+
+
+def test_two_libraries_in_one_process_keep_apart(tmp_path: Path) -> None:
+    nvmls = []
+    for name in ("A", "B"):
+        file = tmp_path / name
+        file.write_text(f"gpus: [{{model: {name}, memory: 8GiB}}]")
+        nvmls.append(NVML.open(fake=file))
+    assert ["A", "B", "A"] == [nvmls[n].gpus()[0].model for n in (0, 1, 0)]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("gpus: [{model: A}]", "gpus[0].memory: missing, but required"),
+        ("gpus: [{model: A, memory: 8GiB, color: red}]", "gpus[0].color: unknown key"),
+        ("gpus: [{model: A, memory: 8GiB, count: 0}]", "gpus[0].count: expected int >= 1"),
+        ("gpus: [{model: A, memory: 8GiB, count: 2, uuid: GPU-1}]", "uuid and device are one GPU's, but count is 2"),
+        ("gpus: [{model: A, memory: 1GiB, reserved: 2GiB}]", "memory is 1GiB of which 2GiB reserved"),
+        ("- 1", "expected object, got array"),
+    ],
+)
+def test_a_bad_file_is_refused_with_the_place_and_what_was_expected(file: Path, text: str, sentence: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        read(file, text)
+    assert sentence in str(refused.value)
+    assert str(file) in str(refused.value)
+
+
+def test_a_library_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NVMLUnavailableError, match=r"--nvml-library .*nothing\.so cannot be loaded"):
+        NVML.open(library_path=tmp_path / "nothing.so")
+
+
+def test_a_missing_driver_says_what_to_do() -> None:
+    if Path("/proc/driver/nvidia/version").exists():
+        pytest.skip("this machine has an NVIDIA driver")
+    with pytest.raises(NVMLUnavailableError, match="NVIDIA driver"):
+        NVML.open()
