@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from fnmatch import fnmatchcase
 from itertools import chain, combinations
 
 import msgspec
@@ -10,24 +9,33 @@ import msgspec
 from cotenant.contract.grant import GIVEN, ContainerGrant, GPUShare, Grant, Isolation, IsolationRecord
 from cotenant.contract.inventory import Family, Mode
 from cotenant.contract.reasons import Reason
-from cotenant.contract.request import ContainerRequest, PodRequest, Wishes
+from cotenant.contract.request import ContainerRequest, PodRequest, Wishes, model_wished
 from extender.ledger import GPUState, NodeView
-from extender.policies import Policy
 
 # Packing several containers onto several GPUs is a search. Real pods need a handful of steps; beyond this many the node
 # counts as full, so that no pod can stall the scheduling of the others. Four containers on 8 GPUs stay below it.
 MAX_STEPS = 1_000
 
 
+# Orders the GPUs of a node that could give a pod so many bytes: the least is taken.
+Preference = Callable[[GPUState, int], float]
+
+
+def tightest(state: GPUState, share_bytes: int) -> float:
+    """Prefer the GPU that is left with the fewest free bytes."""
+    return state.free_bytes - share_bytes
+
+
 class Placement(msgspec.Struct, frozen=True):
-    """Say which GPUs each asking container would get, in the request's order, and what the policy thinks of it."""
+    """Say which GPUs each asking container would get, in the request's order."""
 
     gpus: tuple[tuple[GPUState, ...], ...]
-    cost: float
 
 
-def place(view: NodeView, request: PodRequest, policy: Policy) -> Placement | Reason:
+def place(view: NodeView, request: PodRequest, prefer: Preference = tightest) -> Placement | Reason:
     """Choose GPUs for every container of *request* on one node, or say why that cannot be.
+
+    Where a choice is left it is *prefer*'s.
 
     Exact: a Reason comes back only when no choice of healthy GPUs holds the whole pod (within MAX_STEPS).
     """
@@ -40,32 +48,28 @@ def place(view: NodeView, request: PodRequest, policy: Policy) -> Placement | Re
     if len(usable) < wishes.gpu_count:
         return Reason.TOO_FEW_GPUS
     alone = wishes.isolation.whole_gpu
-    # What must be free of each GPU, container by container; containers on one set of GPUs are one piece.
-    needs = [request.whole_bytes] if request.whole else [container.share_bytes for container in request.containers]
+    needs = pieces(request)
     candidates = [state for state in usable if not state.pods] if alone else usable
     found: tuple[tuple[GPUState, ...], ...] | None
     if len(needs) == wishes.gpu_count == 1:
         # nearly every pod: no search, and no order but the first
         fitting = [state for state in candidates if state.free_bytes >= needs[0]]
-        found = ((min(fitting, key=_preference(policy, needs[0])),),) if fitting else None
+        found = ((min(fitting, key=_key(prefer, needs[0])),),) if fitting else None
     else:
-        found = _search(needs, candidates, policy, wishes.gpu_count)
+        found = _search(needs, candidates, prefer, wishes.gpu_count)
     if found is None:
         return _why_not(usable, max(needs), wishes)
-    taken: dict[str, tuple[GPUState, int]] = {}
-    for need, states in zip(needs, found, strict=True):
-        for state in states:
-            _, before = taken.get(state.gpu.uuid, (state, 0))
-            taken[state.gpu.uuid] = (state, state.free_bytes if alone else before + need)
-    return Placement(
-        gpus=found * len(request.containers) if request.whole else found,
-        cost=policy.node_cost(list(taken.values())),
-    )
+    return Placement(gpus=found * len(request.containers) if request.whole else found)
 
 
-def _preference(policy: Policy, need: int) -> Callable[[GPUState], tuple[bool, float, int]]:
+def pieces(request: PodRequest) -> list[int]:
+    """List what must be free of each GPU, container by container; containers on one set of GPUs are one piece."""
+    return [request.whole_bytes] if request.whole else [container.share_bytes for container in request.containers]
+
+
+def _key(prefer: Preference, need: int) -> Callable[[GPUState], tuple[bool, float, int]]:
     # GPUs that time slicing shares come before those under MPS, whatever the policy.
-    return lambda state: (state.gpu.mode is Mode.MPS, policy.gpu_cost(state, need), state.gpu.index)
+    return lambda state: (state.gpu.mode is Mode.MPS, prefer(state, need), state.gpu.index)
 
 
 def grant(request: PodRequest, placement: Placement) -> Grant:
@@ -115,18 +119,14 @@ def _usable(view: NodeView, wishes: Wishes) -> Sequence[GPUState] | Reason:
 
 
 def _wished(state: GPUState, wishes: Wishes) -> bool:
-    model = state.gpu.model.lower()
-    return (not wishes.uuids or state.gpu.uuid in wishes.uuids) and (
-        not wishes.models
-        or any(fnmatchcase(model, wish.lower() if "*" in wish else f"*{wish.lower()}*") for wish in wishes.models)
-    )
+    return (not wishes.uuids or state.gpu.uuid in wishes.uuids) and model_wished(state.gpu.model, wishes.models)
 
 
 def _search(
-    needs: Sequence[int], candidates: Sequence[GPUState], policy: Policy, count: int
+    needs: Sequence[int], candidates: Sequence[GPUState], prefer: Preference, count: int
 ) -> tuple[tuple[GPUState, ...], ...] | None:
-    """Find *count* different GPUs for each need, the policy's favourites first, largest need first."""
-    ordered = {need: sorted(candidates, key=_preference(policy, need)) for need in set(needs)}
+    """Find *count* different GPUs for each need, the favourites first, largest need first."""
+    ordered = {need: sorted(candidates, key=_key(prefer, need)) for need in set(needs)}
     free = {state.gpu.uuid: state.free_bytes for state in candidates}
     if sum(needs) * count > sum(free.values()):
         return None

@@ -30,6 +30,7 @@ import msgspec
 
 from cotenant.contract import grant as grants
 from cotenant.contract import inventory as inventories
+from cotenant.contract.compute import NOTHING, Compute, allocatable, requests
 from cotenant.contract.inventory import GPU, Family, Health, Inventory
 from cotenant.contract.names import Names
 from cotenant.contract.pods import Pod
@@ -89,6 +90,11 @@ class NodeView(msgspec.Struct, frozen=True):
     problem: Reason | None
     # what is wrong with the inventory, for people
     detail: str = ""
+    # what pods may ask of the node besides, and what those on it leave; never negative
+    compute: Compute = NOTHING
+    free_compute: Compute = NOTHING
+    # how many of its pods hold so many GPUs, so many bytes of the one they hold most of
+    sizes: tuple[tuple[tuple[int, int], int], ...] = ()
 
 
 class Stage(StrEnum):
@@ -136,6 +142,12 @@ class _Account(msgspec.Struct):
     detail: str = ""
     # the raw annotation and allocatable that inventory and problem were read from
     read_from: tuple[str | None, str | int | None] | None = None
+    compute: Compute = NOTHING
+    # the sums of what its pods take of that, ours or not, and how many they are
+    cpu_milli: int = 0
+    memory_bytes: int = 0
+    residents: int = 0
+    sizes: Counter[tuple[int, int]] = msgspec.field(default_factory=Counter)
     held: Counter[str] = msgspec.field(default_factory=Counter)
     pods: Counter[str] = msgspec.field(default_factory=Counter)
     alone: Counter[str] = msgspec.field(default_factory=Counter)
@@ -154,6 +166,8 @@ class Ledger:
         self._views: dict[str, NodeView] = {}
         self._holds: dict[str, Hold] = {}
         self._waiting: dict[str, Waiting] = {}
+        # what every bound pod takes of its node, by UID: those that ask nothing of ours too
+        self._residents: dict[str, tuple[str, Compute]] = {}
         # pods bound to a node with our resource but without a grant: somebody went around the extender
         self._ungranted: dict[str, str] = {}
         self._sequence = 0
@@ -192,6 +206,11 @@ class Ledger:
         with self._lock:
             return list(self._holds.values())
 
+    def takes(self, uid: str) -> Compute:
+        """Say what CPU and memory the bound or assumed pod of that UID takes of its node; nothing for others."""
+        _, compute = self._residents.get(uid, ("", NOTHING))
+        return compute
+
     def waiting(self, uid: str) -> Waiting | None:
         """Show the pod of that UID if it is ours and not bound."""
         return self._waiting.get(uid)
@@ -213,11 +232,19 @@ class Ledger:
 
     # --- what bind does ---
 
-    def assume(self, uid: str, key: str, node: str, choose: Callable[[NodeView], grants.Grant | R]) -> Hold | R:
+    def assume(
+        self,
+        uid: str,
+        key: str,
+        node: str,
+        choose: Callable[[NodeView], grants.Grant | R],
+        compute: Compute = NOTHING,
+    ) -> Hold | R:
         """Reserve for a pod what *choose* grants it on *node*, or give back the refusal that *choose* returns.
 
-        *choose* sees the node as it is under the lock, so it must be quick and must not call the ledger. Raises
-        ValueError when the node is unknown, the pod already holds something, or the choice does not fit.
+        *compute* is what the pod takes of the node besides. *choose* sees the node as it is under the lock, so it must
+        be quick and must not call the ledger. Raises ValueError when the node is unknown, the pod already holds
+        something, or the choice does not fit.
         """
         with self._lock:
             view, held = self._views.get(node), self._holds.get(uid)
@@ -243,6 +270,7 @@ class Ledger:
                 alone=_alone(chosen),
                 since=self.mark(),
             )
+            self._settle_in(uid, node, compute, show=False)
             self._put(hold)
             return hold
 
@@ -259,6 +287,7 @@ class Ledger:
         with self._lock:
             hold = self._holds.get(uid)
             if hold is not None and hold.stage is Stage.ASSUMED:
+                self._leave(uid)
                 self._drop(uid)
 
     def settle(self, pod: Pod) -> None:
@@ -280,9 +309,11 @@ class Ledger:
             account = self._account(node.metadata.name)
             annotation = (node.metadata.annotations or {}).get(self._names.inventory)
             advertised = (node.status.allocatable or {}).get(self._names.gpu_mem)
+            compute = allocatable(node.status.allocatable)
             # Kubelets update their Nodes every few seconds; most updates say nothing new about GPUs.
-            if account.read_from == (annotation, advertised):
+            if account.read_from == (annotation, advertised) and account.compute == compute:
                 return
+            account.compute = compute
             account.read_from = (annotation, advertised)
             account.inventory, account.problem, account.detail = self._read(annotation, advertised)
             self._refresh(account)
@@ -323,6 +354,7 @@ class Ledger:
         with self._lock:
             self._waiting.pop(uid, None)
             self._ungranted.pop(uid, None)
+            self._leave(uid)
             self._drop(uid)
 
     def pods_replaced(self, pods: Iterable[Pod], started: int, unreadable: Iterable[str] = ()) -> None:
@@ -336,7 +368,7 @@ class Ledger:
             for pod in pods:
                 listed.add(pod.uid)
                 self.observe_pod(pod)
-            known = {*self._holds, *self._waiting, *self._ungranted}
+            known = {*self._holds, *self._waiting, *self._ungranted, *self._residents}
             for uid in known - listed:
                 hold = self._holds.get(uid)
                 if hold is None or hold.since <= started:
@@ -382,6 +414,7 @@ class Ledger:
 
     def _observe_bound(self, pod: Pod, node: str) -> None:
         self._waiting.pop(pod.uid, None)
+        self._settle_in(pod.uid, node, requests(pod))
         text = pod.annotations.get(self._names.grant)
         held = self._holds.get(pod.uid)
         if held is not None and held.node == node and held.grant == text:
@@ -438,9 +471,44 @@ class Ledger:
             return inventories.MAX_GPU_BYTES
         return sum(container.units for container in request.containers) * self._unit_bytes
 
+    def _settle_in(self, uid: str, node: str, compute: Compute, *, show: bool = True) -> None:
+        """Count what a pod takes of its node; a pod that was resized in place counts anew.
+
+        *show* is false where the node is shown anew right after.
+        """
+        if self._residents.get(uid) == (node, compute):
+            return
+        self._leave(uid)
+        account = self._account(node)
+        self._residents[uid] = (account.name, compute)
+        account.cpu_milli += compute.cpu_milli
+        account.memory_bytes += compute.memory_bytes
+        account.residents += 1
+        if show:
+            self._refresh_if_ours(account)
+
+    def _leave(self, uid: str) -> None:
+        resident = self._residents.pop(uid, None)
+        if resident is None:
+            return
+        name, compute = resident
+        account = self._account(name)
+        account.cpu_milli -= compute.cpu_milli
+        account.memory_bytes -= compute.memory_bytes
+        account.residents -= 1
+        self._refresh_if_ours(account)
+        self._prune(account)
+
+    def _refresh_if_ours(self, account: _Account) -> None:
+        # most pods of a cluster run on nodes without GPUs, where nobody asks what they leave
+        if account.inventory is not None:
+            self._refresh(account)
+
     def _put(self, hold: Hold) -> None:
         account = self._account(hold.node)
         self._holds[hold.uid] = hold
+        if hold.charges:
+            account.sizes[_size(hold)] += 1
         for uuid, amount in hold.charges.items():
             account.held[uuid] += amount
             account.pods[uuid] += 1
@@ -459,6 +527,8 @@ class Ledger:
             account.pods[uuid] -= 1
             if not account.pods[uuid]:
                 del account.held[uuid], account.pods[uuid]
+        if hold.charges:
+            account.sizes -= Counter([_size(hold)])
         account.alone -= Counter(hold.alone)
         account.everywhere.pop(uid, None)
         self._refresh(account)
@@ -472,7 +542,7 @@ class Ledger:
 
     def _prune(self, account: _Account) -> None:
         """Drop the account of a node that is gone once nothing is held on it."""
-        if account.read_from is None and not account.pods and not account.everywhere:
+        if account.read_from is None and not (account.pods or account.everywhere or account.residents):
             self._accounts.pop(account.name, None)
 
     def _refresh(self, account: _Account) -> None:
@@ -490,6 +560,12 @@ class Ledger:
             healthy=tuple(state for state in gpus if state.healthy),
             problem=account.problem,
             detail=account.detail,
+            compute=account.compute,
+            free_compute=Compute(
+                cpu_milli=max(0, account.compute.cpu_milli - account.cpu_milli),
+                memory_bytes=max(0, account.compute.memory_bytes - account.memory_bytes),
+            ),
+            sizes=tuple(account.sizes.items()),
         )
         self._note_change(account.name)
 
@@ -508,6 +584,10 @@ class Ledger:
     def _note_change(self, node: str) -> None:
         self._changed.append(node)
         self._changes += 1
+
+
+def _size(hold: Hold) -> tuple[int, int]:
+    return len(hold.charges), max(hold.charges.values())
 
 
 def _alone(grant: grants.Grant) -> frozenset[str]:

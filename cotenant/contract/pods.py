@@ -29,6 +29,9 @@ class Spec(msgspec.Struct, frozen=True, rename="camel"):
     init_containers: tuple[Container, ...] | None = None
     node_name: str | None = None
     scheduler_name: str | None = None
+    # what the pod is given as a whole, whatever its containers ask, and what its sandbox takes besides
+    resources: Resources | None = None
+    overhead: dict[str, Quantity] | None = None
 
 
 class Metadata(msgspec.Struct, frozen=True, rename="camel"):

@@ -1,9 +1,12 @@
 """What a pod asks of us, read from its resources and wishes; refused with a sentence where it cannot be read."""
 
 import re
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 
 import msgspec
 
+from cotenant.contract.compute import NOTHING, Compute, requests
 from cotenant.contract.grant import Isolation, Role, peak
 from cotenant.contract.names import ALIASES_IN_GIB, ALIASES_IN_MIB, Names
 from cotenant.contract.pods import Container, Pod
@@ -53,11 +56,14 @@ class PodRequest(msgspec.Struct, frozen=True):
 
     containers: tuple[ContainerRequest, ...]
     wishes: Wishes
+    # what it takes of a node besides; kube-scheduler sees to it that a node has that, policies may weigh it
+    compute: Compute = NOTHING
 
     @property
-    def shape(self) -> tuple[tuple[tuple[Role, int], ...], Wishes]:
-        """Give all of the request that decides where it fits, so not the containers' names."""
-        return tuple((container.role, container.share_bytes) for container in self.containers), self.wishes
+    def shape(self) -> tuple[tuple[tuple[Role, int], ...], Wishes, Compute]:
+        """Give all of the request that decides where it belongs, so not the containers' names."""
+        roles = tuple((container.role, container.share_bytes) for container in self.containers)
+        return roles, self.wishes, self.compute
 
     @property
     def whole(self) -> bool:
@@ -110,7 +116,7 @@ def parse(pod: Pod, names: Names, unit_bytes: int) -> PodRequest | None:
                 name=container.name, role=Role(role), units=units, share_bytes=units // wishes.gpu_count * unit_bytes
             )
         )
-    request = PodRequest(containers=tuple(containers), wishes=wishes)
+    request = PodRequest(containers=tuple(containers), wishes=wishes, compute=requests(pod))
     first = next((container.name for container in containers if container.role is Role.INIT), None)
     if first is not None and wishes.gpu_count > 1:
         raise RequestError(
@@ -196,6 +202,14 @@ def _whole_number(annotations: dict[str, str], key: str, *, default: int, most: 
     if not (_SMALL_NUMBER.fullmatch(text) and int(text) <= most):
         raise RequestError(Reason.BAD_REQUEST, f"{key}: {text[:40]!r} is not a whole number from 1 to {most}")
     return int(text)
+
+
+def model_wished(model: str, wishes: Sequence[str]) -> bool:
+    """Tell whether a GPU's model is one of *wishes*: patterns where they have a star, else parts of the name."""
+    lower = model.lower()
+    return not wishes or any(
+        fnmatchcase(lower, wish.lower() if "*" in wish else f"*{wish.lower()}*") for wish in wishes
+    )
 
 
 def _list(annotations: dict[str, str], key: str) -> tuple[str, ...]:

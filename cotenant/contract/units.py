@@ -2,7 +2,8 @@
 
 import hashlib
 import re
-from decimal import Context, Decimal, Inexact, InvalidOperation
+from decimal import ROUND_CEILING, Context, Decimal, Inexact, InvalidOperation
+from functools import lru_cache
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -36,6 +37,22 @@ def parse_quantity(text: str | int) -> int:
     Raises ValueError with a sentence for anything else: fractions of one, other signs, other suffixes, more than 2**60.
     Grammar: apimachinery/pkg/api/resource/quantity.go.
     """
+    value = _exact(text)
+    if value != int(value):
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(value)
+
+
+@lru_cache(maxsize=4096)
+def parse_milli(text: str | int) -> int:
+    """Read a Kubernetes quantity such as "250m" or "1.5" as thousandths, rounded up as kube-scheduler does.
+
+    Raises ValueError with a sentence for anything that is no quantity, or is more than 2**60 of them.
+    """
+    return int((_exact(text) * 1000).to_integral_value(ROUND_CEILING))
+
+
+def _exact(text: str | int) -> Decimal:
     if isinstance(text, int):
         if abs(text) > MAX_BYTES:
             raise ValueError(f"a number above {MAX_BYTES} is more than any GPU has")
@@ -50,9 +67,7 @@ def parse_quantity(text: str | int) -> int:
         raise ValueError(f"{text!r} is not a quantity such as 8, 2k or 80Gi") from error
     if abs(value) > MAX_BYTES:
         raise ValueError(f"{text!r} is more than any GPU has")
-    if value != int(value):
-        raise ValueError(f"{text!r} is not a whole number")
-    return int(value)
+    return value
 
 
 def parse_bytes(text: str | int) -> int:

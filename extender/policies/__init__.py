@@ -1,30 +1,27 @@
 """Policies: which GPU of a node to take, and which node is best.
 
-A policy is a small pure object; it sees views of the ledger and amounts in bytes, and changes nothing. One module each.
+Each is a small pure module behind the interface in `extender.policies.policy`.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Iterable
 
-from extender.ledger import GPUState
+from extender.policies.balanced import Balanced
 from extender.policies.best_fit import BestFit
+from extender.policies.binpack import Binpack
+from extender.policies.clustering import Clustering
+from extender.policies.dot_product import DotProduct
+from extender.policies.fgd import FGD
+from extender.policies.packing import Packing
+from extender.policies.policy import Ask, Policy
+from extender.policies.priced_leftovers import PricedLeftovers
+from extender.policies.spread import Spread
 
+__all__ = ["MAX_SCORE", "POLICIES", "Ask", "Policy", "scores"]
 
-class Policy(Protocol):
-    """Choose among placements that are all feasible."""
-
-    @property
-    def name(self) -> str:
-        """Give the name that flags, configuration and the pod annotation know it by."""
-
-    def gpu_cost(self, state: GPUState, share_bytes: int) -> float:
-        """Price *share_bytes* on one GPU that has them free: the cheapest GPU is taken, the lower index on a tie."""
-
-    def node_cost(self, taken: Sequence[tuple[GPUState, int]]) -> float:
-        """Price a placement, GPUs as they are before it with the bytes taken of each: the cheapest node is best."""
-
-
-POLICIES: dict[str, Policy] = {policy.name: policy for policy in (BestFit(),)}
+POLICIES: dict[str, type[Policy]] = {
+    policy.name: policy
+    for policy in (Balanced, BestFit, Binpack, Clustering, DotProduct, FGD, Packing, PricedLeftovers, Spread)
+}
 
 MAX_SCORE = 10
 

@@ -98,21 +98,24 @@ class Bind:
             request = self._request(args)
             if request is None or isinstance(request, Refusal):
                 return request
-            policy = self._judge.policy(request)
+            prefer = self._judge.preference(request, args.Node)
         except RequestError as error:
             return Refusal.of(args, error.reason, str(error))
 
         def choose(view: NodeView) -> grants.Grant | Reason:
-            placed = place(view, request, policy)
+            placed = place(view, request, prefer)
             return grant(request, placed) if isinstance(placed, Placement) else placed
 
         if self._ledger.view(args.Node) is None:
             return Refusal.of(args, Reason.UNKNOWN_NODE)
         try:
-            outcome = self._ledger.assume(args.PodUID, args.key, args.Node, choose)
+            outcome = self._ledger.assume(args.PodUID, args.key, args.Node, choose, request.compute)
         except ValueError as error:  # the node went, or another bind of the same pod came first
             return Refusal.of(args, Reason.UNSETTLED, str(error))
-        return Refusal.of(args, outcome) if isinstance(outcome, Reason) else outcome
+        if isinstance(outcome, Reason):
+            return Refusal.of(args, outcome)
+        self._judge.bound(args.PodUID, request)
+        return outcome
 
     def _request(self, args: BindArgs) -> PodRequest | Refusal | None:
         waiting = self._ledger.waiting(args.PodUID)

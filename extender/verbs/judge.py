@@ -1,20 +1,20 @@
-"""What every node is worth to a request, remembered until the node changes."""
+"""What every node is worth to a request, as the policy and the mix of pods have it."""
 
 import threading
-from typing import cast
-
-from cachetools import LRUCache
+from collections.abc import Sequence
 
 from cotenant.contract.names import Names
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest, RequestError, parse
-from extender.fit import Placement, place
+from extender.fit import Placement, Preference, place
+from extender.learning import Learner
 from extender.ledger import Ledger
-from extender.policies import POLICIES, Policy
+from extender.policies import POLICIES
+from extender.ranking import Ranking, Rankings
 
-# Requests that are alike share one memory, so this is the number of different sizes in flight, not of pods.
-_SHAPES = 32
+# A node may change between its ranking and the question why it does not fit; then all is ranked again.
+_TRIES = 3
 
 
 class Judge:
@@ -25,7 +25,8 @@ class Judge:
         self._names = names
         self._unit_bytes = unit_bytes
         self._default_policy = default_policy
-        self._memory: LRUCache[object, _Memory] = LRUCache(_SHAPES)
+        self._rankings = Rankings(ledger)
+        self._learner = Learner(ledger, self._rankings)
         self._lock = threading.Lock()
 
     def request(self, pod: Pod) -> PodRequest | None:
@@ -35,54 +36,55 @@ class Judge:
             self.policy(request)
         return request
 
-    def policy(self, request: PodRequest) -> Policy:
-        """Give the policy that the pod wishes for, or the default; raise RequestError for one that does not exist."""
+    def policy(self, request: PodRequest) -> str:
+        """Name the policy that the pod wishes for, or the default; raise RequestError for one that does not exist."""
         name = request.wishes.policy or self._default_policy
-        policy = POLICIES.get(name)
-        if policy is None:
+        if name not in POLICIES:
             raise RequestError(
                 Reason.BAD_REQUEST, f"{self._names.policy}: {name!r} is none of {', '.join(sorted(POLICIES))}"
             )
-        return policy
+        return name
 
-    def judge(self, request: PodRequest, nodes: list[str]) -> list[float | Reason]:
+    def judge(self, request: PodRequest, nodes: Sequence[str]) -> list[float | Reason]:
         """Give for each node its cost to the request, the lower the better, or why it does not fit."""
-        policy = self.policy(request)
-        # One at a time: a verdict on an old view must not be written after one on a newer view.
         with self._lock:
-            memory = self._memory.get(request.shape)
-            if memory is None:
-                memory = self._memory[request.shape] = _Memory(self._ledger.changes(0)[0])
-            memory.forget_changed(self._ledger)
-            known = memory.verdicts
-            found = [known.get(name) for name in nodes]
-            # Mostly nothing is missing; that test costs a tenth of looking at each node in Python.
-            if None in found:
-                for n, name in enumerate(nodes):
-                    if found[n] is None:
-                        found[n] = known[name] = self._judge(name, request, policy)
-            return cast("list[float | Reason]", found)
+            for _ in range(_TRIES):
+                verdicts = self._verdicts(self._rank(request), request, nodes)
+                if None not in verdicts:
+                    break
+            return [verdict if verdict is not None else Reason.NO_GPU_FITS for verdict in verdicts]
 
-    def _judge(self, node: str, request: PodRequest, policy: Policy) -> float | Reason:
-        view = self._ledger.view(node)
-        if view is None:
-            return Reason.UNKNOWN_NODE
-        placed = place(view, request, policy)
-        # The cost alone: a placement is ten times larger, and bind must choose anew under the ledger's lock anyway.
-        return placed.cost if isinstance(placed, Placement) else placed
+    def preference(self, request: PodRequest, node: str) -> Preference:
+        """Tell the fit which of the node's GPUs the policy would take; raise RequestError for an unknown policy."""
+        with self._lock:
+            return self._rank(request).preference(node)
 
+    def bound(self, uid: str, request: PodRequest) -> None:
+        """Learn from a pod that has been given its place what pods this cluster gets."""
+        with self._lock:
+            self._learner.note(uid, request)
 
-class _Memory:
-    """Remember the verdicts on nodes for requests of one shape, as long as the nodes do not change."""
+    def _rank(self, request: PodRequest) -> Ranking:
+        self._learner.teach()
+        return self._rankings.of(request, self.policy(request))
 
-    def __init__(self, seen: int) -> None:
-        self.verdicts: dict[str, float | Reason] = {}
-        self._seen = seen
-
-    def forget_changed(self, ledger: Ledger) -> None:
-        self._seen, changed = ledger.changes(self._seen)
-        if changed is None:
-            self.verdicts.clear()
-            return
-        for name in changed:
-            self.verdicts.pop(name, None)
+    def _verdicts(self, ranking: Ranking, request: PodRequest, nodes: Sequence[str]) -> list[float | Reason | None]:
+        """Judge all nodes; None for one that has come to fit since it was ranked."""
+        rows, costs, reasons = self._rankings.table.rows, ranking.costs().tolist(), ranking.reasons
+        feasible = ranking.feasible.tolist()
+        found: list[float | Reason | None] = []
+        for name in nodes:
+            row = rows.get(name)
+            if row is not None and feasible[row]:
+                found.append(costs[row])
+                continue
+            reason = reasons.get(name)
+            if reason is None:
+                view = self._ledger.view(name)
+                placed = place(view, request) if view is not None else Reason.UNKNOWN_NODE
+                reason = placed if not isinstance(placed, Placement) else None
+                # a node that the table does not know has nothing that would ever make it forget the reason
+                if reason is not None and row is not None:
+                    reasons[name] = reason
+            found.append(reason)
+        return found

@@ -1,0 +1,60 @@
+"""CPU and memory: what kube-scheduler counts for a pod on a node."""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from cotenant.contract.grant import Role, peak
+from cotenant.contract.pods import Pod, Quantity
+from cotenant.contract.units import parse_milli
+
+
+class Compute(msgspec.Struct, frozen=True, gc=False):
+    """Hold amounts of CPU, in thousandths of a core, and of memory, in bytes."""
+
+    cpu_milli: int = 0
+    memory_bytes: int = 0
+
+
+NOTHING = Compute()
+
+
+def requests(pod: Pod) -> Compute:
+    """Count the CPU and memory that *pod* takes of a node, as kube-scheduler does.
+
+    Main containers and sidecars together, or an init container beside the sidecars before it where that is more; the
+    pod's own amounts instead of both where it names any; its overhead on top (component-helpers/resource/helpers.go,
+    PodRequests).
+    """
+    spec = pod.spec
+    asked = [
+        (Role(role), _amounts(container.resources.requests))
+        for container, role in pod.start_order
+        if container.resources is not None and container.resources.requests
+    ]
+    if not asked and spec.resources is None and spec.overhead is None:
+        return NOTHING
+    whole = _amounts(spec.resources.requests if spec.resources else None)
+    overhead = _amounts(spec.overhead)
+    counted = {**peak(asked), **whole}
+    cpu, memory_milli = (counted.get(name, 0) + overhead.get(name, 0) for name in ("cpu", "memory"))
+    return Compute(cpu_milli=cpu, memory_bytes=-(-memory_milli // 1000))
+
+
+def allocatable(amounts: Mapping[str, Quantity] | None) -> Compute:
+    """Read what a node offers its pods; what is missing or unreadable counts as nothing."""
+    read = _amounts(amounts)
+    return Compute(cpu_milli=read.get("cpu", 0), memory_bytes=read.get("memory", 0) // 1000)
+
+
+def _amounts(named: Mapping[str, Quantity] | None) -> dict[str, int]:
+    """Read CPU and memory in thousandths; the API server lets nothing through that is no quantity."""
+    read = {}
+    for name in ("cpu", "memory"):
+        amount = (named or {}).get(name)
+        if amount is not None:
+            try:
+                read[name] = max(0, parse_milli(amount))
+            except ValueError:
+                continue
+    return read

@@ -1,0 +1,1 @@
+"""Replay traces on the extender's own ledger, fit and policies."""

@@ -1,0 +1,59 @@
+"""Learn from the pods of the live cluster what pods to expect."""
+
+from collections import OrderedDict
+
+from cotenant.contract.request import PodRequest
+from extender.ledger import Ledger
+from extender.mix import Mix, PodClass
+from extender.ranking import Rankings, ask
+from extender.table import MILLI
+
+# How many of the latest pods count, and after how many new ones the mix is taken anew: policies make their tables
+# again then, which takes them up to 0.2 s.
+WINDOW = 5_000
+_STEP = 250
+
+
+class Learner:
+    """Keep the latest pods that got GPUs in mind, and tell rankings the mix; not safe to use from many threads.
+
+    After a restart, the pods that hold something stand for those that came before.
+    """
+
+    def __init__(self, ledger: Ledger, rankings: Rankings, *, window: int = WINDOW) -> None:
+        self._ledger = ledger
+        self._rankings = rankings
+        self._window = window
+        self._latest: OrderedDict[str, PodClass] = OrderedDict()
+        self._news = 0
+        self._started = False
+
+    def note(self, uid: str, request: PodRequest) -> None:
+        """Take a pod in, once."""
+        if uid in self._latest:
+            return
+        asked = ask(request, self._rankings.table)
+        self._add(uid, PodClass(asked.cpu_milli, asked.gpus, asked.share_milli, request.wishes.models))
+
+    def teach(self) -> None:
+        """Hand the mix on where enough has come since it was last taken."""
+        if not self._started:
+            self._started = True
+            self._read_holds()
+        if self._news >= min(_STEP, 1 + len(self._latest) // 4):
+            self._news = 0
+            self._rankings.mix = Mix.of(self._latest.values())
+
+    def _read_holds(self) -> None:
+        table = self._rankings.table
+        table.refresh()
+        for hold in self._ledger.holds():
+            if hold.charges:
+                share = min(MILLI, table.milli(max(hold.charges.values())))
+                self._add(hold.uid, PodClass(self._ledger.takes(hold.uid).cpu_milli, len(hold.charges), share))
+
+    def _add(self, uid: str, pod_class: PodClass) -> None:
+        self._latest[uid] = pod_class
+        self._news += 1
+        if len(self._latest) > self._window:
+            self._latest.popitem(last=False)

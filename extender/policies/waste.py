@@ -1,0 +1,70 @@
+"""What a leftover is worth: expected waste of one GPU's, and of a whole node's, if pods of the mix keep coming."""
+
+import numpy as np
+
+from extender.mix import Mix
+from extender.table import MILLI, Floats, Ints
+
+# How many pods that take part of a GPU a leftover is offered, on average, before the cluster is full; and the least
+# part of all pods that these are taken to be, so that the table stays finite where there are none.
+SHARE_OFFERS = 36
+_FEWEST_SHARES = 0.05
+# How many pods a node as a whole is offered, and how finely its table is made.
+NODE_OFFERS = 16
+GPU_GRID = 50
+CPU_GRID = 500
+
+
+def of_gpu(mix: Mix) -> Floats:
+    """Tabulate the milli expected to be wasted of a GPU's leftover, (1001,), by what is left of it.
+
+    The leftover is offered pods of the mix one after the other, and takes one that asks one GPU only where that lowers
+    what is wasted in the end.
+    """
+    frequency: dict[int, float] = {}
+    for pod_class, part in zip(mix.classes, mix.frequencies, strict=True):
+        if pod_class.gpus == 1:
+            share = min(MILLI, pod_class.share_milli)
+            frequency[share] = frequency.get(share, 0.0) + part
+    left = np.arange(MILLI + 1)
+    waste: Floats = left.astype(float)
+    if not frequency:
+        return waste
+    shares, parts = np.array(list(frequency)), np.array(list(frequency.values()))
+    offers = round(SHARE_OFFERS / max(_FEWEST_SHARES, parts[shares < MILLI].sum()))
+    rest = left - shares[:, None]
+    fits = rest >= 0
+    rest = np.maximum(rest, 0)
+    for _ in range(offers):
+        best = np.where(fits, np.minimum(waste, waste[rest]), waste)
+        waste = parts @ best + (1 - parts.sum()) * waste
+    return waste
+
+
+class OfNode:
+    """Tabulate the milli expected to be left of a node whose GPUs are taken to be one fluid, by GPU and CPU left."""
+
+    def __init__(self, mix: Mix, *, most_milli: int, most_cpu: int) -> None:
+        gpu_steps, cpu_steps = -(-most_milli // GPU_GRID), -(-most_cpu // CPU_GRID)
+        sizes: dict[tuple[int, int], float] = {}
+        for pod_class, part in zip(mix.classes, mix.frequencies, strict=True):
+            size = (pod_class.milli + GPU_GRID // 2) // GPU_GRID, -(-pod_class.cpu_milli // CPU_GRID)
+            sizes[size] = sizes.get(size, 0.0) + part
+        left = np.repeat(np.arange(gpu_steps + 1.0)[:, None] * GPU_GRID, cpu_steps + 1, axis=1)
+        for _ in range(NODE_OFFERS):
+            following = left.copy()
+            for (gpu, cpu), part in sizes.items():
+                if gpu <= gpu_steps and cpu <= cpu_steps:
+                    # those that fit leave what a smaller node leaves, the others what they would have left anyway
+                    smaller = left[: gpu_steps + 1 - gpu, : cpu_steps + 1 - cpu]
+                    following[gpu:, cpu:] += part * (smaller - left[gpu:, cpu:])
+            left = following
+        self._left = left
+
+    def __call__(self, milli: Ints, cpu_milli: Ints) -> Floats:
+        """Look nodes up, (P,): GPU milli and CPU milli left of each."""
+        gpu_steps, cpu_steps = self._left.shape
+        found: Floats = self._left[
+            np.minimum(milli // GPU_GRID, gpu_steps - 1), np.minimum(cpu_milli // CPU_GRID, cpu_steps - 1)
+        ]
+        return found

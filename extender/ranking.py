@@ -1,0 +1,263 @@
+"""What every node is worth to a request: feasibility and a policy's cost, both kept until the node changes."""
+
+import numpy as np
+from cachetools import LRUCache
+
+from cotenant.contract.grant import Isolation
+from cotenant.contract.reasons import Reason
+from cotenant.contract.request import PodRequest
+from extender.fit import Placement, Preference, pieces, place
+from extender.ledger import GPUState, Ledger
+from extender.mix import Mix
+from extender.policies import POLICIES, Ask, Policy
+from extender.table import MILLI, Bools, Floats, Ints, Table
+
+# Requests that are alike share one ranking, so this is the number of different sizes in flight, not of pods.
+_SHAPES = 32
+# Fewer pods than this tell nothing of what is to come; until then policies that go by the mix are stood in for.
+_FEWEST_PODS = 20
+_STAND_IN = "binpack"
+
+_NO_GPU = -1
+_NEVER = np.iinfo(np.int64).max
+
+
+class Rankings:
+    """Keep a table of the ledger and rankings of its nodes; not safe to use from many threads."""
+
+    def __init__(self, ledger: Ledger, mix: Mix | None = None, *, shapes: int = _SHAPES) -> None:
+        self._ledger = ledger
+        self._mix = mix or Mix()
+        self.table = Table(ledger)
+        self._epoch = self.table.epoch
+        # each policy, and the version of the table that it has been told of
+        self._policies: dict[str, tuple[Policy, int]] = {}
+        self._rankings: LRUCache[object, Ranking] = LRUCache(shapes)
+
+    @property
+    def mix(self) -> Mix:
+        """Give the mix of pods that policies expect."""
+        return self._mix
+
+    @mix.setter
+    def mix(self, mix: Mix) -> None:
+        if mix != self._mix:
+            self._mix = mix
+            self._forget()
+
+    def of(self, request: PodRequest, policy: str) -> "Ranking":
+        """Rank all nodes for *request* as they are now."""
+        table = self.table
+        table.refresh()
+        if table.epoch != self._epoch:
+            self._epoch = table.epoch
+            self._forget()
+        if POLICIES[policy].needs_mix and sum(self._mix.counts) < _FEWEST_PODS:
+            policy = _STAND_IN
+        made, seen = self._policies.get(policy) or (POLICIES[policy](table, self._mix), -1)
+        if seen != table.version:
+            made.changed(table.changed_since(seen))
+            self._policies[policy] = made, table.version
+        asked = ask(request, table)
+        # no policy weighs memory beside the GPUs'
+        roles, wishes, _ = request.shape
+        key = policy, roles, wishes, asked.cpu_milli
+        ranking = self._rankings.get(key)
+        if ranking is None:
+            ranking = self._rankings[key] = Ranking(self._ledger, table, made, request, asked)
+        ranking.update()
+        return ranking
+
+    def _forget(self) -> None:
+        self._policies.clear()
+        self._rankings.clear()
+
+
+def ask(request: PodRequest, table: Table) -> Ask:
+    """Say a request in the terms of policies; of several containers, the largest counts."""
+    if not request.containers:
+        return Ask(gpus=0, share_milli=0, cpu_milli=request.compute.cpu_milli)
+    return Ask(
+        gpus=request.wishes.gpu_count,
+        share_milli=MILLI if request.wishes.isolation.whole_gpu else min(MILLI, table.milli(max(pieces(request)))),
+        cpu_milli=request.compute.cpu_milli,
+    )
+
+
+class Ranking:
+    """Rank nodes for requests that are alike.
+
+    feasible (N,): bool, whether the node's GPUs could take the pod. reasons: why not, by node, filled by who asks.
+    """
+
+    def __init__(self, ledger: Ledger, table: Table, policy: Policy, request: PodRequest, asked: Ask) -> None:
+        self._ledger = ledger
+        self._table = table
+        self._policy = policy
+        self._request = request
+        self._ask = asked
+        self._seen = -1
+        rows, _ = table.shape
+        self.feasible: Bools = np.zeros(rows, np.bool_)
+        self.reasons: dict[str, Reason] = {}
+        # K candidates for each node: their GPU, and the T terms of their cost
+        self._gpu: Ints = np.full((rows, 1), _NO_GPU)
+        self._terms: Floats = np.zeros((rows, 1, 1))
+        # what remains of them where terms have no prices that change
+        self._cost: Floats = np.full(rows, np.inf)
+        needs = pieces(request) if request.containers else []
+        # One piece is weighed for all nodes at once; several, and GPUs by name, are searched for node by node.
+        self._at_once = len(needs) <= 1 and not request.wishes.uuids
+        self._need_bytes = min(needs, default=0)
+        self._allowed = table.allowed(request.wishes.models)
+
+    def costs(self) -> Floats:
+        """Give each node's cost just now, (N,): the lower the better, infinite where it does not fit."""
+        if not self._policy.priced:
+            return self._cost
+        cost = np.where(self.feasible, (self._terms @ self._policy.prices()).min(axis=1), np.inf)
+        step = self._policy.step
+        return np.floor(cost / step + 0.5) if step else cost
+
+    def preference(self, node: str) -> Preference:
+        """Tell the fit which GPU to take: the policy's, then the tightest, should that one be gone meanwhile."""
+        row = self._table.rows.get(node)
+        view = self._ledger.view(node)
+        column = self._column(row) if row is not None else _NO_GPU
+        uuid = view.gpus[column].gpu.uuid if view is not None and 0 <= column < len(view.gpus) else None
+
+        def prefer(state: GPUState, share_bytes: int) -> float:
+            return -1.0 if state.gpu.uuid == uuid else state.free_bytes - share_bytes
+
+        return prefer
+
+    def _column(self, row: int) -> int:
+        if not self.feasible[row]:
+            return _NO_GPU
+        best = (self._terms[row] @ self._policy.prices()).argmin() if self._policy.priced else 0
+        return int(self._gpu[row, best])
+
+    def update(self) -> None:
+        """Weigh anew the nodes that have changed."""
+        table = self._table
+        if self._seen == table.version:
+            return
+        rows = table.changed_since(self._seen)
+        self._seen = table.version
+        if self.reasons:
+            for row in rows:
+                self.reasons.pop(table.names[row] if row < len(table.names) else "", None)
+        self._cost[rows] = np.inf
+        if not self._ask.gpus:
+            self.feasible[rows] = table.known[rows]
+            rows = rows[table.known[rows]]
+            if len(rows):
+                self._weigh_whole(rows, table.free_milli[rows])
+            return
+        fits = self._fits(rows)
+        enough = fits.sum(axis=1) >= self._ask.gpus
+        if not self._at_once:
+            searched = fits.any(axis=1)
+        elif self._ask.gpus > 1:
+            # one process cannot use GPUs of two MPS daemons, which the search knows
+            searched = enough & (table.mps[rows] & fits).any(axis=1)
+        else:
+            searched = np.zeros(len(rows), np.bool_)
+        weighed = enough & ~searched
+        self.feasible[rows] = weighed
+        if weighed.any():
+            self._weigh_fitting(rows[weighed], fits[weighed])
+        for row in rows[searched]:
+            self._search(int(row))
+
+    def _fits(self, rows: Ints) -> Bools:
+        """Tell which GPUs could take the pod's piece, or its smallest, (B, G)."""
+        table, wishes = self._table, self._request.wishes
+        # a GPU that is not there has nothing free, and no piece is nothing
+        fits = table.free_bytes[rows] >= self._need_bytes
+        if wishes.isolation.whole_gpu:
+            fits &= table.empty[rows]
+        if wishes.models:
+            fits &= self._allowed[table.model[rows]]
+        mps = table.mps[rows]
+        if wishes.isolation is Isolation.LIMITED:
+            fits &= mps
+        elif self._ask.gpus == 1 and mps.any():
+            plain = fits & ~mps
+            fits = np.where(plain.any(axis=1, keepdims=True), plain, fits)
+        return fits
+
+    def _weigh_fitting(self, rows: Ints, fits: Bools) -> None:
+        """Weigh nodes that fit, on each GPU that the policy names, or on the tightest where a pod takes several."""
+        free = self._table.free_bytes[rows]
+        if self._ask.gpus > 1:
+            columns = np.where(fits, free, _NEVER).argsort(axis=1, kind="stable")[:, : self._ask.gpus]
+            after = self._table.free_milli[rows]
+            across = np.arange(len(rows))[:, None]
+            after[across, columns] = self._left(free[across, columns])
+            self._weigh_whole(rows, after)
+            return
+        gpus = self._policy.gpus(rows, fits, self._ask)
+        row, k = np.nonzero(gpus != _NO_GPU)
+        column = gpus[row, k]
+        after = self._table.free_milli[rows[row]]
+        after[np.arange(len(row)), column] = self._left(free[row, column])
+        self._weigh(rows, gpus, row, k, after)
+
+    def _left(self, free_bytes: Ints) -> Ints:
+        """Count the milli that the pod leaves of GPUs that have so many bytes free."""
+        if self._request.wishes.isolation.whole_gpu:
+            return np.zeros_like(free_bytes)
+        return (free_bytes - self._need_bytes) * MILLI // self._table.largest_bytes
+
+    def _weigh_whole(self, rows: Ints, after: Ints) -> None:
+        """Weigh one placement for each row, of which the fit chooses the GPUs."""
+        first = np.zeros(len(rows), np.int64)
+        self._weigh(rows, np.full((len(rows), 1), _NO_GPU), np.arange(len(rows)), first, after)
+
+    def _weigh(self, rows: Ints, gpus: Ints, row: Ints, k: Ints, after: Ints) -> None:
+        """Price P placements and remember what they cost.
+
+        *gpus* (B, K); *row* and *k* (P,) say whose node and GPU among them each is; *after* (P, G).
+        """
+        found = self._policy.weigh(rows[row], after, self._ask)
+        if not self._policy.priced:
+            costs = np.full(gpus.shape, np.inf)
+            costs[row, k] = found[:, 0]
+            best, across = costs.argmin(axis=1), np.arange(len(rows))
+            self._cost[rows], self._gpu[rows, 0] = costs[across, best], gpus[across, best]
+            return
+        # A candidate that is none costs infinitely much by its first term, whose price is one.
+        terms = np.zeros((*gpus.shape, found.shape[1]))
+        terms[:, :, 0] = np.inf
+        terms[row, k] = found
+        if self._terms.shape[1:] != terms.shape[1:]:
+            if self._gpu.shape[1] > gpus.shape[1]:
+                # a node that was searched for beside others that were weighed at once
+                spare = self._gpu.shape[1] - gpus.shape[1]
+                gpus = np.pad(gpus, ((0, 0), (0, spare)), constant_values=_NO_GPU)
+                terms = np.pad(terms, ((0, 0), (0, spare), (0, 0)))
+                terms[:, -spare:, 0] = np.inf
+            else:
+                self._terms = np.zeros((len(self.feasible), *terms.shape[1:]))
+                self._gpu = np.full((len(self.feasible), gpus.shape[1]), _NO_GPU)
+        self._terms[rows], self._gpu[rows] = terms, gpus
+
+    def _search(self, row: int) -> None:
+        """Ask the fit about a node, and weigh what it would do."""
+        view = self._ledger.view(self._table.names[row])
+        placed = place(view, self._request) if view is not None else Reason.UNKNOWN_NODE
+        if view is None or not isinstance(placed, Placement):
+            return
+        alone = self._request.wishes.isolation.whole_gpu
+        left: dict[str, int] = {}
+        for need, states in zip(pieces(self._request), placed.gpus, strict=False):
+            for state in states:
+                before = left.get(state.gpu.uuid, state.free_bytes)
+                left[state.gpu.uuid] = 0 if alone else before - need
+        after = self._table.free_milli[row : row + 1].copy()
+        for column, state in enumerate(view.gpus):
+            if state.gpu.uuid in left:
+                after[0, column] = left[state.gpu.uuid] * MILLI // self._table.largest_bytes
+        self.feasible[row] = True
+        self._weigh_whole(np.array([row]), after)

@@ -1,0 +1,197 @@
+"""The ledger as arrays: one row per node, one column per GPU, for policies that weigh thousands of nodes at once."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cotenant.contract.inventory import GPU, Mode
+from cotenant.contract.request import model_wished
+from extender.ledger import Ledger, NodeView
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+
+# Policies count memory in thousandths of the cluster's largest GPU, so that one table prices every size.
+MILLI = 1000
+_FIRST_ROWS = 64
+
+
+class Table:
+    """Keep the ledger's nodes as arrays; work is proportional to what changed.
+
+    N rows, G columns: the GPUs of the node with the most. A GPU that nothing may be placed on (unhealthy, or its node
+    has a problem) is as if it were not there: all zeros. Rows of nodes that are gone are zeros too, until reused.
+
+    free_bytes, usable_bytes (N, G): int64, what a pod could be given, and what an empty GPU could give.
+    free_milli, usable_milli (N, G): int64, the same in thousandths of the largest GPU of the cluster, rounded down.
+    empty, mps (N, G): bool, whether no pod holds any of it, and whether MPS shares it.
+    model (N, G): int64, an index into models, -1 where there is no GPU; node_model (N,): that of the first GPU.
+    cpu_free, cpu_total (N,): int64, thousandths of a core; memory_free, memory_total (N,): int64, bytes.
+    known (N,): bool, whether the row is a node's.
+    kinds (N, G + 1): int64, how many pods hold so many whole GPUs; column 0 counts those that hold parts.
+
+    Not safe to use from many threads.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._seen = 0
+        self._spare: list[int] = []
+        self._hardware: list[tuple[GPU, ...]] = []
+        self.rows: dict[str, int] = {}
+        self.names: list[str] = []
+        self.models: list[str] = []
+        # the largest GPU of the cluster, which 1000 milli stand for
+        self.largest_bytes = 1
+        # the most CPU and the most GPU milli that one node has offered, at least 1
+        self.most_cpu = 1
+        self.most_milli = 1
+        # grows whenever arrays were made anew or a milli has another worth: whatever was derived from them is void
+        self.epoch = 0
+        # how often rows have changed in all, and how many of these changes there had been when each row last did
+        self.version = 0
+        self._allocate(_FIRST_ROWS, 1)
+        self.refresh()
+
+    def _allocate(self, rows: int, gpus: int) -> None:
+        """Make larger arrays, and keep what the old ones held."""
+        old: dict[str, Any] = self.__dict__.copy() if self.epoch else {}
+
+        def grown(name: str, shape: tuple[int, ...], fill: int = 0, dtype: type = np.int64) -> Any:
+            new: npt.NDArray[Any] = np.full(shape, fill, dtype)
+            if name in old:
+                before = old[name]
+                new[tuple(slice(0, n) for n in before.shape)] = before
+            return new
+
+        square = (rows, gpus)
+        self.free_bytes: Ints = grown("free_bytes", square)
+        self.usable_bytes: Ints = grown("usable_bytes", square)
+        self.free_milli: Ints = grown("free_milli", square)
+        self.usable_milli: Ints = grown("usable_milli", square)
+        self.empty: Bools = grown("empty", square, dtype=np.bool_)
+        self.mps: Bools = grown("mps", square, dtype=np.bool_)
+        self.model: Ints = grown("model", square, fill=-1)
+        self.node_model: Ints = grown("node_model", (rows,), fill=-1)
+        self.kinds: Ints = grown("kinds", (rows, gpus + 1))
+        self.cpu_free: Ints = grown("cpu_free", (rows,))
+        self.cpu_total: Ints = grown("cpu_total", (rows,))
+        self.memory_free: Ints = grown("memory_free", (rows,))
+        self.memory_total: Ints = grown("memory_total", (rows,))
+        self.known: Bools = grown("known", (rows,), dtype=np.bool_)
+        self.changed_at: Ints = grown("changed_at", (rows,))
+        self.epoch += 1
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Give N and G."""
+        rows, gpus = self.free_bytes.shape
+        return rows, gpus
+
+    def changed_since(self, version: int) -> Ints:
+        """Name the rows that have changed after the table had this version, ascending."""
+        return np.flatnonzero(self.changed_at > version)
+
+    def allowed(self, wishes: Sequence[str]) -> Bools:
+        """Tell of each model, and in the last place of no model, whether a pod that wishes for *wishes* may have it."""
+        return np.array([*(model_wished(model, wishes) for model in self.models), False])
+
+    def milli(self, amount_bytes: int) -> int:
+        """Count thousandths of the largest GPU, rounded up."""
+        return -(-amount_bytes * MILLI // self.largest_bytes)
+
+    def refresh(self) -> None:
+        """Take over what has changed in the ledger."""
+        self._seen, names = self._ledger.changes(self._seen)
+        if names is None:
+            names = [*self.rows, *(view.name for view in self._ledger.views())]
+        if not names:
+            return
+        views = {name: self._ledger.view(name) for name in names}
+        self._make_room([view for view in views.values() if view is not None])
+        self.version += 1
+        for name, view in views.items():
+            if view is not None:
+                self._write(self._row(name), view)
+            elif name in self.rows:
+                self._remove(name)
+
+    def _make_room(self, views: list[NodeView]) -> None:
+        rows, gpus = self.shape
+        new = sum(view.name not in self.rows for view in views) - len(self._spare)
+        most = max((len(view.gpus) for view in views), default=0)
+        largest = max((state.gpu.usable_bytes for view in views for state in view.gpus), default=0)
+        needed = len(self.names) + max(0, new)
+        if needed > rows or most > gpus:
+            # rows by half as many again, so that a cluster that grows node by node does not start over each time
+            self._allocate(max(needed, rows + rows // 2) if needed > rows else rows, max(most, gpus))
+        if largest > self.largest_bytes:
+            self.largest_bytes = largest
+            self.free_milli[:] = self.free_bytes * MILLI // largest
+            self.usable_milli[:] = self.usable_bytes * MILLI // largest
+            self.most_milli = max(1, int(self.usable_milli.sum(axis=1).max()))
+            self.epoch += 1
+
+    def _row(self, name: str) -> int:
+        row = self.rows.get(name)
+        if row is None:
+            if self._spare:
+                row = self._spare.pop()
+                self.names[row] = name
+            else:
+                row = len(self.names)
+                self.names.append(name)
+                self._hardware.append(())
+            self.rows[name] = row
+            self.known[row] = True
+        return row
+
+    def _remove(self, name: str) -> None:
+        row = self.rows.pop(name)
+        self._spare.append(row)
+        self.names[row] = ""
+        self.known[row] = False
+        self._write(row, NodeView(name=name, gpus=(), healthy=(), problem=None))
+
+    def _write(self, row: int, view: NodeView) -> None:
+        states = view.gpus if view.problem is None else ()
+        hardware = tuple(state.gpu for state in states)
+        if hardware != self._hardware[row]:
+            self._hardware[row] = hardware
+            self._write_hardware(row, hardware)
+        count = len(states)
+        if count:
+            free = [state.free_bytes if state.healthy else 0 for state in states]
+            self.free_bytes[row, :count] = free
+            self.free_milli[row, :count] = [amount * MILLI // self.largest_bytes for amount in free]
+            self.empty[row, :count] = [state.pods == 0 and state.healthy for state in states]
+        self.cpu_free[row], self.cpu_total[row] = view.free_compute.cpu_milli, view.compute.cpu_milli
+        self.memory_free[row], self.memory_total[row] = view.free_compute.memory_bytes, view.compute.memory_bytes
+        self.most_cpu = max(self.most_cpu, view.compute.cpu_milli)
+        self.kinds[row] = 0
+        # a pod is one of whole GPUs where it holds all of the smallest one that the node has
+        whole_bytes = min((gpu.usable_bytes for gpu in hardware), default=0)
+        for (gpus, most_bytes), pods in view.sizes:
+            self.kinds[row, gpus if most_bytes >= whole_bytes and gpus < self.kinds.shape[1] else 0] += pods
+        self.changed_at[row] = self.version
+
+    def _write_hardware(self, row: int, hardware: tuple[GPU, ...]) -> None:
+        for array in (self.free_bytes, self.free_milli, self.usable_bytes, self.usable_milli, self.empty, self.mps):
+            array[row] = 0
+        self.model[row] = -1
+        for column, gpu in enumerate(hardware):
+            if gpu.health != "healthy":
+                continue
+            self.usable_bytes[row, column] = gpu.usable_bytes
+            self.usable_milli[row, column] = gpu.usable_bytes * MILLI // self.largest_bytes
+            self.mps[row, column] = gpu.mode is Mode.MPS
+            if gpu.model not in self.models:
+                self.models.append(gpu.model)
+                self.epoch += 1
+            self.model[row, column] = self.models.index(gpu.model)
+        self.most_milli = max(self.most_milli, int(self.usable_milli[row].sum()))
+        known = self.model[row][self.model[row] >= 0]
+        self.node_model[row] = known[0] if known.size else -1
