@@ -1,4 +1,4 @@
-"""What `kubectl apply -k` makes of our kustomizations, as far as they go: resources, JSON patches, ConfigMaps from files."""
+"""What `kubectl apply -k` makes of our kustomizations: resources, JSON patches on them, ConfigMaps from files."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ def objects(folder: Path) -> list[Object]:
     """List the objects of a kustomization, in the order of its files.
 
     ConfigMaps keep their plain names, where kubectl adds a hash to them and to all that refers to them. Raises
-    ValueError for what this reader does not know, so that no test passes for a kustomization that kubectl reads otherwise.
+    ValueError for what this reader does not know: kubectl might read it otherwise.
     """
     kustomization = yaml.safe_load((folder / FILE).read_text())
     if unknown := kustomization.keys() - {"apiVersion", "kind", "resources", "patches", "configMapGenerator"}:
