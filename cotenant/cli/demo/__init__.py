@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from cotenant.cli.demo import scene
+from cotenant.cli.demo import facts, scene
 from cotenant.cli.demo.children import DemoError
 from cotenant.cli.demo.screen import Screen
 from cotenant.cli.demo.stage import Stage
 from cotenant.cli.demo.story import Story
+from cotenant.cli.demo.strips import overview
 
 _INTERRUPTED = 130
 
@@ -25,16 +26,18 @@ def run(*, serve: bool, plain: bool) -> int:
     try:
         with _signals(), Stage(nodes) as stage:
             try:
-                screen.line(screen.bold("Cotenant shares GPUs between pods by memory."))
-                screen.line("  real:     cotenant-extender over HTTP; cotenant-device-plugin over gRPC, one a node")
-                screen.line("  stand-in: API server, kube-scheduler, kubelets; the GPUs are made up")
-                stage.start()
-                screen.line(screen.dim(f"  up after {time.monotonic() - began:.1f} s"))
+                screen.line(screen.bold("Cotenant shares GPUs between Kubernetes pods by memory."))
+                screen.line(
+                    screen.dim("  The programs are real; GPUs, kubelets, scheduler and API server are stand-ins.")
+                )
+                stage.start(lambda name, said: screen.line(f"  {screen.good('✓')} {name:<22}  {screen.dim(said)}"))
+                screen.heading("The GPUs")
+                for line in overview(facts.pictures(stage), screen.brush):
+                    screen.line(line)
                 story = Story(stage, screen)
-                story.introduce()
                 story.submit(scene.steps())
                 story.free()
-                story.sum_up(time.monotonic() - began)
+                story.sum_up(began)
                 problems = story.problems
                 if serve:
                     _serve(stage, screen)

@@ -11,6 +11,8 @@ from cotenant.cli.demo.strips import Brush
 _NARROWEST, _WIDEST = 80, 110
 # Backgrounds from the 256 colours on which black text is easy to read, neighbours far apart.
 _PALETTE = (80, 215, 150, 183, 222, 117, 210, 114, 180, 152, 217, 186, 146, 223, 109, 174)
+# Holds words together where lines are wrapped; textwrap breaks at no other blank than ASCII's.
+TIE = "\N{NO-BREAK SPACE}"
 _ASCII = str.maketrans({"→": ">", "✓": "=", "✗": "!", "│": "|", "·": ".", "…": "~", "─": "-"})
 
 
@@ -32,7 +34,7 @@ class Screen:
     def wrapped(self, text: str, *, indent: int, code: str = "") -> None:
         """Write a text over as many lines as it takes."""
         for line in textwrap.wrap(text, self.width - indent, break_on_hyphens=False):
-            self.line(" " * indent + self.styled(line, code))
+            self.line(" " * indent + self.styled(line.replace(TIE, " "), code))
 
     def heading(self, text: str) -> None:
         """Write a line that begins something new."""
@@ -51,6 +53,10 @@ class Screen:
         """Make a text stand back."""
         return self.styled(text, "2")
 
+    def label(self, text: str) -> str:
+        """Colour what names the text after it."""
+        return self.styled(text, "36")
+
     def good(self, text: str) -> str:
         """Colour what is well."""
         return self.styled(text, "32")
@@ -68,8 +74,8 @@ class Screen:
         return self.styled(self._letter(pod), self._code(pod))
 
     def legend(self) -> str:
-        """List the letters and whose they are."""
-        return "  ".join(f"{letter} {pod}" for pod, letter in self._letters.items())
+        """List the letters and whose they are, to be wrapped()."""
+        return "  ".join(f"{letter}{TIE}{pod}" for pod, letter in self._letters.items())
 
     @property
     def brush(self) -> Brush:

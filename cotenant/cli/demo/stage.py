@@ -5,8 +5,8 @@ import functools
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Self
 
@@ -84,20 +84,20 @@ class Stage:
     def __exit__(self, *_: object) -> None:
         self._closing.close()
 
-    def start(self) -> None:
+    def start(self, told: Callable[[str, str], None]) -> None:
         """Start all parts, side by side where they allow it, and wait until each knows of the others.
 
-        Raises DemoError with what did not come up.
+        *told* gets each program's name and what it said when it was ready. Raises DemoError with what did not come up.
         """
         with ThreadPoolExecutor(len(self._nodes) + 1) as starters, contextlib.ExitStack() as ending:
             # when this is left by an exception, the threads must not go on waiting for what they start
             ending.callback(self.children.end)
-            extender = starters.submit(self._start_extender)
+            parts = [starters.submit(self._start_extender)]
             for node in self._nodes:
                 self._start_kubelet(node)
-            plugins = [starters.submit(self._start_plugin, node) for node in self._nodes]
-            for part in (extender, *plugins):
-                part.result()
+                parts.append(starters.submit(self._start_plugin, node))
+            for part in as_completed(parts):
+                told(*part.result())
             ending.pop_all()
         self._wait_for_nodes()
         scheduler = Scheduler(self._cluster("kube-scheduler"), self.extender)
@@ -112,7 +112,7 @@ class Stage:
         except (KeyError, InventoryError):
             return None
 
-    def _start_extender(self) -> None:
+    def _start_extender(self) -> tuple[str, str]:
         ready = self.children.start(
             EXTENDER,
             EXTENDER,
@@ -124,6 +124,7 @@ class Stage:
         self.extender = OverheardExtender(f"http://{self.verbs}")
         self._closing.callback(self.extender.close)
         self.api.store.admit = Webhooks(f"http://{self.serve}/admission", user="you")
+        return EXTENDER, f"HTTP on {self.verbs}"
 
     def _start_kubelet(self, node: Node) -> None:
         self.api.add_node(node.name)
@@ -136,17 +137,18 @@ class Stage:
         self._closing.callback(link.stop)
         self.kubelets[node.name] = kubelet
 
-    def _start_plugin(self, node: Node) -> None:
+    def _start_plugin(self, node: Node) -> tuple[str, str]:
         fake_gpus = self.folder / f"{node.name}.gpus.yaml"
         fake_gpus.write_bytes(node.fake_gpus())
-        self.children.start(
+        ready = self.children.start(
             f"{PLUGIN}-{node.name}",
             PLUGIN,
             *("--kubeconfig", self._kubeconfig(f"{PLUGIN}-{node.name}"), "--node-name", node.name),
             *("--kubelet-dir", str(self.folder / node.name), "--fake-gpus", str(fake_gpus)),
             *("--pod-resources", str(self.kubelets[node.name].pod_resources.socket)),
-            ready="ready: ",
+            ready=r"ready: .* (\d+ units of \S+ \S+) on",
         )
+        return PLUGIN, f"gRPC on {node.name}: {ready[1]}"
 
     def _wait_for_nodes(self) -> None:
         """Wait until every node advertises its memory and the extender has seen it."""

@@ -74,11 +74,24 @@ def strip(gpu: GPUPicture, width: int, brush: Brush) -> str:
     return f"{gpu.index:>3} {edge}{bar}{brush.free(shares[-1])}{edge} {figures}"
 
 
+def overview(nodes: Sequence[NodePicture], brush: Brush) -> list[str]:
+    """Name all nodes and what GPUs they have, one a line."""
+    lines = []
+    for node in nodes:
+        sizes = sorted({gpu.usable_bytes // GIB for gpu in node.gpus})
+        each = f"{', '.join(map(str, sizes))} GiB{' each' if len(node.gpus) > 1 else ''} for pods"
+        lines.append(f"  {node.name:<10}  {_gpus(node):<26}  {brush.dim(each)}")
+    return lines
+
+
 def picture(nodes: Sequence[NodePicture], width: int, brush: Brush) -> list[str]:
     """Draw all nodes, a heading each and a strip for each of its GPUs."""
     lines: list[str] = []
     for node in nodes:
-        count = f"{len(node.gpus)} x " if len(node.gpus) > 1 else ""
-        lines.append(f"  {node.name}  {brush.dim(f'{count}{node.model}')}")
+        lines.append(f"  {node.name}  {brush.dim(_gpus(node))}")
         lines += [strip(gpu, width, brush) for gpu in node.gpus]
     return lines
+
+
+def _gpus(node: NodePicture) -> str:
+    return f"{len(node.gpus)} x {node.model}" if len(node.gpus) > 1 else node.model
