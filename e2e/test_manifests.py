@@ -28,10 +28,11 @@ from cotenant.standins.kubelet import Kubelet
 from cotenant.standins.kubelet_api import ApiLink
 from e2e import nodes
 from e2e.cluster import ControlPlane, Scheduler
+from e2e.kustomize import MANIFESTS, build
 from e2e.processes import MissingProgramError, Program, find_program, free_ports, wait_until
 from e2e.rest import APPLY_PATCH, Api, ApiError, Object
 from extender.verbs.filter import SAMPLED_FROM
-from tests.manifests.kustomization import MANIFESTS, container, documents, mounted, objects
+from tests.manifests.kustomization import container, documents, mounted
 
 NAMESPACE = "cotenant-system"
 EXTENDER = "cotenant-extender"
@@ -200,7 +201,7 @@ def ground(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     directory = tmp_path_factory.mktemp(request.param)
     policy = directory / "audit-policy.yaml"
     policy.write_text(AUDIT_POLICY)
-    found = objects(MANIFESTS / request.param)
+    found = list(build(MANIFESTS / request.param))
     with ExitStack() as stack:
         try:
             cluster = stack.enter_context(
@@ -264,7 +265,7 @@ class TestObjects:
     def test_the_other_admission_and_the_example_are_accepted_too(self, ground: Ground) -> None:
         (example,) = documents(MANIFESTS / "examples" / "pod.yaml")
         example["metadata"]["namespace"] = "default"
-        for one in [*objects(MANIFESTS / "admission" / "webhook"), example]:
+        for one in [*build(MANIFESTS / "admission" / "webhook"), example]:
             apply_strictly(ground.api, one, dry_run=True)
 
     def test_a_misspelt_field_would_have_been_noticed(self, ground: Ground) -> None:
