@@ -182,6 +182,13 @@ def test_another_domain_changes_every_name() -> None:
     )
 
 
+def test_a_pod_without_a_scheduler_gets_ours() -> None:
+    """The API server always sends one; whoever calls the function need not."""
+    created = pod(asking())
+    assert "schedulerName" not in created["spec"]
+    assert "cotenant-scheduler" == json_patch.apply(created, mutate(created, SETTINGS))["spec"]["schedulerName"]
+
+
 class TestMalformedPods:
     """A pod that the API server would not send is refused with the path of what is wrong."""
 
