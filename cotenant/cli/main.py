@@ -5,7 +5,6 @@ import sys
 import click
 
 from cotenant import __version__
-from cotenant.cli import demo as demonstration
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -29,4 +28,6 @@ def demo(*, serve: bool, plain: bool) -> None:
     The extender and the device plugins are the real programs. The API server, kube-scheduler and the kubelets are
     stand-ins. Ends with status 1 if anything disagrees.
     """
-    sys.exit(demonstration.run(serve=serve, plain=plain))
+    from cotenant.cli.demo import run  # noqa: PLC0415 - gRPC and the Kubernetes client take seconds to import
+
+    sys.exit(run(serve=serve, plain=plain))

@@ -27,9 +27,7 @@ def run(*, serve: bool, plain: bool) -> int:
         with _signals(), Stage(nodes) as stage:
             try:
                 screen.line(screen.bold("Cotenant shares GPUs between Kubernetes pods by memory."))
-                screen.line(
-                    screen.dim("  The programs are real; GPUs, kubelets, scheduler and API server are stand-ins.")
-                )
+                screen.line(screen.dim("  Its programs are real; GPUs, kubelets, scheduler, API server are stand-ins."))
                 stage.start(lambda name, said: screen.line(f"  {screen.good('✓')} {name:<22}  {screen.dim(said)}"))
                 screen.heading("The GPUs")
                 for line in overview(facts.pictures(stage), screen.brush):

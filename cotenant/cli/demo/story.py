@@ -24,7 +24,7 @@ _PATIENCE_SECONDS = 30.0
 # The pod that is deleted at the end, and the one that has waited for its memory.
 LEAVES, FOLLOWS = "etl", "rerank"
 _NAME_WIDTH = 18  # as in _ROW
-_ROW = "{tag} {name:<18} {asks:>7}  {node:<10} {gpu:>3}  {uuid:<13}  {limit:<9} {ids:>7}  {mark}"
+_ROW = "{tag} {name:<18} {asks:>7}  {node:<10} {gpu:>3}  {uuid:<13}  {limit:<9} {ids:>6}  {mark}"
 
 
 class Story:
