@@ -45,6 +45,7 @@ class Publisher:
         self._serving = False
         # None: no node seen yet; "" a node without our annotation
         self._seen: str | None = None
+        self._last: Inventory | None = None
         self._wanted = False
         self._stopping = False
         self._reflector = Reflector(
@@ -132,14 +133,19 @@ class Publisher:
             # by an older or newer plugin, or by hand: ours replaces it, and its generation is lost with it
             before = None
         after = next_inventory(before, self._gpus, unit_bytes=self._unit_bytes, serving=self._serving)
-        return after if after != before else None
+        if after == before:
+            return None
+        # The watch may still show what stood there before our last write; a generation is not given twice.
+        if self._last is not None and after != self._last and after.generation <= self._last.generation:
+            return msgspec.structs.replace(after, generation=self._last.generation + 1)
+        return after
 
     def _write(self, inventory: Inventory, *, seconds: float) -> None:
         text = inventories.encode(inventory)
         writes.annotate_node(self._cluster, self._node, {self._names.inventory: text}, timeout=seconds)
         with self._changed:
             # the watch shows it in a moment; until then this is what the node has
-            self._seen = text
+            self._seen, self._last = text, inventory
         log.info(
             "inventory.published",
             generation=inventory.generation,

@@ -78,11 +78,15 @@ class Registration:
         self._servicer = servicer
         self._thread.start()
 
-    def stop(self, grace_seconds: float = 1.0) -> None:
-        """End all streams and calls, those under way after *grace_seconds*, and remove our socket."""
+    def retire(self) -> None:
+        """Register no more, whatever the kubelet does; keep serving."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join()
+
+    def stop(self, grace_seconds: float = 1.0) -> None:
+        """Retire, end all streams and calls, those under way after *grace_seconds*, and remove our socket."""
+        self.retire()
         for stopped in [server.stop(grace_seconds) for server in self._servers]:
             stopped.wait()
         if self._socket is not None:
