@@ -40,7 +40,9 @@ def folder() -> Iterator[Folder]:
 
 def start(folder: Folder, *options: str) -> subprocess.Popen[str]:
     environment = os.environ | {"TMPDIR": folder.path, "COLUMNS": "80"}
-    return subprocess.Popen([COTENANT, "demo", *options], stdout=subprocess.PIPE, text=True, env=environment)
+    command = [COTENANT, "demo", *options]
+    # in a session of its own, so that a test can do to all of it what a terminal does at Ctrl-C
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
 
 
 def children(process: subprocess.Popen[str]) -> list[int]:
@@ -159,7 +161,7 @@ class TestEnd:
             assert process.poll() is None
         started = children(process)
         assert 4 == len(started)
-        process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, signal.SIGINT)
         process.communicate(timeout=PATIENCE_SECONDS)
         assert 130 == process.returncode
         assert [] == alive(started)

@@ -1,6 +1,5 @@
 """The demo's child processes: the real programs, each with a log file, all of them ended at the end."""
 
-import os
 import re
 import subprocess
 import sysconfig
@@ -86,9 +85,3 @@ class Children:
                 child.wait()
             if child.stdout is not None:
                 child.stdout.close()
-
-    @property
-    def pids(self) -> list[int]:
-        """List the ids of the processes, this one's first."""
-        with self._lock:
-            return [os.getpid(), *(child.pid for _, child in self._running)]

@@ -86,8 +86,9 @@ def given(stage: Stage, pod: Json) -> list[Given]:
 def pictures(stage: Stage) -> list[NodePicture]:
     """Picture every node's GPUs with what the pods' grants hold of them."""
     held: dict[str, list[Part]] = {}
-    bound = [write.name for write in stage.api.writes if write.subresource == "binding"]
-    for pod in sorted(stage.api.pods(), key=lambda p: bound.index(p["metadata"]["name"]) if _bound(p) else -1):
+    # whoever was bound first stands first, so that a strip does not change when others come
+    bound = {write.name: turn for turn, write in enumerate(stage.api.writes) if write.subresource == "binding"}
+    for pod in sorted(stage.api.pods(), key=lambda pod: bound.get(pod["metadata"]["name"], -1)):
         grant = grant_of(stage, pod)
         if grant is not None and phase(pod) not in {"Succeeded", "Failed"}:
             for uuid, amount in grant.charges().items():
@@ -115,10 +116,6 @@ def wrong_writes(stage: Stage, pods: set[str]) -> list[str]:
             counted.setdefault(write.name, Counter())[what] += 1
     expected = Counter({f"create pods/binding by {EXTENDER} -> 201": 1})
     return [f"pod {pod}: {dict(found) or 'no write'}" for pod, found in counted.items() if found != expected]
-
-
-def _bound(pod: Json) -> bool:
-    return bool(pod["spec"].get("nodeName"))
 
 
 def _unlike_environment(environment: Mapping[str, str], container: ContainerGrant) -> list[str]:

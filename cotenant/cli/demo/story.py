@@ -83,6 +83,12 @@ class Story:
     def sum_up(self, began: float) -> None:
         """Compare everything once more, and say how it went; *began* is when, in monotonic seconds."""
         stage, screen = self._stage, self._screen
+        for pod in stage.api.pods():
+            if pod["metadata"]["name"] in self._placed:
+                again = [
+                    f"pod {pod['metadata']['name']}: {d}" for g in facts.given(stage, pod) for d in g.disagreements
+                ]
+                self.problems += [problem for problem in again if problem not in self.problems]
         disagreed = bool(self.problems)
         wrong_writes = facts.wrong_writes(stage, self._placed)
         gpus = [gpu for node in facts.pictures(stage) for gpu in node.gpus]
@@ -220,7 +226,7 @@ class Story:
             ("you write", f"limits: {{{names.gpu_mem}: {spec['resources']['limits'][names.gpu_mem]}}}"),
             ("admission", f"adds schedulerName, {names.managed}: 0, and {read} variables"),
             ("", "whose values are read from annotations that do not exist yet"),
-            ("scheduler", f"asks the extender: {', '.join(f'{node} {score // 10}' for node, score in scores)}"),
+            ("scheduler", f"asks the extender: {', '.join(f'{node} {score}' for node, score in scores)}"),
             ("bind", f"one API write: the node, and the grant of GPU {gpu.index} ({gpu.model}):"),
             ("", visible),
             ("kubelet", f"prefers the ids of that GPU: {' '.join(container.ids)}"),
