@@ -8,11 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from extender.admission import Settings, mutating_review, validating_review
+from extender.admission import mutating_review, validating_review
 from tests.admission import json_patch
 from tests.admission.pods import SCHEDULER, Object, as_decoded, asking, container, injected, pod
+from tests.admission.settings import SETTINGS
 
-SETTINGS = Settings()
 REVIEWS = [mutating_review, validating_review]
 
 
