@@ -175,6 +175,13 @@ class TestEnd:
         assert 1 == process.wait(timeout=PATIENCE_SECONDS)
         assert [] == folder.left
 
+    def test_a_temporary_folder_too_deep_for_sockets(self, tmp_path: Path) -> None:
+        process = start(Folder(str(tmp_path)), "--plain")
+        text, _ = process.communicate(timeout=PATIENCE_SECONDS)
+        assert 1 == process.returncode
+        assert "too long a name for sockets: set TMPDIR to a shorter" in text
+        assert [] == list(tmp_path.iterdir())
+
 
 class TestChildren:
     """Programs that do not start are told of with their last words."""

@@ -33,6 +33,9 @@ PLUGIN = "cotenant-device-plugin"
 _ANY_PORT = "127.0.0.1:0"
 _SEEN_SECONDS = 20.0
 _ASK_AGAIN_SECONDS = 0.02
+# The path of a socket has at most 107 bytes (unix(7)); ours end in
+# /cotenant-demo-12345678/gpu-a100-1/device-plugins/cotenant.io-gpu-mem-12.sock
+_LONGEST_TEMP = 28
 
 
 class OverheardExtender(HTTPExtender):
@@ -66,6 +69,10 @@ class Stage:
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
+            if len(tempfile.gettempdir()) > _LONGEST_TEMP:
+                raise DemoError(
+                    f"the folder {tempfile.gettempdir()} is too long a name for sockets: set TMPDIR to a shorter"
+                )
             # what fails half-way is taken apart as well
             self.folder = Path(tempfile.mkdtemp(prefix="cotenant-demo-"))
             stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
