@@ -68,6 +68,7 @@ def extender(api: ApiServer, shared: Running) -> Iterator[Running]:
     assert eventually(
         lambda: (
             [] == ledger.holds()
+            and {"n1", "n2"} == {view.name for view in ledger.views()}
             and [("n1", 10 * GIB)] * 2 + [("n2", 10 * GIB)] * 2
             == sorted((view.name, state.free_bytes) for view in ledger.views() for state in view.gpus)
         )
