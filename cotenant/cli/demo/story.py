@@ -34,6 +34,7 @@ class Story:
         self._stage = stage
         self._screen = screen
         self.problems: list[str] = []
+        self._disagreements: list[str] = []
         self._submitted = 0
         self._containers = 0
         # every pod that was ever placed, and those of now that wait
@@ -85,24 +86,27 @@ class Story:
         stage, screen = self._stage, self._screen
         for pod in stage.api.pods():
             if pod["metadata"]["name"] in self._placed:
-                again = [
-                    f"pod {pod['metadata']['name']}: {d}" for g in facts.given(stage, pod) for d in g.disagreements
-                ]
-                self.problems += [problem for problem in again if problem not in self.problems]
-        disagreed = bool(self.problems)
+                self._compare(pod)
+        outcomes_are_wrong = bool(self.problems)
         wrong_writes = facts.wrong_writes(stage, self._placed)
         gpus = [gpu for node in facts.pictures(stage) for gpu in node.gpus]
         over = [gpu for gpu in gpus if gpu.used_bytes > gpu.usable_bytes]
         used, usable = sum(gpu.used_bytes for gpu in gpus), sum(gpu.usable_bytes for gpu in gpus)
+        self.problems += self._disagreements
         self.problems += [f"writes to {wrong}" for wrong in wrong_writes]
         self.problems += [f"a GPU holds {format_bytes(g.used_bytes)} of {format_bytes(g.usable_bytes)}" for g in over]
         self.problems += [f"{name} has ended by itself" for name in stage.children.ended()]
         placed, waiting, refused = len(self._placed), len(self._waiting), len(self._refused)
 
         screen.heading("In the end")
-        self._verdict(not disagreed, f"{self._submitted} pods: {placed} placed, {waiting} waiting, {refused} refused")
         self._verdict(
-            not disagreed, f"{self._containers} containers: annotation, environment and device ids agree in each"
+            not outcomes_are_wrong,
+            f"{self._submitted} pods: {placed} placed, {waiting} waiting, {refused} refused",
+        )
+        among = f"{self._containers} containers: annotation, environment and device ids"
+        self._verdict(
+            not self._disagreements,
+            f"{among} disagree, {len(self._disagreements)} x" if self._disagreements else f"{among} agree in each",
         )
         self._verdict(
             not over,
@@ -166,6 +170,13 @@ class Story:
             raise DemoError(f"pod {name} is gone")
         return pod
 
+    def _compare(self, pod: Json) -> list[facts.Given]:
+        """Compare what a pod's containers were given, and note what disagrees."""
+        compared = facts.given(self._stage, pod)
+        sentences = [f"pod {pod['metadata']['name']}: {d}" for given in compared for d in given.disagreements]
+        self._disagreements += [sentence for sentence in sentences if sentence not in self._disagreements]
+        return compared
+
     # What is shown
 
     def _strips(self, only: str = "") -> None:
@@ -187,13 +198,12 @@ class Story:
         screen, pod = self._screen, self._pod(name)
         node = pod["spec"]["nodeName"]
         inventory = self._stage.inventory(node)
-        compared = facts.given(self._stage, pod)
+        compared = self._compare(pod)
         if inventory is None or not compared:
             self.problems.append(f"pod {name} runs without a readable grant")
             return
         for container in compared:
             self._containers += 1
-            self.problems += [f"pod {name}: {disagreement}" for disagreement in container.disagreements]
             limits = container.environment.get(MPS_MEMORY, "").split(",")
             visible = container.environment.get(VISIBLE_DEVICES, "").split(",")
             role = " init" if container.grant.role is Role.INIT else ""
