@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import structlog
+from cachetools import LRUCache
 
 from cotenant.cluster import ClusterError
 from cotenant.contract.grant import ContainerGrant
@@ -23,6 +24,8 @@ log = structlog.get_logger(__name__)
 _ALLOCATE_SECONDS = 2.0
 # PreStartContainer runs in the pod's own worker, which gives it 30 s.
 _PRE_START_SECONDS = 10.0
+# A node has 110 pods by default; what is forgotten is asked for again.
+_REMEMBERED = 4096
 
 
 class Lister(Protocol):
@@ -38,7 +41,7 @@ class Pods(Protocol):
     def known(self, name: PodName) -> Pod | None:
         """Give the pod from the cache."""
 
-    def all_known(self) -> list[Pod]:
+    def all_known(self) -> Sequence[Pod]:
         """List the pods in the cache."""
 
     def read(self, name: PodName, *, deadline: float) -> Pod | None:
@@ -46,9 +49,9 @@ class Pods(Protocol):
 
 
 class Admitted(NamedTuple):
-    """Name whom an answer is for; *pod* is one of several when their answers are the same to the byte."""
+    """Name whom an answer is for; *pod* is None for one of several whose answers are the same to the byte."""
 
-    pod: Pod
+    pod: Pod | None
     grant: ContainerGrant
 
 
@@ -64,11 +67,13 @@ class Admission:
         self._names = names
         self._has_gpu = has_gpu
         self._lock = threading.Lock()
-        self._answered: dict[tuple[str, str], frozenset[str]] = {}
+        self._answered: LRUCache[tuple[str, str], None] = LRUCache(_REMEMBERED)
         # whose allocation last took exactly these ids, by UID
-        self._holders: dict[frozenset[str], str] = {}
-        self._refused: set[str] = set()
-        self._passed: set[str] = set()
+        self._holders: LRUCache[frozenset[str], str] = LRUCache(_REMEMBERED)
+        self._refused: LRUCache[str, None] = LRUCache(_REMEMBERED)
+        self._passed: LRUCache[str, None] = LRUCache(_REMEMBERED)
+        # the pod that prefer() has just made sure of, so that allocate(), which follows at once, need not
+        self._confirmed = ""
 
     def prefer(self, available: Collection[str], must: Collection[str], units: int) -> list[str]:
         """Choose ids on the granted GPUs for the container being admitted."""
@@ -90,11 +95,12 @@ class Admission:
         with self._lock:
             # what was answered before for ids that overlap is over: the kubelet gives an id to one container at a time
             self._holders.pop(chosen, None)
+            self._confirmed = ""
             if len(found) == 1:
                 pod = found[0].pod
-                self._answered[pod.uid, found[0].container] = chosen
+                self._answered[pod.uid, found[0].container] = None
                 self._holders[chosen] = pod.uid
-        return Admitted(found[0].pod, grant)
+        return Admitted(found[0].pod if len(found) == 1 else None, grant)
 
     def pre_start(self, held: Iterable[str]) -> Admitted:
         """Check that the container that is about to start with ids *held* is the one that was answered for.
@@ -121,26 +127,36 @@ class Admission:
 
         Called when a kubelet has just connected: it may have admitted pods of ours without asking anybody.
         """
-        listed = self._list(time.monotonic() + _ALLOCATE_SECONDS)
+        listed = self._list(time.monotonic() + _PRE_START_SECONDS)
         pods = {entry.name: pod for entry in listed if (pod := self._pods.known(entry.name)) is not None}
         with self._lock:
             waiting = identity.candidates(listed, pods, self._past(), self._names)
-            self._passed.update(candidate.pod.uid for candidate in waiting)
+            self._passed.update((candidate.pod.uid, None) for candidate in waiting)
 
     def _identify(self, units: int) -> list[Candidate]:
+        """Tell whom the kubelet admits: from the cache, as far as what it says has been made sure of."""
         deadline = time.monotonic() + _ALLOCATE_SECONDS
-        listed = [entry for entry in self._list(deadline) if not entry.complete]
-        found = self._look(listed, deadline, fresh=frozenset())
-        # A pod that looks over and done may have been created again under its name, and a grant that is missing may
-        # not have arrived here yet: the watch can be behind the one that the kubelet follows.
-        doubtful = frozenset(_name(c.pod) for c in found if c.stale or c.grant is None)
-        if doubtful:
-            found = self._look(listed, deadline, fresh=doubtful)
-        try:
-            identified = identity.identify(found, units)
-        except RefusedError:
-            found = self._look(listed, deadline, fresh=frozenset(entry.name for entry in listed))
-            identified = identity.identify(found, units)
+        sight = _Sight([entry for entry in self._list(deadline) if not entry.complete], self._pods, deadline)
+        while True:
+            with self._lock:
+                past = self._past()
+            found = identity.candidates(sight.listed, sight.pods, past, self._names)
+            try:
+                identified = identity.identify(found, units)
+            except RefusedError:
+                if not sight.refresh(sight.names):
+                    raise
+                continue
+            # The watch can be behind the one that the kubelet follows. Whoever is taken is asked for, and whoever is
+            # passed by for what the cache says; and where all seem over, one is meant only if nobody else can be.
+            doubtful = {_name(c.pod) for c in found if c.stale or c in identified}
+            if any(candidate.stale for candidate in identified):
+                doubtful = sight.names
+            elif [candidate.pod.uid for candidate in identified] == [self._confirmed]:
+                doubtful = set()
+            if not sight.refresh(doubtful):
+                break
+        self._confirmed = identified[0].pod.uid if len(identified) == 1 else ""
         self._remember_passed(found, identified)
         return identified
 
@@ -154,28 +170,6 @@ class Admission:
                 )
         return grant
 
-    def _look(self, listed: Sequence[ListedPod], deadline: float, *, fresh: Collection[PodName]) -> list[Candidate]:
-        """Find the candidates among *listed*, asking the API server for those unknown or named by *fresh*."""
-        pods: dict[PodName, Pod] = {}
-        for entry in listed:
-            known = self._pods.known(entry.name)
-            if known is None or entry.name in fresh:
-                try:
-                    # one that is gone may still be what the kubelet admits, which hears of it a moment later
-                    known = self._pods.read(entry.name, deadline=deadline) or known
-                except ClusterError as error:
-                    if known is None:
-                        raise RefusedError(
-                            Reason.NOT_IDENTIFIED,
-                            f"the pod being admitted may be {entry.name}, which the API server does not tell: {error}",
-                        ) from error
-                    log.warning("admission.pod_not_read", pod=str(entry.name), error=str(error))
-            if known is not None:
-                pods[entry.name] = known
-        with self._lock:
-            past = self._past()
-        return identity.candidates(listed, pods, past, self._names)
-
     def _list(self, deadline: float) -> list[ListedPod]:
         try:
             return self._lister.list(deadline=deadline)
@@ -188,23 +182,18 @@ class Admission:
         )
 
     def _remember_passed(self, found: Sequence[Candidate], identified: Sequence[Candidate]) -> None:
-        """Note that all pods beside the one admitted have had their turn; forget pods that are gone."""
+        """Note that all pods beside the one admitted have had their turn."""
         meant = {candidate.pod.uid for candidate in identified}
-        alive = {pod.uid for pod in self._pods.all_known()} | {candidate.pod.uid for candidate in found}
-        with self._lock:
-            if len(meant) == 1:
-                self._passed.update(candidate.pod.uid for candidate in found if candidate.pod.uid not in meant)
-            self._passed &= alive
-            self._refused &= alive
-            self._answered = {key: chosen for key, chosen in self._answered.items() if key[0] in alive}
-            self._holders = {chosen: uid for chosen, uid in self._holders.items() if uid in alive}
+        if len(meant) == 1:
+            with self._lock:
+                self._passed.update((c.pod.uid, None) for c in found if c.pod.uid not in meant)
 
     def _refuse(self, error: RefusedError, found: Sequence[Candidate]) -> RefusedError:
         """Remember that the kubelet rejects the pod now; give the error with the pod named."""
         if len({candidate.pod.uid for candidate in found}) > 1:
             return error
         with self._lock:
-            self._refused.add(found[0].pod.uid)
+            self._refused[found[0].pod.uid] = None
         return RefusedError(error.reason, str(error), found[0].pod)
 
     def _check_owner(self, name: PodName, container: str, held: frozenset[str], deadline: float) -> Admitted:
@@ -256,6 +245,49 @@ class Admission:
             f"the kubelet lists no container with the device ids {', '.join(sorted(held))}, and no init container "
             "was granted their GPU",
         )
+
+
+class _Sight:
+    """Hold the pods that the kubelet lists, during one call: from the cache at first, then asked for."""
+
+    def __init__(self, listed: Sequence[ListedPod], pods: Pods, deadline: float) -> None:
+        self.listed = listed
+        self.names = {entry.name for entry in listed}
+        self.pods: dict[PodName, Pod] = {}
+        self._source = pods
+        self._deadline = deadline
+        self._asked: set[PodName] = set()
+        for name in self.names:
+            known = pods.known(name)
+            if known is None:
+                self.refresh({name})
+            else:
+                self.pods[name] = known
+
+    def refresh(self, names: set[PodName]) -> bool:
+        """Ask the API server for those of *names* that were not asked for yet; tell whether there were any."""
+        new = names - self._asked
+        for name in new:
+            self._asked.add(name)
+            known = self.pods.get(name)
+            try:
+                now = self._source.read(name, deadline=self._deadline)
+            except ClusterError as error:
+                if known is None:
+                    raise RefusedError(
+                        Reason.NOT_IDENTIFIED,
+                        f"the pod being admitted may be {name}, which the API server does not tell: {error}",
+                    ) from error
+                log.warning("admission.pod_not_read", **_keys(known), error=str(error))
+                continue
+            # one that is gone may still be what the kubelet admits, which hears of it a moment later
+            if now is not None:
+                self.pods[name] = now
+        return bool(new)
+
+
+def _keys(pod: Pod) -> dict[str, str]:
+    return {"pod": pod.key, "pod_uid": pod.uid}
 
 
 def _name(pod: Pod) -> PodName:

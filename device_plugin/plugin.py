@@ -88,6 +88,7 @@ class DevicePlugin:
         """Withdraw from the node first, so that nothing is placed on it, then from the kubelet."""
         self._stopping.set()
         self._publisher.stop()
+        self._registration.retire()
         self._devices.close()
         self._registration.stop()
         self._pods.stop()

@@ -45,6 +45,9 @@ class Publisher:
         self._serving = False
         # None: no node seen yet; "" a node without our annotation
         self._seen: str | None = None
+        # the last that was written, and whether the watch has yet to show it
+        self._last: Inventory | None = None
+        self._echo_due = False
         self._wanted = False
         self._stopping = False
         self._reflector = Reflector(
@@ -89,6 +92,8 @@ class Publisher:
 
     def replaced(self, objects: list[_Node], started: int, unreadable: list[Unreadable]) -> None:  # noqa: ARG002
         """Take the node, or that there is none."""
+        with self._changed:
+            self._echo_due = False  # a list shows the newest, so no echo of anything older can follow
         self._saw(objects[0] if objects else None)
 
     def changed(self, change: str, obj: _Node) -> None:
@@ -101,6 +106,8 @@ class Publisher:
     def _saw(self, node: _Node | None) -> None:
         with self._changed:
             self._seen = None if node is None else (node.metadata.annotations or {}).get(self._names.inventory, "")
+            if self._last is not None and self._seen == inventories.encode(self._last):
+                self._echo_due = False
             self._changed.notify_all()
 
     def _run(self) -> None:
@@ -126,20 +133,35 @@ class Publisher:
         """Give the inventory to write; None when the node has it, or is not there, or nothing is known yet."""
         if self._seen is None or not self._wanted:
             return None
-        try:
-            before = inventories.decode(self._seen) if self._seen else None
-        except InventoryError:
-            # by an older or newer plugin, or by hand: ours replaces it, and its generation is lost with it
-            before = None
+        # until the watch shows our last write, what it shows is older than that
+        before = self._last if self._echo_due else self._read(self._seen)
         after = next_inventory(before, self._gpus, unit_bytes=self._unit_bytes, serving=self._serving)
-        return after if after != before else None
+        if after == before:
+            return None
+        if self._last is not None and after.generation <= self._last.generation:
+            # a generation is not given to two inventories, nor two of them to the same one that has to be written again
+            same = msgspec.structs.replace(after, generation=self._last.generation) == self._last
+            after = self._last if same else msgspec.structs.replace(after, generation=self._last.generation + 1)
+        return after
+
+    @staticmethod
+    def _read(text: str) -> Inventory | None:
+        try:
+            return inventories.decode(text) if text else None
+        except InventoryError:
+            return None  # written by an older or newer plugin, or by hand: ours replaces it
 
     def _write(self, inventory: Inventory, *, seconds: float) -> None:
-        text = inventories.encode(inventory)
-        writes.annotate_node(self._cluster, self._node, {self._names.inventory: text}, timeout=seconds)
         with self._changed:
-            # the watch shows it in a moment; until then this is what the node has
-            self._seen = text
+            # before it is sent: its echo can be here sooner than its reply
+            self._last, self._echo_due = inventory, True
+        try:
+            text = inventories.encode(inventory)
+            writes.annotate_node(self._cluster, self._node, {self._names.inventory: text}, timeout=seconds)
+        except ClusterError:
+            with self._changed:
+                self._echo_due = False
+            raise
         log.info(
             "inventory.published",
             generation=inventory.generation,

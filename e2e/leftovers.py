@@ -94,8 +94,8 @@ def _kill(pid: int) -> None:
         return
 
 
-def kill_shims(socket: Path, state: Path) -> None:
-    """Kill the shims of the containerd that listens on `socket`, and remove the sockets they listened on."""
+def kill_shims(socket: Path) -> None:
+    """Kill the shims of the containerd that listens on `socket`."""
     for shim in Path("/proc").glob("[0-9]*"):
         try:
             words = (shim / "cmdline").read_bytes().split(b"\0")
@@ -103,8 +103,18 @@ def kill_shims(socket: Path, state: Path) -> None:
             continue
         if words[0].endswith(b"containerd-shim-runc-v2") and str(socket).encode() in words:
             _kill(int(shim.name))
-    for bootstrap in state.glob("io.containerd.runtime.v2.task/*/*/address"):
-        Path(bootstrap.read_text().removeprefix("unix://")).unlink(missing_ok=True)
+
+
+def shim_sockets(state: Path) -> list[Path]:
+    """Return the sockets on which the shims of a containerd's state directory listen: they lie outside of it."""
+    bundles = state.glob("io.containerd.runtime.v2.task/*/*/address")
+    return [Path(address.read_text().removeprefix("unix://")) for address in bundles]
+
+
+def remove_files(files: Sequence[Path]) -> None:
+    """Remove those of the files that are there."""
+    for file in files:
+        file.unlink(missing_ok=True)
 
 
 def unmount_below(directory: Path) -> None:

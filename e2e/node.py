@@ -318,7 +318,9 @@ state = "{self._state}"
                 steps.callback(shutil.rmtree, self.directory / name, ignore_errors=True)
             steps.callback(leftovers.unmount_below, self.directory)
             steps.callback(leftovers.remove_cgroup, _CGROUP)
-            steps.callback(leftovers.kill_shims, self._socket, self._state)
+            # Asked for now: a containerd that stops may still remove a killed shim's bundle, and leave its socket.
+            steps.callback(leftovers.remove_files, leftovers.shim_sockets(self._state))
+            steps.callback(leftovers.kill_shims, self._socket)
             if self._containerd is not None:
                 steps.callback(self._containerd.stop)
             steps.callback(leftovers.kill_cgroup, _CGROUP)

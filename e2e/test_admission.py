@@ -9,20 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import yaml
+from msgspec.structs import replace
 
 from e2e.cluster import ControlPlane, User
+from e2e.kustomize import MANIFESTS, build
 from e2e.processes import MissingProgramError, wait_until
 from e2e.rest import APPLY_PATCH, MERGE_PATCH, Api, ApiError, Object
 from e2e.webhook import WebhookServer
-from extender.admission import Settings
-from tests.admission import json_patch
 from tests.admission.cases import ATTACHED_CREATIONS, CREATIONS, UNMUTATED_CREATIONS, WRITES
 from tests.admission.forgery import BINDINGS, BOUND_ANNOTATIONS, DROPPING, FORGEABLE, Route, Write
 from tests.admission.outcomes import ALICE, EXTENDER, KUBELET, Creation, Ready, Refused, Untouched, seen
 from tests.admission.pods import SCHEDULER, as_decoded, asking, container, pod
+from tests.admission.settings import SETTINGS
 
-MANIFESTS = Path(__file__).parents[1] / "manifests" / "admission"
 # All of them administrators: admission holds where RBAC lets everything pass.
 USERS = tuple(User(name, name, ("system:masters",)) for name in ("admin", ALICE, EXTENDER, KUBELET))
 PODS = "/api/v1/namespaces/default/pods"
@@ -52,17 +51,6 @@ class Cluster:
         return False
 
 
-def documents(directory: Path) -> Iterator[Object]:
-    """Build a kustomization of resources and JSON patches, as `kubectl apply -k` does."""
-    kustomization = yaml.safe_load((directory / "kustomization.yaml").read_text())
-    for name in kustomization["resources"]:
-        path = directory / name
-        for document in documents(path) if path.is_dir() else yaml.safe_load_all(path.read_text()):
-            target = {"kind": document["kind"], "name": document["metadata"]["name"]}
-            patches = [one["patch"] for one in kustomization.get("patches", []) if one["target"] == target]
-            yield json_patch.apply(document, [operation for patch in patches for operation in yaml.safe_load(patch)])
-
-
 def started(
     stack: ExitStack, directory: Path, manifests: str, *, scheduler: str | None, mutating: bool = True
 ) -> Cluster:
@@ -76,9 +64,9 @@ def started(
         pytest.skip(str(missing))
     webhook = None
     if manifests == "webhook":
-        webhook = stack.enter_context(WebhookServer(directory / "webhook", Settings(scheduler=scheduler)))
+        webhook = stack.enter_context(WebhookServer(directory / "webhook", replace(SETTINGS, scheduler=scheduler)))
     admin = control_plane.api("admin")
-    for document in documents(MANIFESTS / manifests):
+    for document in build(MANIFESTS / "admission" / manifests):
         if document["kind"].startswith("Mutating") and not mutating:
             continue
         admin.apply_object(webhook.turned_here(document) if webhook else document)

@@ -565,7 +565,7 @@ class Ledger:
                 cpu_milli=max(0, account.compute.cpu_milli - account.cpu_milli),
                 memory_bytes=max(0, account.compute.memory_bytes - account.memory_bytes),
             ),
-            sizes=tuple(account.sizes.items()),
+            sizes=tuple(sorted(account.sizes.items())),
         )
         self._note_change(account.name)
 

@@ -100,10 +100,10 @@ class Ranking:
         rows, _ = table.shape
         self.feasible: Bools = np.zeros(rows, np.bool_)
         self.reasons: dict[str, Reason] = {}
-        # K candidates for each node: their GPU, and the T terms of their cost
-        self._gpu: Ints = np.full((rows, 1), _NO_GPU)
-        self._terms: Floats = np.zeros((rows, 1, 1))
-        # what remains of them where terms have no prices that change
+        # Each node's best GPU and its cost; or, where prices change, K candidates and the T terms of their costs.
+        candidates = policy.candidates if policy.priced else 1
+        self._gpu: Ints = np.full((rows, candidates), _NO_GPU)
+        self._terms: Floats = np.zeros((rows, candidates, len(policy.prices())) if policy.priced else 0)
         self._cost: Floats = np.full(rows, np.inf)
         needs = pieces(request) if request.containers else []
         # One piece is weighed for all nodes at once; several, and GPUs by name, are searched for node by node.
@@ -228,20 +228,12 @@ class Ranking:
             self._cost[rows], self._gpu[rows, 0] = costs[across, best], gpus[across, best]
             return
         # A candidate that is none costs infinitely much by its first term, whose price is one.
-        terms = np.zeros((*gpus.shape, found.shape[1]))
+        terms = np.zeros((len(rows), *self._terms.shape[1:]))
         terms[:, :, 0] = np.inf
         terms[row, k] = found
-        if self._terms.shape[1:] != terms.shape[1:]:
-            if self._gpu.shape[1] > gpus.shape[1]:
-                # a node that was searched for beside others that were weighed at once
-                spare = self._gpu.shape[1] - gpus.shape[1]
-                gpus = np.pad(gpus, ((0, 0), (0, spare)), constant_values=_NO_GPU)
-                terms = np.pad(terms, ((0, 0), (0, spare), (0, 0)))
-                terms[:, -spare:, 0] = np.inf
-            else:
-                self._terms = np.zeros((len(self.feasible), *terms.shape[1:]))
-                self._gpu = np.full((len(self.feasible), gpus.shape[1]), _NO_GPU)
-        self._terms[rows], self._gpu[rows] = terms, gpus
+        self._terms[rows] = terms
+        self._gpu[rows] = _NO_GPU
+        self._gpu[rows, : gpus.shape[1]] = gpus
 
     def _search(self, row: int) -> None:
         """Ask the fit about a node, and weigh what it would do."""

@@ -46,10 +46,10 @@ class Table:
         self.models: list[str] = []
         # the largest GPU of the cluster, which 1000 milli stand for
         self.largest_bytes = 1
-        # the most CPU and the most GPU milli that one node has offered, at least 1
+        # the most CPU and the most GPU milli that one node offers, at least 1
         self.most_cpu = 1
         self.most_milli = 1
-        # grows whenever arrays were made anew or a milli has another worth: whatever was derived from them is void
+        # grows whenever nodes or GPUs come or go, so that indices or the worth of a milli may be others
         self.epoch = 0
         # how often rows have changed in all, and how many of these changes there had been when each row last did
         self.version = 0
@@ -113,27 +113,31 @@ class Table:
         views = {name: self._ledger.view(name) for name in names}
         self._make_room([view for view in views.values() if view is not None])
         self.version += 1
+        epoch = self.epoch
         for name, view in views.items():
             if view is not None:
                 self._write(self._row(name), view)
             elif name in self.rows:
                 self._remove(name)
+        if self.epoch != epoch:
+            self._scale()
 
     def _make_room(self, views: list[NodeView]) -> None:
         rows, gpus = self.shape
         new = sum(view.name not in self.rows for view in views) - len(self._spare)
         most = max((len(view.gpus) for view in views), default=0)
-        largest = max((state.gpu.usable_bytes for view in views for state in view.gpus), default=0)
         needed = len(self.names) + max(0, new)
         if needed > rows or most > gpus:
             # rows by half as many again, so that a cluster that grows node by node does not start over each time
             self._allocate(max(needed, rows + rows // 2) if needed > rows else rows, max(most, gpus))
-        if largest > self.largest_bytes:
-            self.largest_bytes = largest
-            self.free_milli[:] = self.free_bytes * MILLI // largest
-            self.usable_milli[:] = self.usable_bytes * MILLI // largest
-            self.most_milli = max(1, int(self.usable_milli.sum(axis=1).max()))
-            self.epoch += 1
+
+    def _scale(self) -> None:
+        """Find the largest GPU and the largest node, and count milli of the former."""
+        self.largest_bytes = max(1, int(self.usable_bytes.max()))
+        self.free_milli[:] = self.free_bytes * MILLI // self.largest_bytes
+        self.usable_milli[:] = self.usable_bytes * MILLI // self.largest_bytes
+        self.most_milli = max(1, int(self.usable_milli.sum(axis=1).max()))
+        self.most_cpu = max(1, int(self.cpu_total.max()))
 
     def _row(self, name: str) -> int:
         row = self.rows.get(name)
@@ -168,9 +172,10 @@ class Table:
             self.free_bytes[row, :count] = free
             self.free_milli[row, :count] = [amount * MILLI // self.largest_bytes for amount in free]
             self.empty[row, :count] = [state.pods == 0 and state.healthy for state in states]
+        if self.cpu_total[row] != view.compute.cpu_milli:
+            self.epoch += 1
         self.cpu_free[row], self.cpu_total[row] = view.free_compute.cpu_milli, view.compute.cpu_milli
         self.memory_free[row], self.memory_total[row] = view.free_compute.memory_bytes, view.compute.memory_bytes
-        self.most_cpu = max(self.most_cpu, view.compute.cpu_milli)
         self.kinds[row] = 0
         # a pod is one of whole GPUs where it holds all of the smallest one that the node has
         whole_bytes = min((gpu.usable_bytes for gpu in hardware), default=0)
@@ -179,6 +184,7 @@ class Table:
         self.changed_at[row] = self.version
 
     def _write_hardware(self, row: int, hardware: tuple[GPU, ...]) -> None:
+        self.epoch += 1
         for array in (self.free_bytes, self.free_milli, self.usable_bytes, self.usable_milli, self.empty, self.mps):
             array[row] = 0
         self.model[row] = -1
@@ -186,12 +192,9 @@ class Table:
             if gpu.health != "healthy":
                 continue
             self.usable_bytes[row, column] = gpu.usable_bytes
-            self.usable_milli[row, column] = gpu.usable_bytes * MILLI // self.largest_bytes
             self.mps[row, column] = gpu.mode is Mode.MPS
             if gpu.model not in self.models:
                 self.models.append(gpu.model)
-                self.epoch += 1
             self.model[row, column] = self.models.index(gpu.model)
-        self.most_milli = max(self.most_milli, int(self.usable_milli[row].sum()))
         known = self.model[row][self.model[row] >= 0]
         self.node_model[row] = known[0] if known.size else -1

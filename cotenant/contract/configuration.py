@@ -101,7 +101,7 @@ class ExtenderConfiguration(_Shared, frozen=True, kw_only=True):
     tls: TLS | None = None
     placement: Placement = Placement.ADVISE
     # The policy that chooses GPUs and scores nodes, where the pod names none.
-    policy: str = "best-fit"
+    policy: str = "priced-leftovers"
     layout: Layout = Layout.SECOND_SCHEDULER
     # The scheduler that admission gives our pods to, in the layout second-scheduler.
     scheduler_name: str = "cotenant-scheduler"

@@ -49,9 +49,9 @@ class ExtenderError(Exception):
 class HTTPExtender:
     """Call one extender; safe to use from many threads.
 
-    *url* is the prefix of the verbs. *weight*, *timeout* in seconds and *managed* are as in KubeSchedulerConfiguration
-    (an empty verb is never called); the resources in *managed* are ignored by the scheduler itself. The timeout counts
-    for each read, while Go's counts for the whole request.
+    *url* is the prefix of the verbs. *managed* resources make the extender be asked, and are ignored by the scheduler
+    itself (ignoredByScheduler). *timeout* is httpTimeout in seconds; it counts for each read, while Go's counts for the
+    whole request.
     """
 
     def __init__(
@@ -59,15 +59,11 @@ class HTTPExtender:
         url: str,
         *,
         managed: Sequence[str] = (Names().managed,),
-        weight: int = 1,
         timeout: float = 5.0,
-        prioritize_verb: str = "prioritize",
     ) -> None:
         self.managed = frozenset(managed)
-        self.weight = weight
         self._url = url.rstrip("/")
         self._timeout = timeout
-        self._prioritize_verb = prioritize_verb
         self._idle: list[http.client.HTTPConnection] = []
         self._lock = threading.Lock()
 
@@ -99,14 +95,11 @@ class HTTPExtender:
         return result.NodeNames or [], {**(result.FailedNodes or {}), **(result.FailedAndUnresolvableNodes or {})}
 
     def prioritize(self, pod: Pod, nodes: Sequence[str]) -> dict[str, int]:
-        """Give the weighted scores of the nodes that have one, scaled to 0..100 (Prioritize); raise ExtenderError."""
-        if not self._prioritize_verb:
-            return {}
+        """Give the score of each node that has one, with weight 1 (Prioritize); raise ExtenderError."""
         args = {"Pod": pod, "Nodes": None, "NodeNames": nodes}
         scores: dict[str, int] = {}
-        for priority in self._send(self._prioritize_verb, args, list[HostPriority]):
-            # MaxNodeScore / MaxExtenderPriority
-            scores[priority.Host] = scores.get(priority.Host, 0) + priority.Score * self.weight * 10
+        for priority in self._send("prioritize", args, list[HostPriority]):
+            scores[priority.Host] = scores.get(priority.Host, 0) + priority.Score
         return scores
 
     def bind(self, pod: Pod, node: str) -> None:

@@ -78,11 +78,15 @@ class Registration:
         self._servicer = servicer
         self._thread.start()
 
-    def stop(self, grace_seconds: float = 1.0) -> None:
-        """End all streams and calls, those under way after *grace_seconds*, and remove our socket."""
+    def retire(self) -> None:
+        """Register no more, whatever the kubelet does; keep serving."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join()
+
+    def stop(self, grace_seconds: float = 1.0) -> None:
+        """Retire, end all streams and calls, those under way after *grace_seconds*, and remove our socket."""
+        self.retire()
         for stopped in [server.stop(grace_seconds) for server in self._servers]:
             stopped.wait()
         if self._socket is not None:
@@ -122,30 +126,35 @@ class Registration:
         pause = _BACK_OFF_SECONDS[0]
         while not self._stopping.is_set():
             kubelet = _identity(self._folder / KUBELET_SOCKET)
-            if self._socket is None or _identity(self._socket) != self._socket_identity:
-                # Deleted by a kubelet that has started, or by somebody. A kubelet that still follows us does so over a
-                # connection that lives on without the file. Its stream must not end after a new registration: the
-                # kubelet would take the new plugin for the one that left (kubernetes#121994).
-                self._serve()
-            if kubelet is None or (kubelet == registered_with and self.serving):
+            if kubelet is None or (kubelet == registered_with and self.serving and self._reachable()):
                 pause = _BACK_OFF_SECONDS[0]
                 self._stopping.wait(_LOOK_SECONDS)
-            elif self._register():
+                continue
+            # Our socket is deleted by a kubelet that starts, or by somebody. A kubelet that still follows us does so
+            # over a connection that lives on without the file, and must not lose it: its stream may not end after a new
+            # registration, since it would take the new plugin for the one that left (kubernetes#121994).
+            if (self._reachable() or self._serve()) and (
+                (kubelet == registered_with and self.serving) or self._register()
+            ):
                 if kubelet != registered_with:
                     self._drop_old_servers()
                 registered_with = kubelet
-            else:
-                again = time.monotonic() + pause
-                pause = min(2 * pause, _BACK_OFF_SECONDS[1])
-                # a kubelet that has just started is not made to wait for the failures of the last one
-                while time.monotonic() < again and _identity(self._folder / KUBELET_SOCKET) == kubelet:
-                    if self._stopping.wait(_LOOK_SECONDS):
-                        return
+                continue
+            again = time.monotonic() + pause
+            pause = min(2 * pause, _BACK_OFF_SECONDS[1])
+            # a kubelet that has just started is not made to wait for the failures of the last one
+            while time.monotonic() < again and _identity(self._folder / KUBELET_SOCKET) == kubelet:
+                if self._stopping.wait(_LOOK_SECONDS):
+                    return
 
-    def _serve(self) -> None:
-        """Bind a new socket beside the servers whose kubelet may still be there."""
+    def _reachable(self) -> bool:
+        """Tell whether the socket that we have bound is the one that a kubelet would find."""
+        return self._socket is not None and _identity(self._socket) == self._socket_identity
+
+    def _serve(self) -> bool:
+        """Bind a new socket beside the servers whose kubelet may still be there; tell whether that was possible."""
         if self._servicer is None:
-            return
+            return False
         # A name of its own: a server that stops unlinks its path, whoever has bound it since.
         socket = self._folder / f"{self._resource.replace('/', '-')}-{self._bound}.sock"
         self._bound += 1
@@ -156,11 +165,11 @@ class Registration:
             server.add_insecure_port(f"unix:{socket}")
         except (OSError, RuntimeError) as error:
             log.warning("registration.cannot_listen", socket=str(socket), error=str(error))
-            self._stopping.wait(_BACK_OFF_SECONDS[0])
-            return
+            return False
         server.start()
         self._servers.append(server)
         self._socket, self._socket_identity = socket, _identity(socket)
+        return True
 
     def _drop_old_servers(self) -> None:
         """Stop the servers that only a kubelet which is gone knew of."""

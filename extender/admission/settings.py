@@ -3,7 +3,6 @@
 import msgspec
 
 from cotenant.contract.names import Names
-from cotenant.contract.units import GIB
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -13,7 +12,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     *extender_user* is the only user who may write grants.
     """
 
-    names: Names = Names()
-    unit_bytes: int = GIB
-    scheduler: str | None = "cotenant-scheduler"
-    extender_user: str = "system:serviceaccount:cotenant-system:cotenant-extender"
+    names: Names
+    unit_bytes: int
+    scheduler: str | None
+    extender_user: str

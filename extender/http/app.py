@@ -143,8 +143,11 @@ def _decode(decoder: msgspec.json.Decoder[T], verb: str) -> T:
 
 
 def _body() -> bytes:
-    length = request.content_length or 0
-    if length > MAX_BODY:
+    length = request.content_length
+    if length is None:
+        # sent in chunks, which Go does not do with a body that it has whole: nothing is read beyond this
+        request.max_content_length = MAX_BODY + 1
+    elif length > MAX_BODY:
         left = min(length, _MAX_DRAINED)
         while left > 0 and (chunk := request.stream.read(min(left, _CHUNK))):
             left -= len(chunk)
@@ -152,7 +155,10 @@ def _body() -> bytes:
             f"the request has {length} bytes, more than the {MAX_BODY} allowed; set nodeCacheCapable: true, so that "
             "kube-scheduler sends names instead of whole nodes"
         )
-    return request.get_data(cache=False)
+    body = request.get_data(cache=False)
+    if len(body) > MAX_BODY:
+        raise BodyError(f"the request has more than the {MAX_BODY} bytes allowed")
+    return body
 
 
 def _json(value: object) -> Response:

@@ -9,7 +9,8 @@ from extender.table import Floats, Ints
 class DotProduct(Policy):
     """Score a node by the dot product of what it has free and what the pod asks: the smallest is best.
 
-    CPU and GPU count in parts of the largest node. That is the reverse of Tetris. Whole scores, as in the FGD paper's artifact (pkg/simulator/plugin/dot_product_score.go).
+    CPU and GPU count in parts of the largest node. That is the reverse of Tetris. Whole scores, as in the FGD paper's
+    artifact (pkg/simulator/plugin/dot_product_score.go).
     """
 
     name = "dot-product"

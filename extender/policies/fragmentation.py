@@ -42,14 +42,12 @@ class Fragmentation:
         total = free.sum(axis=1)
         too_small = (total - (free * large_enough).sum(axis=2))[self._share]
         cpu_fits = cpu >= self._cpu
-        amount = self._frequency * np.where(fitting & cpu_fits, too_small, total)
+        lacking = ~fitting
         if self._typed:
             access = self._access[:, model]
-            elsewhere = _sum(amount, ~access)
-            fitting, lacking = fitting & access, ~fitting & access
-        else:
-            elsewhere = np.zeros(count)
-            lacking = ~fitting
+            fitting, lacking = fitting & access, lacking & access
+        amount = self._frequency * np.where(fitting & cpu_fits, too_small, total)
+        elsewhere = _sum(amount, ~access) if self._typed else np.zeros(count)
         lacks_both = _sum(amount, lacking & ~cpu_fits)
         lacks_gpu = _sum(amount, cpu_fits & (fitting | lacking))
         lacks_cpu = _sum(amount, fitting & ~cpu_fits)

@@ -39,6 +39,8 @@ class Policy(ABC):
     needs_mix: ClassVar[bool] = False
     # True where prices() differs from one, or the GPU may depend on it
     priced: ClassVar[bool] = False
+    # how many GPUs of a node gpus() names at most, where it is priced
+    candidates: ClassVar[int] = 1
 
     def __init__(self, table: Table, mix: Mix) -> None:
         self.table = table

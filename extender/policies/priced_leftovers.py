@@ -36,12 +36,13 @@ class PricedLeftovers(Policy):
     step = 5.0
     needs_mix = True
     priced = True
+    candidates = 2
 
     def __init__(self, table: Table, mix: Mix) -> None:
         super().__init__(table, mix)
         rows, _ = table.shape
         self._waste = waste.of_gpu(mix)
-        self._node_waste = waste.OfNode(mix, most_milli=table.most_milli, most_cpu=table.most_cpu)
+        self._node_waste = waste.of_node(mix, most_milli=table.most_milli, most_cpu=table.most_cpu)
         asking = [(c, f) for c, f in zip(mix.classes, mix.frequencies, strict=True) if c.gpus]
         self._demand = sum(f * c.milli for c, f in asking)
         cpu_asked = sum(f * c.cpu_milli for c, f in asking)

@@ -1,5 +1,7 @@
 """What a leftover is worth: expected waste of one GPU's, and of a whole node's, if pods of the mix keep coming."""
 
+from functools import lru_cache
+
 import numpy as np
 
 from extender.mix import Mix
@@ -15,6 +17,8 @@ GPU_GRID = 50
 CPU_GRID = 500
 
 
+# Nodes come and go more often than the mix changes: a policy that is made anew finds its tables again.
+@lru_cache(maxsize=4)
 def of_gpu(mix: Mix) -> Floats:
     """Tabulate the milli expected to be wasted of a GPU's leftover, (1001,), by what is left of it.
 
@@ -39,6 +43,12 @@ def of_gpu(mix: Mix) -> Floats:
         best = np.where(fits, np.minimum(waste, waste[rest]), waste)
         waste = parts @ best + (1 - parts.sum()) * waste
     return waste
+
+
+@lru_cache(maxsize=4)
+def of_node(mix: Mix, *, most_milli: int, most_cpu: int) -> "OfNode":
+    """Tabulate what is expected to be left of a node of at most so much GPU and CPU."""
+    return OfNode(mix, most_milli=most_milli, most_cpu=most_cpu)
 
 
 class OfNode:

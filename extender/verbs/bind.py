@@ -125,4 +125,10 @@ class Bind:
             return waiting.request
         # The watch has not shown the pod yet, though kube-scheduler's has, or it is not ours at all.
         pod = self._binder.read(args)
-        return pod if isinstance(pod, Refusal) else self._judge.request(pod)
+        if isinstance(pod, Refusal):
+            return pod
+        request = self._judge.request(pod)
+        if request is not None and pod.spec.node_name:
+            why = f"{Reason.BOUND_ELSEWHERE.sentence} to {pod.spec.node_name}"
+            return Refusal.of(args, Reason.BOUND_ELSEWHERE, why)
+        return request

@@ -75,6 +75,11 @@ READY = [
         ),
     ),
     Creation(
+        "a variable of another name may read our annotations",
+        pod(asking(env=[from_annotation("NVIDIA_VISIBLE_DEVICES", "main") | {"name": "MY_GPUS"}])),
+        Ready([ready(env=[from_annotation("NVIDIA_VISIBLE_DEVICES", "main") | {"name": "MY_GPUS"}])]),
+    ),
+    Creation(
         "a variable from envFrom loses against env, so it may be there",
         pod(asking(envFrom=[{"configMapRef": {"name": "gpus"}}])),
         Ready([ready()]),
@@ -118,6 +123,11 @@ READY = [
         "an amount with a suffix is a number too: 8k MiB are 8000, which is 8 GiB, rounded up",
         pod(alias("volcano.sh/vgpu-memory", "8k")),
         Ready([ready(units="8")]),
+    ),
+    Creation(
+        "the largest amount of an alias: 2**30 GiB",
+        pod(alias("aliyun.com/gpu-mem", 2**30)),
+        Ready([ready(units="1073741824")]),
     ),
     Creation(
         "an alias in an init container is rewritten, beside other resources",

@@ -106,6 +106,11 @@ REFUSED = [
         ),
     ),
     Creation(
+        "an alias of one GiB more than is read",
+        pod(alias("aliyun.com/gpu-mem", 2**30 + 1)),
+        Refused("container main asks for aliyun.com/gpu-mem, which could not be rewritten"),
+    ),
+    Creation(
         "an amount beyond 64 bits",
         pod(asking("1e30")),
         Refused("container main asks cotenant.io/gpu-mem: '1e30' is more than any GPU has"),

@@ -12,12 +12,11 @@ from cotenant.contract.environment import INJECTED
 from cotenant.contract.grant import Isolation
 from cotenant.contract.names import Names
 from cotenant.contract.request import MAX_GPUS
-from extender.admission import Settings
 from extender.admission.pod import ALIASES
+from tests.admission.settings import SETTINGS
 
 MANIFESTS = Path(__file__).parents[2] / "manifests" / "admission"
 NAMES = Names()
-SETTINGS = Settings()
 POLICIES = {stem: MANIFESTS / "policies" / f"{stem}.yaml" for stem in ("grants", "pods", "requests")}
 WEBHOOKS = {stem: MANIFESTS / "webhook" / f"{stem}.yaml" for stem in ("mutating", "validating")}
 ASKED_NAMES = [NAMES.gpu_mem, *ALIASES]

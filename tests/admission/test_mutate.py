@@ -6,14 +6,15 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from cotenant.contract.names import Names
 from cotenant.contract.units import GIB, MIB
 from extender.admission import PodError, Request, Settings, mutate, validate
 from tests.admission import json_patch
 from tests.admission.pods import MEMORY, SOURCES, Object, as_decoded, asking, container, from_annotation, injected, pod
+from tests.admission.settings import SETTINGS
 
-SETTINGS = Settings()
 # How fast an example is says nothing here, on a machine that does other things as well.
 calm = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -158,21 +159,21 @@ class TestUnits:
     def test_mib_in_units_of_256_mib(self) -> None:
         # 1000 MiB / 256 MiB = 3.9
         created = pod(container(limits={"nvidia.com/gpumem": 1000}))
-        assert "4" == units(created, Settings(unit_bytes=256 * MIB))
+        assert "4" == units(created, replace(SETTINGS, unit_bytes=256 * MIB))
 
     def test_gib_in_units_of_256_mib(self) -> None:
         # 3 GiB = 12 x 256 MiB
         created = pod(container(limits={"aliyun.com/gpu-mem": 3}))
-        assert "12" == units(created, Settings(unit_bytes=256 * MIB))
+        assert "12" == units(created, replace(SETTINGS, unit_bytes=256 * MIB))
 
     def test_gib_in_units_of_2_gib(self) -> None:
         # 3 GiB / 2 GiB = 1.5
         created = pod(container(limits={"aliyun.com/gpu-mem": 3}))
-        assert "2" == units(created, Settings(unit_bytes=2 * GIB))
+        assert "2" == units(created, replace(SETTINGS, unit_bytes=2 * GIB))
 
 
 def test_another_domain_changes_every_name() -> None:
-    settings = Settings(names=Names("gpus.example.org"))
+    settings = replace(SETTINGS, names=Names("gpus.example.org"))
     created = as_decoded(pod(container(limits={"aliyun.com/gpu-mem": 1})))
     patched = json_patch.apply(created, mutate(created, settings))["spec"]["containers"][0]
     assert {"gpus.example.org/gpu-mem": "1", "gpus.example.org/managed": "0"} == patched["resources"]["limits"]
@@ -180,6 +181,13 @@ def test_another_domain_changes_every_name() -> None:
         "metadata.annotations['visible-devices.gpus.example.org/main']"
         == (patched["env"][0]["valueFrom"]["fieldRef"]["fieldPath"])
     )
+
+
+def test_a_pod_without_a_scheduler_gets_ours() -> None:
+    """The API server always sends one; whoever calls the function need not."""
+    created = pod(asking())
+    assert "schedulerName" not in created["spec"]
+    assert "cotenant-scheduler" == json_patch.apply(created, mutate(created, SETTINGS))["spec"]["schedulerName"]
 
 
 class TestMalformedPods:

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from extender.admission import Settings, mutating_review, validating_review
+from extender.admission import mutating_review, validating_review
 from tests.admission import json_patch
 from tests.admission.pods import SCHEDULER, Object, as_decoded, asking, container, injected, pod
+from tests.admission.settings import SETTINGS
 
-SETTINGS = Settings()
 REVIEWS = [mutating_review, validating_review]
 
 
@@ -93,6 +93,8 @@ def test_an_operation_without_a_new_object_is_let_pass(answer: Any) -> None:
             "expected AdmissionReview of admission.k8s.io/v1, got AdmissionReview of admission.k8s.io/v1beta1",
         ),
         (review({"spec": {"containers": 3}}), "the pod cannot be read"),
+        (review({"deep": "X"}).replace(b'"X"', b"[" * 100_000 + b"]" * 100_000), "maximum recursion depth"),
+        (review({"name": "X"}).replace(b"X", b"\xff"), "can't decode byte 0xff"),
         (review({"spec": {"containers": [{"name": "\ud800"}]}}), ""),
     ],
 )

@@ -10,9 +10,7 @@ from tests.admission.cases import ATTACHED_CREATIONS, CREATIONS, UNMUTATED_CREAT
 from tests.admission.forgery import BINDINGS, BOUND_ANNOTATIONS, Write
 from tests.admission.outcomes import Creation, Ready, Refused, Untouched, seen
 from tests.admission.pods import Object, as_decoded, asking, pod
-
-SECOND_SCHEDULER = Settings()
-ATTACHED = Settings(scheduler=None)
+from tests.admission.settings import ATTACHED, SETTINGS
 
 
 def by_saying(case: Creation | Write) -> str:
@@ -45,7 +43,7 @@ def check_creation(case: Creation, settings: Settings, *, mutating: bool = True)
 
 @pytest.mark.parametrize("case", CREATIONS, ids=by_saying)
 def test_a_created_pod_is_readied_left_alone_or_refused(case: Creation) -> None:
-    check_creation(case, SECOND_SCHEDULER)
+    check_creation(case, SETTINGS)
 
 
 @pytest.mark.parametrize("case", ATTACHED_CREATIONS, ids=by_saying)
@@ -55,7 +53,7 @@ def test_in_the_attached_layout_any_scheduler_will_do(case: Creation) -> None:
 
 @pytest.mark.parametrize("case", UNMUTATED_CREATIONS, ids=by_saying)
 def test_where_the_mutation_is_missing_nothing_gets_past(case: Creation) -> None:
-    check_creation(case, SECOND_SCHEDULER, mutating=False)
+    check_creation(case, SETTINGS, mutating=False)
 
 
 @pytest.mark.parametrize("case", WRITES, ids=by_saying)
@@ -71,7 +69,7 @@ def test_only_the_extender_writes_grants(case: Write) -> None:
     request = Request(
         operation=operation, resource=resource, subresource=subresource, user=case.user, object=new, old=old
     )
-    assert (case.refused or None) == validate(request, SECOND_SCHEDULER)
+    assert (case.refused or None) == validate(request, SETTINGS)
 
 
 def bound(annotations: dict[str, Any]) -> Object:

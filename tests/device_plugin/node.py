@@ -121,8 +121,8 @@ class Node:
         written.write_text("gpus:\n" + "\n".join(lines) + "\n")
         written.rename(self.gpu_file)
 
-    def start_plugin(self) -> None:
-        """Start the plugin and wait until the kubelet has its devices."""
+    def start_plugin(self, *, wait: bool = True) -> None:
+        """Start the plugin and, unless told otherwise, wait until the kubelet has its devices."""
         ready = threading.Event()
         self._nvml = NVML.open(fake=self.gpu_file)
         self.plugin = DevicePlugin(
@@ -135,6 +135,8 @@ class Node:
             ready=lambda _gpus: ready.set(),
         )
         self.plugin.start()
+        if not wait:
+            return
         if not ready.wait(SECONDS):
             raise TimeoutError("the plugin did not become ready")
         self.kubelet.wait(lambda: self.kubelet.allocatable(NAMES.gpu_mem), "the devices")

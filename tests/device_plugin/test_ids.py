@@ -30,6 +30,8 @@ def test_more_ids_than_a_kubelet_handles_are_refused_with_unit_and_count() -> No
 
 def test_eight_gpus_of_141_gib_in_the_default_unit_are_well_below_the_limit() -> None:
     assert 8 * 141 == len(ids.advertised([gpu(n, 141) for n in range(8)], GIB)) < MAX_IDS
+    # and in units of 256 MiB they are still allowed: 8 * 141 * 4 = 4,512
+    assert 4512 == len(ids.advertised([gpu(n, 141) for n in range(8)], 256 * MIB)) < MAX_IDS
 
 
 @given(

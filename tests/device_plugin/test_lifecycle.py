@@ -1,6 +1,7 @@
 """The device plugin through restarts, losses and outages: of the kubelet, of itself, of the API server, of a GPU."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,6 +51,15 @@ class TestTheKubelet:
                 assert before == node.ids(pod)
                 assert "Running" == node.kubelet.phase(pod)
                 serves(node, f"after-{round_}", 0)
+
+    def test_a_kubelet_that_starts_after_the_plugin_is_found(self) -> None:
+        with Node(plugin=False) as node:
+            node.kubelet.stop()
+            shutil.rmtree(node.folder / "kubelet")
+            node.start_plugin(wait=False)
+            node.kubelet.start()
+            allocatable(node, UNITS)
+            serves(node, "p", 1)
 
     def test_our_socket_is_made_anew_when_somebody_deletes_it(self) -> None:
         with Node() as node:
@@ -201,6 +211,22 @@ class TestTheInventory:
             node.wait_published("serving", lambda i: i.serving)
             node.api.patch(NODES, NODE, {"metadata": {"annotations": {NAMES.inventory: text}}})
             node.wait_published("readable", lambda i: i.serving)
+
+    def test_a_watch_that_is_behind_makes_no_generation_twice(self) -> None:
+        with Node() as node:
+            first = node.wait_published("serving", lambda i: i.serving)
+            node.api.freeze_watches()
+            texts = {}
+            for lost in (True, False, True):
+                node.write_gpus([{"lost": lost}, {}])
+                health = Health.UNHEALTHY if lost else Health.HEALTHY
+                published = node.wait_published(health, lambda i, health=health: i.gpus[0].health is health)
+                texts[published.generation] = published
+            assert [first.generation + n for n in (1, 2, 3)] == [*texts]
+            node.api.freeze_watches(frozen=False)  # the watch now tells of all that was, one after another
+            node.write_gpus([{}, {}])
+            last = node.wait_published("healthy", lambda i: i.gpus[0].health is Health.HEALTHY)
+            assert last.generation > max(texts)
 
     def test_an_api_server_that_comes_late_is_told_in_the_end(self) -> None:
         with Node() as node:

@@ -1,39 +1,13 @@
-"""What `kubectl apply -k` makes of our kustomizations, as far as they go: resources, JSON patches, ConfigMaps from files."""
+"""Finds things among the objects of our manifests, and the files that they were made from."""
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from tests.admission import json_patch
+from e2e.rest import Object
 
-Object = dict[str, Any]
-
-MANIFESTS = Path(__file__).resolve().parents[2] / "manifests"
 FILE = "kustomization.yaml"
-
-
-def objects(folder: Path) -> list[Object]:
-    """List the objects of a kustomization, in the order of its files.
-
-    ConfigMaps keep their plain names, where kubectl adds a hash to them and to all that refers to them. Raises
-    ValueError for what this reader does not know, so that no test passes for a kustomization that kubectl reads otherwise.
-    """
-    kustomization = yaml.safe_load((folder / FILE).read_text())
-    if unknown := kustomization.keys() - {"apiVersion", "kind", "resources", "patches", "configMapGenerator"}:
-        raise ValueError(f"{folder / FILE}: this reader does not know {', '.join(sorted(unknown))}")
-    found: list[Object] = []
-    for name in kustomization["resources"]:
-        path = folder / name
-        found += objects(path) if path.is_dir() else documents(path)
-    for entry in kustomization.get("patches", []):
-        matching = [one for one in found if entry["target"] == _target(one)]
-        if not matching:
-            raise ValueError(f"{folder / FILE}: nothing is {entry['target']}")
-        for one in matching:
-            found[found.index(one)] = json_patch.apply(one, yaml.safe_load(entry["patch"]))
-    return found + [_config_map(folder, entry) for entry in kustomization.get("configMapGenerator", [])]
 
 
 def documents(path: Path) -> Iterator[Object]:
@@ -81,17 +55,4 @@ def mounted(found: list[Object], workload: str, name: str) -> dict[str, str]:
         for mount in container(found, workload, name)["volumeMounts"]
         if "configMap" in volumes[mount["name"]]
         for key, text in maps[volumes[mount["name"]]["configMap"]["name"]].items()
-    }
-
-
-def _target(one: Object) -> Object:
-    return {"kind": one["kind"], "name": one["metadata"]["name"]}
-
-
-def _config_map(folder: Path, entry: Object) -> Object:
-    return {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": {"name": entry["name"], "namespace": entry["namespace"]},
-        "data": {name: (folder / name).read_text() for name in entry["files"]},
     }

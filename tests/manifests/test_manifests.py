@@ -17,17 +17,15 @@ from cotenant.contract.configuration import (
 )
 from cotenant.contract.names import Names
 from device_plugin.main import main as device_plugin
+from e2e.kustomize import MANIFESTS, build
+from e2e.rest import Object
 from extender.main import main as extender
 from tests.manifests.kustomization import (
     FILE,
-    MANIFESTS,
-    Object,
-    container,
     containers,
     documents,
     files,
     mounted,
-    objects,
     pod_specs,
 )
 
@@ -39,6 +37,7 @@ PROGRAMS: dict[str, click.Command] = {"cotenant-extender": extender, "cotenant-d
 # Read by the NVIDIA container runtime, when it starts the container.
 FOR_THE_RUNTIME = {"NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES"}
 NAMESPACE = "cotenant-system"
+ROOT = MANIFESTS.parent
 
 
 @pytest.fixture(params=LAYOUTS)
@@ -49,7 +48,7 @@ def layout(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def found(layout: str) -> list[Object]:
     """All objects of a layout."""
-    return objects(MANIFESTS / layout)
+    return list(build(MANIFESTS / layout))
 
 
 def of_kind(found: list[Object], kind: str) -> dict[str, Object]:
@@ -80,6 +79,16 @@ class TestFiles:
     def test_every_file_belongs_to_a_kustomization_or_says_what_it_is_for(self) -> None:
         listed = set().union(*(files(root) for root in ROOTS)) | FOR_PEOPLE
         assert listed == set(MANIFESTS.rglob("*.yaml"))
+
+    @pytest.mark.parametrize("path", sorted(MANIFESTS.rglob(FILE)), ids=lambda path: str(path.parent.name))
+    def test_a_kustomization_uses_what_our_reader_of_it_knows_and_patches_what_there_is(self, path: Path) -> None:
+        kustomization = yaml.safe_load(path.read_text())
+        assert kustomization.keys() <= {"apiVersion", "kind", "resources", "patches", "configMapGenerator"}
+        assert all(
+            entry.keys() == {"name", "namespace", "files"} for entry in kustomization.get("configMapGenerator", [])
+        )
+        built = [{"kind": one["kind"], "name": one["metadata"]["name"]} for one in build(path.parent)]
+        assert [] == [entry["target"] for entry in kustomization.get("patches", []) if entry["target"] not in built]
 
     @pytest.mark.parametrize(
         "path", sorted(MANIFESTS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(MANIFESTS))
@@ -151,7 +160,7 @@ class TestSchedulerConfiguration:
         assert {"defaultingType": "List", "defaultConstraints": []} == arguments["PodTopologySpread"]
 
     def test_the_lease_is_the_one_that_rbac_grants(self) -> None:
-        role = of_kind(objects(MANIFESTS / "second-scheduler"), "Role")["cotenant-scheduler"]
+        role = of_kind(list(build(MANIFESTS / "second-scheduler")), "Role")["cotenant-scheduler"]
         election = scheduler_config("second-scheduler")["leaderElection"]
         assert role["metadata"]["namespace"] == election["resourceNamespace"]
         assert [election["resourceName"]] == role["rules"][0]["resourceNames"]
@@ -207,7 +216,7 @@ class TestPrograms:
                 assert config in mounted(found, workload, one["name"])
 
     def test_every_variable_is_read_by_somebody(self, found: list[Object]) -> None:
-        sources = "".join(path.read_text() for path in (MANIFESTS.parent / "extender").glob("*.py"))
+        sources = "".join(path.read_text() for path in (ROOT / "extender").glob("*.py"))
         for one in ours(found):
             variables = {variable["name"] for variable in one.get("env", [])} - FOR_THE_RUNTIME
             by_flags = {parameter.envvar for parameter in PROGRAMS[one["command"][0]].params}
@@ -239,7 +248,7 @@ class TestPrograms:
         }
         called = [
             webhook["clientConfig"]["service"]
-            for one in objects(MANIFESTS / "admission" / "webhook")
+            for one in build(MANIFESTS / "admission" / "webhook")
             for webhook in one["webhooks"]
         ]
         assert {NAMESPACE} == {one["namespace"] for one in called}
@@ -321,16 +330,28 @@ class TestPrivileges:
         assert (1, {"type": "Recreate"}) == (deployment["spec"]["replicas"], deployment["spec"]["strategy"])
 
     def test_kube_scheduler_starts_after_the_extender_is_ready_and_ends_before_it(self) -> None:
-        spec = pod_specs(objects(MANIFESTS / "second-scheduler"))["cotenant-scheduler"]
+        spec = pod_specs(list(build(MANIFESTS / "second-scheduler")))["cotenant-scheduler"]
         (sidecar,) = spec["initContainers"]
-        assert ("extender", "Always", "/readyz") == (
-            sidecar["name"],
-            sidecar["restartPolicy"],
-            sidecar["startupProbe"]["httpGet"]["path"],
-        )
-        assert ["kube-scheduler"] == container(
-            objects(MANIFESTS / "second-scheduler"), "cotenant-scheduler", "scheduler"
-        )["command"]
+        (scheduler,) = spec["containers"]
+        assert (["cotenant-extender"], "Always") == (sidecar["command"], sidecar["restartPolicy"])
+        assert "/readyz" == sidecar["startupProbe"]["httpGet"]["path"]
+        assert ["kube-scheduler"] == scheduler["command"]
+
+
+class TestImage:
+    """The Dockerfile, which no test can build."""
+
+    def test_it_is_built_by_the_uv_that_wrote_the_lock_file(self) -> None:
+        version = re.search(r"^UV_VERSION := (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert version
+        assert f"uv=={version[1]}\n" in (ROOT / "Dockerfile").read_text()
+
+    def test_everything_that_it_copies_exists_and_is_not_ignored(self) -> None:
+        copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+        kept = {line.removeprefix("!") for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] == "!"}
+        names = {name for line in copied for name in line.split()}
+        assert names == kept
+        assert [] == [name for name in names if not (ROOT / name).exists()]
 
 
 def test_the_example_pod_asks_for_gpu_memory_in_six_lines_and_names_nothing_else_of_ours() -> None:

@@ -1,0 +1,208 @@
+"""`cotenant demo` from outside: what it shows, its exit status, and that nothing is left of it."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+from urllib.request import urlopen
+
+import pytest
+
+from cotenant import __version__
+from cotenant.cli.demo.children import Children, DemoError
+
+COTENANT = Path(sysconfig.get_path("scripts")) / "cotenant"
+# far beyond what a busy machine needs; only a demo that hangs comes near it
+PATIENCE_SECONDS = 240
+
+
+class Folder(NamedTuple):
+    """Where a demo puts its files; short, as it holds sockets."""
+
+    path: str
+
+    @property
+    def left(self) -> list[str]:
+        return [path.name for path in Path(self.path).iterdir()]
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Folder]:
+    with tempfile.TemporaryDirectory(prefix="demo-") as path:
+        yield Folder(path)
+
+
+def start(folder: Folder, *options: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"TMPDIR": folder.path, "COLUMNS": "80"}
+    command = [COTENANT, "demo", *options]
+    # in a session of its own, so that a test can do to all of it what a terminal does at Ctrl-C
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    listed = [path.read_text().split() for path in Path(f"/proc/{process.pid}/task").glob("*/children")]
+    return [int(pid) for pids in listed for pid in pids]
+
+
+def alive(pids: list[int]) -> list[int]:
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+class Run(NamedTuple):
+    """Hold what a demo said that served until it was ended by SIGTERM, what it served, and what was left of it."""
+
+    text: str
+    status: int
+    pods: set[str]
+    kubeconfig_was_there: bool
+    left_running: list[int]
+    left_in_folder: list[str]
+
+    def row(self, container: str) -> str:
+        return next(line for line in self.text.splitlines() if re.match(rf". {container} ", line))
+
+
+@pytest.fixture(scope="module")
+def run(folder: Folder) -> Run:
+    process = start(folder, "--plain", "--serve")
+    assert process.stdout is not None
+    lines: list[str] = []
+    while not (lines and lines[-1].startswith("  logs ")):
+        lines.append(process.stdout.readline())
+        assert lines[-1], f"it ended before it served:\n{''.join(lines)}"
+    served = {line[2:12].strip(): line[13:].strip() for line in lines[-5:]}
+    with urlopen(served["API server"]) as answer:
+        pods = {pod["metadata"]["name"] for pod in json.load(answer)["items"]}
+    kubeconfig_was_there = Path(served["kubeconfig"]).is_file()
+    started = children(process)
+    process.terminate()
+    process.communicate(timeout=PATIENCE_SECONDS)
+    return Run("".join(lines), process.returncode, pods, kubeconfig_was_there, alive(started), folder.left)
+
+
+class TestOutcome:
+    """One whole run, in which real programs have shared made-up GPUs."""
+
+    def test_nothing_disagreed(self, run: Run) -> None:
+        assert 0 == run.status, run.text
+
+    def test_all_pods_have_come_to_their_end(self, run: Run) -> None:
+        # one notebook, train, chat, etl, render, legacy, summary, rerank and six taggers; whale; sneaky
+        assert "= 16 pods: 14 placed, 1 waiting, 1 refused" in run.text
+        # chat and etl have two containers each: 14 + 2
+        assert "= 16 containers: annotation, environment and device ids agree in each" in run.text
+        assert "= 14 API writes for 14 placed pods: one each" in run.text
+
+    def test_memory_is_counted_once(self, run: Run) -> None:
+        # 2 + 60 + (40 + 16) + a T4 of 14 + 6 * 6 + 50 + 80 + 12; etl has left
+        assert "= 310 of 353 GiB in use on 7 GPUs" in run.text
+
+    @pytest.mark.parametrize(
+        ("container", "asks", "node"),
+        [
+            ("notebook/jupyter", "2 GiB", "gpu-t4-1"),
+            ("train/ddp", "60 GiB", "gpu-a100-1"),
+            ("chat/embed", "16 GiB", "gpu-a100-1"),
+            ("etl/load", "24 GiB", "gpu-a100-1"),
+            ("render/blender", "8 GiB", "gpu-t4-1"),
+            ("legacy/main", "50 GiB", "gpu-h200-1"),
+            ("rerank/main", "12 GiB", "gpu-a100-1"),
+        ],
+    )
+    def test_pods_go_where_they_leave_the_least_behind(self, run: Run, container: str, asks: str, node: str) -> None:
+        assert re.search(rf" {asks} +{node} .* =$", run.row(container)), run.row(container)
+
+    def test_each_of_two_gpus_has_its_own_line(self, run: Run) -> None:
+        first, second = run.text.split("train/ddp")[1].splitlines()[:2]
+        assert "0=30720M  30 ids" in first
+        assert re.match(r" +1  GPU-\w+~  1=30720M  30 ids  =$", second)
+
+    def test_a_pod_that_waits_says_why_in_the_schedulers_words(self, run: Run) -> None:
+        text = " ".join(run.text.split())
+        insufficient = "2 Insufficient cotenant.io/gpu-mem."
+        assert f"whale waits: 0/3 nodes are available: 1 the request is larger than any GPU, {insufficient}" in text
+        assert (
+            f"rerank waits: 0/3 nodes are available: 1 no single GPU has the requested memory free, {insufficient}"
+            in text
+        )
+
+    def test_a_pod_that_takes_what_it_was_not_given_is_refused(self, run: Run) -> None:
+        assert "sneaky is refused: admission webhook" in " ".join(run.text.split())
+
+    def test_plain_is_ascii_of_80_columns(self, run: Run) -> None:
+        assert run.text.isascii()
+        assert "\x1b" not in run.text
+        assert [] == [line for line in run.text.splitlines() if len(line) > 80 and not line.startswith("  logs")]
+
+    def test_it_stays_up_with_the_pods_that_are_left(self, run: Run) -> None:
+        assert run.kubeconfig_was_there
+        # 16, of which sneaky was refused and etl deleted
+        assert 14 == len(run.pods)
+        assert {"notebook", "whale", "rerank"} < run.pods
+        assert {"sneaky", "etl"}.isdisjoint(run.pods)
+
+    def test_no_process_and_no_file_is_left(self, run: Run) -> None:
+        assert ([], []) == (run.left_running, run.left_in_folder)
+
+
+class TestEnd:
+    """However it ends, no process and no file stays behind."""
+
+    def test_ctrl_c_while_it_starts(self, folder: Folder) -> None:
+        process = start(folder, "--plain")
+        assert process.stdout is not None
+        while "cotenant-" not in process.stdout.readline():  # the first program that is ready; all are started by then
+            assert process.poll() is None
+        started = children(process)
+        assert 4 == len(started)
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=PATIENCE_SECONDS)
+        assert 130 == process.returncode
+        assert [] == alive(started)
+        assert [] == folder.left
+
+    def test_a_reader_that_leaves(self, folder: Folder) -> None:
+        process = start(folder, "--plain")
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert 1 == process.wait(timeout=PATIENCE_SECONDS)
+        assert [] == folder.left
+
+    def test_a_temporary_folder_too_deep_for_sockets(self, tmp_path: Path) -> None:
+        process = start(Folder(str(tmp_path)), "--plain")
+        text, _ = process.communicate(timeout=PATIENCE_SECONDS)
+        assert 1 == process.returncode
+        assert "too long a name for sockets: set TMPDIR to a shorter" in text
+        assert [] == list(tmp_path.iterdir())
+
+
+class TestChildren:
+    """Programs that do not start are told of with their last words."""
+
+    def test_a_program_that_ends_at_once(self, tmp_path: Path) -> None:
+        children = Children(tmp_path)
+        with pytest.raises(DemoError, match=r"x ended with status 1 before it was ready; its last words:\n  no driver"):
+            children.start("x", "python", "-c", "import sys; sys.exit('no driver')", ready="ready")
+        assert ["x"] == children.ended()
+        children.end()
+
+    def test_a_program_that_is_not_installed(self, tmp_path: Path) -> None:
+        with pytest.raises(DemoError, match="no-such-program is not installed in"):
+            Children(tmp_path).start("x", "no-such-program", ready="ready")
+
+    def test_nothing_is_started_after_the_end(self, tmp_path: Path) -> None:
+        children = Children(tmp_path)
+        children.end()
+        with pytest.raises(DemoError, match="the demo is ending"):
+            children.start("x", "python", "-c", "", ready="ready")
+
+
+def test_the_version_is_printed() -> None:
+    assert __version__ == subprocess.check_output([COTENANT, "version"], text=True).strip()

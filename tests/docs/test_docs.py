@@ -1,0 +1,157 @@
+"""The pages say what the code does."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import pytest
+import yaml
+
+from cotenant.contract import grant as grants
+from cotenant.contract import inventory as inventories
+from cotenant.contract.configuration import DevicePluginConfiguration, ExtenderConfiguration
+from cotenant.contract.environment import INJECTED, informative, injected
+from cotenant.contract.grant import ContainerGrant, Isolation
+from cotenant.contract.inventory import GPU, Inventory
+from cotenant.contract.names import ALIASES_IN_GIB, ALIASES_IN_MIB, Names
+from cotenant.contract.reasons import Reason
+from cotenant.contract.request import MAX_GPUS
+from device_plugin.ids import MAX_IDS
+from device_plugin.main import main as device_plugin
+from extender.main import main as extender
+from extender.policies import POLICIES
+from tests.docs.markdown import DOCS, blocks, section, tables
+
+NAMES = Names()
+ROOT = DOCS.parent
+
+
+def first_column(rows: list[list[str]]) -> list[str]:
+    return [row[0] for row in rows]
+
+
+def encoded_names(kind: type[msgspec.Struct]) -> list[str]:
+    return [field.encode_name for field in msgspec.structs.fields(kind)]
+
+
+class TestContract:
+    """docs/contract.md."""
+
+    def test_the_grants_are_ones_that_the_extender_could_have_written(self) -> None:
+        examples = blocks(section("contract.md", "The grant"), "json")
+        assert 2 == len(examples)
+        for text in examples:
+            assert text.strip() == grants.encode(grants.decode(text))
+
+    def test_the_inventory_is_one_that_a_device_plugin_could_have_written(self) -> None:
+        (text,) = blocks(section("contract.md", "The inventory"), "json")
+        assert text.strip() == inventories.encode(inventories.decode(text))
+
+    def test_every_field_of_the_grant_is_explained(self) -> None:
+        (rows,) = tables(section("contract.md", "The grant"))
+        assert encoded_names(ContainerGrant) == first_column(rows)
+
+    def test_every_field_of_the_inventory_is_explained(self) -> None:
+        node, gpu = tables(section("contract.md", "The inventory"))
+        assert encoded_names(Inventory) == first_column(node)
+        assert encoded_names(GPU) == first_column(gpu)
+
+    def test_the_resources_and_their_aliases_are_all_there_are(self) -> None:
+        ours, others = tables(section("contract.md", "What a pod asks"))
+        assert [NAMES.gpu_mem, NAMES.managed] == first_column(ours)
+        units = dict.fromkeys(ALIASES_IN_GIB, "GiB") | dict.fromkeys(ALIASES_IN_MIB, "MiB")
+        assert units == {row[0]: row[1] for row in others}
+
+    def test_the_wishes_are_all_there_are(self) -> None:
+        (rows,) = tables(section("contract.md", "What a pod wishes"))
+        values = {row[0]: row[1] for row in rows}
+        wishes = {
+            NAMES.policy,
+            NAMES.isolation,
+            NAMES.gpu_model,
+            NAMES.gpu_uuid,
+            NAMES.gpu_count,
+            NAMES.compute_percent,
+        }
+        assert wishes == values.keys()
+        assert ", ".join(Isolation) == values[NAMES.isolation]
+        assert f"1 to {MAX_GPUS}" == values[NAMES.gpu_count]
+
+    def test_the_variables_and_their_annotations_are_all_there_are(self) -> None:
+        from_annotations, from_plugin = tables(section("contract.md", "What a container gets"))
+        (example, _) = blocks(section("contract.md", "The grant"), "json")
+        (container,) = grants.decode(example).containers
+        annotations = [
+            name("<container>") for name in (NAMES.visible_devices, NAMES.mps_memory, NAMES.mps_threads, NAMES.mps_pipe)
+        ]
+        assert list(zip(INJECTED, annotations, strict=True)) == [(row[0], row[1]) for row in from_annotations]
+        assert [*injected(container)] == first_column(from_annotations)
+        assert [*informative(container)] == first_column(from_plugin)
+
+    def test_every_reason_stands_there_with_its_sentence(self) -> None:
+        (rows,) = tables(section("contract.md", "Reasons"))
+        assert [[str(reason), reason.sentence] for reason in Reason] == rows
+
+
+class TestConfiguration:
+    """docs/configuration.md."""
+
+    @pytest.mark.parametrize(
+        ("program", "kind"),
+        [("cotenant-extender", ExtenderConfiguration), ("cotenant-device-plugin", DevicePluginConfiguration)],
+    )
+    def test_every_key_stands_there_with_its_default(self, program: str, kind: type[msgspec.Struct]) -> None:
+        (rows,) = tables(section("configuration.md", program))
+        defaults = msgspec.to_builtins(kind())
+        assert list(defaults) == first_column(rows)
+        assert [shown(value) for value in defaults.values()] == [row[1] for row in rows]
+
+    @pytest.mark.parametrize(
+        ("program", "command"), [("cotenant-extender", extender), ("cotenant-device-plugin", device_plugin)]
+    )
+    def test_every_flag_stands_there(self, program: str, command: click.Command) -> None:
+        sentence = re.search(
+            r"^Flags: .*?\n\n", section("configuration.md", program) + "\n\n", re.MULTILINE | re.DOTALL
+        )
+        assert sentence
+        flags = {flag for parameter in command.params for flag in parameter.opts if flag.startswith("--")}
+        assert flags - {"--version"} == set(re.findall(r"--[a-z-]+", sentence[0]))
+
+    def test_every_policy_is_explained(self) -> None:
+        (rows,) = tables(section("configuration.md", "cotenant-extender"))
+        (meaning,) = [row[2] for row in rows if row[0] == "policy"]
+        assert [] == [name for name in POLICIES if name not in meaning]
+
+
+def shown(value: Any) -> str:
+    """Write a default as the page does."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+class TestInstall:
+    """docs/install.md."""
+
+    def test_its_kustomization_names_the_image_that_the_manifests_run(self) -> None:
+        (text,) = blocks(section("install.md", "The image"), "yaml")
+        (image,) = yaml.safe_load(text)["images"]
+        manifest = (ROOT / "manifests" / "base" / "device-plugin.yaml").read_text()
+        assert f"image: {image['name']}:{image['newTag']}" in manifest
+
+
+class TestLimits:
+    """docs/limits.md."""
+
+    def test_the_limit_of_ids_is_the_one_that_the_plugin_holds(self) -> None:
+        assert f"At most {MAX_IDS:,} device ids per node" in (DOCS / "limits.md").read_text()
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: str(page.name))
+def test_every_file_that_a_page_names_exists(page: Path) -> None:
+    named = re.findall(r"(?<![\w/.])(?:manifests|docs|tests|e2e)/[\w./*-]*\w", page.read_text())
+    assert [] == [name for name in named if not list(ROOT.glob(name))]

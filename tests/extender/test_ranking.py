@@ -1,0 +1,425 @@
+"""The table, the rankings and the policies: the same answers as node by node, whatever has changed since."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cotenant.contract.inventory import Mode
+from cotenant.contract.reasons import Reason
+from cotenant.contract.request import PodRequest, parse
+from cotenant.contract.units import GIB
+from extender.fit import Placement, grant, place
+from extender.ledger import Hold, Ledger, NodeView
+from extender.mix import Mix, PodClass
+from extender.policies import POLICIES
+from extender.policies.fragmentation import Fragmentation
+from extender.ranking import Rankings
+from extender.table import Table
+from tests.builders import NAMES, NodeBuilder, PodBuilder, a_grant, a_node, a_pod, granted
+
+if TYPE_CHECKING:
+    from cotenant.contract.grant import Grant
+
+MIX = Mix.of(
+    [PodClass(4000, 1, 250)] * 30
+    + [PodClass(2000, 1, 810)] * 20
+    + [PodClass(8000, 1, 1000, ("H100",))] * 20
+    + [PodClass(16000, 2, 1000)] * 6
+    + [PodClass(32000, 4, 1000)] * 4
+    + [PodClass(4000, 0, 0)] * 20
+)
+
+
+def request_of(pod: PodBuilder) -> PodRequest:
+    request = parse(pod.build(), NAMES, GIB)
+    assert request is not None
+    return request
+
+
+@dataclass
+class Cluster:
+    """A ledger, and what is asked of it."""
+
+    ledger: Ledger = field(default_factory=lambda: Ledger(NAMES, GIB))
+
+    def with_node(self, node: NodeBuilder) -> Cluster:
+        self.ledger.observe_node(node.build())
+        return self
+
+    def holding(self, node: str, gpu: int, gib: int, *, name: str | None = None) -> Cluster:
+        name = name or f"{node}-{gpu}-{gib}"
+        pod = a_pod().named(name).asking(gib).bound_to(node, a_grant(granted({f"GPU-{node}-{gpu}": gib * GIB})))
+        self.ledger.observe_pod(pod.build())
+        return self
+
+    def assume(self, pod: PodBuilder, rankings: Rankings, policy: str, node: str) -> list[int]:
+        """Place a pod as bind does, and say on which GPUs."""
+        request = request_of(pod)
+        prefer = rankings.of(request, policy).preference(node)
+        found: list[int] = []
+
+        def choose(view: NodeView) -> Grant:
+            placed = place(view, request, prefer)
+            assert isinstance(placed, Placement)
+            found.extend(state.gpu.index for states in placed.gpus for state in states)
+            return grant(request, placed)
+
+        built = pod.build()
+        assert isinstance(self.ledger.assume(built.uid, built.key, node, choose, request.compute), Hold)
+        return found
+
+    def costs(self, pod: PodBuilder, policy: str, mix: Mix = MIX) -> dict[str, float]:
+        rankings = Rankings(self.ledger, mix)
+        costs = rankings.of(request_of(pod), policy).costs()
+        return {name: float(costs[row]) for name, row in rankings.table.rows.items()}
+
+
+class TestCompute:
+    """The ledger counts CPU and memory of every pod on a node with GPUs, as kube-scheduler does."""
+
+    def free_milli(self, ledger: Ledger) -> int:
+        view = ledger.view("n")
+        assert view is not None
+        return view.free_compute.cpu_milli
+
+    def ledger(self) -> Ledger:
+        # the builder's nodes offer 64 cores
+        return Cluster().with_node(a_node().with_gpus(1)).ledger
+
+    def test_a_pod_that_asks_nothing_of_ours_counts_until_it_has_ended(self) -> None:
+        ledger = self.ledger()
+        pod = a_pod().with_container(None, {"cpu": "1500m", "memory": "2Gi"}).bound_to("n")
+
+        ledger.observe_pod(pod.build())
+        assert 62_500 == self.free_milli(ledger)
+
+        ledger.observe_pod(pod.in_phase("Succeeded").build())
+        assert 64_000 == self.free_milli(ledger)
+
+    def test_a_pod_resized_in_place_counts_anew(self) -> None:
+        ledger = self.ledger()
+        ledger.observe_pod(a_pod().with_container(None, {"cpu": 4}).bound_to("n").build())
+        ledger.observe_pod(a_pod().with_container(None, {"cpu": 2}).bound_to("n").build())
+
+        assert 62_000 == self.free_milli(ledger)
+
+    def test_a_pod_counts_from_when_it_is_assumed_and_once(self) -> None:
+        cluster = Cluster().with_node(a_node().with_gpus(1, "10GiB"))
+        pod = a_pod().with_container({NAMES.gpu_mem: 2}, {NAMES.gpu_mem: 2, "cpu": "250m"})
+        cluster.assume(pod, Rankings(cluster.ledger), "binpack", "n")
+        assert 63_750 == self.free_milli(cluster.ledger)
+
+        hold = cluster.ledger.hold("uid-of-p")
+        assert hold is not None
+        cluster.ledger.observe_pod(pod.bound_to("n", hold.grant).build())
+        assert 63_750 == self.free_milli(cluster.ledger)
+
+        cluster.ledger.pods_replaced([], cluster.ledger.mark())
+        assert 64_000 == self.free_milli(cluster.ledger)
+
+    def test_pods_seen_before_their_node_count(self) -> None:
+        ledger = Ledger(NAMES, GIB)
+        ledger.observe_pod(a_pod().with_container(None, {"cpu": 1}).bound_to("n").build())
+        ledger.observe_node(a_node().with_gpus(1).build())
+
+        assert 63_000 == self.free_milli(ledger)
+
+    def test_an_overbooked_node_has_nothing_free_rather_than_less(self) -> None:
+        ledger = self.ledger()
+        ledger.observe_pod(a_pod().with_container(None, {"cpu": 65}).bound_to("n").build())
+
+        assert 0 == self.free_milli(ledger)
+
+
+class TestTable:
+    """Arrays follow the ledger, by what has changed alone."""
+
+    def test_a_gpu_that_nothing_may_be_placed_on_is_as_if_it_were_not_there(self) -> None:
+        table = Table(Cluster().with_node(a_node().with_gpus(3, "10GiB").unhealthy(1)).ledger)
+
+        assert [10 * GIB, 0, 10 * GIB] == table.free_bytes[table.rows["n"]].tolist()
+        assert [1000, 0, 1000] == table.usable_milli[table.rows["n"]].tolist()
+
+    def test_milli_are_of_the_largest_gpu_also_when_that_comes_later(self) -> None:
+        cluster = Cluster().with_node(a_node("small").with_gpus(1, "40GiB"))
+        table = Table(cluster.ledger)
+        cluster.with_node(a_node("large").with_gpus(1, "80GiB")).holding("large", 0, 20)
+        table.refresh()
+
+        assert [500] == table.free_milli[table.rows["small"]].tolist()
+        # 80 - 20 of 80
+        assert [750] == table.free_milli[table.rows["large"]].tolist()
+
+    def test_the_row_of_a_node_that_is_gone_is_empty_and_then_another_s(self) -> None:
+        cluster = Cluster().with_node(a_node("a").with_gpus(1, "10GiB"))
+        table = Table(cluster.ledger)
+        row = table.rows["a"]
+
+        cluster.ledger.node_gone("a")
+        table.refresh()
+        assert not table.known[row]
+        assert 0 == table.usable_bytes[row].sum()
+
+        cluster.with_node(a_node("b").with_gpus(1, "20GiB"))
+        table.refresh()
+        assert {"b": row} == table.rows
+
+    def test_a_cluster_that_outgrows_its_arrays_keeps_what_they_held(self) -> None:
+        cluster = Cluster().with_node(a_node("first").with_gpus(1, "10GiB")).holding("first", 0, 4)
+        table = Table(cluster.ledger)
+        for n in range(200):
+            cluster.with_node(a_node(f"n{n}").with_gpus(2 if n == 150 else 1, "10GiB"))
+        table.refresh()
+
+        assert 201 == table.known.sum()
+        assert [6 * GIB, 0] == table.free_bytes[table.rows["first"]].tolist()
+
+    def test_nothing_changed_is_nothing_done(self) -> None:
+        table = Table(Cluster().with_node(a_node().with_gpus(1)).ledger)
+        version = table.version
+        table.refresh()
+
+        assert version == table.version
+        assert [] == table.changed_since(version).tolist()
+
+
+GPUS = st.lists(st.tuples(st.sampled_from([8, 10, 16]), st.integers(0, 16)), min_size=0, max_size=4)
+PODS = st.one_of(
+    st.builds(
+        lambda units, isolation: a_pod().asking(units).wishing(isolation=isolation),
+        st.integers(1, 17),
+        st.sampled_from(["none", "limited", "strict", "exclusive"]),
+    ),
+    st.builds(
+        lambda units, count: a_pod().asking(units * count).wishing(gpu_count=count),
+        st.integers(1, 10),
+        st.integers(2, 3),
+    ),
+    st.builds(lambda one, two: a_pod().asking(one).asking(two), st.integers(1, 9), st.integers(1, 9)),
+    st.builds(
+        lambda units, model: a_pod().asking(units).wishing(gpu_model=model),
+        st.integers(1, 9),
+        st.sampled_from(["H100", "a100", "T4"]),
+    ),
+    st.builds(lambda units: a_pod().asking(units).wishing(gpu_uuid="GPU-n0-1,GPU-n1-0"), st.integers(1, 9)),
+    st.builds(lambda init, main: a_pod().with_init(init).asking(main), st.integers(1, 9), st.integers(1, 9)),
+)
+
+
+@st.composite
+def clusters(draw: st.DrawFn) -> Cluster:
+    cluster = Cluster()
+    for n in range(draw(st.integers(1, 4))):
+        node = a_node(f"n{n}")
+        gpus = draw(GPUS)
+        for size, _ in gpus:
+            mps = draw(st.booleans())
+            fields = {"mode": Mode.MPS, "mps_pipe": f"/run/{len(node.gpus) % 2}"} if mps else {}
+            node = node.with_gpu(f"{size}GiB", model=draw(st.sampled_from(["NVIDIA H100", "NVIDIA A100"])), **fields)
+        if gpus and draw(st.booleans()):
+            node = node.unhealthy(0)
+        cluster.with_node(node)
+        for index, (size, held) in enumerate(gpus):
+            if 0 < held <= size:
+                cluster.holding(f"n{n}", index, held)
+    return cluster
+
+
+class TestAgreement:
+    """Ranking all nodes at once finds what looking at one after the other finds."""
+
+    @settings(max_examples=200, deadline=None)
+    @given(clusters(), PODS, st.sampled_from(sorted(POLICIES)))
+    def test_a_node_is_feasible_where_the_fit_says_so(self, cluster: Cluster, pod: PodBuilder, policy: str) -> None:
+        request = request_of(pod)
+        rankings = Rankings(cluster.ledger, MIX)
+        ranking = rankings.of(request, policy)
+        costs = ranking.costs()
+        for name, row in rankings.table.rows.items():
+            view = cluster.ledger.view(name)
+            assert view is not None
+            fits = isinstance(place(view, request), Placement)
+            assert fits == bool(ranking.feasible[row])
+            assert fits == np.isfinite(costs[row])
+            # and what the policy prefers can be had
+            assert fits == isinstance(place(view, request, ranking.preference(name)), Placement)
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.integers(0, 1 << 32), st.sampled_from(sorted(POLICIES)))
+    def test_what_is_remembered_is_what_would_be_found_anew(self, seed: int, policy: str) -> None:
+        random = Random(seed)
+        cluster = Cluster()
+        for n in range(6):
+            cluster.with_node(a_node(f"n{n}").with_gpus(random.randint(1, 4), "20GiB"))
+        rankings = Rankings(cluster.ledger, MIX)
+        pods = [
+            a_pod().asking(5),
+            a_pod().asking(20),
+            a_pod().asking(40).wishing(gpu_count=2),
+            a_pod().asking(3).asking(4),
+        ]
+        for step in range(25):
+            pod = random.choice(pods)
+            ranking = rankings.of(request_of(pod), policy)
+            kept = {name: ranking.costs()[row] for name, row in rankings.table.rows.items()}
+            assert cluster.costs(pod, policy) == pytest.approx(kept)
+            fitting = [name for name, cost in kept.items() if cost < np.inf]
+            if fitting and random.random() < 0.7:
+                cluster.assume(pod.named(f"p{step}"), rankings, policy, random.choice(fitting))
+            elif random.random() < 0.5:
+                hold = random.choice(cluster.ledger.holds() or [None])
+                if hold is not None:
+                    cluster.ledger.pod_gone(hold.uid)
+            else:
+                n = random.randrange(6)
+                node = a_node(f"n{n}").with_gpus(random.randint(1, 4), "20GiB")
+                cluster.with_node(node.unhealthy(0) if random.random() < 0.5 else node)
+
+
+class TestPolicies:
+    """Each policy chooses what its name says."""
+
+    def two_nodes(self) -> Cluster:
+        # a: 2 and 10 GiB free of two GPUs; b: 5 free of one
+        cluster = Cluster().with_node(a_node("a").with_gpus(2, "10GiB")).with_node(a_node("b").with_gpus(1, "10GiB"))
+        return cluster.holding("a", 0, 8).holding("b", 0, 5)
+
+    def best(self, cluster: Cluster, pod: PodBuilder, policy: str) -> tuple[str, list[int]]:
+        costs = cluster.costs(pod, policy)
+        node = min(costs, key=lambda name: costs[name])
+        return node, cluster.assume(pod, Rankings(cluster.ledger, MIX), policy, node)
+
+    def test_binpack_leaves_the_least_behind(self) -> None:
+        assert ("a", [0]) == self.best(self.two_nodes(), a_pod().asking(2), "binpack")
+        assert ("b", [0]) == self.best(self.two_nodes(), a_pod().asking(3), "binpack")
+
+    def test_binpack_counts_each_gpu_taken_once(self) -> None:
+        # milli of 10 GiB: two containers on one GPU leave 10 - 4 - 3 = 3
+        one = Cluster().with_node(a_node().with_gpus(1, "10GiB"))
+        assert {"n": 300} == one.costs(a_pod().asking(4).asking(3), "binpack")
+        # 10 - 4 on each of two
+        two = Cluster().with_node(a_node().with_gpus(2, "10GiB"))
+        assert {"n": 1200} == two.costs(a_pod().asking(8).wishing(gpu_count=2), "binpack")
+
+    def test_binpack_finds_that_a_gpu_of_its_own_leaves_nothing(self) -> None:
+        one = Cluster().with_node(a_node().with_gpus(1, "10GiB"))
+        assert {"n": 0} == one.costs(a_pod().asking(1).asking(1).wishing(isolation="exclusive"), "binpack")
+
+    def test_spread_takes_the_emptiest(self) -> None:
+        assert ("a", [1]) == self.best(self.two_nodes(), a_pod().asking(2), "spread")
+
+    def test_packing_leaves_empty_gpus_alone(self) -> None:
+        assert ("b", [0]) == self.best(self.two_nodes(), a_pod().asking(3), "packing")
+
+    def test_clustering_keeps_pods_of_a_kind_together(self) -> None:
+        cluster = Cluster().with_node(a_node("a").with_gpus(4, "10GiB")).with_node(a_node("b").with_gpus(4, "10GiB"))
+        cluster.holding("a", 0, 10).holding("b", 0, 1)
+
+        assert "a" == self.best(cluster, a_pod().named("whole").asking(10), "clustering")[0]
+        assert "b" == self.best(cluster, a_pod().named("part").asking(5), "clustering")[0]
+
+    def test_balanced_gives_cpu_heavy_pods_the_node_whose_gpus_are_used(self) -> None:
+        cluster = Cluster().with_node(a_node("a").with_gpus(2, "10GiB")).with_node(a_node("b").with_gpus(2, "10GiB"))
+        cluster.holding("a", 0, 10)
+        pod = a_pod().with_container({NAMES.gpu_mem: 1}, {NAMES.gpu_mem: 1, "cpu": 32})
+
+        assert "a" == self.best(cluster, pod, "balanced")[0]
+
+    @pytest.mark.parametrize("policy", ["fgd", "priced-leftovers"])
+    def test_what_leaves_a_sliver_nobody_wants_loses_to_what_fits_exactly(self, policy: str) -> None:
+        # of 20 GiB: 250 milli are 5 GiB; node a would keep 4 GiB = 200 milli, which no pod of the mix can use
+        cluster = Cluster().with_node(a_node("a").with_gpus(1, "20GiB")).with_node(a_node("b").with_gpus(1, "20GiB"))
+        cluster.holding("a", 0, 11).holding("b", 0, 15)
+
+        assert "b" == self.best(cluster, a_pod().asking(5), policy)[0]
+
+    def test_priced_leftovers_keeps_the_model_that_others_insist_on(self) -> None:
+        cluster = Cluster()
+        for n in range(4):
+            model = "NVIDIA H100" if n == 0 else "NVIDIA A100"
+            cluster.with_node(a_node(f"n{n}").with_gpus(1, "20GiB", model=model))
+        costs = cluster.costs(a_pod().asking(5), "priced-leftovers")
+
+        assert costs["n0"] > max(costs[f"n{n}"] for n in range(1, 4))
+
+    def test_priced_leftovers_keeps_blocks_for_pods_of_several_gpus(self) -> None:
+        cluster = Cluster().with_node(a_node("block").with_gpus(4, "20GiB"))
+        for n in range(4):
+            cluster.with_node(a_node(f"single{n}").with_gpus(1, "20GiB"))
+        costs = cluster.costs(a_pod().asking(20), "priced-leftovers")
+
+        assert costs["block"] > costs["single0"]
+
+    @pytest.mark.parametrize("policy", ["fgd", "priced-leftovers"])
+    def test_before_any_pod_has_taught_a_mix_nodes_are_packed(self, policy: str) -> None:
+        cluster = self.two_nodes()
+        assert cluster.costs(a_pod().asking(2), "binpack") == cluster.costs(a_pod().asking(2), policy, Mix())
+
+
+class TestFragmentation:
+    """F of a node, against its definition spelled out."""
+
+    @settings(max_examples=100, deadline=None)
+    @given(
+        st.lists(
+            st.tuples(
+                st.lists(st.integers(0, 1000), min_size=4, max_size=4), st.integers(0, 64_000), st.integers(0, 1)
+            ),
+            min_size=1,
+            max_size=6,
+        )
+    )
+    def test_it_is_what_the_next_typical_pod_could_not_use(self, nodes: list[tuple[list[int], int, int]]) -> None:
+        cluster = Cluster().with_node(a_node("a").with_gpus(4)).with_node(a_node("b").with_gpus(1, model="A100"))
+        table = Table(cluster.ledger)
+        expected = []
+        for free, cpu, model in nodes:
+            total = 0.0
+            for pod, frequency in MIX.typical:
+                fits = pod.gpus and cpu >= pod.cpu_milli and sum(f >= pod.share_milli for f in free) >= pod.gpus
+                fits = fits and (not pod.models or "H100" in table.models[model])
+                total += frequency * (sum(f for f in free if f < pod.share_milli) if fits else sum(free))
+            expected.append(total)
+
+        found = Fragmentation(MIX, table).of(
+            np.array([free for free, _, _ in nodes]),
+            np.array([c for _, c, _ in nodes]),
+            np.array([m for _, _, m in nodes]),
+        )
+        assert expected == pytest.approx(found.tolist())
+
+    def test_one_node_alone_counts_to_the_last_bit_as_among_others(self) -> None:
+        table = Table(Cluster().with_node(a_node().with_gpus(4)).ledger)
+        fragmentation = Fragmentation(MIX, table)
+        free, cpu, model = np.array([[930, 810, 190, 0]] * 9), np.array([5000] * 9), np.array([0] * 9)
+
+        assert fragmentation.of(free, cpu, model)[0] == fragmentation.of(free[:1], cpu[:1], model[:1])[0]
+
+
+class TestTypicalPods:
+    """FGD goes by the most frequent classes that are 95 of 100 pods."""
+
+    def test_rare_classes_do_not_count(self) -> None:
+        mix = Mix.of([PodClass(1, 1, 500)] * 90 + [PodClass(1, 1, 400)] * 6 + [PodClass(1, 1, 300)] * 4)
+
+        # 90 + 6 = 96 of 100
+        assert [500, 400] == [pod.share_milli for pod, _ in mix.typical]
+        assert 1 == pytest.approx(sum(frequency for _, frequency in mix.typical))
+
+    def test_no_pods_are_no_mix(self) -> None:
+        assert () == Mix().typical
+
+
+def test_every_reason_is_the_fit_s() -> None:
+    cluster = Cluster().with_node(a_node("full").with_gpus(1, "10GiB")).holding("full", 0, 9)
+    view = cluster.ledger.view("full")
+    assert view is not None
+    assert Reason.NO_GPU_FITS is place(view, request_of(a_pod().asking(5)))
+    assert {"full": np.inf} == cluster.costs(a_pod().asking(5), "fgd")
