@@ -56,7 +56,9 @@ def place(view: NodeView, request: PodRequest, policy: Policy) -> Placement | Re
     for need, states in zip(needs, found, strict=True):
         for state in states:
             _, before = taken.get(state.gpu.uuid, (state, 0))
-            taken[state.gpu.uuid] = (state, state.free_bytes if alone else before + need)
+            # An exclusive pod is priced by what it asks as well: what it does not use of its GPU is lost to the others,
+            # so the smallest GPU that holds it is the cheapest.
+            taken[state.gpu.uuid] = (state, before + need)
     return Placement(
         gpus=found * len(request.containers) if request.whole else found,
         cost=policy.node_cost(list(taken.values())),

@@ -228,7 +228,7 @@ class TestChoice:
 
 
 class TestCost:
-    """A node costs what is left free on the GPUs taken, each counted once."""
+    """A node costs what the pod leaves of the GPUs it takes, each counted once."""
 
     def cost(self, view: NodeView, pod: PodBuilder) -> float:
         found = placed(view, pod)
@@ -244,9 +244,11 @@ class TestCost:
         pod = a_pod().asking(8).wishing(gpu_count=2)
         assert 12 * GIB == self.cost(view_of(a_node().with_gpus(2, "10GiB")), pod)
 
-    def test_a_gpu_of_its_own_leaves_nothing(self) -> None:
+    def test_a_gpu_of_its_own_costs_what_the_pod_does_not_use_of_it(self) -> None:
+        # 10 - (1 + 1) = 8 on the one node, 20 - 2 = 18 on the other: a small GPU is the better one to take whole
         pod = a_pod().asking(1).asking(1).wishing(isolation="exclusive")
-        assert 0 == self.cost(view_of(a_node().with_gpus(1, "10GiB")), pod)
+        assert 8 * GIB == self.cost(view_of(a_node().with_gpus(1, "10GiB")), pod)
+        assert 18 * GIB == self.cost(view_of(a_node().with_gpus(1, "20GiB")), pod)
 
 
 class TestReasons:
