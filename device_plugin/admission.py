@@ -68,8 +68,8 @@ class Admission:
         self._has_gpu = has_gpu
         self._lock = threading.Lock()
         self._answered: LRUCache[tuple[str, str], None] = LRUCache(_REMEMBERED)
-        # whose allocation last took exactly these ids, by UID
-        self._holders: LRUCache[frozenset[str], str] = LRUCache(_REMEMBERED)
+        # whose allocations took exactly these ids, by UID; several when the kubelet offered them again (ids.pick)
+        self._holders: LRUCache[frozenset[str], frozenset[str]] = LRUCache(_REMEMBERED)
         self._refused: LRUCache[str, None] = LRUCache(_REMEMBERED)
         self._passed: LRUCache[str, None] = LRUCache(_REMEMBERED)
         # the pod that prefer() has just made sure of, so that allocate(), which follows at once, need not
@@ -77,29 +77,29 @@ class Admission:
 
     def prefer(self, available: Collection[str], must: Collection[str], units: int) -> list[str]:
         """Choose ids on the granted GPUs for the container being admitted."""
-        found = self._identify(units)
+        found, held = self._identify(units)
         try:
-            return ids.pick(self._granted(found[0]), available, must)
+            return ids.pick(self._granted(found[0]), available, must, held)
         except RefusedError as error:
             raise self._refuse(error, found) from error
 
     def allocate(self, chosen: Iterable[str]) -> Admitted:
         """Tell what the container being admitted was granted, once *chosen* is known to lie on its GPUs."""
         chosen = frozenset(chosen)
-        found = self._identify(len(chosen))
+        found, _ = self._identify(len(chosen))
         try:
             grant = self._granted(found[0])
             ids.check(grant, chosen)
         except RefusedError as error:
             raise self._refuse(error, found) from error
         with self._lock:
-            # what was answered before for ids that overlap is over: the kubelet gives an id to one container at a time
-            self._holders.pop(chosen, None)
             self._confirmed = ""
             if len(found) == 1:
-                pod = found[0].pod
-                self._answered[pod.uid, found[0].container] = None
-                self._holders[chosen] = pod.uid
+                uid = found[0].pod.uid
+                self._answered[uid, found[0].container] = None
+                self._holders[chosen] = self._holders.get(chosen, frozenset()) | {uid}
+            else:
+                self._holders.pop(chosen, None)  # it may be any of them, and PreStartContainer will see which
         return Admitted(found[0].pod if len(found) == 1 else None, grant)
 
     def pre_start(self, held: Iterable[str]) -> Admitted:
@@ -117,8 +117,7 @@ class Admission:
         ]
         if not owners:
             return self._init_container(held)
-        # Two owners of the same ids are a fault of the kubelet's (List forgets ids of an Allocate under way): both must
-        # be explained by their grants, or neither starts.
+        # Where two hold the same ids it is not known which one starts: both must be explained, or neither does.
         checked = [self._check_owner(name, container, held, deadline) for name, container in owners]
         return checked[0]
 
@@ -133,10 +132,14 @@ class Admission:
             waiting = identity.candidates(listed, pods, self._past(), self._names)
             self._passed.update((candidate.pod.uid, None) for candidate in waiting)
 
-    def _identify(self, units: int) -> list[Candidate]:
-        """Tell whom the kubelet admits: from the cache, as far as what it says has been made sure of."""
+    def _identify(self, units: int) -> tuple[list[Candidate], set[str]]:
+        """Tell whom the kubelet admits, and which ids are held by containers.
+
+        The cache answers, as far as what it says has been made sure of.
+        """
         deadline = time.monotonic() + _ALLOCATE_SECONDS
-        sight = _Sight([entry for entry in self._list(deadline) if not entry.complete], self._pods, deadline)
+        everybody = self._list(deadline)
+        sight = _Sight([entry for entry in everybody if not entry.complete], self._pods, deadline)
         while True:
             with self._lock:
                 past = self._past()
@@ -158,7 +161,7 @@ class Admission:
                 break
         self._confirmed = identified[0].pod.uid if len(identified) == 1 else ""
         self._remember_passed(found, identified)
-        return identified
+        return identified, {device for entry in everybody for owned in entry.ids.values() for device in owned}
 
     def _granted(self, candidate: Candidate) -> ContainerGrant:
         grant = identity.granted(candidate)
@@ -209,12 +212,12 @@ class Admission:
         if pod is None:
             raise RefusedError(Reason.POD_GONE, f"pod {name}: {Reason.POD_GONE.sentence}")
         with self._lock:
-            holder = self._holders.get(held, pod.uid)
-        if holder != pod.uid:
+            holders = self._holders.get(held)
+        if holders is not None and pod.uid not in holders:
             raise RefusedError(
                 Reason.NOT_IDENTIFIED,
-                f"the device ids of pod {name}, container {container}, were answered for the pod with UID {holder}, "
-                "not for this one; delete the pod so that it is placed again",
+                f"the device ids of pod {name}, container {container}, were answered for the pod with UID "
+                f"{', '.join(sorted(holders))}, not for this one; delete the pod so that it is placed again",
                 pod,
             )
         grant = identity.read_grant(pod, container, len(held), self._names)
@@ -227,9 +230,9 @@ class Admission:
     def _init_container(self, held: frozenset[str]) -> Admitted:
         """Find the ordinary init container that starts with *held*: the kubelet does not list these."""
         with self._lock:
-            holder = self._holders.get(held)
+            holders = self._holders.get(held)
         for pod in self._pods.all_known():
-            if pod.ended or (holder is not None and holder != pod.uid):
+            if pod.ended or (holders is not None and pod.uid not in holders):
                 continue
             for container, role in pod.start_order:
                 if role != "init" or identity.asked_units(container, self._names) != len(held):

@@ -52,8 +52,14 @@ def wanted(grant: ContainerGrant) -> dict[str, int]:
     return {id_prefix(share.uuid): grant.units // len(grant.gpus) for share in grant.gpus}
 
 
-def pick(grant: ContainerGrant, available: Collection[str], must: Collection[str]) -> list[str]:
+def pick(
+    grant: ContainerGrant, available: Collection[str], must: Collection[str], held: Collection[str] = ()
+) -> list[str]:
     """Choose the ids of *grant* among those *available*, with all that the kubelet says it *must* take.
+
+    Those *held* by containers come last: a List that finds a pod ended makes the kubelet forget the ids of an Allocate
+    that is under way, so it offers them again (devicemanager/manager.go, UpdateAllocatedDevices). Two containers with
+    one id are no harm, since amounts are the grants', but what an id says of its owner would be less.
 
     Raises RefusedError where that cannot be: the kubelet would take other GPUs' ids instead.
     """
@@ -61,7 +67,7 @@ def pick(grant: ContainerGrant, available: Collection[str], must: Collection[str
     for share in grant.gpus:
         prefix, count = id_prefix(share.uuid), grant.units // len(grant.gpus)
         own = sorted(device for device in {*available, *must} if device.rpartition("-")[0] == prefix)
-        first = sorted(own, key=lambda device: device not in must)
+        first = sorted(own, key=lambda device: (device not in must, device in held))
         if len(own) < count:
             raise RefusedError(
                 Reason.WRONG_DEVICES,

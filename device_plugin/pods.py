@@ -34,7 +34,7 @@ class NodePods:
 
     def stop(self) -> None:
         """End the watch."""
-        self._reflector.stop()
+        self._reflector.stop(timeout=1.0)
 
     def known(self, name: PodName) -> Pod | None:
         """Give the pod as the watch last showed it, which may be behind what the kubelet was shown."""

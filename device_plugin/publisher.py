@@ -14,8 +14,10 @@ from device_plugin.inventory import next_inventory
 log = structlog.get_logger(__name__)
 
 _RETRY_SECONDS = (0.2, 10.0)
-_WRITE_SECONDS = 5.0
+# Together below the 10 s in which a plugin has to be gone after SIGTERM, whatever the API server does.
+_WRITE_SECONDS = 3.0
 _LAST_WRITE_SECONDS = 2.0
+_STOP_SECONDS = 1.0
 
 
 class _Metadata(msgspec.Struct, frozen=True, rename="camel"):
@@ -66,7 +68,7 @@ class Publisher:
             self._stopping = True
             self._changed.notify_all()
         self._thread.join()
-        self._reflector.stop()
+        self._reflector.stop(_STOP_SECONDS)
         with self._changed:
             self._serving = False
             update = self._update()

@@ -21,13 +21,13 @@ import pytest
 from cotenant.contract import environment, units
 from cotenant.contract import grant as grants
 from cotenant.contract.grant import ContainerGrant, Role
-from e2e import kustomize
+from e2e import policies
 from e2e.cluster import ControlPlane
 from e2e.node import RealNode, container, pod
 from e2e.plugin import PodResources
 from e2e.processes import wait_until
 from e2e.programs import RunningExtender, RunningPlugin
-from e2e.rest import Api, ApiError, Object
+from e2e.rest import Api, Object
 
 GPU_MEM = "cotenant.io/gpu-mem"
 GRANT = "cotenant.io/grant"
@@ -44,25 +44,8 @@ STAY = f"{PRINT_ENVIRONMENT}; sleep 1000000"
 def api(control_plane: ControlPlane) -> Iterator[Api]:
     """A client as admin of a cluster with our admission policies, which go again afterwards."""
     client = control_plane.api()
-    policies = list(kustomize.build(kustomize.MANIFESTS / "admission" / "policies"))
-    for policy in policies:
-        client.apply(json.dumps(policy))
-
-    def effective() -> bool:
-        """Whether both act: a pod of ours gets its scheduler, and a forged one is refused."""
-        query = {"dryRun": "All"}
-        path = "/api/v1/namespaces/default/pods"
-        ready = client.call("POST", path, asking("probe", 1), query=query)
-        try:
-            client.call("POST", path, pod("probe", container(), annotations={GRANT: "{}"}), query=query)
-        except ApiError:
-            return bool("cotenant-scheduler" == ready["spec"]["schedulerName"])
-        return False
-
-    assert wait_until(effective, timeout_s=30), "the policies were not in effect after 30 s"
-    yield client
-    for policy in policies:
-        client.delete(policy["kind"], policy["metadata"]["name"])
+    with policies.installed(client):
+        yield client
 
 
 @dataclass

@@ -64,7 +64,7 @@ class Extender:
             extender_user=configuration.extender_user,
         )
         # one address for both is one server, as when everything stays on loopback
-        together = configuration.serve == configuration.listen
+        together = configuration.serve == configuration.listen and not configuration.listen.endswith(":0")
         rest = verbs if together else routes.new_app()
         routes.everything_else(
             rest,
@@ -94,7 +94,8 @@ class Extender:
             stopping.wait()
         finally:
             _log.info("stopping")
-            # first no more binds, then no more of what they need
+            # first no more binds, then no more of what they need; one in doubt would wait longer than we are given
+            self._binder.hurry()
             for server in self._servers:
                 server.stop()
             if self._nominator is not None:

@@ -205,9 +205,11 @@ class Ranking:
         self._weigh(rows, gpus, row, k, after)
 
     def _left(self, free_bytes: Ints) -> Ints:
-        """Count the milli that the pod leaves of GPUs that have so many bytes free."""
-        if self._request.wishes.isolation.whole_gpu:
-            return np.zeros_like(free_bytes)
+        """Count the milli that the pod leaves of GPUs that have so many bytes free.
+
+        One that wants the GPU for itself is weighed by what it asks as well: what it does not use of its GPU is lost to
+        the others, so the smallest GPU that holds it is the best.
+        """
         return (free_bytes - self._need_bytes) * MILLI // self._table.largest_bytes
 
     def _weigh_whole(self, rows: Ints, after: Ints) -> None:
@@ -241,12 +243,11 @@ class Ranking:
         placed = place(view, self._request) if view is not None else Reason.UNKNOWN_NODE
         if view is None or not isinstance(placed, Placement):
             return
-        alone = self._request.wishes.isolation.whole_gpu
         left: dict[str, int] = {}
         for need, states in zip(pieces(self._request), placed.gpus, strict=False):
             for state in states:
                 before = left.get(state.gpu.uuid, state.free_bytes)
-                left[state.gpu.uuid] = 0 if alone else before - need
+                left[state.gpu.uuid] = before - need
         after = self._table.free_milli[row : row + 1].copy()
         for column, state in enumerate(view.gpus):
             if state.gpu.uuid in left:

@@ -1,6 +1,7 @@
 """The command line of `cotenant`."""
 
 import sys
+from pathlib import Path
 
 import click
 
@@ -31,3 +32,54 @@ def demo(*, serve: bool, plain: bool) -> None:
     from cotenant.cli.demo import run  # noqa: PLC0415 - gRPC and the Kubernetes client take seconds to import
 
     sys.exit(run(serve=serve, plain=plain))
+
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_OUT = click.Path(dir_okay=False, writable=True, path_type=Path)
+
+
+@main.command()
+@click.option("--nodes", required=True, type=_FILE, help="CSV: sn, cpu_milli, memory_mib, gpu, model.")
+@click.option(
+    "--pods", required=True, type=_FILE, help="CSV: name, cpu_milli, memory_mib, num_gpu, gpu_milli, gpu_spec."
+)
+@click.option("--sequence", type=_FILE, help="The order of arrival, and of nodes that are equal; else drawn by --seed.")
+@click.option("--policy", default="priced-leftovers", show_default=True, help="How to choose nodes and GPUs.")
+@click.option("--seed", required=True, type=int, help="Of the order in which pods arrive.")
+@click.option("--ratio", default=1.3, show_default=True, type=click.FloatRange(0, 10), help="Load, in clusters.")
+@click.option("--sample", is_flag=True, help="Show the policy only the nodes that kube-scheduler would.")
+@click.option("--json", type=_OUT, help="Write all figures there.")
+@click.option("--plot", type=_OUT, help="Draw allocation and fragmentation there, as .svg, .png or .pdf.")
+def simulate(
+    *,
+    nodes: Path,
+    pods: Path,
+    sequence: Path | None,
+    policy: str,
+    seed: int,
+    ratio: float,
+    sample: bool,
+    json: Path | None,
+    plot: Path | None,
+) -> None:
+    """Replay a trace: how much of the GPUs a policy allocates as pods arrive, and what it drops.
+
+    Pods arrive one by one, never leave, and are dropped for good where they fit nowhere. The ledger, the fit and the
+    policies are the extender's own.
+    """
+    from cotenant.cli import simulate as simulation  # noqa: PLC0415 - numpy takes a while to import
+    from extender.policies import POLICIES  # noqa: PLC0415
+
+    if policy not in POLICIES:
+        raise click.BadParameter(f"{policy!r} is none of {', '.join(sorted(POLICIES))}", param_hint="--policy")
+    simulation.run(
+        nodes=nodes,
+        pods=pods,
+        sequence=sequence,
+        policy=policy,
+        seed=seed,
+        ratio=ratio,
+        sample=sample,
+        json=json,
+        plot=plot,
+    )

@@ -31,6 +31,8 @@ _BACK_OFF_SECONDS = (0.05, 5.0)
 # The kubelet opens its stream right after Register; one that has not by then lost the connection in between.
 _STREAM_SECONDS = 5.0
 _REGISTER_SECONDS = 10.0
+# A kubelet that hangs inside Register does not keep us from ending.
+_RETIRE_SECONDS = 1.0
 # Every open stream holds a thread, and so does every call; old streams live on until their kubelet is gone.
 _THREADS = 32
 
@@ -82,7 +84,7 @@ class Registration:
         """Register no more, whatever the kubelet does; keep serving."""
         self._stopping.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(_RETIRE_SECONDS)
 
     def stop(self, grace_seconds: float = 1.0) -> None:
         """Retire, end all streams and calls, those under way after *grace_seconds*, and remove our socket."""

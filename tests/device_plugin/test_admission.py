@@ -258,6 +258,18 @@ class TestRefusals:
         with pytest.raises(RefusedError, match="were answered for the pod with UID u, not for this one"):
             admission.pre_start(other.held["main"])
 
+    def test_two_containers_that_the_kubelet_gave_the_same_ids_both_start_again(self, world: World) -> None:
+        first = world.add("p", "u", container_grant(gpus=[0], units=UNITS))
+        admission = world.admission()
+        world.admit(admission, first)
+        # the kubelet has forgotten that they are taken, and the GPU has no others
+        second = world.add("q", "v", container_grant(gpus=[0], units=UNITS))
+        chosen = admission.prefer(device_ids(uuid(0), UNITS), [], UNITS)
+        admission.allocate(chosen)
+        second.held["main"] = frozenset(chosen)
+        assert first.held["main"] == second.held["main"]
+        assert admission.pre_start(chosen).grant.gpus == first.grants[0].gpus
+
     def test_a_container_may_not_start_with_ids_that_nobody_holds(self, world: World) -> None:
         with pytest.raises(RefusedError, match="the kubelet lists no container with the device ids"):
             world.admission().pre_start(device_ids(uuid(0), 2))

@@ -58,6 +58,12 @@ def test_what_is_picked_is_free_is_the_grants_and_holds_what_must_be_taken(
     ids.check(grant, chosen)
 
 
+def test_ids_that_the_kubelet_offers_although_they_are_held_are_taken_last() -> None:
+    first, second, third = device_ids(uuid(0), 3)
+    assert {second, third} == set(ids.pick(container_grant(units=2), [first, second, third], [], {first}))
+    assert {first, second, third} == set(ids.pick(container_grant(units=3), [first, second, third], [], {first}))
+
+
 def test_ids_of_another_gpu_or_in_another_number_are_refused() -> None:
     grant = container_grant(gpus=[0], units=2)
     for wrong in (device_ids(uuid(1), 2), device_ids(uuid(0), 1), device_ids(uuid(0), 3), ["nonsense", "more-1"]):

@@ -308,9 +308,11 @@ class TestPolicies:
         two = Cluster().with_node(a_node().with_gpus(2, "10GiB"))
         assert {"n": 1200} == two.costs(a_pod().asking(8).wishing(gpu_count=2), "binpack")
 
-    def test_binpack_finds_that_a_gpu_of_its_own_leaves_nothing(self) -> None:
-        one = Cluster().with_node(a_node().with_gpus(1, "10GiB"))
-        assert {"n": 0} == one.costs(a_pod().asking(1).asking(1).wishing(isolation="exclusive"), "binpack")
+    def test_binpack_takes_the_smallest_gpu_for_who_wants_one_alone(self) -> None:
+        # milli of 20 GiB: 10 - 2 are 400, 20 - 2 are 900
+        both = Cluster().with_node(a_node("a").with_gpu("10GiB")).with_node(a_node("b").with_gpu("20GiB"))
+        pod = a_pod().asking(1).asking(1).wishing(isolation="exclusive")
+        assert {"a": 400, "b": 900} == both.costs(pod, "binpack")
 
     def test_spread_takes_the_emptiest(self) -> None:
         assert ("a", [1]) == self.best(self.two_nodes(), a_pod().asking(2), "spread")
