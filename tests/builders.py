@@ -228,5 +228,3 @@ def granted(
             **more,
         }
     )
-
-
