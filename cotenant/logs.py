@@ -5,17 +5,24 @@ Fixed keys: ``pod`` (namespace/name), ``pod_uid``, ``node``, ``gpu`` (UUID), ``v
 
 import logging
 import sys
+from collections.abc import MutableMapping
+from typing import Any
 
 import structlog
 
 
-def configure(program: str) -> None:
-    """Send structlog's and the libraries' own log lines to stderr as JSON."""
+def configure(program: str, **constant: str) -> None:
+    """Send structlog's and the libraries' own lines to stderr, each with *program* and the *constant* keys."""
+
+    # not structlog's contextvars: what one thread binds there the others do not see
+    def add_constant(_logger: Any, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        return {"program": program, **constant, **line}
+
     shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
+        add_constant,
     ]
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -29,7 +36,6 @@ def configure(program: str) -> None:
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.EventRenamer("message"),
                 structlog.processors.JSONRenderer(),
             ],
         )
@@ -37,4 +43,3 @@ def configure(program: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
-    structlog.contextvars.bind_contextvars(program=program)

@@ -1,17 +1,14 @@
 """The command `cotenant-device-plugin`."""
 
-import logging
 import signal
 import socket
 import sys
 import threading
-from collections.abc import MutableMapping
 from pathlib import Path
-from typing import Any
 
 import click
-import structlog
 
+from cotenant import logs
 from cotenant.cluster import NoCluster, connect
 from cotenant.contract import configuration
 from cotenant.contract.configuration import ConfigurationError, DevicePluginConfiguration
@@ -60,7 +57,7 @@ def main(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     node = node_name or socket.gethostname()
-    _log_json_lines(node)
+    logs.configure("cotenant-device-plugin", node=node)
     try:
         settings = configuration.load(config_file, DevicePluginConfiguration)
         nvml = NVML.open(library_path=nvml_library, fake=fake_gpus)
@@ -94,21 +91,3 @@ def main(
     plugin.stop()
     nvml.close()
     cluster.close()
-
-
-def _log_json_lines(node: str) -> None:
-    def add_node(_logger: Any, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        return {"node": node, **line}
-
-    structlog.configure(
-        processors=[
-            add_node,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )

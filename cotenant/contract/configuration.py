@@ -186,7 +186,7 @@ class _StrictLoader(yaml.SafeLoader):
         """Make the value of *node*; PyYAML trips over `!!int ""`, `!!bool maybe` and `!!timestamp soon`."""
         try:
             return super().construct_object(node, deep)
-        except (ValueError, LookupError, AttributeError) as error:
+        except (ValueError, LookupError, AttributeError, TypeError) as error:
             kind = node.tag.rpartition(":")[2]
             raise yaml.constructor.ConstructorError(None, None, f"the value is no {kind}", node.start_mark) from error
 

@@ -63,10 +63,14 @@ class Binder:
         self._thread = threading.Thread(target=self._settle, name="settle bindings", daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
-        """End the settling; a Binding still in doubt is told by the next LIST after the next start."""
+    def hurry(self) -> None:
+        """Send no Binding again: what is in doubt now is told by the first LIST after the next start."""
         self._stopping.set()
         self._wake.set()
+
+    def stop(self) -> None:
+        """End the settling, too."""
+        self.hurry()
         self._thread.join(timeout=_REQUEST_SECONDS)
 
     def unsettled(self) -> int:
@@ -126,7 +130,9 @@ class Binder:
             if error.outcome_unknown or (again and not isinstance(error, NotFound)):
                 return _Doubt(str(error))
             self._ledger.forget(args.PodUID)
-            return Refusal.of(args, Reason.POD_GONE if isinstance(error, NotFound) else Reason.API_ERROR, str(error))
+            if isinstance(error, NotFound):
+                return Refusal.of(args, Reason.POD_GONE)
+            return Refusal.of(args, Reason.API_ERROR, str(error))
         self._ledger.confirm(args.PodUID)
         return None
 

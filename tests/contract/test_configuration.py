@@ -103,6 +103,7 @@ class TestErrors:
             ("is not valid YAML: the value is no int", 'unit: !!int ""'),
             ("is not valid YAML: the value is no bool", "nominate: !!bool maybe"),
             ("is not valid YAML: the value is no timestamp", "unit: !!timestamp soon"),
+            ("is not valid YAML: the value is no map", "unit: !!map [[a]]"),
             ("is not valid YAML: the value is no int", "unit: " + "9" * 5_000),
             ("is not valid YAML: unacceptable character", "unit: \x00"),
             ("is not valid YAML", "unit: " + "[" * 400),

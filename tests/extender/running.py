@@ -124,10 +124,16 @@ class Running:
 
     @property
     def address(self) -> str:
+        """Where the verbs are answered."""
         return self.extender._servers[0].address
 
+    @property
+    def other_address(self) -> str:
+        """Where everything else is."""
+        return self.extender._servers[-1].address
+
     def get(self, path: str) -> Answer:
-        return call(self.address, "GET", path)
+        return call(self.other_address, "GET", path)
 
     def post(self, path: str, body: bytes | Json, **headers: str) -> Answer:
         return call(self.address, "POST", path, body, **headers)

@@ -63,7 +63,7 @@ def could_fit(free: list[int], empty: list[bool], modes: list[str], pod: PodBuil
     alone = wishes.get("isolation") in {"exclusive", "strict"}
     amounts = [int(c["resources"]["limits"][NAMES.gpu_mem]) // count for c in (*pod.init, *pod.main)]
     ordinary = [c.get("restartPolicy") != "Always" for c in pod.init]
-    whole = any(ordinary)
+    whole = alone or any(ordinary)  # a GPU of its own is for the whole pod
     sets = [
         chosen
         for chosen in combinations(range(len(free)), count)

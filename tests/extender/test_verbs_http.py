@@ -12,7 +12,7 @@ from cotenant import __version__
 from cotenant.contract.reasons import Reason
 from cotenant.standins.api_rules import NODES, PODS
 from tests.builders import NAMES, a_grant, a_node, a_pod, granted
-from tests.extender.running import PATIENCE, Answer, Running, add, bind_args, eventually, filter_args, submit
+from tests.extender.running import PATIENCE, Answer, Running, add, bind_args, call, eventually, filter_args, submit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -256,7 +256,7 @@ class TestBadInput:
     def test_other_paths_and_methods_are_answered_in_plain_words(
         self, extender: Running, method: str, path: str, status: int
     ) -> None:
-        answer = extender.get(path) if method == "GET" else extender.post(path, b"")
+        answer = call(extender.address, method, path)
 
         assert status == answer.status
         assert answer.body.startswith(f"{method} {path}: ".encode())
@@ -393,7 +393,10 @@ class TestEverythingElse:
     def test_the_sentence_it_prints_says_where_and_how_much(self, start: Callable[..., Running]) -> None:
         extender = start()
 
-        assert f"cotenant-extender ready: everything on {extender.address}; 2 nodes, 0 pods" == extender.sentence
+        assert (
+            f"cotenant-extender ready: verbs on {extender.address}, everything else on {extender.other_address}; "
+            "2 nodes, 0 pods"
+        ) == extender.sentence
 
     def test_version(self, extender: Running) -> None:
         assert {"name": "cotenant-extender", "version": __version__} == extender.get("/version").json
