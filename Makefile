@@ -6,7 +6,7 @@ UV := .uv/bin/uv
 UV_VERSION := 0.13.9
 ENVIRONMENT := .venv/.synced
 RUN := .venv/bin
-SOURCES := cotenant extender device_plugin e2e tests
+SOURCES := cotenant extender device_plugin e2e packing tests
 E2E_BIN ?= $(or $(COTENANT_BIN),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/cotenant/bin)
 
 .DEFAULT_GOAL := help
@@ -54,6 +54,10 @@ binaries: ## build the real Kubernetes components and containerd from the Go mod
 .PHONY: e2e
 e2e: $(ENVIRONMENT) binaries ## run against the real control plane; as root against a real kubelet too
 	COTENANT_BIN=$(E2E_BIN) $(RUN)/pytest e2e
+
+.PHONY: packing
+packing: $(ENVIRONMENT) ## replay the openb trace 150 times against the published results, on all cores
+	$(RUN)/pytest packing
 
 .PHONY: bench
 bench: $(ENVIRONMENT) ## measure filter and memory at 5,000 nodes; prints a table, writes bench-results/

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from cotenant.contract.inventory import GPU, Mode
 from cotenant.contract.request import model_wished
 from extender.ledger import Ledger, NodeView
+from extender.mix import PodClass
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -98,6 +99,13 @@ class Table:
     def allowed(self, wishes: Sequence[str]) -> Bools:
         """Tell of each model, and in the last place of no model, whether a pod that wishes for *wishes* may have it."""
         return np.array([*(model_wished(model, wishes) for model in self.models), False])
+
+    def allowed_each(self, classes: Sequence[PodClass]) -> Bools:
+        """Tell the same for each of several classes of pods, (classes, models + 1)."""
+        found = np.zeros((len(classes), len(self.models) + 1), np.bool_)
+        for n, pod_class in enumerate(classes):
+            found[n] = self.allowed(pod_class.models)
+        return found
 
     def milli(self, amount_bytes: int) -> int:
         """Count thousandths of the largest GPU, rounded up."""

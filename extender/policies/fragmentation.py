@@ -21,9 +21,7 @@ class Fragmentation:
         self._frequency = np.array([f for _, f in with_gpus])[:, None]
         self._gpus = np.array([c.gpus for c, _ in with_gpus], np.int64)[:, None]
         self._cpu = np.array([c.cpu_milli for c, _ in with_gpus], np.int64)[:, None]
-        self._access = np.array([table.allowed(c.models) for c, _ in with_gpus]).reshape(
-            len(with_gpus), len(table.models) + 1
-        )
+        self._access = table.allowed_each([c for c, _ in with_gpus])
         self._typed = not self._access[:, :-1].all()
         shares = sorted({c.share_milli for c, _ in with_gpus})
         self._shares = np.array(shares, np.int64)[:, None, None]

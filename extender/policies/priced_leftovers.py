@@ -134,9 +134,7 @@ class _Blocks:
         self.groups = len(grouped)
         self._gpus = np.array([c.gpus for c, _ in several], np.int64)
         self._cpu = np.array([c.cpu_milli for c, _ in several], np.int64)
-        self._allowed = (
-            np.array([table.allowed(c.models) for c, _ in several]).reshape(len(several), len(table.models) + 1).T
-        )
+        self._allowed = table.allowed_each([c for c, _ in several]).T
         # (classes, groups): how much of its group each class is, in milli of an idle GPU
         self._weight = np.zeros((len(several), self.groups))
         # (groups,): how much of all demand each group is

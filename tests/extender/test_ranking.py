@@ -359,6 +359,15 @@ class TestPolicies:
 
         assert costs["block"] > costs["single0"]
 
+    @pytest.mark.parametrize("policy", POLICIES)
+    @pytest.mark.parametrize(
+        "pod_class", [PodClass(0, 0, 0), PodClass(0, 1, 300), PodClass(1000, 2, 1000, ("B200",)), PodClass(1, 64, 1000)]
+    )
+    def test_a_mix_of_one_class_is_as_good_as_any(self, policy: str, pod_class: PodClass) -> None:
+        costs = self.two_nodes().costs(a_pod().asking(2), policy, Mix.of([pod_class] * 50))
+
+        assert np.isfinite(list(costs.values())).all()
+
     @pytest.mark.parametrize("policy", ["fgd", "priced-leftovers"])
     def test_before_any_pod_has_taught_a_mix_nodes_are_packed(self, policy: str) -> None:
         cluster = self.two_nodes()

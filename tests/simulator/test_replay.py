@@ -1,0 +1,173 @@
+"""Replays overbook nothing, drop nothing that fits, and come out the same from the same."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from cotenant.cli.main import main
+from cotenant.simulator.cluster import new_ledger
+from cotenant.simulator.replay import Run, replay
+from cotenant.simulator.report import report
+from cotenant.simulator.sampling import Sampler
+from cotenant.simulator.trace import Order, TraceNode, TracePod, draw_order
+from extender.policies import POLICIES
+from extender.table import Table
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def a_cluster(nodes: int = 12, seed: int = 0) -> list[TraceNode]:
+    random = Random(seed)
+    kinds = [(96_000, 8, "G2"), (64_000, 2, "P100"), (64_000, 4, "T4"), (32_000, 0, "")]
+    return [
+        TraceNode(f"n{n:03}", cpu, 262_144, gpus, model)
+        for n in range(nodes)
+        for cpu, gpus, model in [random.choice(kinds)]
+    ]
+
+
+def some_pods(count: int = 150, seed: int = 0) -> list[TracePod]:
+    random = Random(seed)
+    sizes = [(0, 0), (1, 250), (1, 460), (1, 810), (1, 1000), (1, 1000), (2, 1000), (4, 1000), (8, 1000)]
+    pods = []
+    for n in range(count):
+        gpus, share = random.choice(sizes)
+        models = ("T4", "P100") if gpus == 1 and random.random() < 0.1 else ()
+        pods.append(
+            TracePod(f"p{n}", random.choice([1000, 4000, 8000]), random.choice([1024, 16384]), gpus, share, models)
+        )
+    return pods
+
+
+def a_run(policy: str = "priced-leftovers", *, sample: bool = False, nodes: int = 12) -> tuple[list[TraceNode], Run]:
+    cluster, pods = a_cluster(nodes), some_pods()
+    return cluster, replay(cluster, pods, draw_order(pods, cluster, seed=3, ratio=1.3), policy, sample=sample)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+class TestEveryPolicy:
+    def test_nothing_is_overbooked_and_nothing_that_fits_is_dropped(self, policy: str) -> None:
+        nodes, run = a_run(policy)
+        cpu, memory = [node.cpu_milli for node in nodes], [node.memory_mib for node in nodes]
+        # GPU memory is the ledger's to keep; in all, a node holds no more than it has
+        milli = [1000 * node.gpus for node in nodes]
+        for pod, row in zip(run.pods, run.row, strict=True):
+            if row < 0:
+                continue
+            assert not pod.models or nodes[row].model in pod.models
+            cpu[row] -= pod.cpu_milli
+            memory[row] -= pod.memory_mib
+            milli[row] -= pod.milli
+        assert min(cpu + memory + milli) >= 0
+        assert sum(milli) == run.free[-1]
+        for pod, row in zip(run.pods, run.row, strict=True):
+            if row < 0 and not pod.gpus:
+                # it was dropped, and nothing ever leaves: it fits nowhere now either
+                assert not any(c >= pod.cpu_milli and m >= pod.memory_mib for c, m in zip(cpu, memory, strict=True))
+
+    def test_the_same_order_gives_the_same_run(self, policy: str) -> None:
+        assert a_run(policy)[1].row.tolist() == a_run(policy)[1].row.tolist()
+
+
+class TestSample:
+    def test_a_small_cluster_is_shown_whole(self) -> None:
+        assert a_run(sample=True)[1].row.tolist() == a_run()[1].row.tolist()
+
+    def test_a_large_one_is_shown_in_turns(self) -> None:
+        table = Table(new_ledger([TraceNode(f"n{n:04}", 64_000, 1024, 1, "G2") for n in range(1000)]))
+        rows = np.array([table.rows[f"n{n:04}"] for n in range(1000)])
+        sampler = Sampler(table, rows)
+        every = table.known.copy()
+        pod = TracePod("p", 1000, 10, 1, 500)
+
+        # kube-scheduler: 50 - 1000/125 = 42 percent
+        first, second, third = (sampler.shown(every, every, pod) for _ in range(3))
+        assert [420] * 3 == [int(shown.sum()) for shown in (first, second, third)]
+        assert not (first & second).any()
+        # 3 x 420 are 260 more than there are
+        assert 260 == (first & third).sum()
+
+    def test_what_fits_in_no_sample_but_elsewhere_is_nominated(self) -> None:
+        table = Table(new_ledger([TraceNode(f"n{n:04}", 64_000, 1024, 1, "G2") for n in range(1000)]))
+        rows = np.array([table.rows[f"n{n:04}"] for n in range(1000)])
+        last = np.zeros_like(table.known)
+        last[rows[-1]] = True
+
+        assert Sampler(table, rows).shown(table.known, last, TracePod("p", 1000, 10, 1, 500))[rows[-1]]
+
+
+class TestReport:
+    def test_columns_average_what_was_seen_at_that_load(self) -> None:
+        nodes = [TraceNode("n", 64_000, 1024, 1, "G2")]
+        pods = [TracePod("half", 1000, 10, 1, 500), TracePod("most", 1000, 10, 1, 600)]
+        found = report(replay(nodes, pods, Order(arrivals=(0, 1, 0), ranks=(0,)), "binpack"), policy="binpack", seed=0)
+
+        # 50, then 110 percent arrived, of which the second was dropped, then 160: beyond the last column
+        assert {"50": 50.0, "110": 50.0} == found.allocation
+        assert {"share": 0.0} == found.dropped
+        assert 2 == found.placed
+
+    def test_drops_are_percent_of_what_their_kind_asked(self) -> None:
+        nodes = [TraceNode("n", 3000, 1024, 4, "G2")]
+        pods = [TracePod("cpu", 1000, 10, 0, 0), TracePod("one", 1000, 10, 1, 1000)]
+        done = replay(nodes, pods, Order(arrivals=(0, 1, 1, 1, 1, 0), ranks=(0,)), "fgd")
+
+        # 3 cores: one pod without GPUs and two with one; the last, without, comes at 100 percent too
+        assert {"1": 50.0, "cpu": 50.0} == report(done, policy="fgd", seed=0).dropped
+
+
+class TestCommand:
+    def simulate(self, folder: Path, *more: str) -> tuple[int, str]:
+        def csv(name: str, header: str, rows: list[str]) -> str:
+            (folder / name).write_text("\n".join([header, *rows]) + "\n")
+            return str(folder / name)
+
+        nodes = [f"{n.name},{n.cpu_milli},{n.memory_mib},{n.gpus},{n.model}" for n in a_cluster()]
+        pods = [
+            f"{p.name},{p.cpu_milli},{p.memory_mib},{p.gpus},{p.share_milli},{'|'.join(p.models)}"
+            for p in some_pods(40)
+        ]
+        files = [
+            "--nodes", csv("nodes.csv", "sn,cpu_milli,memory_mib,gpu,model", nodes),
+            "--pods", csv("pods.csv", "name,cpu_milli,memory_mib,num_gpu,gpu_milli,gpu_spec", pods),
+        ]  # fmt: skip
+        done = CliRunner().invoke(main, ["simulate", *files, "--seed", "7", *more])
+        return done.exit_code, done.output
+
+    def test_figures_are_printed_and_written(self, tmp_path: Path) -> None:
+        status, output = self.simulate(
+            tmp_path, "--json", str(tmp_path / "out.json"), "--plot", str(tmp_path / "out.svg")
+        )
+
+        assert 0 == status
+        assert "allocated, %" in output
+        written = msgspec.json.decode((tmp_path / "out.json").read_bytes())
+        assert {"allocation", "fragmentation", "dropped", "seconds", "seed", "policy"} <= set(written)
+        assert (7, "priced-leftovers") == (written["seed"], written["policy"])
+        assert "<svg" in (tmp_path / "out.svg").read_text()
+
+    def test_a_bad_trace_ends_with_a_sentence(self, tmp_path: Path) -> None:
+        (tmp_path / "order.txt").write_text("0\n0\n")
+        status, output = self.simulate(tmp_path, "--sequence", str(tmp_path / "order.txt"))
+
+        assert 1 == status
+        assert "order.txt, line 1, column 1: expected each of 0 to 11 once" in output
+
+    def test_an_unknown_policy_is_named(self, tmp_path: Path) -> None:
+        status, output = self.simulate(tmp_path, "--policy", "worst")
+
+        assert 2 == status
+        assert "'worst' is none of balanced, best-fit" in output
+
+    def test_an_unknown_format_of_the_plot_ends_with_a_sentence(self, tmp_path: Path) -> None:
+        status, output = self.simulate(tmp_path, "--plot", str(tmp_path / "out.xyz"))
+
+        assert 1 == status
+        assert "out.xyz" in output
