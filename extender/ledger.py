@@ -549,8 +549,9 @@ class Ledger:
         """Show a node anew after it changed."""
         if account.read_from is None:
             return  # the API server has no such node; pods may still hold something there
+        everywhere = account.everywhere.total() if account.everywhere else 0
         gpus = tuple(
-            self._state(account, gpu)
+            self._state(account, gpu, everywhere)
             for gpu in (account.inventory.gpus if account.inventory else ())
             if gpu.family is Family.MEMORY
         )
@@ -570,9 +571,9 @@ class Ledger:
         self._note_change(account.name)
 
     @staticmethod
-    def _state(account: _Account, gpu: GPU) -> GPUState:
-        held = account.held.get(gpu.uuid, 0) + account.everywhere.total()
-        if account.alone.get(gpu.uuid, 0):
+    def _state(account: _Account, gpu: GPU, everywhere_bytes: int) -> GPUState:
+        held = account.held.get(gpu.uuid, 0) + everywhere_bytes
+        if account.alone and account.alone.get(gpu.uuid, 0):
             held = max(held, gpu.usable_bytes)
         return GPUState(
             gpu=gpu,

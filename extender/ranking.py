@@ -115,7 +115,10 @@ class Ranking:
         """Give each node's cost just now, (N,): the lower the better, infinite where it does not fit."""
         if not self._policy.priced:
             return self._cost
-        cost = np.where(self.feasible, (self._terms @ self._policy.prices()).min(axis=1), np.inf)
+        rows, candidates, terms = self._terms.shape
+        # as one flat product, which is several times quicker than one of many small ones
+        priced = (self._terms.reshape(-1, terms) @ self._policy.prices()).reshape(rows, candidates)
+        cost = np.where(self.feasible, priced.min(axis=1), np.inf)
         step = self._policy.step
         return np.floor(cost / step + 0.5) if step else cost
 

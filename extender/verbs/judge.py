@@ -3,6 +3,8 @@
 import threading
 from collections.abc import Sequence
 
+import numpy as np
+
 from cotenant.contract.names import Names
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
@@ -70,21 +72,24 @@ class Judge:
 
     def _verdicts(self, ranking: Ranking, request: PodRequest, nodes: Sequence[str]) -> list[float | Reason | None]:
         """Judge all nodes; None for one that has come to fit since it was ranked."""
-        rows, costs, reasons = self._rankings.table.rows, ranking.costs().tolist(), ranking.reasons
-        feasible = ranking.feasible.tolist()
-        found: list[float | Reason | None] = []
-        for name in nodes:
-            row = rows.get(name)
-            if row is not None and feasible[row]:
-                found.append(costs[row])
-                continue
-            reason = reasons.get(name)
-            if reason is None:
-                view = self._ledger.view(name)
-                placed = place(view, request) if view is not None else Reason.UNKNOWN_NODE
-                reason = placed if not isinstance(placed, Placement) else None
-                # a node that the table does not know has nothing that would ever make it forget the reason
-                if reason is not None and row is not None:
-                    reasons[name] = reason
-            found.append(reason)
+        rows = list(map(self._rankings.table.rows.get, nodes))
+        index = np.array([-1 if row is None else row for row in rows] if None in rows else rows, np.int64)
+        fits = ranking.feasible[index] & (index >= 0)
+        found: list[float | Reason | None] = ranking.costs()[index].tolist()
+        for n in np.flatnonzero(~fits):
+            found[n] = self._why_not(ranking, request, nodes[int(n)])
         return found
+
+    def _why_not(self, ranking: Ranking, request: PodRequest, node: str) -> Reason | None:
+        reason = ranking.reasons.get(node)
+        if reason is not None:
+            return reason
+        view = self._ledger.view(node)
+        if view is None:
+            # nothing would ever make the ranking forget this
+            return Reason.UNKNOWN_NODE
+        placed = place(view, request)
+        if isinstance(placed, Placement):
+            return None
+        ranking.reasons[node] = placed
+        return placed
