@@ -13,7 +13,7 @@ E2E_BIN ?= $(or $(COTENANT_BIN),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/cotenant/
 
 .PHONY: help
 help: ## list what can be made
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(UV):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Cotenant needs Python 3.11 or later; say which: make PYTHON=python3.12 ...")'
@@ -62,6 +62,10 @@ packing: $(ENVIRONMENT) ## replay the openb trace 150 times against the publishe
 .PHONY: bench
 bench: $(ENVIRONMENT) ## measure filter and memory at 5,000 nodes; prints a table, writes bench-results/
 	$(RUN)/python -m e2e.bench
+
+.PHONY: throughput
+throughput: $(ENVIRONMENT) ## measure pods a second with and without us, by a real kube-scheduler; writes bench-results/
+	$(RUN)/python -m e2e.throughput
 
 .PHONY: stubs
 stubs: $(ENVIRONMENT) ## generate device_plugin/api again from its .proto files
