@@ -123,22 +123,27 @@ class TestReport:
         assert {"1": 50.0, "cpu": 50.0} == report(done, policy="fgd", seed=0).dropped
 
 
+def written(folder: Path) -> tuple[str, str]:
+    """Write a small trace, and give the files' names."""
+
+    def csv(name: str, header: str, rows: list[str]) -> str:
+        (folder / name).write_text("\n".join([header, *rows]) + "\n")
+        return str(folder / name)
+
+    nodes = [f"{n.name},{n.cpu_milli},{n.memory_mib},{n.gpus},{n.model}" for n in a_cluster()]
+    pods = [
+        f"{p.name},{p.cpu_milli},{p.memory_mib},{p.gpus},{p.share_milli},{'|'.join(p.models)}" for p in some_pods(40)
+    ]
+    return (
+        csv("nodes.csv", "sn,cpu_milli,memory_mib,gpu,model", nodes),
+        csv("pods.csv", "name,cpu_milli,memory_mib,num_gpu,gpu_milli,gpu_spec", pods),
+    )
+
+
 class TestCommand:
     def simulate(self, folder: Path, *more: str) -> tuple[int, str]:
-        def csv(name: str, header: str, rows: list[str]) -> str:
-            (folder / name).write_text("\n".join([header, *rows]) + "\n")
-            return str(folder / name)
-
-        nodes = [f"{n.name},{n.cpu_milli},{n.memory_mib},{n.gpus},{n.model}" for n in a_cluster()]
-        pods = [
-            f"{p.name},{p.cpu_milli},{p.memory_mib},{p.gpus},{p.share_milli},{'|'.join(p.models)}"
-            for p in some_pods(40)
-        ]
-        files = [
-            "--nodes", csv("nodes.csv", "sn,cpu_milli,memory_mib,gpu,model", nodes),
-            "--pods", csv("pods.csv", "name,cpu_milli,memory_mib,num_gpu,gpu_milli,gpu_spec", pods),
-        ]  # fmt: skip
-        done = CliRunner().invoke(main, ["simulate", *files, "--seed", "7", *more])
+        nodes, pods = written(folder)
+        done = CliRunner().invoke(main, ["simulate", "--nodes", nodes, "--pods", pods, "--seed", "7", *more])
         return done.exit_code, done.output
 
     def test_figures_are_printed_and_written(self, tmp_path: Path) -> None:
@@ -171,3 +176,57 @@ class TestCommand:
 
         assert 1 == status
         assert "out.xyz" in output
+
+
+class TestSweep:
+    def sweep(self, folder: Path, *more: str) -> tuple[int, str]:
+        nodes, pods = written(folder)
+        out = str(folder / "out")
+        done = CliRunner().invoke(main, ["sweep", "--nodes", nodes, "--pods", pods, "--out", out, *more])
+        return done.exit_code, done.output
+
+    def test_a_row_for_each_policy_and_the_same_again_without_replaying(self, tmp_path: Path) -> None:
+        arguments = ("--policy", "fgd", "--policy", "binpack", "--seeds", "1,3-4")
+        status, _ = self.sweep(tmp_path, *arguments)
+        assert 0 == status
+        reports = sorted((tmp_path / "out").glob("*.json"))
+        # 2 policies x 3 seeds
+        assert 6 == len(reports)
+        summary = (tmp_path / "out" / "summary.csv").read_text()
+        assert ["trace,policy,seeds", "pods,fgd,3", "pods,binpack,3"] == [
+            ",".join(line.split(",")[:3]) for line in summary.splitlines()
+        ]
+
+        # one was cut off half-way: it alone is replayed
+        kept = {path: path.stat().st_mtime_ns for path in reports[1:]}
+        reports[0].write_bytes(reports[0].read_bytes()[:50])
+        again, _ = self.sweep(tmp_path, *arguments)
+        assert 0 == again
+        assert kept == {path: path.stat().st_mtime_ns for path in reports[1:]}
+        assert sorted((tmp_path / "out").glob("*.json")) == reports
+        assert msgspec.json.decode(reports[0].read_bytes())
+
+    def test_a_sweep_and_a_single_run_agree(self, tmp_path: Path) -> None:
+        self.sweep(tmp_path, "--policy", "fgd", "--seeds", "7")
+        (swept,) = (tmp_path / "out").glob("pods-fgd-7-*.json")
+        nodes, pods = written(tmp_path)
+        one = str(tmp_path / "one.json")
+        files = ["--nodes", nodes, "--pods", pods, "--json", one]
+        CliRunner().invoke(main, ["simulate", *files, "--seed", "7", "--policy", "fgd"])
+
+        single, other = (msgspec.json.decode(path.read_bytes()) for path in (tmp_path / "one.json", swept))
+        assert single["allocation"] == other["allocation"]
+
+    @pytest.mark.parametrize("seeds", ["", "x", "5-", "9-1", "1-99999999999"])
+    def test_seeds_that_mean_nothing_are_refused(self, tmp_path: Path, seeds: str) -> None:
+        status, output = self.sweep(tmp_path, "--seeds", seeds)
+
+        assert 2 == status
+        assert "such as 1,5,42-46" in output
+
+    def test_a_missing_sequence_is_told_before_the_first_replay(self, tmp_path: Path) -> None:
+        status, output = self.sweep(tmp_path, "--sequences", str(tmp_path), "--seeds", "1")
+
+        assert 1 == status
+        assert "pods_1.txt" in output
+        assert not (tmp_path / "out").exists()
