@@ -149,7 +149,7 @@ class Ranking:
         self._seen = table.version
         if self.reasons:
             for row in rows:
-                self.reasons.pop(table.names[row] if row < len(table.names) else "", None)
+                self.reasons.pop(table.names[row], None)
         self._cost[rows] = np.inf
         if not self._ask.gpus:
             self.feasible[rows] = table.known[rows]

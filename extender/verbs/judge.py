@@ -81,15 +81,13 @@ class Judge:
         return found
 
     def _why_not(self, ranking: Ranking, request: PodRequest, node: str) -> Reason | None:
-        reason = ranking.reasons.get(node)
-        if reason is not None:
-            return reason
         view = self._ledger.view(node)
         if view is None:
-            # nothing would ever make the ranking forget this
             return Reason.UNKNOWN_NODE
-        placed = place(view, request)
-        if isinstance(placed, Placement):
-            return None
-        ranking.reasons[node] = placed
-        return placed
+        reason = ranking.reasons.get(node)
+        if reason is None:
+            placed = place(view, request)
+            if isinstance(placed, Placement):
+                return None
+            reason = ranking.reasons[node] = placed
+        return reason

@@ -22,6 +22,7 @@ from extender.policies import POLICIES
 from extender.policies.fragmentation import Fragmentation
 from extender.ranking import Rankings
 from extender.table import Table
+from extender.verbs.judge import Judge
 from tests.builders import NAMES, NodeBuilder, PodBuilder, a_grant, a_node, a_pod, granted
 
 if TYPE_CHECKING:
@@ -428,9 +429,31 @@ class TestTypicalPods:
         assert () == Mix().typical
 
 
-def test_every_reason_is_the_fit_s() -> None:
-    cluster = Cluster().with_node(a_node("full").with_gpus(1, "10GiB")).holding("full", 0, 9)
-    view = cluster.ledger.view("full")
-    assert view is not None
-    assert Reason.NO_GPU_FITS is place(view, request_of(a_pod().asking(5)))
-    assert {"full": np.inf} == cluster.costs(a_pod().asking(5), "fgd")
+class TestReasons:
+    """Why a node does not fit is the fit's to say, as the node is now."""
+
+    def verdict(self, judge: Judge, pod: PodBuilder, node: str = "n") -> float | Reason:
+        (verdict,) = judge.judge(request_of(pod), [node])
+        return verdict
+
+    def test_a_reason_lasts_until_its_node_changes(self) -> None:
+        cluster = Cluster().with_node(a_node().with_gpus(1, "10GiB")).holding("n", 0, 9, name="tenant")
+        judge = Judge(cluster.ledger, NAMES, GIB, "priced-leftovers")
+
+        assert [Reason.NO_GPU_FITS] * 2 == [self.verdict(judge, a_pod().asking(5)) for _ in range(2)]
+        cluster.with_node(a_node().with_gpus(1, "10GiB").unhealthy(0))
+        assert Reason.UNHEALTHY_GPU is self.verdict(judge, a_pod().asking(5))
+        cluster.ledger.node_gone("n")
+        assert Reason.UNKNOWN_NODE is self.verdict(judge, a_pod().asking(5))
+        cluster.ledger.pod_gone("uid-of-tenant")
+        cluster.with_node(a_node().with_gpus(1, "10GiB"))
+        assert isinstance(self.verdict(judge, a_pod().asking(5)), float)
+
+    def test_nodes_are_judged_in_the_order_asked_for(self) -> None:
+        cluster = Cluster().with_node(a_node("a").with_gpus(1, "10GiB")).with_node(a_node("b").with_gpus(1, "10GiB"))
+        cluster.holding("a", 0, 9)
+        judge = Judge(cluster.ledger, NAMES, GIB, "binpack")
+
+        names = ["b", "none", "a", "b"]
+        # milli: 10 - 5 of 10
+        assert [500, Reason.UNKNOWN_NODE, Reason.NO_GPU_FITS, 500] == judge.judge(request_of(a_pod().asking(5)), names)
