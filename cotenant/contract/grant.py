@@ -116,6 +116,8 @@ class Grant(_Wire, frozen=True, kw_only=True):
 
         A GPU for the pod itself is held once, by however many of its containers.
         """
+        if len(self.containers) == 1:
+            return _held(self.containers[0])
         shared = peak([(c.role, _held(c)) for c in self.containers if c.mode is not Mode.EXCLUSIVE])
         whole: Counter[str] = Counter()
         for container in self.containers:
@@ -142,6 +144,8 @@ def peak(containers: list[tuple[Role, dict[str, int]]]) -> dict[str, int]:
     An init container runs beside the sidecars before it; main containers run beside all sidecars
     (component-helpers/resource/helpers.go, AggregateContainerRequests).
     """
+    if len(containers) == 1:  # nearly every pod
+        return dict(containers[0][1])
     running: Counter[str] = Counter()
     most: Counter[str] = Counter()
     for role, held in containers:
