@@ -1,9 +1,12 @@
 """Policies: which GPU of a node to take, and which node is best.
 
-Each is a small pure module behind the interface in `extender.policies.policy`.
+Each is a small pure module behind the interface in `extender.policies.policy`. Other packages add theirs by an entry
+point of the group `cotenant.policies`.
 """
 
+import warnings
 from collections.abc import Iterable
+from importlib.metadata import EntryPoint, entry_points
 
 from extender.policies.balanced import Balanced
 from extender.policies.best_fit import BestFit
@@ -16,12 +19,37 @@ from extender.policies.policy import Ask, Policy
 from extender.policies.priced_leftovers import PricedLeftovers
 from extender.policies.spread import Spread
 
-__all__ = ["MAX_SCORE", "POLICIES", "Ask", "Policy", "scores"]
+__all__ = ["MAX_SCORE", "POLICIES", "Ask", "Policy", "scores", "with_others"]
 
-POLICIES: dict[str, type[Policy]] = {
+_OWN: dict[str, type[Policy]] = {
     policy.name: policy
     for policy in (Balanced, BestFit, Binpack, Clustering, DotProduct, FGD, Packing, PricedLeftovers, Spread)
 }
+
+
+def with_others(points: Iterable[EntryPoint]) -> dict[str, type[Policy]]:
+    """Give our policies and those of other packages, by name; warn of what is no policy, and leave it out."""
+    found = dict(_OWN)
+    for point in points:
+        try:
+            policy = point.load()
+        except Exception as error:  # noqa: BLE001 - another's code may fail in any way, and ours goes on
+            problem = f"cannot be loaded: {error!r}"
+        else:
+            if not (isinstance(policy, type) and issubclass(policy, Policy)):
+                problem = "is no subclass of extender.policies.Policy"
+            elif getattr(policy, "name", None) != point.name:
+                problem = f"calls itself {getattr(policy, 'name', None)!r}"
+            elif point.name in found:
+                problem = "has a name that is taken"
+            else:
+                found[point.name] = policy
+                continue
+        warnings.warn(f"policy {point.name} ({point.value}) {problem}; it is left out", stacklevel=2)
+    return found
+
+
+POLICIES = with_others(entry_points(group="cotenant.policies"))
 
 MAX_SCORE = 10
 
