@@ -19,7 +19,7 @@ import yaml
 
 from e2e import image, leftovers
 from e2e.cluster import NODE_NAME, ControlPlane
-from e2e.processes import MissingProgramError, Program, find_program, free_ports, wait_until, wait_until
+from e2e.processes import MissingProgramError, Program, find_program, free_ports, wait_until
 from e2e.rest import Object
 
 DEVICE_PLUGINS = Path("/var/lib/kubelet/device-plugins")
