@@ -344,8 +344,18 @@ state = "{self._state}"
         ids = [status["containerID"] for status in statuses if status["name"] == container]
         bundle = self._state / "io.containerd.runtime.v2.task" / _CONTAINERD_NAMESPACE / ids[0].split("//")[1]
         pid = (bundle / "init.pid").read_text()
-        words = Path(f"/proc/{pid}/environ").read_text().split("\0")
-        return dict(word.split("=", 1) for word in words if word)
+        found: dict[str, str] = {}
+
+        def read() -> bool:
+            """Read it, and tell whether it is the container's: until it executes, the process is runc's own."""
+            words = Path(f"/proc/{pid}/environ").read_text().split("\0")
+            found.clear()
+            found.update(word.split("=", 1) for word in words if word)
+            return bool(found) and not any(variable.startswith("_LIBCONTAINER_") for variable in found)
+
+        if not wait_until(read, timeout_s=10):
+            raise TimeoutError(f"process {pid} of container {container} was still runc's after 10 s: {sorted(found)}")
+        return found
 
 
 def _is_ready(node: Object | None) -> bool:
