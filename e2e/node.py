@@ -350,7 +350,7 @@ state = "{self._state}"
             """Read it, and tell whether it is the container's: until it executes, the process is runc's own."""
             words = Path(f"/proc/{pid}/environ").read_text().split("\0")
             found.clear()
-            found.update(word.split("=", 1) for word in words if word)
+            found.update({word.partition("=")[0]: word.partition("=")[2] for word in words if word})
             return bool(found) and not any(variable.startswith("_LIBCONTAINER_") for variable in found)
 
         if not wait_until(read, timeout_s=10):
