@@ -18,7 +18,9 @@ from extender.cluster.events import Events
 from extender.cluster.feed import Feed
 from extender.cluster.nominator import Nominator
 from extender.http import app as routes
+from extender.http.api import inspection
 from extender.http.server import Server
+from extender.inspector import Inspector
 from extender.ledger import Ledger
 from extender.metrics import Metrics
 from extender.verbs.bind import Bind
@@ -75,6 +77,7 @@ class Extender:
                 "validate": lambda body: review.validating_review(body, settings),
             },
         )
+        inspection(rest, inspector=Inspector(self._ledger, judge), synced=self._feed.synced)
         tls = configuration.tls
         certificate = (Path(tls.cert_file), Path(tls.key_file)) if tls else None
         self._servers = [Server(configuration.listen, verbs, certificate=certificate if together else None)]
