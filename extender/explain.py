@@ -162,6 +162,8 @@ def _best(view: NodeView, reason: Reason, request: PodRequest) -> str:
     open_to = [state for state in view.healthy if is_wished(state, request.wishes)]
     if not open_to:
         return ""
+    if reason is Reason.NO_GPU_FITS and len(pieces(request)) * request.wishes.gpu_count > 1:
+        return f"{view.name} lacks {format_bytes(_shortfall(view, request) or 0)}"
     if reason is Reason.TOO_LARGE:
         largest = max(open_to, key=lambda state: state.gpu.usable_bytes)
         return f"{view.name} GPU {largest.gpu.index} has {format_bytes(largest.gpu.usable_bytes)} in all"

@@ -4,10 +4,11 @@ Whoever asks waits for whoever asked before: many readers together cost kube-sch
 """
 
 import threading
+from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
+from typing import NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
@@ -34,6 +35,14 @@ class Judging(Protocol):
 
     def judge(self, request: PodRequest, nodes: list[str]) -> list[float | Reason]:
         """Give for each node its cost, or why it does not fit."""
+
+
+class _Ungranted(NamedTuple):
+    uid: str
+    key: str
+
+
+_Entry: TypeAlias = Hold | Waiting | _Ungranted
 
 
 class Inspector:
@@ -72,31 +81,34 @@ class Inspector:
         self, *, limit: int, after: str = "", query: str = "", namespace: str = "", state: State | None = None
     ) -> PodPage:
         """List pods whose name, namespace or node contains *query*, of one namespace or state if so asked."""
+        query = query.lower()
         with self._lock:
-            entries = [
-                (key, uid, make)
-                for key, uid, node, found, make in self._entries()
-                if (state is None or found is state)
-                and (not namespace or key.startswith(f"{namespace}/"))
-                and (query.lower() in key.lower() or query.lower() in node.lower())
-            ]
-            entries = sorted((e for e in entries if f"{e[0]}/{e[1]}" > after), key=lambda e: f"{e[0]}/{e[1]}")
+            entries = sorted(
+                (
+                    (f"{one.key}/{one.uid}", one)
+                    for one in self._entries(state)
+                    if (not namespace or one.key.startswith(f"{namespace}/"))
+                    and (not query or query in one.key.lower() or query in _node_of(one))
+                ),
+                key=itemgetter(0),
+            )
+            entries = entries[bisect_right(entries, after, key=itemgetter(0)) :]
             page = entries[:limit]
-            rows = self._with_reasons([make() for _, _, make in page])
-            last = f"{page[-1][0]}/{page[-1][1]}" if len(entries) > len(page) else ""
+            rows = self._with_reasons([self._row(one) for _, one in page])
+            last = page[-1][0] if len(entries) > len(page) else ""
             return PodPage(items=tuple(rows), remaining=len(entries) - len(page), continue_=last)
 
     def explain(self, namespace: str, name: str, *, limit: int, start: int = 0) -> PodExplanation | None:
         """Explain a pod, with *limit* nodes from the *start*-th on; None where no pod of that name asks for ours."""
         key = f"{namespace}/{name}"
         with self._lock:
-            found = [(state is State.WAITING, uid, make) for k, uid, _, state, make in self._entries() if k == key]
+            found = [one for one in self._entries() if one.key == key]
             if not found:
                 return None
             # of a pod that ends and its namesake that waits, the one that waits is asked about
-            _, uid, make = max(found, key=lambda entry: entry[:2])
-            pod = make()
-            waiting = self._ledger.waiting(uid)
+            asked = max(found, key=lambda one: (isinstance(one, Waiting), one.uid))
+            pod = self._row(asked)
+            waiting = self._ledger.waiting(asked.uid)
             if pod.state is not State.WAITING or waiting is None:
                 return PodExplanation(pod=pod, summary=_placed(pod))
             if isinstance(waiting.request, RequestError):
@@ -166,17 +178,23 @@ class Inspector:
             reason, sentence = known.get(shape, (None, ""))
             yield msgspec.structs.replace(row, reason=reason, sentence=sentence)
 
-    def _entries(self) -> Iterator[tuple[str, str, str, State, Callable[[], PodRow]]]:
-        """Name every pod of ours: key, UID, node, state, and how to make its row, which costs more."""
-        held = set()
-        for hold in self._ledger.holds():
-            held.add(hold.uid)
-            yield hold.key, hold.uid, hold.node, _state(hold), partial(self._held_row, hold)
-        for waiting in self._ledger.all_waiting():
-            if waiting.uid not in held:
-                yield waiting.key, waiting.uid, "", State.WAITING, partial(_waiting_row, waiting)
-        for uid, key in self._ledger.ungranted().items():
-            yield key, uid, "", State.UNGRANTED, partial(_ungranted_row, uid, key)
+    def _entries(self, state: State | None = None) -> list[_Entry]:
+        """List every pod of ours, of one state if so asked, cheaply: rows are made of those on a page alone."""
+        holds = self._ledger.holds() if state is not State.UNGRANTED else []
+        found: list[_Entry] = []
+        if state is not State.WAITING:
+            found += [hold for hold in holds if state is None or _state(hold) is state]
+        if state in {None, State.WAITING}:
+            held = {hold.uid for hold in holds}
+            found += [waiting for waiting in self._ledger.all_waiting() if waiting.uid not in held]
+        if state in {None, State.UNGRANTED}:
+            found += [_Ungranted(uid, key) for uid, key in self._ledger.ungranted().items()]
+        return found
+
+    def _row(self, one: _Entry) -> PodRow:
+        if isinstance(one, Hold):
+            return self._held_row(one)
+        return _waiting_row(one) if isinstance(one, Waiting) else _ungranted_row(one.uid, one.key)
 
     def _held_row(self, hold: Hold) -> PodRow:
         namespace, _, name = hold.key.partition("/")
@@ -228,6 +246,10 @@ class Inspector:
             pods=len(holds),
             waiting=sum(waiting.uid not in held for waiting in self._ledger.all_waiting()),
         )
+
+
+def _node_of(one: _Entry) -> str:
+    return one.node.lower() if isinstance(one, Hold) else ""
 
 
 def _state(hold: Hold) -> State:

@@ -21,6 +21,8 @@ from extender.policies import Policy
 CHANGES = 3
 # A pod of several containers or GPUs is tried out on the nodes that lack the least; each try is a search.
 _NODES_TRIED = 10
+# A sentence names so many pods; Change.pods has all of them.
+_PODS_NAMED = 3
 # Reasons that end when a pod does, when the node or a GPU is mended, and when the pod wishes for less.
 UNTIL_A_POD_ENDS = frozenset({Reason.NO_GPU_FITS, Reason.NO_EMPTY_GPU})
 _UNTIL_MENDED = frozenset({Reason.PLUGIN_GONE, Reason.NOT_ADVERTISED})
@@ -222,7 +224,11 @@ def _size(hold: Hold) -> int:
 
 def _ending(node: str, gpus: tuple[int, ...], ended: tuple[Hold, ...]) -> Change:
     keys = tuple(hold.key for hold in ended)
-    names = " and ".join(f"{hold.key} ({format_bytes(_size(hold))})" for hold in ended)
+    named = [f"{hold.key} ({format_bytes(_size(hold))})" for hold in ended]
+    if len(named) > _PODS_NAMED:
+        rest = sum(map(_size, ended[_PODS_NAMED:]))
+        named[_PODS_NAMED:] = [f"{len(named) - _PODS_NAMED} more pods ({format_bytes(rest)})"]
+    names = ", ".join(named[:-1]) + f" and {named[-1]}" if len(named) > 1 else named[0]
     return Change("ended", f"it fits on {_name(node, gpus)} if {names} ended", node, gpus, keys)
 
 

@@ -43,10 +43,15 @@ def pods_table(page: PodPage, *, wide: bool = False) -> str:
 
 
 def explanation_table(told: PodExplanation, *, wide: bool = False) -> str:
-    """Show why a pod waits, shortest first: sums, what would help, and with *wide* every GPU."""
+    """Show why a pod waits: the reasons, what would help, and with *wide* every GPU."""
     pod = told.pod
     asks = f" asks {pod.asks}" if pod.asks else ""
-    lines = [_plain(f"{pod.key}{asks}: {pod.state}"), f"  {_plain(told.summary)}"]
+    nowhere = bool(told.reasons) and not told.fitting
+    # then the summary counts nothing but the reasons below
+    fits = f", fits on none of {sum(count.nodes for count in told.reasons)} GPU nodes" if nowhere else ""
+    lines = [_plain(f"{pod.key}{asks}: {pod.state}{fits}")]
+    if not nowhere:
+        lines.append(f"  {_plain(told.summary)}")
     for count in told.reasons:
         best = f" (best: {count.best})" if count.best else ""
         lines.append(_plain(f"  {count.nodes} node{'s' if count.nodes != 1 else ' '} {count.sentence}{best}"))

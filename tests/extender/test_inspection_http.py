@@ -167,8 +167,7 @@ class TestExplain:
     def test_the_table_reads_as_sentences(self, api: ApiServer, extender: Running) -> None:
         waiting(api, extender, a_pod().named("p").asking(11))
         assert extender.get("/v1/explain/default/p?as=table").body.decode().splitlines() == [
-            "default/p asks 11 GiB: waiting",
-            f"  0/2 nodes fit: 2 {Reason.TOO_LARGE.sentence}",
+            "default/p asks 11 GiB: waiting, fits on none of 2 GPU nodes",
             f"  2 nodes {Reason.TOO_LARGE.sentence} (best: n1 GPU 0 has 10 GiB in all)",
             "  would help:",
             "    10 GiB fit now on n1 GPU 0",
