@@ -20,7 +20,7 @@ PAGE = 1000
 _TIMEOUT_SECONDS = 30.0
 
 T = TypeVar("T")
-Page = TypeVar("Page", NodePage, PodPage)
+Page = TypeVar("Page", NodePage, PodPage, PodExplanation)
 # From a path below /v1 and a query to the body of the answer; raises ClusterError with a sentence.
 Ask = Callable[[str, dict[str, str]], bytes]
 
@@ -79,14 +79,18 @@ def pods(ask: Ask, output: str, query: dict[str, str]) -> str:
 def explanation(ask: Ask, output: str, namespace: str, pod: str) -> str:
     """Explain one pod, as *output* says."""
     path = f"explain/{quote(namespace, safe='')}/{quote(pod, safe='')}"
-    told = _decode(ask(path, {"limit": str(PAGE)}), PodExplanation)
-    return _document(told, output) or explanation_table(told, wide=output == "wide")
+    if output == "table":  # which shows no single nodes
+        return explanation_table(_decode(ask(path, {"limit": "1"}), PodExplanation))
+    pages = list(_pages(ask, path, {}, PodExplanation))
+    nodes_of_all = tuple(node for page in pages for node in page.nodes)
+    told = msgspec.structs.replace(pages[0], nodes=nodes_of_all, remaining=0, continue_="")
+    return _document(told, output) or explanation_table(told, wide=True)
 
 
 def _pages(ask: Ask, path: str, query: dict[str, str], kind: type[Page]) -> Iterator[Page]:
     after = ""
     while True:
-        page = _decode(ask(path, {**query, "limit": str(PAGE), "continue": after}), kind)
+        page = _decode(ask(path, {"limit": str(PAGE), **query, "continue": after}), kind)
         yield page
         after = page.continue_
         if not after:

@@ -6,7 +6,6 @@ whatever comes from the cluster, and the Content-Security-Policy lets nothing ru
 
 import base64
 import hashlib
-import math
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from functools import partial
@@ -250,8 +249,8 @@ def _parts(holders: Iterable[Holder], whole: int) -> Iterable[Part]:
             width=f"{width:.2f}",
             colour=_colour(holder.pod),
             title=f"{holder.pod}: {format_bytes(holder.bytes)}, {holder.state}",
-            # some 7 points a letter in the narrowest strip that there is
-            text=pod[: max(1, math.floor(width / 2))] if width >= _NAMED_FROM else "",
+            # what does not fit into the part is cut off by it
+            text=pod if width >= _NAMED_FROM else "",
         )
         x += width
 

@@ -105,12 +105,23 @@ class TestCommands:
         assert result.exit_code in {1, 2}
         assert why in result.output
 
+    def test_with_wide_every_gpu_is_explained(self, extender: Running) -> None:
+        result = cotenant("explain", "waits", "-n", "team-a", "-o", "wide", "--server", extender.other_address)
+        lines = [line.split() for line in result.output.splitlines()]
+        gpus = [(line[0], line[1], line[-2], line[-1]) for line in lines if line and line[0] in {"n1", "n2"}]
+        # 11 GiB of 10
+        assert [(node, gpu, "1Gi", Reason.TOO_LARGE) for node in ("n1", "n2") for gpu in ("0", "1")] == gpus
+
     def test_all_pages_are_printed_as_one(self, extender: Running) -> None:
         from cotenant.cli import inspection  # noqa: PLC0415 - as the command does
 
         ask = inspection.by_url(extender.other_address)
-        told = msgspec.json.decode(inspection.nodes(lambda path, q: ask(path, {**q, "limit": "1"}), "json", {}))
+        told = msgspec.json.decode(inspection.nodes(ask, "json", {"limit": "1"}))
         assert (["n1", "n2"], 0, "") == ([n["node"] for n in told["items"]], told["remaining"], told["continue"])
+        one_by_one = inspection.explanation(
+            lambda path, query: ask(path, {**query, "limit": "1"}), "json", "team-a", "waits"
+        )
+        assert ["n1", "n2"] == [node["node"] for node in msgspec.json.decode(one_by_one)["nodes"]]
 
 
 class Kubectl:
