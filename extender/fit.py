@@ -72,6 +72,22 @@ def _key(prefer: Preference, need: int) -> Callable[[GPUState], tuple[bool, floa
     return lambda state: (state.gpu.mode is Mode.MPS, prefer(state, need), state.gpu.index)
 
 
+def objection(state: GPUState, wishes: Wishes, need: int) -> tuple[Reason | None, int]:
+    """Say why *need* bytes of one GPU by itself cannot be had, None where they can, and how many are missing."""
+    lacking = max(0, need - state.free_bytes)
+    if not is_wished(state, wishes):
+        return Reason.NO_SUCH_GPU, lacking
+    if wishes.isolation is Isolation.LIMITED and state.gpu.mode is not Mode.MPS:
+        return Reason.ISOLATION_UNAVAILABLE, lacking
+    if not state.healthy:
+        return Reason.UNHEALTHY_GPU, lacking
+    if state.gpu.usable_bytes < need:
+        return Reason.TOO_LARGE, need - state.gpu.usable_bytes
+    if wishes.isolation.whole_gpu and state.pods:
+        return Reason.NO_EMPTY_GPU, state.held_bytes
+    return (Reason.NO_GPU_FITS, lacking) if lacking else (None, 0)
+
+
 def grant(request: PodRequest, placement: Placement) -> Grant:
     """Write down a placement as the grant that goes into the pod."""
     return Grant(
@@ -108,7 +124,7 @@ def _usable(view: NodeView, wishes: Wishes) -> Sequence[GPUState] | Reason:
     """List the healthy GPUs that the pod's wishes leave, or say which wish leaves none."""
     if not (wishes.models or wishes.uuids or wishes.isolation is Isolation.LIMITED):
         return view.healthy or (Reason.UNHEALTHY_GPU if view.gpus else Reason.TOO_FEW_GPUS)
-    states = [state for state in view.gpus if _wished(state, wishes)]
+    states = [state for state in view.gpus if is_wished(state, wishes)]
     if not states:
         return Reason.NO_SUCH_GPU
     if wishes.isolation is Isolation.LIMITED:
@@ -118,7 +134,8 @@ def _usable(view: NodeView, wishes: Wishes) -> Sequence[GPUState] | Reason:
     return [state for state in states if state.healthy] or Reason.UNHEALTHY_GPU
 
 
-def _wished(state: GPUState, wishes: Wishes) -> bool:
+def is_wished(state: GPUState, wishes: Wishes) -> bool:
+    """Tell whether the GPU is of a model and UUID that the pod wishes for."""
     return (not wishes.uuids or state.gpu.uuid in wishes.uuids) and model_wished(state.gpu.model, wishes.models)
 
 
@@ -130,7 +147,7 @@ def _search(
     free = {state.gpu.uuid: state.free_bytes for state in candidates}
     if sum(needs) * count > sum(free.values()):
         return None
-    daemons = {daemon: n for n, daemon in enumerate({_daemon(state): None for state in candidates})}
+    daemons = {one: n for n, one in enumerate({daemon(state): None for state in candidates})}
     largest_first = sorted(range(len(needs)), key=lambda n: -needs[n])
     chosen: dict[int, tuple[GPUState, ...]] = {}
     steps = 0
@@ -146,7 +163,7 @@ def _search(
             if steps > MAX_STEPS:
                 return False
             # GPUs of one daemon that have the same left free are alike: what failed on one fails on the other
-            likeness = (daemons[_daemon(states[0])], *(free[state.gpu.uuid] for state in states))
+            likeness = (daemons[daemon(states[0])], *(free[state.gpu.uuid] for state in states))
             if likeness in tried:
                 continue
             tried.add(likeness)
@@ -162,7 +179,7 @@ def _search(
     return tuple(chosen[n] for n in range(len(needs))) if settle(0) else None
 
 
-def _daemon(state: GPUState) -> tuple[Mode, str]:
+def daemon(state: GPUState) -> tuple[Mode, str]:
     """Tell which GPUs one process can use together: it has one MPS pipe, or none."""
     return state.gpu.mode, state.gpu.mps_pipe if state.gpu.mode is Mode.MPS else ""
 
@@ -173,7 +190,7 @@ def _combinations(ordered: list[GPUState], count: int) -> Iterator[tuple[GPUStat
         return iter([(state,) for state in ordered])
     together: dict[tuple[Mode, str], list[GPUState]] = {}
     for state in ordered:
-        together.setdefault(_daemon(state), []).append(state)
+        together.setdefault(daemon(state), []).append(state)
     return chain.from_iterable(combinations(states, count) for states in together.values())
 
 
@@ -182,6 +199,6 @@ def _why_not(usable: Sequence[GPUState], need: int, wishes: Wishes) -> Reason:
     large_enough = [state for state in usable if state.gpu.usable_bytes >= need]
     if len(large_enough) < wishes.gpu_count:
         return Reason.TOO_LARGE
-    if max(Counter(map(_daemon, large_enough)).values()) < wishes.gpu_count:
+    if max(Counter(map(daemon, large_enough)).values()) < wishes.gpu_count:
         return Reason.MODE_CONFLICT
     return Reason.NO_EMPTY_GPU if wishes.isolation.whole_gpu else Reason.NO_GPU_FITS

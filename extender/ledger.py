@@ -215,6 +215,11 @@ class Ledger:
         """Show the pod of that UID if it is ours and not bound."""
         return self._waiting.get(uid)
 
+    def all_waiting(self) -> list[Waiting]:
+        """Show all pods of ours that are not bound, as they are now."""
+        with self._lock:
+            return list(self._waiting.values())
+
     def ungranted(self) -> dict[str, str]:
         """Name the bound pods that ask our resource without a grant, namespace/name by UID."""
         with self._lock:

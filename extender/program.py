@@ -18,7 +18,10 @@ from extender.cluster.events import Events
 from extender.cluster.feed import Feed
 from extender.cluster.nominator import Nominator
 from extender.http import app as routes
+from extender.http.api import inspection
+from extender.http.pages import pages
 from extender.http.server import Server
+from extender.inspector import Inspector
 from extender.ledger import Ledger
 from extender.metrics import Metrics
 from extender.verbs.bind import Bind
@@ -75,6 +78,9 @@ class Extender:
                 "validate": lambda body: review.validating_review(body, settings),
             },
         )
+        inspector = Inspector(self._ledger, judge)
+        inspection(rest, inspector=inspector, synced=self._feed.synced)
+        pages(rest, inspector=inspector, synced=self._feed.synced)
         tls = configuration.tls
         certificate = (Path(tls.cert_file), Path(tls.key_file)) if tls else None
         self._servers = [Server(configuration.listen, verbs, certificate=certificate if together else None)]

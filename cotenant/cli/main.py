@@ -1,11 +1,18 @@
 """The command line of `cotenant`."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
 from cotenant import __version__
+
+# As manifests/second-scheduler and manifests/attached name it.
+_SERVICE = "cotenant-system/http:cotenant-extender:serve"
+_TABLE_OUTPUTS = click.Choice(["table", "wide", "json", "yaml", "csv"])
+_TEXT_OUTPUTS = click.Choice(["table", "wide", "json", "yaml"])
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -145,3 +152,72 @@ def sweep(
         out=out,
         plot=plot,
     )
+
+
+def _source(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say which extender to ask."""
+    for option in (
+        click.option(
+            "--service",
+            default=_SERVICE,
+            show_default=True,
+            metavar="NAMESPACE/SCHEME:NAME:PORT",
+            help="The extender's Service.",
+        ),
+        click.option("--context", metavar="NAME", help="A context of the kubeconfig instead of the current one."),
+        click.option(
+            "--kubeconfig",
+            envvar="KUBECONFIG",
+            default=str(Path("~/.kube/config")),
+            show_default=True,
+            metavar="FILE",
+            help="Ask through this API server's proxy to the Service.",
+        ),
+        click.option("--server", metavar="URL", help="Ask the extender here instead, such as http://127.0.0.1:9481."),
+    ):
+        function = option(function)
+    return function
+
+
+@main.group()
+def inspect() -> None:
+    """Show who holds what of which GPU, as the extender knows it."""
+
+
+@inspect.command("nodes")
+@click.option("-o", "--output", type=_TABLE_OUTPUTS, default="table", help="How to print; csv has plain bytes.")
+@click.option("--filter", "query", default="", metavar="TEXT", help="Only nodes whose name, model or problem has it.")
+@click.option("--all", "everything", is_flag=True, help="Nodes without GPUs as well.")
+@_source
+def inspect_nodes(*, output: str, query: str, everything: bool, **where: Any) -> None:
+    """Show every GPU: what is allocated, what is free, and whether it is well."""
+    from cotenant.cli import inspection  # noqa: PLC0415 - the Kubernetes client takes a second to import
+
+    asked = {"filter": query, "all": "1" if everything else "0"}
+    inspection.answer(lambda ask: inspection.nodes(ask, output, asked), **where)
+
+
+@inspect.command("pods")
+@click.option("-o", "--output", type=_TABLE_OUTPUTS, default="table", help="How to print; csv has plain bytes.")
+@click.option("-n", "--namespace", default="", metavar="NAME", help="Only pods of this namespace; else of all.")
+@click.option("--filter", "query", default="", metavar="TEXT", help="Only pods whose name or node has it.")
+@_source
+def inspect_pods(*, output: str, namespace: str, query: str, **where: Any) -> None:
+    """Show every pod that asks for GPU memory: where it is and what it holds, or why it waits."""
+    from cotenant.cli import inspection  # noqa: PLC0415 - the Kubernetes client takes a second to import
+
+    asked = {"filter": query, "namespace": namespace}
+    inspection.answer(lambda ask: inspection.pods(ask, output, asked), **where)
+
+
+@main.command()
+@click.argument("pod")
+@click.option("-n", "--namespace", default="default", show_default=True, metavar="NAME", help="The pod's namespace.")
+@click.option("-o", "--output", type=_TEXT_OUTPUTS, default="table", help="How to print; wide has every GPU.")
+@_source
+def explain(*, pod: str, namespace: str, output: str, **where: Any) -> None:
+    """Say why POD is pending: the reason and the shortfall, and the least that would make it fit."""
+    from cotenant.cli import inspection  # noqa: PLC0415 - the Kubernetes client takes a second to import
+
+    name = pod.removeprefix("pods/").removeprefix("pod/")
+    inspection.answer(lambda ask: inspection.explanation(ask, output, namespace, name), **where)

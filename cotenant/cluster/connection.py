@@ -55,12 +55,13 @@ class Reply(NamedTuple):
     body: bytes
 
 
-def connect(kubeconfig: str | None = None, *, pool_size: int = 16) -> "Cluster":
+def connect(kubeconfig: str | None = None, *, context: str | None = None, pool_size: int = 16) -> "Cluster":
     """Find the API server and the credentials for it; send nothing yet.
 
-    *kubeconfig* is a file; None means the service account of the pod that we run in. The user's own ~/.kube/config is
-    never fallen back to: a daemon started in the wrong place would act on whatever cluster was last looked at.
-    *pool_size* is the number of idle connections kept; more are opened when more threads ask at once.
+    *kubeconfig* is a file, and *context* one of its contexts instead of the current one; None means the service account
+    of the pod that we run in. The user's own ~/.kube/config is never fallen back to: a daemon started in the wrong
+    place would act on whatever cluster was last looked at. *pool_size* is the number of idle connections kept; more are
+    opened when more threads ask at once.
 
     Raises:
         NoCluster: with a sentence that names what is missing.
@@ -70,7 +71,7 @@ def connect(kubeconfig: str | None = None, *, pool_size: int = 16) -> "Cluster":
         path = Path(kubeconfig).expanduser()
         if not path.is_file():
             raise NoCluster(f"the kubeconfig file {path} does not exist: give another, or none inside a pod")
-        return Cluster(_FromFile(path, pool_size))
+        return Cluster(_FromFile(path, context, pool_size))
     if not os.environ.get("KUBERNETES_SERVICE_HOST"):
         raise NoCluster(
             "no API server is known: no kubeconfig file was given, and KUBERNETES_SERVICE_HOST is not set, so this is"
@@ -104,16 +105,17 @@ class _Source:
 
 
 class _FromFile(_Source):
-    def __init__(self, path: Path, pool_size: int) -> None:
+    def __init__(self, path: Path, context: str | None, pool_size: int) -> None:
         super().__init__(pool_size)
         self._path = path
+        self._context = context
 
     def __str__(self) -> str:
         return f"the kubeconfig file {self._path}"
 
     def read_into(self, configuration: Any) -> None:
         load_kube_config(  # type: ignore[no-untyped-call]
-            str(self._path), client_configuration=configuration, persist_config=False
+            str(self._path), context=self._context, client_configuration=configuration, persist_config=False
         )
         if not configuration.api_key and not configuration.cert_file:
             # An exec plugin that fails is only logged by the client, which then goes on without credentials.

@@ -54,7 +54,7 @@ def _serve(stage: Stage, screen: Screen) -> None:
     for label, text in (
         ("kubeconfig", str(stage.kubeconfig)),
         ("API server", f"{stage.api.url}/api/v1/pods"),
-        ("extender", f"http://{stage.serve}/metrics /healthz /readyz /version"),
+        ("extender", f"http://{stage.serve}/ (a page) /v1/nodes /v1/pods /metrics"),
         ("its verbs", f"http://{stage.verbs}/filter /prioritize /bind"),
         ("logs", str(stage.logs)),
     ):

@@ -1,0 +1,124 @@
+"""`cotenant inspect` and `cotenant explain`: ask a running extender, and print what it says."""
+
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+from urllib.parse import quote, urlencode, urlsplit
+
+import click
+import msgspec
+import yaml
+
+from cotenant.cluster import ApiError, ClusterError, Unreachable, connect
+from cotenant.cluster.errors import error_of
+from extender.rows import NodePage, PodExplanation, PodPage
+from extender.tables import explanation_table, nodes_csv, nodes_table, pods_csv, pods_table
+
+# The most that the extender gives at a time; all pages are asked for, one after the other.
+PAGE = 1000
+_TIMEOUT_SECONDS = 30.0
+
+T = TypeVar("T")
+Page = TypeVar("Page", NodePage, PodPage, PodExplanation)
+# From a path below /v1 and a query to the body of the answer; raises ClusterError with a sentence.
+Ask = Callable[[str, dict[str, str]], bytes]
+
+
+def by_url(server: str) -> Ask:
+    """Ask an extender at its own address, HOST:PORT or a URL."""
+    root = server if "://" in server else f"http://{server}"
+    try:
+        known = urlsplit(root).scheme in {"http", "https"}
+    except ValueError:
+        known = False
+    if not known:
+        raise click.BadParameter(f"{server!r} is not a URL such as http://127.0.0.1:9481", param_hint="--server")
+
+    def ask(path: str, query: dict[str, str]) -> bytes:
+        url = f"{root.rstrip('/')}/v1/{path}?{urlencode(query)}"
+        try:
+            with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as reply:  # noqa: S310 - http(s), see above
+                body: bytes = reply.read()
+                return body
+        except urllib.error.HTTPError as error:
+            raise error_of(error.read(), status=error.code) from error
+        except (OSError, ValueError) as error:
+            raise Unreachable(f"{root} does not answer: {getattr(error, 'reason', error)}") from error
+
+    return ask
+
+
+def by_proxy(kubeconfig: str, context: str | None, service: str) -> Ask:
+    """Ask through the API server's proxy to a Service, with the user's own rights."""
+    namespace, _, name = service.partition("/")
+    cluster = connect(kubeconfig, context=context, pool_size=1)
+    root = f"/api/v1/namespaces/{quote(namespace, safe='')}/services/{quote(name, safe=':')}/proxy/v1"
+    return lambda path, query: cluster.get(f"{root}/{path}", query=query, timeout=_TIMEOUT_SECONDS).body
+
+
+def nodes(ask: Ask, output: str, query: dict[str, str]) -> str:
+    """Give all nodes that the query finds, as *output* says."""
+    pages = list(_pages(ask, "nodes", query, NodePage))
+    whole = msgspec.structs.replace(
+        pages[-1], items=tuple(item for page in pages for item in page.items), remaining=0, continue_=""
+    )
+    if output == "csv":
+        return nodes_csv(whole.items)
+    return _document(whole, output) or nodes_table(whole, wide=output == "wide")
+
+
+def pods(ask: Ask, output: str, query: dict[str, str]) -> str:
+    """Give all pods that the query finds, as *output* says."""
+    whole = PodPage(items=tuple(item for page in _pages(ask, "pods", query, PodPage) for item in page.items))
+    if output == "csv":
+        return pods_csv(whole.items)
+    return _document(whole, output) or pods_table(whole, wide=output == "wide")
+
+
+def explanation(ask: Ask, output: str, namespace: str, pod: str) -> str:
+    """Explain one pod, as *output* says."""
+    path = f"explain/{quote(namespace, safe='')}/{quote(pod, safe='')}"
+    if output == "table":  # which shows no single nodes
+        return explanation_table(_decode(ask(path, {"limit": "1"}), PodExplanation))
+    pages = list(_pages(ask, path, {}, PodExplanation))
+    nodes_of_all = tuple(node for page in pages for node in page.nodes)
+    told = msgspec.structs.replace(pages[0], nodes=nodes_of_all, remaining=0, continue_="")
+    return _document(told, output) or explanation_table(told, wide=True)
+
+
+def _pages(ask: Ask, path: str, query: dict[str, str], kind: type[Page]) -> Iterator[Page]:
+    after = ""
+    while True:
+        page = _decode(ask(path, {"limit": str(PAGE), **query, "continue": after}), kind)
+        yield page
+        after = page.continue_
+        if not after:
+            return
+
+
+def _decode(body: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.MsgspecError as error:
+        raise Unreachable(f"that is no extender of this version: its answer cannot be read: {error}") from error
+
+
+def _document(value: object, output: str) -> str:
+    """Write *value* as JSON or YAML; nothing for other outputs."""
+    if output == "json":
+        return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"
+    if output == "yaml":
+        return yaml.safe_dump(msgspec.to_builtins(value), sort_keys=False, allow_unicode=True)
+    return ""
+
+
+def answer(
+    make: Callable[[Ask], str], *, server: str | None, kubeconfig: str, context: str | None, service: str
+) -> None:
+    """Ask where the options say and print the answer; end with status 1 and a sentence where none comes."""
+    try:
+        ask = by_url(server) if server else by_proxy(kubeconfig, context, service)
+        click.echo(make(ask), nl=False)
+    except ClusterError as error:
+        raise click.ClickException(error.message if isinstance(error, ApiError) else str(error)) from error

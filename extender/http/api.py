@@ -1,0 +1,137 @@
+"""The read-only /v1 routes: what the ledger knows, as JSON or as text in columns, page by page."""
+
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+from flask import Flask, Response, request
+
+from cotenant.contract.reasons import Reason
+from extender.inspector import Inspector
+from extender.rows import State
+from extender.tables import explanation_table, nodes_csv, nodes_table, pods_csv, pods_table
+
+PAGE = 500
+# 1,000 nodes of 8 GPUs are 3 MB; more at a time would keep kube-scheduler's filter waiting.
+MAX_PAGE = 1_000
+MAX_QUERY = 100
+_LONGEST_CONTINUE = 400
+
+_encode = msgspec.json.Encoder().encode
+
+
+class QueryError(ValueError):
+    """Say what is wrong with a query parameter."""
+
+
+def inspection(app: Flask, *, inspector: Inspector, synced: Callable[[], bool]) -> None:
+    """Add /v1/nodes, /v1/pods and /v1/explain/<namespace>/<pod>."""
+    forms = ("json", "table", "wide", "csv")
+
+    def answer(make: Callable[..., Response], **path: str) -> Response:
+        if not synced():
+            return _failed(f"{Reason.CACHE_NOT_SYNCED.sentence}; ask again in a moment", 503)
+        try:
+            return make(inspector, one_of("as", forms, default="json"), **path)
+        except QueryError as error:
+            return _failed(str(error), 400)
+
+    for rule, make in (("nodes", _nodes), ("pods", _pods), ("explain/<namespace>/<pod>", _explain)):
+        app.add_url_rule(f"/v1/{rule}", endpoint=f"v1 {rule}", view_func=partial(answer, make))
+
+
+def _nodes(inspector: Inspector, form: str) -> Response:
+    page = inspector.nodes(
+        limit=number("limit", PAGE, most=MAX_PAGE),
+        after=bounded("continue", _LONGEST_CONTINUE),
+        query=bounded("filter", MAX_QUERY),
+        everything=one_of("all", ("0", "1"), default="0") == "1",
+    )
+    if form == "csv":
+        return text(nodes_csv(page.items))
+    return _json(page) if form == "json" else text(nodes_table(page, wide=form == "wide"))
+
+
+def _pods(inspector: Inspector, form: str) -> Response:
+    page = inspector.pods(
+        limit=number("limit", PAGE, most=MAX_PAGE),
+        after=bounded("continue", _LONGEST_CONTINUE),
+        query=bounded("filter", MAX_QUERY),
+        namespace=bounded("namespace", MAX_QUERY),
+        state=state(),
+    )
+    if form == "csv":
+        return text(pods_csv(page.items))
+    return _json(page) if form == "json" else text(pods_table(page, wide=form == "wide"))
+
+
+def _explain(inspector: Inspector, form: str, *, namespace: str, pod: str) -> Response:
+    told = inspector.explain(
+        namespace,
+        pod,
+        limit=number("limit", 50, most=MAX_PAGE),
+        start=number("continue", 0, least=0, most=1_000_000),
+    )
+    if told is None:
+        return _failed(not_ours(namespace, pod), 404)
+    if form == "csv":
+        raise QueryError("as=csv: an explanation is no table; ask as json, table or wide")
+    return _json(told) if form == "json" else text(explanation_table(told, wide=form == "wide"))
+
+
+def not_ours(namespace: str, pod: str) -> str:
+    """Say that a pod is none of ours, and what to check."""
+    return (
+        f"no pod {pod!r} in namespace {namespace!r} asks for shared GPU memory now: check the names, whether it has "
+        "ended, and what its containers' resources.limits ask for"
+    )
+
+
+def number(name: str, default: int, *, least: int = 1, most: int) -> int:
+    """Read a whole number from the query; raise QueryError for anything else."""
+    given = request.args.get(name)
+    if not given:
+        return default
+    if not (given.isascii() and given.isdigit() and len(given) < 10 and least <= int(given) <= most):  # noqa: PLR2004
+        raise QueryError(f"{name}={given[:20]!r} is not a whole number from {least} to {most}")
+    return int(given)
+
+
+def bounded(name: str, longest: int) -> str:
+    """Read a text from the query; raise QueryError for a longer one."""
+    given = request.args.get(name, "")
+    if len(given) > longest:
+        raise QueryError(f"{name} has {len(given)} letters, more than the {longest} allowed")
+    return given.strip()
+
+
+def one_of(name: str, values: tuple[str, ...], *, default: str) -> str:
+    """Read one of a few words from the query; raise QueryError for any other."""
+    given = request.args.get(name) or default
+    if given not in values:
+        raise QueryError(f"{name}={given[:20]!r} is none of {', '.join(values)}")
+    return given
+
+
+def state() -> State | None:
+    """Read which state of pods is asked for, None for all."""
+    found = one_of("state", ("all", *State), default="all")
+    return None if found == "all" else State(found)
+
+
+def text(body: str) -> Response:
+    """Answer in plain text."""
+    return Response(body, mimetype="text/plain")
+
+
+def _failed(sentence: str, code: int) -> Response:
+    """Answer with a Status: of an error that comes through the API server's proxy, kubectl shows nothing else."""
+    reason = {400: "BadRequest", 404: "NotFound", 503: "ServiceUnavailable"}[code]
+    status = {"kind": "Status", "apiVersion": "v1", "status": "Failure"}
+    return Response(
+        _encode({**status, "message": sentence, "reason": reason, "code": code}), code, mimetype="application/json"
+    )
+
+
+def _json(value: object) -> Response:
+    return Response(_encode(value), mimetype="application/json")

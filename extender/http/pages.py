@@ -1,0 +1,274 @@
+"""Pages for people: who holds what of which GPU, drawn here as SVG, and why pods wait. Read-only, and without scripts.
+
+Links are relative to the page, so that they hold behind any proxy, such as the API server's to a Service. Jinja escapes
+whatever comes from the cluster, and the Content-Security-Policy lets nothing run or load that slipped through.
+"""
+
+import base64
+import hashlib
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from functools import partial
+from importlib.resources import files
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import msgspec
+from flask import Flask, Response, request
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from cotenant.contract.inventory import Health
+from cotenant.contract.reasons import Reason
+from cotenant.contract.units import format_bytes
+from extender.http.api import MAX_QUERY, QueryError, bounded, not_ours, number, one_of, state
+from extender.inspector import Inspector
+from extender.rows import GPURow, Holder, NodeRow, State
+from extender.tables import percent, problem
+
+_NODES = 40
+_PODS = 200
+# Each may ask another size, and each size is judged for every node.
+_WAITING = 10
+_EXPLAINED_NODES = 50
+_REFRESH_SECONDS = 15
+_COLOURS = 8
+# A part narrower than this, in percent of the strip, has no room for a name.
+_NAMED_FROM = 9
+_STYLE = files("extender.http").joinpath("templates", "style.css").read_text()
+_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+_HEADERS = {
+    "Content-Security-Policy": f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+
+class Part(msgspec.Struct, frozen=True):
+    """Hold what one pod has of a strip; x and width are percent."""
+
+    namespace: str
+    pod: str
+    state: State
+    bytes: int
+    x: str
+    width: str
+    colour: str
+    title: str
+    text: str
+
+
+class Bar(msgspec.Struct, frozen=True):
+    """Hold one GPU as it is drawn; *label* says to a screen reader what the picture shows."""
+
+    gpu: GPURow
+    index: int
+    uuid: str
+    healthy: bool
+    amount: str
+    label: str
+    parts: tuple[Part, ...]
+
+
+class NodeCard(msgspec.Struct, frozen=True):
+    """Hold one node as it is drawn."""
+
+    name: str
+    models: str
+    problem: str
+    bars: tuple[Bar, ...]
+
+
+class Pages:
+    """Answer the pages."""
+
+    def __init__(self, inspector: Inspector, now: Callable[[], datetime]) -> None:
+        self._inspector = inspector
+        self._now = now
+        self._jinja = Environment(
+            loader=PackageLoader("extender.http", "templates"),
+            autoescape=select_autoescape(default=True, default_for_string=True),
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            auto_reload=False,
+        )
+        self._jinja.filters.update(amount=_amount, segment=partial(quote, safe=""), sentence=_sentence)
+
+    def overview(self) -> Response:
+        """Show the cluster's sums, the first pods that wait, and a page of nodes."""
+        query = bounded("filter", MAX_QUERY)
+        everything = one_of("all", ("0", "1"), default="0") == "1"
+        page = self._inspector.nodes(
+            limit=_NODES, after=bounded("continue", MAX_QUERY * 4), query=query, everything=everything
+        )
+        waiting = self._inspector.pods(limit=_WAITING, state=State.WAITING)
+        return self._show(
+            "overview.html",
+            total=page.cluster,
+            percent=percent(page.cluster.held_bytes, page.cluster.usable_bytes),
+            waiting={"items_": waiting.items, "remaining": waiting.remaining},
+            query=query,
+            everything=everything,
+            nodes=[card(node) for node in page.items],
+            remaining=page.remaining,
+            more=_more(page.continue_),
+        )
+
+    def node(self, name: str) -> Response:
+        """Show one node."""
+        found = self._inspector.node(name)
+        if found is None:
+            return self.message("No such node", f"The API server has no node {name!r} now.", 404)
+        return self._show("node.html", node=card(found))
+
+    def gpu(self, name: str, uuid: str) -> Response:
+        """Show one GPU."""
+        found = self._inspector.node(name)
+        shown = card(found) if found else None
+        bar = next((bar for bar in shown.bars if bar.uuid == uuid), None) if shown else None
+        if bar is None:
+            return self.message("No such GPU", f"Node {name!r} lists no GPU {uuid!r} now.", 404)
+        return self._show("gpu.html", node=shown, bar=bar)
+
+    def pods(self) -> Response:
+        """Show a page of pods."""
+        chosen, query = state(), bounded("filter", MAX_QUERY)
+        page = self._inspector.pods(limit=_PODS, after=bounded("continue", MAX_QUERY * 4), query=query, state=chosen)
+        return self._show(
+            "pods.html",
+            page={"items_": page.items, "remaining": page.remaining},
+            query=query,
+            state=chosen or "all",
+            states=["all", *State],
+            more=_more(page.continue_),
+        )
+
+    def pod(self, namespace: str, name: str) -> Response:
+        """Show one pod, and why it waits."""
+        start = number("continue", 0, least=0, most=1_000_000)
+        told = self._inspector.explain(namespace, name, limit=_EXPLAINED_NODES, start=start)
+        if told is None:
+            sentence = not_ours(namespace, name)
+            return self.message("No such pod", f"{sentence[0].upper()}{sentence[1:]}.", 404)
+        return self._show("pod.html", told=told, more=_more(told.continue_))
+
+    def message(self, heading: str, sentence: str, status: int) -> Response:
+        """Say something instead of a page."""
+        response = self._show("message.html", heading=heading, sentence=sentence)
+        response.status_code = status
+        return response
+
+    def _show(self, template: str, **values: Any) -> Response:
+        asked = request.args.get("refresh")
+        without = {key: value for key, value in request.args.items() if key != "refresh"}
+        # as many steps up as the page lies deep; not counted in the path, where a name may hold an escaped slash
+        rule = request.url_rule.rule if request.url_rule else "/"
+        root = "../" * (rule.count("/") - 1) or "./"
+        body = self._jinja.get_template(template).render(
+            root=root,
+            style=Markup(_STYLE),  # noqa: S704 - our own file
+            now=f"{self._now():%H:%M:%S} UTC",
+            refresh=0 if asked == "0" else _REFRESH_SECONDS,
+            seconds=_REFRESH_SECONDS,
+            still=urlencode({**without, "refresh": "0"}),
+            moving=urlencode(without),
+            **values,
+        )
+        return Response(body, mimetype="text/html", headers=_HEADERS)
+
+
+def pages(
+    app: Flask,
+    *,
+    inspector: Inspector,
+    synced: Callable[[], bool],
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> None:
+    """Add the pages: /, /nodes/<node>, /nodes/<node>/gpus/<uuid>, /pods, /pods/<namespace>/<pod>."""
+    made = Pages(inspector, now)
+
+    def answer(make: Callable[..., Response], **path: str) -> Response:
+        if not synced():
+            return made.message("Not yet", f"{Reason.CACHE_NOT_SYNCED.sentence.capitalize()}.", 503)
+        try:
+            return make(**path)
+        except QueryError as error:
+            return made.message("That cannot be shown", str(error), 400)
+
+    for rule, make in (
+        ("/", made.overview),
+        ("/nodes/<name>", made.node),
+        ("/nodes/<name>/gpus/<path:uuid>", made.gpu),
+        ("/pods", made.pods),
+        ("/pods/<namespace>/<name>", made.pod),
+    ):
+        app.add_url_rule(rule, endpoint=f"page {rule}", view_func=partial(answer, make))
+
+
+def card(node: NodeRow) -> NodeCard:
+    """Draw a node."""
+    kinds: dict[tuple[str, int], int] = {}
+    for gpu in node.gpus:
+        kinds[gpu.model, gpu.usable_bytes] = kinds.get((gpu.model, gpu.usable_bytes), 0) + 1
+    return NodeCard(
+        name=node.node,
+        models=", ".join(f"{count} x {model}, {format_bytes(size)}" for (model, size), count in kinds.items()),
+        problem=f"{_sentence(node.problem)} ({problem(node)})" if node.problem else "",
+        bars=tuple(_bar(gpu) for gpu in node.gpus),
+    )
+
+
+def _bar(gpu: GPURow) -> Bar:
+    healthy = gpu.health is Health.HEALTHY
+    held = ", ".join(f"{holder.pod} {format_bytes(holder.bytes)}" for holder in gpu.holders) or "nobody"
+    return Bar(
+        gpu=gpu,
+        index=gpu.index,
+        uuid=gpu.uuid,
+        healthy=healthy,
+        amount=f"{_amount(gpu.held_bytes)} / {format_bytes(gpu.usable_bytes)}" if healthy else "unhealthy",
+        label=f"GPU {gpu.index}{'' if healthy else ', unhealthy'}: {format_bytes(gpu.free_bytes)} of "
+        f"{format_bytes(gpu.usable_bytes)} free, held by {held}",
+        parts=tuple(_parts(gpu.holders, max(gpu.usable_bytes, sum(holder.bytes for holder in gpu.holders), 1))),
+    )
+
+
+def _parts(holders: Iterable[Holder], whole: int) -> Iterable[Part]:
+    x = 0.0
+    for holder in holders:
+        namespace, _, pod = holder.pod.partition("/")
+        width = 100 * holder.bytes / whole
+        yield Part(
+            namespace=namespace,
+            pod=pod,
+            state=holder.state,
+            bytes=holder.bytes,
+            x=f"{x:.3g}" if x < 1 else f"{x:.2f}",
+            width=f"{width:.2f}",
+            colour=_colour(holder.pod),
+            title=f"{holder.pod}: {format_bytes(holder.bytes)}, {holder.state}",
+            # what does not fit into the part is cut off by it
+            text=pod if width >= _NAMED_FROM else "",
+        )
+        x += width
+
+
+def _colour(pod: str) -> str:
+    """Give a pod the same colour on every page, and after a restart."""
+    return f"c{hashlib.blake2s(pod.encode(), digest_size=2).digest()[0] % _COLOURS}"
+
+
+def _amount(of_bytes: int) -> str:
+    return format_bytes(of_bytes) if of_bytes else "0"
+
+
+def _sentence(reason: Reason | None) -> str:
+    return reason.sentence if reason is not None else "fits"
+
+
+def _more(after: str) -> str:
+    """Give the query that shows the next page."""
+    kept = {key: value for key, value in request.args.items() if key != "continue"}
+    return urlencode({**kept, "continue": after}) if after else ""

@@ -1,0 +1,237 @@
+"""The least that would make a pod fit: a smaller request, pods that end, something mended, fewer wishes. Pure."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from heapq import nsmallest
+from itertools import islice
+from typing import Literal
+
+import msgspec
+
+from cotenant.contract.grant import Isolation
+from cotenant.contract.inventory import Health, Mode
+from cotenant.contract.reasons import Reason
+from cotenant.contract.request import PodRequest, Wishes
+from cotenant.contract.units import format_bytes
+from extender.fit import Placement, daemon, objection, pieces, place
+from extender.ledger import GPUState, Hold, NodeView
+
+# So many changes of a kind are offered: the first is the least, the others let people choose.
+CHANGES = 3
+# A pod of several containers or GPUs is tried out on the nodes that lack the least; each try is a search.
+_NODES_TRIED = 10
+# A sentence names so many pods; Change.pods has all of them.
+_PODS_NAMED = 3
+# Reasons that end when a pod does, when the node or a GPU is mended, and when the pod wishes for less.
+UNTIL_A_POD_ENDS = frozenset({Reason.NO_GPU_FITS, Reason.NO_EMPTY_GPU})
+_UNTIL_MENDED = frozenset({Reason.PLUGIN_GONE, Reason.NOT_ADVERTISED})
+_WISHED_AWAY = frozenset({Reason.NO_SUCH_GPU, Reason.ISOLATION_UNAVAILABLE})
+
+
+class Change(msgspec.Struct, frozen=True, rename="camel"):
+    """Name one change after which the pod would fit; *pods* are those that would have to end, namespace/name."""
+
+    kind: Literal["smaller", "ended", "mended", "wished"]
+    sentence: str
+    node: str
+    gpus: tuple[int, ...]
+    pods: tuple[str, ...] = ()
+
+
+class Search:
+    """Look for the least changes that make a request fit, each found by making it fit."""
+
+    def __init__(
+        self,
+        request: PodRequest,
+        order: Sequence[NodeView],
+        refused: Mapping[str, Reason],
+        holds: Iterable[Hold],
+    ) -> None:
+        self._request = request
+        self._order = order
+        self._refused = refused
+        self._simple = len(pieces(request)) == request.wishes.gpu_count == 1
+        self._holds: defaultdict[str, list[Hold]] = defaultdict(list)
+        for hold in holds:
+            self._holds[hold.node].append(hold)
+
+    def smaller(self) -> Iterator[Change]:
+        """Find the most that one container could ask for now, in whole units."""
+        if len(self._request.containers) > 1:
+            return  # of which container would it be taken?
+        (container,) = self._request.containers
+        count = self._request.wishes.gpu_count
+        unit = container.share_bytes * count // container.units
+        most, where = 0, None
+        for view in self._order:
+            free = _free_together(view, self._request.wishes) // unit * unit
+            if free > most:
+                most, where = free, view
+        if where is None or most >= container.share_bytes:
+            return
+        less = msgspec.structs.replace(container, share_bytes=most, units=most * count // unit)
+        smaller = msgspec.structs.replace(self._request, containers=(less,))
+        placed = place(where, smaller)
+        if isinstance(placed, Placement):
+            gpus = _indices(placed)
+            yield Change("smaller", f"{smaller.describe()} fit now on {_name(where.name, gpus)}", where.name, gpus)
+
+    def ended(self) -> Iterator[Change]:
+        """Find the fewest and smallest pods whose end makes room."""
+        found = self._ended_simply() if self._simple else self._ended_by_trying()
+        least = nsmallest(CHANGES, found, key=lambda one: (len(one[0]), one[1], one[2].node, one[2].gpus))
+        yield from (change for _, _, change in least)
+
+    def mended(self) -> Iterator[Change]:
+        """Find nodes and GPUs that would take the pod if nothing was wrong with them."""
+
+        def fitting() -> Iterator[Change]:
+            for view in self._order:
+                reason = self._refused[view.name]
+                if reason in _UNTIL_MENDED:
+                    placed = place(msgspec.structs.replace(view, problem=None), self._request)
+                    what = reason.sentence
+                elif view.problem is None and len(view.healthy) < len(view.gpus):
+                    placed = place(_all_healthy(view), self._request)
+                    what = Reason.UNHEALTHY_GPU.sentence
+                else:
+                    continue
+                if isinstance(placed, Placement):
+                    gpus = _indices(placed)
+                    where = _name(view.name, gpus)
+                    yield Change("mended", f"it fits on {where} once this is mended: {what}", view.name, gpus)
+
+        yield from islice(fitting(), CHANGES)
+
+    def wished(self) -> Iterator[Change]:
+        """Find where the pod would fit if it wished for no particular GPU, or for no isolation."""
+        wishes = self._request.wishes
+        anything = msgspec.structs.replace(wishes, models=(), uuids=(), isolation=Isolation.NONE)
+        if anything == wishes:
+            return
+        relaxed = msgspec.structs.replace(self._request, wishes=anything)
+        for view in self._order:
+            if self._refused[view.name] in _WISHED_AWAY | UNTIL_A_POD_ENDS:
+                placed = place(view, relaxed)
+                if isinstance(placed, Placement):
+                    gpus = _indices(placed)
+                    what = f"it fits on {_name(view.name, gpus)} without its wishes for a GPU or isolation"
+                    yield Change("wished", what, view.name, gpus)
+                    return
+
+    def _ended_simply(self) -> Iterator[tuple[tuple[Hold, ...], int, Change]]:
+        """One piece on one GPU, as nearly every pod is: arithmetic tells, without a search."""
+        (need,) = pieces(self._request)
+        for view in self._order:
+            if self._refused[view.name] not in UNTIL_A_POD_ENDS:
+                continue
+            holders: defaultdict[str, list[tuple[int, Hold]]] = defaultdict(list)
+            for hold in self._holds[view.name]:
+                for uuid in hold.charges if not hold.everywhere_bytes else [state.gpu.uuid for state in view.gpus]:
+                    holders[uuid].append((hold.charges.get(uuid, hold.everywhere_bytes), hold))
+            for state in view.gpus:
+                reason, lacking = objection(state, self._request.wishes, need)
+                if reason in UNTIL_A_POD_ENDS:
+                    whole = reason is Reason.NO_EMPTY_GPU
+                    ending = holders[state.gpu.uuid] if whole else _fewest(holders[state.gpu.uuid], lacking)
+                    if ending:
+                        pods = tuple(hold for _, hold in ending)
+                        yield pods, sum(freed for freed, _ in ending), _ending(view.name, (state.gpu.index,), pods)
+
+    def _ended_by_trying(self) -> Iterator[tuple[tuple[Hold, ...], int, Change]]:
+        near = (view for view in self._order if self._refused[view.name] in UNTIL_A_POD_ENDS)
+        for view in islice(near, _NODES_TRIED):
+            ending: list[Hold] = []
+            for hold in sorted(self._holds[view.name], key=_size, reverse=True):
+                ending.append(hold)
+                if self._after(view, ending) is not None:
+                    break
+            # what turns out not to be needed, largest first, stays
+            for hold in tuple(ending):
+                rest = [other for other in ending if other is not hold]
+                if self._after(view, rest) is not None:
+                    ending = rest
+            placed = self._after(view, ending)
+            if placed is not None:
+                yield tuple(ending), sum(map(_size, ending)), _ending(view.name, _indices(placed), tuple(ending))
+
+    def _after(self, view: NodeView, ended: Sequence[Hold]) -> Placement | None:
+        placed = place(_without(view, ended), self._request)
+        return placed if isinstance(placed, Placement) else None
+
+
+def _free_together(view: NodeView, wishes: Wishes) -> int:
+    """Count the bytes that each of *gpu_count* GPUs has free for one process."""
+    if view.problem is not None:
+        return 0
+    free: defaultdict[tuple[Mode, str], list[int]] = defaultdict(list)
+    for state in view.healthy:
+        reason, _ = objection(state, wishes, 0)
+        if reason is None:
+            free[daemon(state)].append(state.free_bytes)
+    count = wishes.gpu_count
+    enough = (sorted(amounts, reverse=True) for amounts in free.values() if len(amounts) >= count)
+    return max((amounts[count - 1] for amounts in enough), default=0)
+
+
+def _fewest(holders: Sequence[tuple[int, Hold]], lacking: int) -> list[tuple[int, Hold]]:
+    """Choose the fewest holds that free *lacking* bytes, the last of them as small as will do; none if all do not."""
+    ordered = sorted(holders, key=lambda one: (one[0], one[1].key))
+    chosen: list[tuple[int, Hold]] = []
+    while ordered:
+        enough = next((one for one in ordered if one[0] >= lacking), None)
+        if enough is not None:
+            return [*chosen, enough]
+        chosen.append(ordered.pop())
+        lacking -= chosen[-1][0]
+    return []
+
+
+def _without(view: NodeView, ended: Iterable[Hold]) -> NodeView:
+    """Show the node as it would be without some holds."""
+    freed: Counter[str] = Counter()
+    fewer: Counter[str] = Counter()
+    for hold in ended:
+        for state in view.gpus:
+            amount = hold.charges.get(state.gpu.uuid, hold.everywhere_bytes)
+            freed[state.gpu.uuid] += amount
+            fewer[state.gpu.uuid] += bool(amount)
+    gpus = []
+    for state in view.gpus:
+        held = max(0, state.held_bytes - freed[state.gpu.uuid])
+        pods = state.pods - fewer[state.gpu.uuid]
+        free = max(0, state.gpu.usable_bytes - held)
+        gpus.append(msgspec.structs.replace(state, held_bytes=held, pods=pods, free_bytes=free))
+    return _viewed(view, gpus)
+
+
+def _all_healthy(view: NodeView) -> NodeView:
+    healthy = (msgspec.structs.replace(state.gpu, health=Health.HEALTHY) for state in view.gpus)
+    return _viewed(view, [msgspec.structs.replace(s, gpu=gpu) for s, gpu in zip(view.gpus, healthy, strict=True)])
+
+
+def _viewed(view: NodeView, gpus: Sequence[GPUState]) -> NodeView:
+    return msgspec.structs.replace(view, gpus=tuple(gpus), healthy=tuple(state for state in gpus if state.healthy))
+
+
+def _size(hold: Hold) -> int:
+    return sum(hold.charges.values()) or hold.everywhere_bytes
+
+
+def _ending(node: str, gpus: tuple[int, ...], ended: tuple[Hold, ...]) -> Change:
+    keys = tuple(hold.key for hold in ended)
+    named = [f"{hold.key} ({format_bytes(_size(hold))})" for hold in ended]
+    if len(named) > _PODS_NAMED:
+        rest = sum(map(_size, ended[_PODS_NAMED:]))
+        named[_PODS_NAMED:] = [f"{len(named) - _PODS_NAMED} more pods ({format_bytes(rest)})"]
+    names = ", ".join(named[:-1]) + f" and {named[-1]}" if len(named) > 1 else named[0]
+    return Change("ended", f"it fits on {_name(node, gpus)} if {names} ended", node, gpus, keys)
+
+
+def _indices(placed: Placement) -> tuple[int, ...]:
+    return tuple(sorted({state.gpu.index for states in placed.gpus for state in states}))
+
+
+def _name(node: str, gpus: tuple[int, ...]) -> str:
+    return f"{node} GPU{'s' if len(gpus) > 1 else ''} {', '.join(map(str, gpus))}"

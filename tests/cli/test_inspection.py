@@ -1,0 +1,224 @@
+"""`cotenant inspect`, `cotenant explain` and the kubectl plugin, against a real extender."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from cotenant.cli.main import main
+from cotenant.contract.reasons import Reason
+from cotenant.contract.units import GIB
+from cotenant.standins.api_server import ApiServer
+from tests.builders import a_node, a_pod
+from tests.cli.service_proxy import ROOT, ServiceProxy
+from tests.extender.running import Running, add, call, eventually, submit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from click.testing import Result
+
+PLUGIN = Path(__file__).parents[2] / "scripts" / "kubectl-gpumem"
+
+
+@pytest.fixture(scope="module")
+def extender(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """An extender with 2 GPUs of 10 GiB on each of n1 and n2, 6 GiB held by train, and a pod that asks 11."""
+    with ApiServer() as api:
+        add(api, a_node("n1").with_gpus(2, "10GiB"), a_node("n2").with_gpus(2, "10GiB"))
+        with Running(api, tmp_path_factory.mktemp("extender")) as running:
+            assert "" == running.bind(submit(api, a_pod().named("train").asking(6)), "n1")
+            waits = submit(api, a_pod().named("waits").in_namespace("team-a").asking(11))
+            assert eventually(lambda: running.ledger.waiting(waits["metadata"]["uid"]))
+            assert eventually(lambda: running.get("/v1/pods?state=bound").json["items"])
+            yield running
+
+
+@pytest.fixture
+def proxy(extender: Running) -> Iterator[ServiceProxy]:
+    with ServiceProxy(extender.other_address) as proxy:
+        yield proxy
+
+
+def cotenant(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+class TestCommands:
+    """The commands print what the extender says."""
+
+    def test_nodes_are_printed_as_a_table(self, extender: Running) -> None:
+        result = cotenant("inspect", "nodes", "--server", f"http://{extender.other_address}")
+        assert (0, extender.get("/v1/nodes?as=table").body.decode()) == (result.exit_code, result.output)
+
+    def test_an_explanation_names_what_would_help(self, extender: Running) -> None:
+        result = cotenant("explain", "pod/waits", "-n", "team-a", "--server", extender.other_address)
+        assert "10 GiB fit now on n1 GPU 1" in result.output
+        assert Reason.TOO_LARGE.sentence in result.output
+
+    def test_pods_can_be_read_by_programs(self, extender: Running) -> None:
+        said = {}
+        for output in ("json", "yaml", "csv"):
+            result = cotenant("inspect", "pods", "-o", output, "--server", extender.other_address)
+            assert 0 == result.exit_code
+            said[output] = result.output
+        rows = msgspec.json.decode(said["json"])["items"]
+        assert rows == yaml.safe_load(said["yaml"])["items"]
+        assert ["train", "waits"] == [row["name"] for row in rows]
+        table = list(csv.DictReader(io.StringIO(said["csv"])))
+        assert [str(6 * GIB), ""] == [row["bytes"] for row in table]
+
+    def test_the_api_servers_proxy_leads_to_the_extender(self, proxy: ServiceProxy, tmp_path: Path) -> None:
+        config = proxy.kubeconfig(tmp_path / "config")
+        result = cotenant("inspect", "nodes", "--kubeconfig", config, "--context", "here", "--filter", "n2")
+        assert (0, 2) == (result.exit_code, result.output.count("\nn2"))
+        assert "\nn1" not in result.output
+
+    def test_errors_are_what_the_extender_or_the_api_server_says(self, proxy: ServiceProxy, tmp_path: Path) -> None:
+        here = ("--kubeconfig", proxy.kubeconfig(tmp_path / "config"), "--context", "here")
+        unknown = cotenant("explain", "nobody", *here)
+        assert 1 == unknown.exit_code
+        assert unknown.output.startswith("Error: no pod 'nobody' in namespace 'default' asks for shared GPU memory now")
+        elsewhere = cotenant("inspect", "nodes", *here, "--service", "kube-system/http:cotenant-extender:serve")
+        assert (1, 'Error: services "cotenant-extender" not found\n') == (elsewhere.exit_code, elsewhere.output)
+
+    @pytest.mark.parametrize(
+        ("server", "why"),
+        [
+            ("127.0.0.1:1", "does not answer"),
+            ("ftp://there", "is not a URL such as"),
+            ("http://[", "is not a URL such as"),
+        ],
+    )
+    def test_a_server_that_is_none_is_said_to_be_so(self, server: str, why: str) -> None:
+        result = cotenant("inspect", "nodes", "--server", server)
+        assert result.exit_code in {1, 2}
+        assert why in result.output
+
+    def test_with_wide_every_gpu_is_explained(self, extender: Running) -> None:
+        result = cotenant("explain", "waits", "-n", "team-a", "-o", "wide", "--server", extender.other_address)
+        lines = [line.split() for line in result.output.splitlines()]
+        gpus = [(line[0], line[1], line[-2], line[-1]) for line in lines if line and line[0] in {"n1", "n2"}]
+        # 11 GiB of 10
+        assert [(node, gpu, "1Gi", Reason.TOO_LARGE) for node in ("n1", "n2") for gpu in ("0", "1")] == gpus
+
+    def test_all_pages_are_printed_as_one(self, extender: Running) -> None:
+        from cotenant.cli import inspection  # noqa: PLC0415 - as the command does
+
+        ask = inspection.by_url(extender.other_address)
+        told = msgspec.json.decode(inspection.nodes(ask, "json", {"limit": "1"}))
+        assert (["n1", "n2"], 0, "") == ([n["node"] for n in told["items"]], told["remaining"], told["continue"])
+        one_by_one = inspection.explanation(
+            lambda path, query: ask(path, {**query, "limit": "1"}), "json", "team-a", "waits"
+        )
+        assert ["n1", "n2"] == [node["node"] for node in msgspec.json.decode(one_by_one)["nodes"]]
+
+
+class Kubectl:
+    """A stand-in for kubectl that writes down how it is called."""
+
+    def __init__(self, directory: Path) -> None:
+        self._calls = directory / "calls"
+        self._directory = directory
+        script = directory / "kubectl"
+        script.write_text(
+            '#!/bin/sh\ncase "$*" in *"config view"*) printf team-a; exit;; esac\n'
+            f"printf '%s\\n' \"$@\" >>'{self._calls}'\n"
+        )
+        script.chmod(0o755)
+
+    def gpumem(self, *arguments: str, shell: str = "sh") -> tuple[int, str, list[str]]:
+        """Run the plugin; give its status, its words, and the arguments that kubectl got."""
+        self._calls.unlink(missing_ok=True)
+        path = f"{self._directory}:{os.environ['PATH']}"
+        done = subprocess.run(
+            [shell, str(PLUGIN), *arguments],
+            env={"PATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+        called = self._calls.read_text().splitlines() if self._calls.exists() else []
+        return done.returncode, done.stdout + done.stderr, called
+
+
+@pytest.fixture
+def kubectl(tmp_path: Path) -> Kubectl:
+    return Kubectl(tmp_path)
+
+
+class TestPlugin:
+    """kubectl gpumem asks the extender through kubectl."""
+
+    @pytest.mark.parametrize("shell", ["sh", "dash", "bash"])
+    def test_it_is_a_script_of_any_posix_shell(self, shell: str) -> None:
+        if shutil.which(shell) is None:
+            pytest.skip(f"there is no {shell} on this machine")
+        subprocess.run([shell, "-n", str(PLUGIN)], check=True)
+
+    @pytest.mark.parametrize(
+        ("arguments", "path", "shows"),
+        [
+            (("nodes",), "/v1/nodes?as=table", "CLUSTER: 2 nodes, 4 GPUs"),
+            (("nodes", "-o", "wide", "--filter", "n2"), "/v1/nodes?as=wide", "GPU-n2-1"),
+            (("pods", "-A", "-ocsv"), "/v1/pods?as=csv", "default,train,"),
+            (("explain", "waits"), "/v1/explain/team-a/waits?as=table", "team-a/waits asks 11 GiB: waiting"),
+            (("explain", "pod/train", "--namespace=default"), "/v1/explain/default/train?", "holds 6 GiB of GPU 0"),
+        ],
+    )
+    def test_what_it_asks_for_is_what_the_extender_answers(
+        self, extender: Running, kubectl: Kubectl, arguments: tuple[str, ...], path: str, shows: str
+    ) -> None:
+        status, _, called = kubectl.gpumem(*arguments)
+        assert (0, ["get", "--raw"]) == (status, called[:2])
+        asked = called[2].removeprefix(ROOT)
+        assert asked.startswith(path)
+        answer = call(extender.other_address, "GET", asked)
+        assert 200 == answer.status
+        assert shows in answer.body.decode()
+
+    def test_the_users_context_is_used(self, kubectl: Kubectl) -> None:
+        _, _, called = kubectl.gpumem("nodes", "--context", "prod", "--kubeconfig=/tmp/my config")
+        assert ["--context=prod", "--kubeconfig=/tmp/my config", "get", "--raw"] == called[:4]
+
+    def test_no_argument_can_leave_its_place_in_the_path(self, kubectl: Kubectl) -> None:
+        _, _, called = kubectl.gpumem("explain", "a/b?c=d&e %20\u00e9", "-n", "x")
+        assert "/v1/explain/x/a%2fb%3fc%3dd%26e%20%2520%c3%a9?" in called[2]
+
+    @pytest.mark.parametrize(
+        ("arguments", "why"),
+        [
+            ((), "Usage:"),
+            (("top",), "unknown command top"),
+            (("explain",), "explain which pod?"),
+            (("nodes", "-o", "xml"), "-o xml is none of wide, json, csv"),
+            (("nodes", "--filter"), "--filter needs a value"),
+            (("nodes", "--what"), "unknown flag --what"),
+        ],
+    )
+    def test_what_it_cannot_do_it_says(self, kubectl: Kubectl, arguments: tuple[str, ...], why: str) -> None:
+        status, said, called = kubectl.gpumem(*arguments)
+        assert (2, []) == (status, called)
+        assert why in said
+
+    def test_help_ends_well(self, kubectl: Kubectl) -> None:
+        status, said, _ = kubectl.gpumem("--help")
+        assert 0 == status
+        assert said.startswith("Show GPU memory shared by Cotenant.")
+
+    def test_krew_installs_the_script_by_its_name(self) -> None:
+        plugin = yaml.safe_load((PLUGIN.parent / "krew.yaml").read_text())
+        assert "gpumem" == plugin["metadata"]["name"]
+        (platform,) = plugin["spec"]["platforms"]
+        assert PLUGIN.name == platform["bin"] == platform["files"][0]["from"]
