@@ -5,12 +5,16 @@ import sys
 import click
 
 from cotenant import __version__
+from cotenant.cli.mig import mig
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def main() -> None:
     """Share GPUs between Kubernetes pods by memory."""
+
+
+main.add_command(mig)
 
 
 @main.command()
