@@ -14,6 +14,7 @@ from cotenant.contract.inventory import MIGInstance, MIGProfile
 
 # Several times the states of any board; bounded all the same, since what is taken comes from annotations.
 _REMEMBERED = 1 << 14
+_MAX_SEARCHED = 16
 
 
 class PlacementError(ValueError):
@@ -104,8 +105,11 @@ class Geometry:
         """Choose starts for instances that are all known beforehand, or None where they do not fit in any way.
 
         The result is in the order of *profiles*, which does not matter to whether they fit. Of all ways that one is
-        taken after which the most could still be made, as in `place`.
+        taken after which the most could still be made, as in `place`. All ways are tried, which takes time exponential
+        in the slices: raises PlacementError above 16, where no board is.
         """
+        if self.slices > _MAX_SEARCHED:
+            raise PlacementError(f"the GPU has {_slices(self.slices)}, and a full search ends at {_MAX_SEARCHED}")
         mask, names = _state(taken)
         for profile in profiles:
             if not self._may(profile, names):
@@ -172,7 +176,7 @@ class Geometry:
         for other in taken:
             if not self._media[profile.name].beside(_Media.of(other.profile)):
                 raise PlacementError(
-                    f"{profile.name} cannot be beside {other.profile}: both need the same media engines"
+                    f"{profile.name} cannot be beside {other.profile}: they need the same media engines"
                 )
 
     def _may(self, profile: str, names: tuple[str, ...]) -> bool:
