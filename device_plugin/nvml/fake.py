@@ -107,17 +107,18 @@ class FakeLibrary:
         self._driver_version = ""
         self._reload(first=True)
 
-    def __getattr__(self, symbol: str) -> Callable[..., int]:
+    def __getattr__(self, symbol: str) -> Callable[..., Any]:
         """Give the function behind *symbol*; an AttributeError is pynvml's NVML_ERROR_FUNCTION_NOT_FOUND."""
         function = type(self).__dict__.get(f"_{symbol}") if symbol.startswith("nvml") else None
         if function is None:
             raise AttributeError(symbol)
 
-        def call(*arguments: Any) -> int:
+        # an nvmlReturn_t, of nvmlErrorString alone a text
+        def call(*arguments: Any) -> Any:
             self._reload(first=False)
             if _takes_device(function):
                 return self._on_device(symbol, function, arguments)
-            return int(function(self, *arguments) or 0)
+            return function(self, *arguments) or 0
 
         return call
 

@@ -147,6 +147,14 @@ def test_a_missing_driver_says_what_to_do() -> None:
         NVML.open()
 
 
+def test_an_error_without_advice_is_said_in_nvmls_words(file: Path) -> None:
+    file.write_text("gpus: [{model: A, memory: 8GiB}]")
+    nvml = NVML.open(fake=file)
+    nvml.gpus()
+    file.write_text("gpus: [{model: A, memory: 8GiB, fail: {nvmlDeviceGetName: 19}}]")
+    assert ["NVML says: fake error 19 (code 19)"] == [gpu.fault for gpu in nvml.gpus()]
+
+
 class TestMIGProfiles:
     """What a GPU can be cut into, by NVML's own calls."""
 
