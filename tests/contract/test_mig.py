@@ -261,6 +261,21 @@ class TestTogether:
         if placed is not None:
             assert Rules(name).valid([(instance.profile, instance.start) for instance in placed])
 
+    @given(st.data())
+    def test_one_alone_lies_where_it_would_on_arrival(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from([A30, A100, RTX]))
+        taken = on(name, *data.draw(st.sampled_from(sets(name))))
+        profile = data.draw(st.sampled_from(list(Rules(name).profiles)))
+        placed = of(name).place(profile, taken)
+        assert of(name).place_together([profile], taken) == (None if placed is None else (placed,))
+
+    def test_a_gpu_of_more_slices_than_any_is_not_searched(self) -> None:
+        profile = MIGProfile(
+            name="1g", profile_id=0, bytes=1, compute_slices=1, max_instances=17, size=1, starts=tuple(range(17))
+        )
+        with pytest.raises(PlacementError, match="the GPU has 17 memory slices, and a full search ends at 16"):
+            Geometry([profile]).place_together(["1g"] * 17)
+
     def test_what_is_there_stays_where_it_is(self) -> None:
         taken = on(A100, ("1g.5gb", 0))
         (placed,) = of(A100).place_together(["3g.20gb"], taken) or [None]
