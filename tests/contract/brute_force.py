@@ -21,11 +21,9 @@ ENGINES = ("decoders", "encoders", "jpeg_engines", "optical_flow")
 class Rules:
     """Tell which sets of instances one board can have."""
 
-    def __init__(self, name: str, only: Collection[str] | None = None) -> None:
-        self.board: Board = boards()[name]
-        self.profiles: dict[str, BoardProfile] = {
-            profile.name: profile for profile in self.board.profiles if only is None or profile.name in only
-        }
+    def __init__(self, board: str | Board) -> None:
+        self.board = boards()[board] if isinstance(board, str) else board
+        self.profiles: dict[str, BoardProfile] = {profile.name: profile for profile in self.board.profiles}
         self.budgets = {engine: self._budget(engine) for engine in ENGINES}
 
     def _budget(self, engine: str) -> int | None:

@@ -6,17 +6,21 @@ import json
 from functools import cache
 from itertools import permutations
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cotenant.contract.boards import UnknownBoardError, board, board_of, boards
+from cotenant.contract.boards import Board, BoardProfile, UnknownBoardError, board, board_of, boards
 from cotenant.contract.inventory import MIGInstance, MIGProfile
 from cotenant.contract.mig import Geometry, PlacementError
 from tests.contract.brute_force import Placed, Rules
 from tests.contract.strategies import instances as any_instances
 from tests.contract.strategies import profiles as any_profiles
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 A100 = "A100-SXM4-40GB"
 A30 = "A30-24GB"
@@ -76,6 +80,52 @@ def maximal(name: str, only: frozenset[str]) -> tuple[int, int]:
                 seen.add(held | {one})
                 edge.append(held | {one})
     return len(full), len({tuple(sorted(profile for profile, _ in held)) for held in full})
+
+
+def chosen_by_brute_force(rules: Rules, profile: str, held: Sequence[Placed]) -> int | None:
+    """Give the start that leaves the most, once Geometry has been seen to choose the same."""
+    geometry = rules.board.geometry
+    taken = [MIGInstance(profile=p, start=start, size=rules.profiles[p].size) for p, start in held]
+    largest_first = sorted(
+        rules.profiles.values(), key=lambda p: (-p.size, -p.compute_slices, -(p.memory_mib or 0), p.name)
+    )
+    ways = [
+        ([rules.most(p.name, (*held, (profile, start))) for p in largest_first], start)
+        for other, start in rules.further(held)
+        if other == profile
+    ]
+    left, best = max(ways, default=(None, None))
+    instance = geometry.place(profile, taken)
+    assert best == (None if instance is None else instance.start)
+    if instance is not None:
+        assert left == list(geometry.room([*taken, instance]).values())
+    return best
+
+
+def made_up_boards() -> st.SearchStrategy[Board]:
+    """Make boards up whose profiles overlap as no real ones do, and whose numbers are limited below what has room."""
+
+    def profile(number: int) -> st.SearchStrategy[BoardProfile]:
+        return st.builds(
+            BoardProfile,
+            name=st.just(f"p{number}"),
+            nvml_profile=st.just(number),
+            profile_id=st.just(number),
+            compute_slices=st.integers(1, 3),
+            size=st.integers(1, 3),
+            starts=st.sets(st.integers(0, 5), min_size=1, max_size=5).map(lambda starts: tuple(sorted(starts))),
+            max_instances=st.integers(1, 3),
+        )
+
+    return st.integers(1, 3).flatmap(
+        lambda count: st.builds(
+            Board,
+            model=st.just("made up"),
+            memory_mib=st.just(1),
+            compute_capability=st.just((9, 0)),
+            profiles=st.tuples(*map(profile, range(count))),
+        )
+    )
 
 
 class TestBoards:
@@ -161,24 +211,17 @@ class TestGeometry:
     @given(st.data())
     def test_the_start_keeps_the_most_of_the_largest_then_of_the_next(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from([A30, A100, RTX]))
-        rules, geometry = Rules(name), of(name)
-        held = data.draw(st.sampled_from(sets(name)))
-        free = sorted(rules.further(held))
-        if not free:
-            return
-        profile, _ = data.draw(st.sampled_from(free))
-        largest_first = sorted(
-            rules.profiles.values(), key=lambda p: (-p.size, -p.compute_slices, -(p.memory_mib or 0), p.name)
-        )
+        rules, held = Rules(name), data.draw(st.sampled_from(sets(name)))
+        for profile in {profile for profile, _ in rules.further(held)}:
+            chosen_by_brute_force(rules, profile, held)
 
-        def left(start: int) -> tuple[list[int], int]:
-            return [rules.most(p.name, (*held, (profile, start))) for p in largest_first], start
-
-        best, start = max(left(start) for other, start in free if other == profile)
-        instance = geometry.place(profile, on(name, *held))
-        assert instance is not None
-        assert start == instance.start
-        assert best == list(geometry.room([*on(name, *held), instance]).values())
+    @given(made_up_boards(), st.data())
+    def test_it_does_on_boards_that_nobody_makes(self, made_up: Board, data: st.DataObject) -> None:
+        rules = Rules(made_up)
+        held: list[Placed] = []
+        for profile in data.draw(st.lists(st.sampled_from(list(rules.profiles)), max_size=5)):
+            start = chosen_by_brute_force(rules, profile, held)
+            held += [] if start is None else [(profile, start)]
 
     def test_the_upper_half_is_for_3g_and_the_last_slice_for_1g(self) -> None:
         assert [4, 0] == starts(of(A100), "3g.20gb", "4g.20gb")
@@ -207,6 +250,27 @@ class TestGeometry:
         assert "1g.24gb cannot be beside 2g.48gb+me.all: they need the same media engines" == of(RTX).explain(
             "1g.24gb", everything
         )
+
+    def test_room_that_the_number_of_a_profile_forbids_to_use_counts_for_nothing(self) -> None:
+        pair, single = (
+            MIGProfile(name=name, profile_id=0, bytes=1, compute_slices=1, max_instances=most, size=size, starts=starts)
+            for name, most, size, starts in (("pair", 2, 2, (0, 1, 2, 4)), ("single", 3, 1, (0, 3, 4)))
+        )
+        # one more pair is all there may be, and each start leaves it; the singles have all of theirs beside 1 alone
+        assert [1] == starts(Geometry([pair, single]), "pair")
+
+    def test_of_profiles_with_one_name_the_first_counts(self) -> None:
+        first, second = (
+            MIGProfile(name="1g", profile_id=n, bytes=1, compute_slices=1, max_instances=2, size=1, starts=(n,))
+            for n in (0, 1)
+        )
+        assert (first,) == Geometry([first, second]).profiles
+
+    def test_one_instance_alone_has_the_media_extensions_whatever_their_number_is_said_to_be(self) -> None:
+        profile = MIGProfile(
+            name="1g+me", profile_id=0, bytes=1, compute_slices=1, max_instances=4, size=1, starts=(0, 1, 2, 3)
+        )
+        assert {"1g+me": 1} == Geometry([profile]).room([])
 
     @given(
         st.lists(any_profiles, max_size=4),
@@ -303,6 +367,10 @@ class TestCheck:
                 MIGInstance(profile=profile, start=start, size=size), on(A100, ("3g.20gb", 4), ("1g.5gb+me", 0))
             )
         assert str(refused.value).startswith(sentence)
+
+    def test_the_size_has_to_be_the_profiles(self) -> None:
+        with pytest.raises(PlacementError, match=r"2g\.10gb cannot lie at 0: it takes 2 memory slices from 0, 2, 4"):
+            of(A100).check(MIGInstance(profile="2g.10gb", start=0, size=4), [])
 
     def test_what_can_be_is_not(self) -> None:
         of(A100).check(MIGInstance(profile="2g.10gb", start=2, size=2), on(A100, ("3g.20gb", 4), ("1g.5gb+me", 0)))
