@@ -102,6 +102,13 @@ def printed(text: str) -> dict[str, str]:
     return {match[1]: match[2] for match in re.finditer(r"^([A-Z_]+)=(.*)$", text, re.MULTILINE)}
 
 
+def output(node: RealNode, seen: Object, name: str) -> dict[str, str]:
+    """Read what a container printed; one of a running pod has started, so it is waited for."""
+    if phase(seen) == "Running":
+        wait_until(lambda: printed(node.logs(seen, name)) != {}, timeout_s=20)
+    return printed(node.logs(seen, name))
+
+
 def expected(granted: ContainerGrant) -> dict[str, str]:
     """List what a container must see for its grant, by the contract."""
     return environment.injected(granted) | environment.informative(granted)
@@ -123,7 +130,7 @@ def disagreements(ground: Ground, pods: Sequence[Object]) -> tuple[int, list[str
         grant = grants.decode(seen["metadata"]["annotations"][GRANT])
         for granted in grant.containers:
             where = f"{seen['metadata']['name']}/{granted.name}"
-            got = printed(ground.node.logs(seen, granted.name))
+            got = output(ground.node, seen, granted.name)
             if not got:
                 continue  # it has not started
             compared += 1

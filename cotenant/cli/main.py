@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from cotenant import __version__
+from cotenant.cli.mig import mig
 
 # As manifests/second-scheduler and manifests/attached name it.
 _SERVICE = "cotenant-system/http:cotenant-extender:serve"
@@ -19,6 +20,9 @@ _TEXT_OUTPUTS = click.Choice(["table", "wide", "json", "yaml"])
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def main() -> None:
     """Share GPUs between Kubernetes pods by memory."""
+
+
+main.add_command(mig)
 
 
 @main.command()

@@ -18,6 +18,7 @@ import pynvml
 import structlog
 
 from cotenant.contract import configuration
+from cotenant.contract.boards import Board, BoardProfile, UnknownBoardError, board, board_of
 from cotenant.contract.configuration import ConfigurationError
 from cotenant.contract.units import parse_bytes
 
@@ -40,7 +41,9 @@ class FakeGPU(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     minor: Annotated[int, msgspec.Meta(ge=0)] | None = None
     # the device node to hand to containers instead of /dev/nvidia<minor>
     device: str = ""
-    # None: the model knows no MIG
+    # whose MIG profiles it has, by a name that `cotenant mig profiles` lists; that of the model where it is not given
+    board: str = ""
+    # None: off, or where there are no MIG profiles, a model that knows no MIG
     mig: bool | None = None
     compute_capability: tuple[int, int] = (9, 0)
     virtualization: int = pynvml.NVML_GPU_VIRTUALIZATION_MODE_NONE
@@ -55,6 +58,15 @@ class FakeGPU(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise ValueError(f"memory is {self.memory} of which {self.reserved} reserved, expected more than that")
         if self.count > 1 and (self.uuid or self.device):
             raise ValueError(f"uuid and device are one GPU's, but count is {self.count}")
+        if self.board:
+            try:
+                board(self.board)
+            except UnknownBoardError as error:
+                raise ValueError(f"board: {error}") from error
+
+    def cut(self) -> Board | None:
+        """Find the board whose MIG profiles it has."""
+        return board(self.board) if self.board else board_of(self.model)
 
 
 class FakeGPUs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
@@ -95,17 +107,18 @@ class FakeLibrary:
         self._driver_version = ""
         self._reload(first=True)
 
-    def __getattr__(self, symbol: str) -> Callable[..., int]:
+    def __getattr__(self, symbol: str) -> Callable[..., Any]:
         """Give the function behind *symbol*; an AttributeError is pynvml's NVML_ERROR_FUNCTION_NOT_FOUND."""
         function = type(self).__dict__.get(f"_{symbol}") if symbol.startswith("nvml") else None
         if function is None:
             raise AttributeError(symbol)
 
-        def call(*arguments: Any) -> int:
+        # an nvmlReturn_t, of nvmlErrorString alone a text
+        def call(*arguments: Any) -> Any:
             self._reload(first=False)
             if _takes_device(function):
                 return self._on_device(symbol, function, arguments)
-            return int(function(self, *arguments) or 0)
+            return function(self, *arguments) or 0
 
         return call
 
@@ -188,9 +201,46 @@ class FakeLibrary:
         memory._obj.total, memory._obj.reserved, memory._obj.free = total, reserved, total - reserved
 
     def _nvmlDeviceGetMigMode(self, gpu: FakeGPU, current: Any, pending: Any) -> int:
-        if gpu.mig is None:
+        if gpu.mig is None and gpu.cut() is None:
             return int(pynvml.NVML_ERROR_NOT_SUPPORTED)
-        current._obj.value = pending._obj.value = int(gpu.mig)
+        current._obj.value = pending._obj.value = int(bool(gpu.mig))
+        return 0
+
+    def _nvmlDeviceGetGpuInstanceProfileInfo(self, gpu: FakeGPU, profile: int, info: Any) -> int:
+        if not 0 <= profile < pynvml.NVML_GPU_INSTANCE_PROFILE_COUNT:
+            return int(pynvml.NVML_ERROR_INVALID_ARGUMENT)
+        found = next((known for known in _profiles(gpu) if known.nvml_profile == profile), None)
+        if found is None:
+            return int(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        target = info._obj
+        target.id, target.sliceCount, target.instanceCount = found.profile_id, found.compute_slices, found.max_instances
+        target.memorySizeMB = found.memory_mib or 0
+        target.multiprocessorCount, target.copyEngineCount = found.multiprocessors or 0, found.copy_engines or 0
+        target.decoderCount, target.encoderCount = found.decoders or 0, found.encoders or 0
+        target.jpegCount, target.ofaCount = found.jpeg_engines or 0, found.optical_flow or 0
+        return 0
+
+    def _nvmlDeviceGetGpuInstanceProfileInfoV(self, gpu: FakeGPU, profile: int, info: Any) -> int:
+        if info._obj.version != pynvml.nvmlGpuInstanceProfileInfo_v2:
+            return int(pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH)
+        answer = self._nvmlDeviceGetGpuInstanceProfileInfo(gpu, profile, info)
+        if not answer:
+            name = next(known.name for known in _profiles(gpu) if known.nvml_profile == profile)
+            info._obj.name = f"MIG {name}".encode()
+        return answer
+
+    def _nvmlDeviceGetGpuInstancePossiblePlacements_v2(
+        self, gpu: FakeGPU, profile_id: int, placements: Any, count: Any
+    ) -> int:
+        found = next((known for known in _profiles(gpu) if known.profile_id == profile_id), None)
+        if found is None:
+            return int(pynvml.NVML_ERROR_INVALID_ARGUMENT)
+        if placements is not None:
+            if count._obj.value < len(found.starts):
+                return int(pynvml.NVML_ERROR_INSUFFICIENT_SIZE)
+            for place, start in zip(placements, found.starts, strict=False):
+                place.start, place.size = start, found.size
+        count._obj.value = len(found.starts)
         return 0
 
     def _nvmlDeviceGetCudaComputeCapability(self, gpu: FakeGPU, major: Any, minor: Any) -> None:
@@ -202,6 +252,11 @@ class FakeLibrary:
     def _nvmlDeviceGetPciInfo_v3(self, gpu: FakeGPU, info: Any) -> None:
         info._obj.bus = (gpu.minor or 0) + 1
         info._obj.busId = b"00000000:%02X:00.0" % info._obj.bus
+
+
+def _profiles(gpu: FakeGPU) -> tuple[BoardProfile, ...]:
+    cut = gpu.cut()
+    return () if cut is None else cut.profiles
 
 
 def _takes_device(function: Callable[..., Any]) -> bool:

@@ -10,6 +10,8 @@ import msgspec
 import pynvml
 import structlog
 
+from cotenant.contract.inventory import MIGProfile
+from device_plugin.nvml import mig
 from device_plugin.nvml.fake import FakeLibrary
 
 log = structlog.get_logger(__name__)
@@ -143,6 +145,18 @@ class NVML:
         for index in self._known.keys() - set(range(count)):
             self._known[index] = msgspec.structs.replace(self._known[index], fault=missing)
         return tuple(gpu for _, gpu in sorted(self._known.items()))
+
+    def mig_profiles(self, index: int) -> tuple[MIGProfile, ...]:
+        """Read which MIG profiles the GPU of that index offers, be MIG mode on or off; none where it knows no MIG.
+
+        Raises NVMLUnavailableError with a sentence when it does not say, as to users that are not root.
+        """
+        try:
+            return mig.profiles(self._call, self._handle(index))
+        except pynvml.NVMLError as error:
+            if error.value == pynvml.NVML_ERROR_NO_PERMISSION:
+                raise NVMLUnavailableError(f"NVML tells the MIG placements of GPU {index} to root only") from error
+            raise NVMLUnavailableError(f"the MIG profiles of GPU {index} cannot be read: {_sentence(error)}") from error
 
     def _read(self, index: int) -> PhysicalGPU:
         handle = self._handle(index)

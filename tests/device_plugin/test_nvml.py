@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from cotenant.contract.boards import boards
 from cotenant.contract.configuration import ConfigurationError
+from cotenant.contract.inventory import MIGProfile
 from device_plugin.nvml import NVML, NVMLUnavailableError, PhysicalGPU
 
 GIB = 1 << 30
@@ -143,3 +145,58 @@ def test_a_missing_driver_says_what_to_do() -> None:
         pytest.skip("this machine has an NVIDIA driver")
     with pytest.raises(NVMLUnavailableError, match="NVIDIA driver"):
         NVML.open()
+
+
+def test_an_error_without_advice_is_said_in_nvmls_words(file: Path) -> None:
+    file.write_text("gpus: [{model: A, memory: 8GiB}]")
+    nvml = NVML.open(fake=file)
+    nvml.gpus()
+    file.write_text("gpus: [{model: A, memory: 8GiB, fail: {nvmlDeviceGetName: 19}}]")
+    assert ["NVML says: fake error 19 (code 19)"] == [gpu.fault for gpu in nvml.gpus()]
+
+
+class TestMIGProfiles:
+    """What a GPU can be cut into, by NVML's own calls."""
+
+    @staticmethod
+    def profiles(file: Path, board: str, *, fail: str = "") -> tuple[MIGProfile, ...]:
+        known = boards()[board]
+        file.write_text(f"gpus: [{{model: A, memory: {known.memory_mib}MiB, board: {board}, fail: {{{fail}}}}}]")
+        return NVML.open(fake=file).mig_profiles(0)
+
+    @pytest.mark.parametrize("board", boards())
+    def test_every_profile_of_a_board_is_read_as_it_is(self, file: Path, board: str) -> None:
+        got = self.profiles(file, board)
+        assert len(boards()[board].profiles) == len(got)
+        assert {profile.profile for profile in boards()[board].profiles} == set(got)
+
+    @pytest.mark.parametrize("code", [13, 25], ids=["function-not-found", "version-mismatch"])
+    @pytest.mark.parametrize(
+        "board", ["A30-24GB", "A100-SXM4-40GB", "A100-SXM4-80GB", "H100-SXM5-80GB", "H100-NVL-94GB", "H200-SXM5-141GB"]
+    )
+    def test_a_driver_that_tells_no_names_gives_the_same(self, file: Path, board: str, code: int) -> None:
+        got = self.profiles(file, board, fail=f"nvmlDeviceGetGpuInstanceProfileInfoV: {code}")
+        assert {profile.profile for profile in boards()[board].profiles} == set(got)
+
+    def test_a_gpu_without_mig_has_none(self, file: Path) -> None:
+        file.write_text("gpus: [{model: Tesla T4, memory: 16GiB}]")
+        nvml = NVML.open(fake=file)
+        assert () == nvml.mig_profiles(0)
+        assert nvml.gpus()[0].mig_enabled is None
+
+    def test_a_known_model_has_its_boards_and_is_not_partitioned(self, file: Path) -> None:
+        file.write_text("gpus: [{model: NVIDIA A30, memory: 24GiB}]")
+        nvml = NVML.open(fake=file)
+        assert {profile.profile for profile in boards()["A30-24GB"].profiles} == set(nvml.mig_profiles(0))
+        assert nvml.gpus()[0].mig_enabled is False
+
+    def test_placements_that_only_root_is_told_are_said_to_be(self, file: Path) -> None:
+        with pytest.raises(NVMLUnavailableError, match="NVML tells the MIG placements of GPU 0 to root only"):
+            self.profiles(file, "A30-24GB", fail="nvmlDeviceGetGpuInstancePossiblePlacements_v2: 4")
+
+    def test_a_lost_gpu_says_so(self, file: Path) -> None:
+        file.write_text("gpus: [{model: NVIDIA A30, memory: 24GiB, lost: true}]")
+        with pytest.raises(
+            NVMLUnavailableError, match="the MIG profiles of GPU 0 cannot be read: the GPU has fallen off"
+        ):
+            NVML.open(fake=file).mig_profiles(0)

@@ -1,6 +1,7 @@
 """The pages say what the code does."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import click
 import msgspec
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from cotenant.cli.main import main as cotenant
 from cotenant.contract import grant as grants
 from cotenant.contract import inventory as inventories
 from cotenant.contract.configuration import DevicePluginConfiguration, ExtenderConfiguration
@@ -20,6 +23,7 @@ from cotenant.contract.reasons import Reason
 from cotenant.contract.request import MAX_GPUS
 from device_plugin.ids import MAX_IDS
 from device_plugin.main import main as device_plugin
+from device_plugin.nvml import NVML
 from extender.main import main as extender
 from extender.policies import POLICIES
 from tests.docs.markdown import DOCS, blocks, section, tables
@@ -142,6 +146,24 @@ class TestInstall:
         (image,) = yaml.safe_load(text)["images"]
         manifest = (ROOT / "manifests" / "base" / "device-plugin.yaml").read_text()
         assert f"image: {image['name']}:{image['newTag']}" in manifest
+
+
+class TestMIG:
+    """docs/mig.md."""
+
+    def test_its_commands_print_what_it_shows(self) -> None:
+        shown = blocks((DOCS / "mig.md").read_text(), "console")
+        assert 4 == len(shown)
+        for block in shown:
+            command, output = block.split("\n", 1)
+            assert command.startswith("$ cotenant ")
+            assert output == CliRunner().invoke(cotenant, shlex.split(command)[2:]).output
+
+    def test_its_file_of_made_up_gpus_is_one(self, tmp_path: Path) -> None:
+        (text,) = blocks((DOCS / "mig.md").read_text(), "yaml")
+        (tmp_path / "gpus.yaml").write_text(text)
+        nvml = NVML.open(fake=tmp_path / "gpus.yaml")
+        assert [7, 7, 5] == [len(nvml.mig_profiles(gpu.index)) for gpu in nvml.gpus()]
 
 
 class TestLimits:
