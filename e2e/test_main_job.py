@@ -102,9 +102,16 @@ def printed(text: str) -> dict[str, str]:
     return {match[1]: match[2] for match in re.finditer(r"^([A-Z_]+)=(.*)$", text, re.MULTILINE)}
 
 
+def has_started(seen: Object, name: str) -> bool:
+    """Whether a container ran: a kubelet that is killed while it starts one leaves it with a StartError for good."""
+    statuses = seen["status"].get("initContainerStatuses", []) + seen["status"].get("containerStatuses", [])
+    state: Object = next((one["state"] for one in statuses if one["name"] == name), {})
+    return "running" in state or state.get("terminated", {}).get("exitCode") == 0
+
+
 def output(node: RealNode, seen: Object, name: str) -> dict[str, str]:
-    """Read what a container printed; one of a running pod has started, so it is waited for."""
-    if phase(seen) == "Running":
+    """Read what a container printed; one that has started is waited for."""
+    if has_started(seen, name):
         wait_until(lambda: printed(node.logs(seen, name)) != {}, timeout_s=20)
     return printed(node.logs(seen, name))
 
@@ -236,7 +243,8 @@ def test_100_pods_in_bursts_while_plugin_and_kubelet_are_killed(ground: Ground) 
         pods = ten(burst)
         names += [new["metadata"]["name"] for new in pods]
         submit(ground, pods)
-        time.sleep(0.7)  # in the middle of the burst's admissions
+        half = [new["metadata"]["name"] for new in pods][:5]
+        wait_settled(ground, half, timeout_s=60)  # so that others of the burst are being admitted just now
         if burst in {2, 6}:
             ground.plugin.kill()
             ground.plugin.start()
@@ -247,15 +255,21 @@ def test_100_pods_in_bursts_while_plugin_and_kubelet_are_killed(ground: Ground) 
     running = [one for one in seen if phase(one) == "Running"]
     rejected = [one for one in seen if phase(one) == "Failed"]
     # The kubelet's own rejections: it admits bound pods before a plugin can have registered. Cotenant frees them.
-    reasons = sorted({str(one["status"].get("message"))[:160] for one in rejected})
+    reasons = sorted({why_failed(one) for one in rejected})
     compared, wrong = disagreements(ground, seen)
     print(f"\n{len(running)} running, {len(rejected)} rejected by the kubelet, {compared} containers compared")
     for reason in reasons:
         print(f"  rejected: {reason}")
     assert [] == wrong
     assert 100 == len(running) + len(rejected)
-    # every container of a running pod was compared: 1, 1 + 1, init + 1, or init + 2
-    assert sum(len(grants.decode(one["metadata"]["annotations"][GRANT]).containers) for one in running) <= compared
+    assert len(running) >= 50, "too few ran to compare much"
+    silent = [
+        f"{one['metadata']['name']}/{granted.name}"
+        for one in running
+        for granted in grants.decode(one["metadata"]["annotations"][GRANT]).containers
+        if has_started(one, granted.name) and not output(ground.node, one, granted.name)
+    ]
+    assert [] == silent, "containers that started and printed nothing could not be compared"
     assert [] == wrong_guesses(ground, seen)
     # What is left free of each GPU is what running pods do not hold: the rejected hold nothing.
     held: dict[str, int] = {}
@@ -263,6 +277,15 @@ def test_100_pods_in_bursts_while_plugin_and_kubelet_are_killed(ground: Ground) 
         for uuid, amount in grants.decode(one["metadata"]["annotations"][GRANT]).charges().items():
             held[uuid] = held.get(uuid, 0) + amount
     assert wait_until(lambda: held == allocated(ground.extender), timeout_s=30), (held, allocated(ground.extender))
+
+
+def why_failed(seen: Object) -> str:
+    """Say why a pod failed: the kubelet's message, or how its containers ended."""
+    status = seen["status"]
+    if "message" in status:
+        return str(status["message"])[:160]
+    containers = status.get("initContainerStatuses", []) + status.get("containerStatuses", [])
+    return "; ".join(f"{c['name']}: {json.dumps(c['state'])[:200]}" for c in containers)
 
 
 def allocated(extender: RunningExtender) -> dict[str, int]:

@@ -31,7 +31,7 @@ from e2e.cluster import ControlPlane, Scheduler
 from e2e.kustomize import MANIFESTS, build
 from e2e.processes import MissingProgramError, Program, find_program, free_ports, wait_until
 from e2e.rest import APPLY_PATCH, Api, ApiError, Object
-from extender.verbs.filter import SAMPLED_FROM
+from extender.cluster.nominator import SAMPLED_FROM
 from tests.manifests.kustomization import container, documents, mounted
 
 NAMESPACE = "cotenant-system"

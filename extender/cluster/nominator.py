@@ -1,6 +1,7 @@
-"""Point kube-scheduler at a node that fits when none of its sample does.
+"""Point kube-scheduler at a node that fits after all when none of its sample did.
 
-It samples 500 of 5,000 nodes per attempt; a pod that fits only elsewhere could wait for minutes. A pod with
+It samples 500 of 5,000 nodes per attempt; a pod that fits only elsewhere could wait for minutes. So could one that was
+tried again right after another had ended, on news that reached kube-scheduler before it reached the ledger. A pod with
 status.nominatedNodeName is tried on that node alone first (schedule_one.go, evaluateNominatedNode).
 """
 
@@ -23,8 +24,11 @@ _log = structlog.get_logger(__name__)
 
 # A pod's first failure is followed by a second attempt at once, since kube-scheduler's own note of the failure is an
 # update of the pod; and at the end of an attempt it takes away a nomination that arrived meanwhile. So wait until the
-# pod has been left alone for this long.
-_QUIET_SECONDS = 0.05
+# pod has been left alone for this long; and look again later, since our watch may lag behind kube-scheduler's.
+_WAIT_SECONDS = (0.05, 0.5, 2.0)
+# Below this many nodes kube-scheduler samples all that pass its own filters (schedule_one.go, minFeasibleNodesToFind),
+# so a node outside of its sample has failed there and would fail again.
+SAMPLED_FROM = 100
 # What keeps a node out of the sample may also be a taint or a full CPU, which we do not see. Each vain nomination makes
 # kube-scheduler try again at once, so a pod gets a few of them, and then none for a while. A node gets more than one:
 # it may have been taken away untried all the same.
@@ -46,6 +50,9 @@ class _Asked(NamedTuple):
     """Hold a pod that fits nowhere in its sample, and when to look for it."""
 
     due: float
+    # how often it was looked for, and how many changes the ledger had seen then
+    turn: int
+    changes: int
     pod: Pod
     request: PodRequest
     sampled: frozenset[str]
@@ -63,7 +70,7 @@ class Nominator:
         self._clock = clock
         self._condition = threading.Condition()
         self._stopping = False
-        # by pod UID, the one that is due first standing first: each waits for the same time
+        # by pod UID
         self._asked: dict[str, _Asked] = {}
         # how often each node was nominated lately, by pod UID
         self._tried: TTLCache[str, Counter[str]] = TTLCache(10_000, _TRIES_LAST_SECONDS)
@@ -76,7 +83,8 @@ class Nominator:
             if self._asked.pop(pod.uid, None) is None and len(self._asked) >= _WAITING:
                 _log.warning("too many pods to nominate for", pod=pod.key, pod_uid=pod.uid)
                 return
-            self._asked[pod.uid] = _Asked(self._clock() + _QUIET_SECONDS, pod, request, sampled)
+            changes, _ = self._ledger.changes(0)
+            self._asked[pod.uid] = _Asked(self._clock() + _WAIT_SECONDS[0], 0, changes, pod, request, sampled)
             self._condition.notify()
 
     def stop(self) -> None:
@@ -89,7 +97,8 @@ class Nominator:
     def _run(self) -> None:
         while (asked := self._next()) is not None:
             try:
-                self._nominate(asked)
+                if not self._nominate(asked):
+                    self._look_again(asked)
             except ClusterError as error:
                 _log.warning("nomination failed", pod=asked.pod.key, pod_uid=asked.pod.uid, why=str(error))
 
@@ -97,28 +106,47 @@ class Nominator:
         """Wait for the next pod that is due; None when it is time to stop."""
         with self._condition:
             while not self._stopping:
-                first = next(iter(self._asked.values()), None)
+                first = min(self._asked.values(), key=lambda asked: asked.due, default=None)
                 left = None if first is None else first.due - self._clock()
                 if first is not None and left is not None and left <= 0:
                     return self._asked.pop(first.pod.uid)
                 self._condition.wait(left)
         return None
 
-    def _nominate(self, asked: _Asked) -> None:
+    def _look_again(self, asked: _Asked) -> None:
+        turn = asked.turn + 1
+        if turn < len(_WAIT_SECONDS):
+            changes, _ = self._ledger.changes(0)
+            again = asked._replace(due=self._clock() + _WAIT_SECONDS[turn], turn=turn, changes=changes)
+            with self._condition:
+                # unless its next attempt has failed meanwhile
+                self._asked.setdefault(asked.pod.uid, again)
+
+    def _nominate(self, asked: _Asked) -> bool:
+        """Nominate a node, and tell whether there was one, or whether there is no more to be done for the pod."""
         pod = asked.pod
         tried = self._tried.setdefault(pod.uid, Counter())
         nominated = pod.status.nominated_node_name
         # Not ours: victims are ending on that node for this pod.
         preempting = bool(nominated) and nominated not in tried
-        if preempting or tried.total() >= _TRIES:
-            return
-        others = [view.name for view in self._ledger.views() if view.name not in asked.sampled]
-        node = self._best(asked.request, others, tried)
+        if preempting or tried.total() >= _TRIES or self._ledger.hold(pod.uid) is not None:
+            return True
+        node = self._best(asked.request, self._candidates(asked), tried)
         if node is None:
-            return
+            return False
         tried[node] += 1
         writes.nominate(self._cluster, namespace=pod.metadata.namespace, name=pod.metadata.name, uid=pod.uid, node=node)
         _log.info("nominated", pod=pod.key, pod_uid=pod.uid, node=node)
+        return True
+
+    def _candidates(self, asked: _Asked) -> list[str]:
+        """List nodes that may fit by now: all at first, later those of the sample that have changed."""
+        if asked.turn > 0:
+            _, changed = self._ledger.changes(asked.changes)
+            return sorted(asked.sampled if changed is None else asked.sampled.intersection(changed))
+        if len(asked.sampled) < SAMPLED_FROM:
+            return sorted(asked.sampled)
+        return [view.name for view in self._ledger.views()]
 
     def _best(self, request: PodRequest, nodes: list[str], tried: Counter[str]) -> str | None:
         """Find the cheapest node that fits, of those least often nominated."""

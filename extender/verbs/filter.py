@@ -11,13 +11,9 @@ from extender.ledger import Ledger
 from extender.verbs.judge import Judge
 from extender.verbs.wire import ExtenderArgs, FilterResult, NodeList
 
-# Below this many nodes kube-scheduler samples all that pass its own filters (schedule_one.go, minFeasibleNodesToFind),
-# so a node outside of what it sent has failed there and would fail again.
-SAMPLED_FROM = 100
-
 
 class Nominator(Protocol):
-    """Look for a node outside of kube-scheduler's sample, later and elsewhere: filter does not wait."""
+    """Look for a node that fits after all, later and elsewhere: filter does not wait."""
 
     def look(self, pod: Pod, request: PodRequest, sampled: frozenset[str]) -> None:
         """Note that nothing in *sampled* fits *pod*."""
@@ -74,7 +70,7 @@ class Filter:
             for reason, count in Counter(refused.values()).items():
                 self._rejected(reason, count)
         if not fitting:
-            if self._nominator is not None and len(names) >= SAMPLED_FROM:
+            if self._nominator is not None:
                 self._nominator.look(args.Pod, request, frozenset(names))
         elif self._decide:
             costs = ((v, name) for name, v in zip(names, verdicts, strict=True) if not isinstance(v, Reason))

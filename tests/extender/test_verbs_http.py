@@ -452,6 +452,21 @@ class TestNomination:
 
         assert api.wait_until(lambda: self.nominated(api, "p") == "n1", PATIENCE)
 
+    def test_a_pod_refused_for_old_news_is_nominated_once_the_news_is_here(
+        self, api: ApiServer, start: Callable[..., Running]
+    ) -> None:
+        # kube-scheduler hears that a pod has ended, and asks again, before the extender hears it
+        extender = start()
+        ends = submit(api, a_pod().named("ends").asking(8))
+        assert "" == extender.bind(ends, "n1")
+        waits = submit(api, a_pod().named("waits").asking(20).wishing(gpu_count=2))  # 10 on each of two of 10
+        assert [] == extender.fitting(waits, "n1")
+        assert self.nominated(api, "waits") is None
+
+        api.set_phase("ends", "Succeeded")
+
+        assert api.wait_until(lambda: self.nominated(api, "waits") == "n1", PATIENCE)
+
     def test_preemptions_own_nomination_is_left_alone(
         self, api: ApiServer, crowd: list[str], start: Callable[..., Running]
     ) -> None:
