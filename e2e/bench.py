@@ -34,6 +34,7 @@ from e2e.rest import Api, Object
 
 NAMES = Names()
 CREATORS = 16
+BURST = 10
 
 
 class Client:
@@ -166,17 +167,24 @@ def measure_allocate(cluster: ControlPlane, directory: Path, *, pods: int) -> di
         )
         with plugin:
             gpus = inventories.decode(api.get("Node", node.name)["metadata"]["annotations"][NAMES.inventory]).gpus
-            for n in range(pods):
-                asking = a_pod(f"allocate-{n}", 8, bound_to=(node.name, gpus[n % len(gpus)].uuid))
-                runnable = pod(asking["metadata"]["name"], container("main", limits={NAMES.gpu_mem: 8}))
-                api.create(runnable)
-                api.bind(asking["metadata"]["name"], node.name, annotations=asking["metadata"]["annotations"])
-            for n in range(pods):
-                api.wait("Pod", f"allocate-{n}", lambda seen: bool(seen and seen["status"].get("phase") == "Running"))
+            for first in range(0, pods, BURST):
+                burst = range(first, min(pods, first + BURST))
+                for n in burst:
+                    asking = a_pod(f"allocate-{n}", 8, bound_to=(node.name, gpus[n % len(gpus)].uuid))
+                    runnable = pod(asking["metadata"]["name"], container("main", limits={NAMES.gpu_mem: 8}))
+                    api.create(runnable)
+                    api.bind(asking["metadata"]["name"], node.name, annotations=asking["metadata"]["annotations"])
+                # so that the plugin is measured, and not the start of a hundred containers on a few cores
+                for n in burst:
+                    api.wait("Pod", f"allocate-{n}", is_running)
             seconds = allocate_seconds(node)
             for n in range(pods):
                 api.delete("Pod", f"allocate-{n}")
     return {"calls of Allocate": seconds[float("inf")], "of them within 50 ms": seconds[0.05]}
+
+
+def is_running(seen: Object | None) -> bool:
+    return seen is not None and seen["status"].get("phase") == "Running"
 
 
 def allocate_seconds(node: RealNode) -> dict[float, int]:

@@ -283,9 +283,11 @@ class TestPlacing:
         # A Service over them is what makes kube-scheduler spread pods that name no constraint of their own.
         service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "example"}}
         ground.api.create(service | {"spec": {"selector": {"app": "example"}, "ports": [{"port": 80}]}})
+        placed = []
         for n in range(9):
             ground.api.create(example | {"metadata": {"name": f"example-{n}", "labels": {"app": "example"}}})
-        placed = [ground.bound(f"example-{n}") for n in range(9)]
+            # one by one: kube-scheduler scores the next pod while the last one's bind is still under way
+            placed.append(ground.bound(f"example-{n}"))
 
         where = Counter(
             (pod["spec"]["nodeName"], share.uuid)
