@@ -186,6 +186,10 @@ class Ledger:
         with self._lock:
             return list(self._views.values())
 
+    def changed_so_far(self) -> int:
+        """Count the changes of all nodes' views until now, to ask changes() with later."""
+        return self._changes
+
     def changes(self, since: int) -> tuple[int, list[str] | None]:
         """Name the nodes whose view has changed after so many changes, and say how many there are by now.
 

@@ -50,7 +50,7 @@ class _Asked(NamedTuple):
     """Hold a pod that fits nowhere in its sample, and when to look for it."""
 
     due: float
-    # how often it was looked for, and how many changes the ledger had seen then
+    # how often it was looked for, and how many changes the ledger had seen before the last time
     turn: int
     changes: int
     pod: Pod
@@ -83,8 +83,7 @@ class Nominator:
             if self._asked.pop(pod.uid, None) is None and len(self._asked) >= _WAITING:
                 _log.warning("too many pods to nominate for", pod=pod.key, pod_uid=pod.uid)
                 return
-            changes, _ = self._ledger.changes(0)
-            self._asked[pod.uid] = _Asked(self._clock() + _WAIT_SECONDS[0], 0, changes, pod, request, sampled)
+            self._asked[pod.uid] = _Asked(self._clock() + _WAIT_SECONDS[0], 0, 0, pod, request, sampled)
             self._condition.notify()
 
     def stop(self) -> None:
@@ -96,9 +95,11 @@ class Nominator:
 
     def _run(self) -> None:
         while (asked := self._next()) is not None:
+            # before the judging, so that what changes meanwhile is looked at again
+            changes = self._ledger.changed_so_far()
             try:
                 if not self._nominate(asked):
-                    self._look_again(asked)
+                    self._look_again(asked, changes)
             except ClusterError as error:
                 _log.warning("nomination failed", pod=asked.pod.key, pod_uid=asked.pod.uid, why=str(error))
 
@@ -113,10 +114,9 @@ class Nominator:
                 self._condition.wait(left)
         return None
 
-    def _look_again(self, asked: _Asked) -> None:
+    def _look_again(self, asked: _Asked, changes: int) -> None:
         turn = asked.turn + 1
         if turn < len(_WAIT_SECONDS):
-            changes, _ = self._ledger.changes(0)
             again = asked._replace(due=self._clock() + _WAIT_SECONDS[turn], turn=turn, changes=changes)
             with self._condition:
                 # unless its next attempt has failed meanwhile
