@@ -19,9 +19,8 @@ What the ledger promises:
 """
 
 import threading
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
-from enum import StrEnum
+from collections import deque
+from collections.abc import Callable, Iterable
 from itertools import islice
 from sys import intern
 from typing import TypeVar
@@ -29,129 +28,18 @@ from typing import TypeVar
 import msgspec
 
 from cotenant.contract import grant as grants
-from cotenant.contract import inventory as inventories
-from cotenant.contract.compute import NOTHING, Compute, allocatable, requests
-from cotenant.contract.inventory import GPU, Family, Health, Inventory
+from cotenant.contract.compute import NOTHING, Compute, requests
 from cotenant.contract.names import Names
 from cotenant.contract.pods import Pod
-from cotenant.contract.reasons import Reason
-from cotenant.contract.request import PodRequest, RequestError, parse
-from cotenant.contract.units import parse_quantity
+from cotenant.contract.request import RequestError, parse
+from extender.ledger import holds
+from extender.ledger.account import Account
+from extender.ledger.values import Hold, Node, NodeView, Stage, Waiting
 
 R = TypeVar("R")
 
 # Several for each node of the largest clusters, so that only a program that slept for long must look at all of them.
 _CHANGES_KEPT = 50_000
-
-
-class Node(msgspec.Struct, frozen=True):
-    """Hold the fields of a Kubernetes Node that the ledger reads."""
-
-    class Metadata(msgspec.Struct, frozen=True):
-        """Hold a node's name and annotations."""
-
-        name: str
-        resource_version: str | None = msgspec.field(name="resourceVersion", default=None)
-        annotations: dict[str, str] | None = None
-
-    class Status(msgspec.Struct, frozen=True):
-        """Hold what the kubelet advertises."""
-
-        allocatable: dict[str, str | int] | None = None
-
-    metadata: Metadata
-    status: Status = Status()
-
-
-class GPUState(msgspec.Struct, frozen=True, gc=False):
-    """Show one GPU and what is held of it."""
-
-    gpu: GPU
-    held_bytes: int
-    # what a new pod could be given; never negative, though a GPU may shrink under its pods
-    free_bytes: int
-    # how many pods hold something of it
-    pods: int
-
-    @property
-    def healthy(self) -> bool:
-        """Tell whether new pods may be placed on it."""
-        return self.gpu.health is Health.HEALTHY
-
-
-class NodeView(msgspec.Struct, frozen=True):
-    """Show one node at one moment."""
-
-    name: str
-    # the GPUs that gpu-mem counts, and those of them that new pods may be placed on
-    gpus: tuple[GPUState, ...]
-    healthy: tuple[GPUState, ...]
-    # why nothing can be placed on the node, whatever the pod
-    problem: Reason | None
-    # what is wrong with the inventory, for people
-    detail: str = ""
-    # what pods may ask of the node besides, and what those on it leave; never negative
-    compute: Compute = NOTHING
-    free_compute: Compute = NOTHING
-    # how many of its pods hold so many GPUs, so many bytes of the one they hold most of
-    sizes: tuple[tuple[tuple[int, int], int], ...] = ()
-
-
-class Stage(StrEnum):
-    """Say how sure a hold is."""
-
-    ASSUMED = "assumed"
-    BOUND = "bound"
-
-
-class Hold(msgspec.Struct, frozen=True):
-    """Show what one pod holds on one node.
-
-    *charges* are bytes by GPU UUID. A grant that cannot be read (*problem* says why) is of a GPU that cannot be named,
-    so *everywhere_bytes* count on every GPU of the node: never too little on the right one.
-    """
-
-    uid: str
-    key: str
-    node: str
-    stage: Stage
-    grant: str
-    charges: Mapping[str, int]
-    # the GPUs that are the pod's alone, whatever it was charged: one that grows under it stays closed
-    alone: frozenset[str] = frozenset()
-    everywhere_bytes: int = 0
-    problem: str = ""
-    # what mark() said when it was assumed
-    since: int = 0
-
-
-class Waiting(msgspec.Struct, frozen=True):
-    """Show a pod of ours that is not bound yet, and what it asks for."""
-
-    uid: str
-    key: str
-    request: PodRequest | RequestError
-
-
-class _Account(msgspec.Struct):
-    """Keep one node's facts and the sums of its holds."""
-
-    name: str
-    inventory: Inventory | None = None
-    problem: Reason | None = Reason.UNKNOWN_NODE
-    detail: str = ""
-    # the raw annotation and allocatable that inventory and problem were read from
-    read_from: tuple[str | None, str | int | None] | None = None
-    compute: Compute = NOTHING
-    # the sums of what its pods take of that, ours or not, and how many they are
-    cpu_milli: int = 0
-    memory_bytes: int = 0
-    residents: int = 0
-    sizes: Counter[tuple[int, int]] = msgspec.field(default_factory=Counter)
-    held: Counter[str] = msgspec.field(default_factory=Counter)
-    pods: Counter[str] = msgspec.field(default_factory=Counter)
-    alone: Counter[str] = msgspec.field(default_factory=Counter)
-    everywhere: Counter[str] = msgspec.field(default_factory=Counter)
 
 
 class Ledger:
@@ -161,7 +49,7 @@ class Ledger:
         self._names = names
         self._unit_bytes = unit_bytes
         self._lock = threading.RLock()
-        self._accounts: dict[str, _Account] = {}
+        self._accounts: dict[str, Account] = {}
         # Replaced view by view, never mutated: readers take no lock.
         self._views: dict[str, NodeView] = {}
         self._holds: dict[str, Hold] = {}
@@ -262,23 +150,13 @@ class Ledger:
             chosen = choose(view)
             if not isinstance(chosen, grants.Grant):
                 return chosen
-            charges = chosen.charges()
+            hold = holds.assumed(chosen, uid=uid, key=key, node=node, since=self.mark())
             free = {state.gpu.uuid: state.free_bytes for state in view.gpus}
-            for uuid, amount in charges.items():
+            for uuid, amount in hold.charges.items():
                 if amount > free.get(uuid, 0):
                     raise ValueError(
                         f"pod {key} was to get {amount} bytes of GPU {uuid}, which has {free.get(uuid, 0)} free"
                     )
-            hold = Hold(
-                uid=uid,
-                key=key,
-                node=node,
-                stage=Stage.ASSUMED,
-                grant=grants.encode(chosen),
-                charges=charges,
-                alone=_alone(chosen),
-                since=self.mark(),
-            )
             self._settle_in(uid, node, compute, show=False)
             self._put(hold)
             return hold
@@ -316,16 +194,8 @@ class Ledger:
         """Take over what the API server says of a node."""
         with self._lock:
             account = self._account(node.metadata.name)
-            annotation = (node.metadata.annotations or {}).get(self._names.inventory)
-            advertised = (node.status.allocatable or {}).get(self._names.gpu_mem)
-            compute = allocatable(node.status.allocatable)
-            # Kubelets update their Nodes every few seconds; most updates say nothing new about GPUs.
-            if account.read_from == (annotation, advertised) and account.compute == compute:
-                return
-            account.compute = compute
-            account.read_from = (annotation, advertised)
-            account.inventory, account.problem, account.detail = self._read(annotation, advertised)
-            self._refresh(account)
+            if account.read(node, self._names, self._unit_bytes):
+                self._refresh(account)
 
     def node_gone(self, name: str) -> None:
         """Take over that a node is gone; its pods hold what they hold until they are gone too."""
@@ -333,7 +203,7 @@ class Ledger:
             account = self._accounts.get(name)
             if account is None:
                 return
-            account.inventory, account.problem, account.read_from = None, Reason.UNKNOWN_NODE, None
+            account.gone()
             self._views.pop(name, None)
             self._note_change(name)
             self._prune(account)
@@ -385,32 +255,6 @@ class Ledger:
 
     # --- within ---
 
-    def _read(
-        self, annotation: str | None, advertised: str | int | None
-    ) -> tuple[Inventory | None, Reason | None, str]:
-        """Read a node's inventory, and say why the node cannot be used where it cannot."""
-        if annotation is None:
-            return None, Reason.NO_INVENTORY, ""
-        try:
-            inventory = inventories.decode(annotation)
-        except inventories.InventoryError as error:
-            return None, Reason.BAD_INVENTORY, str(error)
-        if inventory.unit_bytes != self._unit_bytes:
-            return (
-                inventory,
-                Reason.UNIT_MISMATCH,
-                f"the plugin's unit is {inventory.unit_bytes} bytes, the extender's {self._unit_bytes}",
-            )
-        if not inventory.serving:
-            return inventory, Reason.PLUGIN_GONE, ""
-        # Without it in allocatable the kubelet would start the pod without asking the plugin
-        # (pkg/kubelet/lifecycle/predicate.go, removeMissingExtendedResources).
-        try:
-            units = parse_quantity(advertised if advertised is not None else 0)
-        except ValueError:
-            units = 0
-        return inventory, None if units > 0 else Reason.NOT_ADVERTISED, ""
-
     def _observe_unbound(self, pod: Pod) -> None:
         # An assumption outlives this: the watch may be older than the Binding on its way.
         try:
@@ -436,49 +280,17 @@ class Ledger:
             self._drop(pod.uid)
             return
         self._ungranted.pop(pod.uid, None)
-        charges: Mapping[str, int] = {}
-        alone: frozenset[str] = frozenset()
-        everywhere, problem = 0, ""
-        try:
-            grant = grants.decode(text)
-            charges = {intern(uuid): amount for uuid, amount in grant.charges().items()}
-            alone = _alone(grant)
-        except grants.GrantError as error:
-            everywhere, problem = self._upper_bound(pod), str(error)
+        # a LIST under way may still be older than the pod
+        since = held.since if held is not None else 0
+        hold = holds.bound(pod, node, text, self._names, self._unit_bytes, since=since)
         self._drop(pod.uid)
-        self._put(
-            Hold(
-                uid=pod.uid,
-                key=pod.key,
-                node=intern(node),
-                stage=Stage.BOUND,
-                grant=text,
-                charges=charges,
-                alone=alone,
-                everywhere_bytes=everywhere,
-                problem=problem,
-                # a LIST under way may still be older than the pod
-                since=held.since if held is not None else 0,
-            )
-        )
+        self._put(hold)
 
     def _asks(self, pod: Pod) -> bool:
         try:
             return parse(pod, self._names, self._unit_bytes) is not None
         except RequestError:
             return True
-
-    def _upper_bound(self, pod: Pod) -> int:
-        """Count the most that a pod with an unreadable grant can hold of one GPU; a GPU for itself counts whole."""
-        try:
-            request = parse(pod, self._names, self._unit_bytes)
-        except RequestError:
-            return inventories.MAX_GPU_BYTES
-        if request is None:
-            return 0
-        if request.wishes.isolation.whole_gpu:
-            return inventories.MAX_GPU_BYTES
-        return sum(container.units for container in request.containers) * self._unit_bytes
 
     def _settle_in(self, uid: str, node: str, compute: Compute, *, show: bool = True) -> None:
         """Count what a pod takes of its node; a pod that was resized in place counts anew.
@@ -490,9 +302,7 @@ class Ledger:
         self._leave(uid)
         account = self._account(node)
         self._residents[uid] = (account.name, compute)
-        account.cpu_milli += compute.cpu_milli
-        account.memory_bytes += compute.memory_bytes
-        account.residents += 1
+        account.settle_in(compute)
         if show:
             self._refresh_if_ours(account)
 
@@ -502,13 +312,11 @@ class Ledger:
             return
         name, compute = resident
         account = self._account(name)
-        account.cpu_milli -= compute.cpu_milli
-        account.memory_bytes -= compute.memory_bytes
-        account.residents -= 1
+        account.leave(compute)
         self._refresh_if_ours(account)
         self._prune(account)
 
-    def _refresh_if_ours(self, account: _Account) -> None:
+    def _refresh_if_ours(self, account: Account) -> None:
         # most pods of a cluster run on nodes without GPUs, where nobody asks what they leave
         if account.inventory is not None:
             self._refresh(account)
@@ -516,14 +324,7 @@ class Ledger:
     def _put(self, hold: Hold) -> None:
         account = self._account(hold.node)
         self._holds[hold.uid] = hold
-        if hold.charges:
-            account.sizes[_size(hold)] += 1
-        for uuid, amount in hold.charges.items():
-            account.held[uuid] += amount
-            account.pods[uuid] += 1
-        account.alone.update(hold.alone)
-        if hold.everywhere_bytes:
-            account.everywhere[hold.uid] = hold.everywhere_bytes
+        account.put(hold)
         self._refresh(account)
 
     def _drop(self, uid: str) -> None:
@@ -531,77 +332,28 @@ class Ledger:
         if hold is None:
             return
         account = self._account(hold.node)
-        for uuid, amount in hold.charges.items():
-            account.held[uuid] -= amount
-            account.pods[uuid] -= 1
-            if not account.pods[uuid]:
-                del account.held[uuid], account.pods[uuid]
-        if hold.charges:
-            account.sizes -= Counter([_size(hold)])
-        account.alone -= Counter(hold.alone)
-        account.everywhere.pop(uid, None)
+        account.drop(hold)
         self._refresh(account)
         self._prune(account)
 
-    def _account(self, name: str) -> _Account:
+    def _account(self, name: str) -> Account:
         account = self._accounts.get(name)
         if account is None:
-            account = self._accounts[intern(name)] = _Account(name=intern(name))
+            account = self._accounts[intern(name)] = Account(name=intern(name))
         return account
 
-    def _prune(self, account: _Account) -> None:
+    def _prune(self, account: Account) -> None:
         """Drop the account of a node that is gone once nothing is held on it."""
-        if account.read_from is None and not (account.pods or account.everywhere or account.residents):
+        if account.idle:
             self._accounts.pop(account.name, None)
 
-    def _refresh(self, account: _Account) -> None:
+    def _refresh(self, account: Account) -> None:
         """Show a node anew after it changed."""
         if account.read_from is None:
             return  # the API server has no such node; pods may still hold something there
-        everywhere = account.everywhere.total() if account.everywhere else 0
-        gpus = tuple(
-            self._state(account, gpu, everywhere)
-            for gpu in (account.inventory.gpus if account.inventory else ())
-            if gpu.family is Family.MEMORY
-        )
-        self._views[account.name] = NodeView(
-            name=account.name,
-            gpus=gpus,
-            healthy=tuple(state for state in gpus if state.healthy),
-            problem=account.problem,
-            detail=account.detail,
-            compute=account.compute,
-            free_compute=Compute(
-                cpu_milli=max(0, account.compute.cpu_milli - account.cpu_milli),
-                memory_bytes=max(0, account.compute.memory_bytes - account.memory_bytes),
-            ),
-            sizes=tuple(sorted(account.sizes.items())),
-        )
+        self._views[account.name] = account.view()
         self._note_change(account.name)
-
-    @staticmethod
-    def _state(account: _Account, gpu: GPU, everywhere_bytes: int) -> GPUState:
-        held = account.held.get(gpu.uuid, 0) + everywhere_bytes
-        if account.alone and account.alone.get(gpu.uuid, 0):
-            held = max(held, gpu.usable_bytes)
-        return GPUState(
-            gpu=gpu,
-            held_bytes=held,
-            free_bytes=max(0, gpu.usable_bytes - held),
-            pods=account.pods.get(gpu.uuid, 0) + len(account.everywhere),
-        )
 
     def _note_change(self, node: str) -> None:
         self._changed.append(node)
         self._changes += 1
-
-
-def _size(hold: Hold) -> tuple[int, int]:
-    return len(hold.charges), max(hold.charges.values())
-
-
-def _alone(grant: grants.Grant) -> frozenset[str]:
-    """Name the GPUs that *grant* gives to one pod alone."""
-    return frozenset(
-        intern(share.uuid) for c in grant.containers if c.mode is inventories.Mode.EXCLUSIVE for share in c.gpus
-    )

@@ -1,0 +1,156 @@
+"""One node's account: what its inventory says, and the sums of what pods hold there."""
+
+from collections import Counter
+
+import msgspec
+
+from cotenant.contract import inventory as inventories
+from cotenant.contract.compute import NOTHING, Compute, allocatable
+from cotenant.contract.inventory import GPU, Family, Inventory
+from cotenant.contract.names import Names
+from cotenant.contract.reasons import Reason
+from cotenant.contract.units import parse_quantity
+from extender.ledger.values import GPUState, Hold, Node, NodeView
+
+
+class Account(msgspec.Struct):
+    """Keep one node's facts and the sums of its holds; not safe to use from many threads."""
+
+    name: str
+    inventory: Inventory | None = None
+    problem: Reason | None = Reason.UNKNOWN_NODE
+    detail: str = ""
+    # the raw annotation and allocatable that inventory and problem were read from
+    read_from: tuple[str | None, str | int | None] | None = None
+    compute: Compute = NOTHING
+    # the sums of what its pods take of that, ours or not, and how many they are
+    cpu_milli: int = 0
+    memory_bytes: int = 0
+    residents: int = 0
+    sizes: Counter[tuple[int, int]] = msgspec.field(default_factory=Counter)
+    held: Counter[str] = msgspec.field(default_factory=Counter)
+    pods: Counter[str] = msgspec.field(default_factory=Counter)
+    alone: Counter[str] = msgspec.field(default_factory=Counter)
+    everywhere: Counter[str] = msgspec.field(default_factory=Counter)
+
+    def read(self, node: Node, names: Names, unit_bytes: int) -> bool:
+        """Take over what the API server says of the node; tell whether that is news.
+
+        Kubelets update their Nodes every few seconds; most updates say nothing new about GPUs.
+        """
+        annotation = (node.metadata.annotations or {}).get(names.inventory)
+        advertised = (node.status.allocatable or {}).get(names.gpu_mem)
+        compute = allocatable(node.status.allocatable)
+        if self.read_from == (annotation, advertised) and self.compute == compute:
+            return False
+        self.compute, self.read_from = compute, (annotation, advertised)
+        self.inventory, self.problem, self.detail = _inventory(annotation, advertised, unit_bytes)
+        return True
+
+    def gone(self) -> None:
+        """Note that the API server has no such node."""
+        self.inventory, self.problem, self.read_from = None, Reason.UNKNOWN_NODE, None
+
+    @property
+    def idle(self) -> bool:
+        """Tell whether the node is gone and nothing is held on it, so that nobody needs to remember it."""
+        return self.read_from is None and not (self.pods or self.everywhere or self.residents)
+
+    def settle_in(self, compute: Compute) -> None:
+        """Count what a pod takes of the node besides GPUs."""
+        self.cpu_milli += compute.cpu_milli
+        self.memory_bytes += compute.memory_bytes
+        self.residents += 1
+
+    def leave(self, compute: Compute) -> None:
+        """Take back what settle_in counted."""
+        self.cpu_milli -= compute.cpu_milli
+        self.memory_bytes -= compute.memory_bytes
+        self.residents -= 1
+
+    def put(self, hold: Hold) -> None:
+        """Count what a pod holds."""
+        if hold.charges:
+            self.sizes[_size(hold)] += 1
+        for uuid, amount in hold.charges.items():
+            self.held[uuid] += amount
+            self.pods[uuid] += 1
+        self.alone.update(hold.alone)
+        if hold.everywhere_bytes:
+            self.everywhere[hold.uid] = hold.everywhere_bytes
+
+    def drop(self, hold: Hold) -> None:
+        """Take back what put counted."""
+        for uuid, amount in hold.charges.items():
+            self.held[uuid] -= amount
+            self.pods[uuid] -= 1
+            if not self.pods[uuid]:
+                del self.held[uuid], self.pods[uuid]
+        if hold.charges:
+            self.sizes -= Counter([_size(hold)])
+        self.alone -= Counter(hold.alone)
+        self.everywhere.pop(hold.uid, None)
+
+    def view(self) -> NodeView:
+        """Show the node as it is now."""
+        everywhere = self.everywhere.total() if self.everywhere else 0
+        gpus = tuple(
+            self._state(gpu, everywhere)
+            for gpu in (self.inventory.gpus if self.inventory else ())
+            if gpu.family is Family.MEMORY
+        )
+        return NodeView(
+            name=self.name,
+            gpus=gpus,
+            healthy=tuple(state for state in gpus if state.healthy),
+            problem=self.problem,
+            detail=self.detail,
+            compute=self.compute,
+            free_compute=Compute(
+                cpu_milli=max(0, self.compute.cpu_milli - self.cpu_milli),
+                memory_bytes=max(0, self.compute.memory_bytes - self.memory_bytes),
+            ),
+            sizes=tuple(sorted(self.sizes.items())),
+        )
+
+    def _state(self, gpu: GPU, everywhere_bytes: int) -> GPUState:
+        held = self.held.get(gpu.uuid, 0) + everywhere_bytes
+        if self.alone and self.alone.get(gpu.uuid, 0):
+            held = max(held, gpu.usable_bytes)
+        return GPUState(
+            gpu=gpu,
+            held_bytes=held,
+            free_bytes=max(0, gpu.usable_bytes - held),
+            pods=self.pods.get(gpu.uuid, 0) + len(self.everywhere),
+        )
+
+
+def _inventory(
+    annotation: str | None, advertised: str | int | None, unit_bytes: int
+) -> tuple[Inventory | None, Reason | None, str]:
+    """Read a node's inventory, and say why the node cannot be used where it cannot."""
+    if annotation is None:
+        return None, Reason.NO_INVENTORY, ""
+    try:
+        inventory = inventories.decode(annotation)
+    except inventories.InventoryError as error:
+        return None, Reason.BAD_INVENTORY, str(error)
+    if inventory.unit_bytes != unit_bytes:
+        return (
+            inventory,
+            Reason.UNIT_MISMATCH,
+            f"the plugin's unit is {inventory.unit_bytes} bytes, the extender's {unit_bytes}",
+        )
+    if not inventory.serving:
+        return inventory, Reason.PLUGIN_GONE, ""
+    # Without it in allocatable the kubelet would start the pod without asking the plugin
+    # (pkg/kubelet/lifecycle/predicate.go, removeMissingExtendedResources).
+    try:
+        units = parse_quantity(advertised if advertised is not None else 0)
+    except ValueError:
+        units = 0
+    return inventory, None if units > 0 else Reason.NOT_ADVERTISED, ""
+
+
+def _size(hold: Hold) -> tuple[int, int]:
+    return len(hold.charges), max(hold.charges.values())

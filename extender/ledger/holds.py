@@ -1,0 +1,74 @@
+"""What a pod holds, read from its grant."""
+
+from sys import intern
+from typing import TYPE_CHECKING
+
+from cotenant.contract import grant as grants
+from cotenant.contract import inventory as inventories
+from cotenant.contract.grant import Grant, GrantError
+from cotenant.contract.names import Names
+from cotenant.contract.pods import Pod
+from cotenant.contract.request import RequestError, parse
+from extender.ledger.values import Hold, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def assumed(grant: Grant, *, uid: str, key: str, node: str, since: int) -> Hold:
+    """Give what a pod will hold once its Binding with *grant* has been made; *since* is the ledger's mark."""
+    return Hold(
+        uid=uid,
+        key=key,
+        node=node,
+        stage=Stage.ASSUMED,
+        grant=grants.encode(grant),
+        charges=grant.charges(),
+        alone=_alone(grant),
+        since=since,
+    )
+
+
+def bound(pod: Pod, node: str, text: str, names: Names, unit_bytes: int, *, since: int) -> Hold:
+    """Give what a bound pod holds by its grant's *text*, at least as much as it can hold where that is unreadable."""
+    charges: Mapping[str, int] = {}
+    alone: frozenset[str] = frozenset()
+    everywhere, problem = 0, ""
+    try:
+        grant = grants.decode(text)
+        charges = {intern(uuid): amount for uuid, amount in grant.charges().items()}
+        alone = _alone(grant)
+    except GrantError as error:
+        everywhere, problem = _upper_bound(pod, names, unit_bytes), str(error)
+    return Hold(
+        uid=pod.uid,
+        key=pod.key,
+        node=intern(node),
+        stage=Stage.BOUND,
+        grant=text,
+        charges=charges,
+        alone=alone,
+        everywhere_bytes=everywhere,
+        problem=problem,
+        since=since,
+    )
+
+
+def _upper_bound(pod: Pod, names: Names, unit_bytes: int) -> int:
+    """Count the most that a pod with an unreadable grant can hold of one GPU; a GPU for itself counts whole."""
+    try:
+        request = parse(pod, names, unit_bytes)
+    except RequestError:
+        return inventories.MAX_GPU_BYTES
+    if request is None:
+        return 0
+    if request.wishes.isolation.whole_gpu:
+        return inventories.MAX_GPU_BYTES
+    return sum(container.units for container in request.containers) * unit_bytes
+
+
+def _alone(grant: Grant) -> frozenset[str]:
+    """Name the GPUs that *grant* gives to one pod alone."""
+    return frozenset(
+        intern(share.uuid) for c in grant.containers if c.mode is inventories.Mode.EXCLUSIVE for share in c.gpus
+    )

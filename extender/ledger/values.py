@@ -1,0 +1,100 @@
+"""What the ledger shows: nodes, their GPUs, and what pods hold of them."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+import msgspec
+
+from cotenant.contract.compute import NOTHING, Compute
+from cotenant.contract.inventory import GPU, Health
+from cotenant.contract.reasons import Reason
+from cotenant.contract.request import PodRequest, RequestError
+
+
+class Node(msgspec.Struct, frozen=True):
+    """Hold the fields of a Kubernetes Node that the ledger reads."""
+
+    class Metadata(msgspec.Struct, frozen=True):
+        """Hold a node's name and annotations."""
+
+        name: str
+        resource_version: str | None = msgspec.field(name="resourceVersion", default=None)
+        annotations: dict[str, str] | None = None
+
+    class Status(msgspec.Struct, frozen=True):
+        """Hold what the kubelet advertises."""
+
+        allocatable: dict[str, str | int] | None = None
+
+    metadata: Metadata
+    status: Status = Status()
+
+
+class GPUState(msgspec.Struct, frozen=True, gc=False):
+    """Show one GPU and what is held of it."""
+
+    gpu: GPU
+    held_bytes: int
+    # what a new pod could be given; never negative, though a GPU may shrink under its pods
+    free_bytes: int
+    # how many pods hold something of it
+    pods: int
+
+    @property
+    def healthy(self) -> bool:
+        """Tell whether new pods may be placed on it."""
+        return self.gpu.health is Health.HEALTHY
+
+
+class NodeView(msgspec.Struct, frozen=True):
+    """Show one node at one moment."""
+
+    name: str
+    # the GPUs that gpu-mem counts, and those of them that new pods may be placed on
+    gpus: tuple[GPUState, ...]
+    healthy: tuple[GPUState, ...]
+    # why nothing can be placed on the node, whatever the pod
+    problem: Reason | None
+    # what is wrong with the inventory, for people
+    detail: str = ""
+    # what pods may ask of the node besides, and what those on it leave; never negative
+    compute: Compute = NOTHING
+    free_compute: Compute = NOTHING
+    # how many of its pods hold so many GPUs, so many bytes of the one they hold most of
+    sizes: tuple[tuple[tuple[int, int], int], ...] = ()
+
+
+class Stage(StrEnum):
+    """Say how sure a hold is."""
+
+    ASSUMED = "assumed"
+    BOUND = "bound"
+
+
+class Hold(msgspec.Struct, frozen=True):
+    """Show what one pod holds on one node.
+
+    *charges* are bytes by GPU UUID. A grant that cannot be read (*problem* says why) is of a GPU that cannot be named,
+    so *everywhere_bytes* count on every GPU of the node: never too little on the right one.
+    """
+
+    uid: str
+    key: str
+    node: str
+    stage: Stage
+    grant: str
+    charges: Mapping[str, int]
+    # the GPUs that are the pod's alone, whatever it was charged: one that grows under it stays closed
+    alone: frozenset[str] = frozenset()
+    everywhere_bytes: int = 0
+    problem: str = ""
+    # what mark() said when it was assumed
+    since: int = 0
+
+
+class Waiting(msgspec.Struct, frozen=True):
+    """Show a pod of ours that is not bound yet, and what it asks for."""
+
+    uid: str
+    key: str
+    request: PodRequest | RequestError
