@@ -14,7 +14,7 @@ from cotenant.contract.names import Names
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
 from device_plugin import identity, ids
-from device_plugin.identity import Candidate, ListedPod, Past, PodName
+from device_plugin.identity import Asked, Candidate, ListedPod, Past, PodName
 from device_plugin.kubelet.pod_resources import PodResourcesError
 from device_plugin.refusal import RefusedError
 
@@ -54,6 +54,11 @@ class Admitted(NamedTuple):
     pod: Pod | None
     grant: ContainerGrant
 
+    def keys(self) -> dict[str, str]:
+        """Give what names it in logs."""
+        gpus = ",".join(share.uuid for share in self.grant.gpus)
+        return ({} if self.pod is None else _keys(self.pod)) | {"container": self.grant.name, "gpu": gpus}
+
 
 class Admission:
     """Tell the containers of one node apart and hold the kubelet's ids against their grants.
@@ -75,18 +80,18 @@ class Admission:
         # the pod that prefer() has just made sure of, so that allocate(), which follows at once, need not
         self._confirmed = ""
 
-    def prefer(self, available: Collection[str], must: Collection[str], units: int) -> list[str]:
-        """Choose ids on the granted GPUs for the container being admitted."""
-        found, held = self._identify(units)
+    def prefer(self, asked: Asked, available: Collection[str], must: Collection[str]) -> list[str]:
+        """Choose ids on the granted GPUs for the container being admitted, which *asked* for so many."""
+        found, held = self._identify(asked)
         try:
             return ids.pick(self._granted(found[0]), available, must, held)
         except RefusedError as error:
             raise self._refuse(error, found) from error
 
-    def allocate(self, chosen: Iterable[str]) -> Admitted:
+    def allocate(self, resource: str, chosen: Iterable[str]) -> Admitted:
         """Tell what the container being admitted was granted, once *chosen* is known to lie on its GPUs."""
         chosen = frozenset(chosen)
-        found, _ = self._identify(len(chosen))
+        found, _ = self._identify(Asked(resource, len(chosen)))
         try:
             grant = self._granted(found[0])
             ids.check(grant, chosen)
@@ -102,8 +107,8 @@ class Admission:
                 self._holders.pop(chosen, None)  # it may be any of them, and PreStartContainer will see which
         return Admitted(found[0].pod if len(found) == 1 else None, grant)
 
-    def pre_start(self, held: Iterable[str]) -> Admitted:
-        """Check that the container that is about to start with ids *held* is the one that was answered for.
+    def pre_start(self, resource: str, held: Iterable[str]) -> Admitted:
+        """Check that the container that is about to start with ids *held* of *resource* is the one answered for.
 
         After a restart of the plugin nothing is remembered; then its grant must explain the ids.
         """
@@ -116,9 +121,10 @@ class Admission:
             if owned == held
         ]
         if not owners:
-            return self._init_container(held)
+            return self._init_container(Asked(resource, len(held)), held)
         # Where two hold the same ids it is not known which one starts: both must be explained, or neither does.
-        checked = [self._check_owner(name, container, held, deadline) for name, container in owners]
+        asked = Asked(resource, len(held))
+        checked = [self._check_owner(name, container, asked, held, deadline) for name, container in owners]
         return checked[0]
 
     def overtaken(self) -> None:
@@ -132,7 +138,7 @@ class Admission:
             waiting = identity.candidates(listed, pods, self._past(), self._names)
             self._passed.update((candidate.pod.uid, None) for candidate in waiting)
 
-    def _identify(self, units: int) -> tuple[list[Candidate], set[str]]:
+    def _identify(self, asked: Asked) -> tuple[list[Candidate], set[str]]:
         """Tell whom the kubelet admits, and which ids are held by containers.
 
         The cache answers, as far as what it says has been made sure of.
@@ -145,7 +151,7 @@ class Admission:
                 past = self._past()
             found = identity.candidates(sight.listed, sight.pods, past, self._names)
             try:
-                identified = identity.identify(found, units)
+                identified = identity.identify(found, asked)
             except RefusedError:
                 if not sight.refresh(sight.names):
                     raise
@@ -199,7 +205,9 @@ class Admission:
             self._refused[found[0].pod.uid] = None
         return RefusedError(error.reason, str(error), found[0].pod)
 
-    def _check_owner(self, name: PodName, container: str, held: frozenset[str], deadline: float) -> Admitted:
+    def _check_owner(
+        self, name: PodName, container: str, asked: Asked, held: frozenset[str], deadline: float
+    ) -> Admitted:
         try:
             pod = self._pods.read(name, deadline=deadline)
         except ClusterError as error:
@@ -220,14 +228,14 @@ class Admission:
                 f"{', '.join(sorted(holders))}, not for this one; delete the pod so that it is placed again",
                 pod,
             )
-        grant = identity.read_grant(pod, container, len(held), self._names)
+        grant = identity.read_grant(pod, container, asked, self._names)
         try:
             ids.check(grant, held)
         except RefusedError as error:
             raise RefusedError(error.reason, str(error), pod) from error
         return Admitted(pod, grant)
 
-    def _init_container(self, held: frozenset[str]) -> Admitted:
+    def _init_container(self, asked: Asked, held: frozenset[str]) -> Admitted:
         """Find the ordinary init container that starts with *held*: the kubelet does not list these."""
         with self._lock:
             holders = self._holders.get(held)
@@ -235,10 +243,10 @@ class Admission:
             if pod.ended or (holders is not None and pod.uid not in holders):
                 continue
             for container, role in pod.start_order:
-                if role != "init" or identity.asked_units(container, self._names) != len(held):
+                if role != "init" or identity.asks(container, self._names) != asked:
                     continue
                 try:
-                    grant = identity.read_grant(pod, container.name, len(held), self._names)
+                    grant = identity.read_grant(pod, container.name, asked, self._names)
                     ids.check(grant, held)
                 except RefusedError:
                     continue

@@ -41,7 +41,10 @@ class PodName(NamedTuple):
 
 
 class ListedPod(msgspec.Struct, frozen=True):
-    """Hold what the kubelet lists of a pod: the ids of our resource by container, init containers left out."""
+    """Hold what the kubelet lists of a pod: by container the ids of what is granted, init containers left out.
+
+    A container asks one resource of these, so its ids are of one.
+    """
 
     name: PodName
     ids: Mapping[str, frozenset[str]]
@@ -64,15 +67,25 @@ class Past(msgspec.Struct, frozen=True):
     passed: Collection[str] = frozenset()
 
 
+class Asked(msgspec.Struct, frozen=True):
+    """Say what the kubelet must find for a container: so many device ids of one resource."""
+
+    resource: str
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.count} of {self.resource}"
+
+
 class Candidate(msgspec.Struct, frozen=True):
-    """Name a container that waits for *units*, with what it was granted or the *problem* with that.
+    """Name a container that waits for what it *asked* for, with what it was granted or the *problem* with that.
 
     *stale* is a reason to believe that its admission is over.
     """
 
     pod: Pod
     container: str
-    units: int
+    asked: Asked
     grant: ContainerGrant | None
     problem: tuple[Reason, str] | None
     stale: str
@@ -85,25 +98,24 @@ def candidates(listed: Sequence[ListedPod], pods: Mapping[PodName, Pod], past: P
     return list({(c.pod.uid, c.container): c for c in found if c is not None}.values())
 
 
-def identify(found: Sequence[Candidate], units: int) -> list[Candidate]:
-    """Tell which of *found* asks for *units* now: one, or several whose answers are the same to the byte.
+def identify(found: Sequence[Candidate], asked: Asked) -> list[Candidate]:
+    """Tell which of *found* asks for that now: one, or several whose answers are the same to the byte.
 
     Raises RefusedError when there is none or they differ; never takes one of several for the likelier.
     """
-    fitting = [candidate for candidate in found if candidate.units == units]
+    fitting = [candidate for candidate in found if candidate.asked == asked]
     # A stale one can be meant only where no fresh one is: the pod being admitted is the last one listed.
     possible = [c for c in fitting if not c.stale] or fitting
     if not possible:
         raise RefusedError(
             Reason.NOT_IDENTIFIED,
-            f"no pod that the kubelet lists waits for {units} units of GPU memory"
-            + (f"; waiting are {_describe(found)}" if found else ""),
+            f"no pod that the kubelet lists waits for {asked}" + (f"; waiting are {_describe(found)}" if found else ""),
         )
     if len(possible) == 1 or _same_answer(possible):
         return possible
     raise RefusedError(
         Reason.NOT_IDENTIFIED,
-        f"the pod being admitted cannot be told for certain: {_describe(possible)} wait for {units} units; "
+        f"the pod being admitted cannot be told for certain: {_describe(possible)} wait for {asked}; "
         "delete those that do not start",
     )
 
@@ -116,8 +128,8 @@ def granted(candidate: Candidate) -> ContainerGrant:
     return candidate.grant
 
 
-def read_grant(pod: Pod, container: str, units: int | None, names: Names) -> ContainerGrant:
-    """Read what *container* was granted; raise RefusedError when nothing was, or not the *units* it asks for."""
+def read_grant(pod: Pod, container: str, asked: Asked, names: Names) -> ContainerGrant:
+    """Read what *container* was granted; raise RefusedError when nothing was, or not what it *asked* for."""
     text = pod.annotations.get(names.grant)
     if text is None:
         raise RefusedError(Reason.NO_GRANT, f"pod {pod.key}: {Reason.NO_GRANT.sentence}", pod)
@@ -128,8 +140,8 @@ def read_grant(pod: Pod, container: str, units: int | None, names: Names) -> Con
     problem = ""
     if found is None:
         problem = "does not name it"
-    elif units is not None and found.units != units:
-        problem = f"has {found.units} units for it, but it asks for {units}"
+    elif found.units != asked.count:
+        problem = f"has {found.units} units for it, but it asks for {asked}"
     elif found.family is not Family.MEMORY or found.mode not in _SERVED_MODES:
         problem = f"is of family {found.family} and mode {found.mode}, which this device plugin does not serve"
     if found is None or problem:
@@ -137,21 +149,25 @@ def read_grant(pod: Pod, container: str, units: int | None, names: Names) -> Con
     return found
 
 
-def asked_units(container: Container, names: Names) -> int:
-    """Read how many units *container* asks for as the kubelet does, from its limits; 0 when it asks for none."""
-    amount = (container.resources.limits or {}).get(names.gpu_mem) if container.resources else None
-    try:
-        return 0 if amount is None else parse_quantity(amount)
-    except ValueError:
-        return 0  # no API server lets this through; a kubelet would count 0 as well
+def asks(container: Container, names: Names) -> Asked | None:
+    """Read what *container* asks for of all that is granted, as the kubelet does, from its limits; None for nothing."""
+    limits = (container.resources.limits or {}) if container.resources else {}
+    for resource in filter(names.is_granted, sorted(limits)):
+        try:
+            count = parse_quantity(limits[resource])
+        except ValueError:
+            continue  # no API server lets this through; a kubelet would count 0 as well
+        if count:
+            return Asked(resource, count)
+    return None
 
 
 def _waiting(entry: ListedPod, pod: Pod, past: Past, names: Names) -> Candidate | None:
     """Find the first container of a pod, in the kubelet's order, that has no devices yet."""
     if pod.ended or pod.uid in past.refused:
         return None  # the kubelet never takes up such a pod again
-    asking = [(c.name, role, units) for c, role in pod.start_order if (units := asked_units(c, names))]
-    for position, (container, role, units) in enumerate(asking):
+    asking = [(c.name, role, asked) for c, role in pod.start_order if (asked := asks(c, names)) is not None]
+    for position, (container, role, asked) in enumerate(asking):
         answered = (pod.uid, container) in past.answered
         if role == "init":
             # not listed: it has had its turn when we answered for it, or when a container after it holds ids
@@ -170,10 +186,10 @@ def _waiting(entry: ListedPod, pod: Pod, past: Past, names: Names) -> Candidate 
         elif pod.metadata.deletion_timestamp is not None:
             stale = "being deleted"
         try:
-            grant, problem = read_grant(pod, container, units, names), None
+            grant, problem = read_grant(pod, container, asked, names), None
         except RefusedError as error:
             grant, problem = None, (error.reason, str(error))
-        return Candidate(pod=pod, container=container, units=units, grant=grant, problem=problem, stale=stale)
+        return Candidate(pod=pod, container=container, asked=asked, grant=grant, problem=problem, stale=stale)
     return None
 
 
@@ -193,7 +209,5 @@ def _same_answer(possible: Sequence[Candidate]) -> bool:
 
 def _describe(found: Sequence[Candidate]) -> str:
     return ", ".join(
-        sorted(
-            f"{c.pod.key} (container {c.container}, {c.units} units{', ' + c.stale if c.stale else ''})" for c in found
-        )
+        sorted(f"{c.pod.key} (container {c.container}, {c.asked}{', ' + c.stale if c.stale else ''})" for c in found)
     )

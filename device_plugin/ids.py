@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 
 from cotenant.contract.grant import ContainerGrant
-from cotenant.contract.inventory import GPU, Health
+from cotenant.contract.inventory import GPU, Family, Health
 from cotenant.contract.reasons import Reason
 from cotenant.contract.units import device_ids, format_bytes, id_prefix
 from device_plugin.refusal import RefusedError
@@ -22,11 +22,11 @@ class TooManyIdsError(Exception):
 
 
 def advertised(gpus: Iterable[GPU], unit_bytes: int) -> dict[str, bool]:
-    """List the ids of all GPUs, each with whether its GPU is healthy.
+    """List the ids of all GPUs counted by memory, each with whether its GPU is healthy.
 
     Raises TooManyIdsError above MAX_IDS, and where two GPUs' ids could not be told apart.
     """
-    gpus = tuple(gpus)
+    gpus = tuple(gpu for gpu in gpus if gpu.family is Family.MEMORY)
     units = sum(gpu.usable_bytes // unit_bytes for gpu in gpus)
     if units > MAX_IDS:
         raise TooManyIdsError(

@@ -1,16 +1,20 @@
 """From what NVML says to what the node publishes; pure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from cotenant.contract.inventory import GPU, Family, Health, Inventory, Mode
+from cotenant.contract.configuration import GPURule
+from cotenant.contract.inventory import GPU, Health, Inventory, Mode
 from cotenant.contract.units import usable_bytes
+from device_plugin.families.rules import Assigned, assign
 from device_plugin.nvml import PhysicalGPU
 
 
-def describe(gpus: Iterable[PhysicalGPU], *, unit_bytes: int, reserve_per_gpu: int) -> tuple[GPU, ...]:
-    """Describe this node's GPUs for the contract, *reserve_per_gpu* bytes of each kept back."""
+def describe(
+    gpus: Iterable[PhysicalGPU], rules: Sequence[GPURule], *, unit_bytes: int, reserve_per_gpu: int
+) -> tuple[GPU, ...]:
+    """Describe this node's GPUs for the contract, in families by *rules*, *reserve_per_gpu* bytes of each kept back."""
     return tuple(
         GPU(
             uuid=gpu.uuid,
@@ -23,12 +27,13 @@ def describe(gpus: Iterable[PhysicalGPU], *, unit_bytes: int, reserve_per_gpu: i
                 reserve_per_gpu=reserve_per_gpu,
                 unit_bytes=unit_bytes,
             ),
-            family=Family.MEMORY,
-            mode=Mode.TIME_SLICING,
-            health=Health.UNHEALTHY if (detail := _ailment(gpu)) else Health.HEALTHY,
+            family=assigned.family,
+            mode=assigned.mode,
+            health=Health.UNHEALTHY if (detail := _ailment(gpu, assigned)) else Health.HEALTHY,
             detail=detail,
         )
         for gpu in gpus
+        for assigned in (assign(gpu, rules),)
     )
 
 
@@ -41,10 +46,10 @@ def next_inventory(published: Inventory | None, gpus: tuple[GPU, ...], *, unit_b
     return msgspec.structs.replace(fresh, generation=generation + 1)
 
 
-def _ailment(gpu: PhysicalGPU) -> str:
+def _ailment(gpu: PhysicalGPU, assigned: Assigned) -> str:
     if gpu.fault:
         return gpu.fault
-    if gpu.mig_enabled:
+    if gpu.mig_enabled and assigned.mode is not Mode.MIG:
         # CUDA finds no device on such a GPU before instances are made on it
         return f"MIG mode is on, and gpu-mem needs it off: `nvidia-smi -i {gpu.index} -mig 0`"
     return ""

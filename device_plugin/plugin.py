@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import structlog
@@ -13,17 +14,17 @@ from cotenant.contract.inventory import GPU
 from device_plugin.admission import Admission
 from device_plugin.answer import answer
 from device_plugin.api import deviceplugin_pb2 as pb
-from device_plugin.devices import DeviceList
 from device_plugin.events import PodEvents
+from device_plugin.families.memory import Memory
 from device_plugin.ids import TooManyIdsError, advertised
 from device_plugin.inventory import describe
 from device_plugin.kubelet.pod_resources import PodResources
-from device_plugin.kubelet.registration import Registration
-from device_plugin.kubelet.service import DevicePluginService
+from device_plugin.kubelet.service import Allocator
 from device_plugin.nvml import NVML, NVMLUnavailableError, PhysicalGPU
 from device_plugin.pods import NodePods
 from device_plugin.publisher import Publisher
 from device_plugin.refusal import RefusedError
+from device_plugin.resource import Resource
 
 log = structlog.get_logger(__name__)
 
@@ -32,7 +33,7 @@ _PODS_SECONDS = 5.0
 
 
 class DevicePlugin:
-    """Serve the GPU memory of one node until stop()."""
+    """Serve the GPUs of one node until stop()."""
 
     def __init__(
         self,
@@ -54,22 +55,15 @@ class DevicePlugin:
         self._described: tuple[GPU, ...] | None = None
         self._stopping = threading.Event()
         names = configuration.names
-        self._devices = DeviceList()
         self._pods = NodePods(cluster, node)
         self._events = PodEvents(cluster, node)
-        self._lister = PodResources(pod_resources, names.gpu_mem)
+        self._lister = PodResources(pod_resources, names.is_granted)
         self._publisher = Publisher(cluster, node, names, unit_bytes=configuration.unit_bytes)
         self._admission = Admission(self._lister, self._pods, names, has_gpu=lambda uuid: uuid in self._gpus)
-        self._registration = Registration(
-            plugin_folder, names.gpu_mem, serving_changed=self._publisher.set_serving, connected=self._connected
-        )
-        self._service = DevicePluginService(
-            devices=self._devices,
-            admission=self._admission,
-            streams=self._registration,
-            answer=self._answer,
-            refused=self._events.refused,
-        )
+        self._plugin_folder = plugin_folder
+        self._memory = self._resource(names.gpu_mem, Memory(names.gpu_mem, self._admission, self._answer))
+        # all that this node offers; a node of which a part is not served is not placed on
+        self._resources = [self._memory]
         self._poller = threading.Thread(target=self._poll, name="inventory", daemon=True)
 
     def start(self) -> None:
@@ -81,21 +75,34 @@ class DevicePlugin:
         self._publisher.start()
         self._events.start()
         self._pods.start(wait_seconds=_PODS_SECONDS)
-        self._registration.start(self._service)
+        for resource in self._resources:
+            resource.start()
         self._poller.start()
 
     def stop(self) -> None:
         """Withdraw from the node first, so that nothing is placed on it, then from the kubelet."""
         self._stopping.set()
         self._publisher.stop()
-        self._registration.retire()
-        self._devices.close()
-        self._registration.stop()
+        with ThreadPoolExecutor(len(self._resources)) as pool:
+            list(pool.map(Resource.stop, self._resources))
         self._pods.stop()
         self._events.stop()
         self._lister.close()
         if self._poller.is_alive():
             self._poller.join(timeout=1.0)
+
+    def _resource(self, name: str, allocator: Allocator) -> Resource:
+        return Resource(
+            name,
+            allocator,
+            self._plugin_folder,
+            refused=self._events.refused,
+            serving_changed=self._serving_changed,
+            connected=self._connected,
+        )
+
+    def _serving_changed(self, *, serving: bool) -> None:
+        self._publisher.set_serving(serving=serving and all(resource.serving for resource in self._resources))
 
     def _answer(self, grant: ContainerGrant) -> pb.ContainerAllocateResponse:
         return answer(
@@ -111,7 +118,7 @@ class DevicePlugin:
             self._admission.overtaken()
         except RefusedError as error:
             log.warning("pods.not_compared", error=str(error))
-        if not self._told_ready:
+        if not self._told_ready and all(resource.serving for resource in self._resources):
             self._told_ready = True
             self._ready(self._described or ())
 
@@ -126,6 +133,7 @@ class DevicePlugin:
         gpus = self._nvml.gpus()
         described = describe(
             gpus,
+            self._configuration.gpus,
             unit_bytes=self._configuration.unit_bytes,
             reserve_per_gpu=self._configuration.reserve_per_gpu_bytes,
         )
@@ -134,7 +142,7 @@ class DevicePlugin:
         devices = advertised(described, self._configuration.unit_bytes)
         self._gpus = {gpu.uuid: gpu for gpu in gpus}
         self._described = described
-        self._devices.set(devices)
+        self._memory.offer(devices)
         self._publisher.set_gpus(described)
         for gpu in described:
             if gpu.detail:

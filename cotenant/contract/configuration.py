@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 import yaml
 
+from cotenant.contract.inventory import Family, Mode
 from cotenant.contract.names import DEFAULT_DOMAIN, Names
 from cotenant.contract.units import GIB, MIB, format_bytes, parse_bytes
 
@@ -18,6 +19,9 @@ R = TypeVar("R")
 
 _ADDRESS = re.compile(r"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\]):([0-9]{1,5})")
 _LAST_PORT = 65535
+
+
+_MIG_FAMILIES = frozenset({Family.MIG_STATIC, Family.MIG_DYNAMIC})
 
 
 class ConfigurationError(ValueError):
@@ -127,6 +131,28 @@ class DeviceListStrategy(StrEnum):
     CDI_CRI = "cdi-cri"
 
 
+class GPURule(_Section, frozen=True, kw_only=True):
+    """Put GPUs into a family; a rule names those that meet all it says, and without a word it names every GPU."""
+
+    # Full UUIDs, NVML's indices, and models as in the annotation gpu-model: parts of the name, or patterns with a star.
+    uuids: tuple[str, ...] = ()
+    indices: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] = ()
+    models: tuple[str, ...] = ()
+    family: Family = Family.MEMORY
+    # time-slicing or mps; the MIG families have no choice
+    mode: Mode | None = None
+
+    def __post_init__(self) -> None:
+        choices = (Mode.MIG,) if self.family in _MIG_FAMILIES else (Mode.TIME_SLICING, Mode.MPS)
+        if self.mode is not None and self.mode not in choices:
+            raise ValueError(f"mode: expected {' or '.join(choices)} with family {self.family}, got {self.mode}")
+
+    @property
+    def shared_by(self) -> Mode:
+        """Say how the GPUs are shared."""
+        return self.mode or (Mode.MIG if self.family in _MIG_FAMILIES else Mode.TIME_SLICING)
+
+
 class DevicePluginConfiguration(_Shared, frozen=True, kw_only=True):
     """Configure `cotenant-device-plugin`; a flag of the same name wins over a key."""
 
@@ -137,6 +163,8 @@ class DevicePluginConfiguration(_Shared, frozen=True, kw_only=True):
     pass_device_specs: bool = False
     # The CDI kind that `cdi-cri` names devices of; their name is the GPU's UUID.
     cdi_kind: str = "nvidia.com/gpu"
+    # How each GPU is counted and shared: the first rule that names it decides. Without one, by memory and in turns.
+    gpus: tuple[GPURule, ...] = ()
     # How often NVML is asked whether the GPUs are still what they were.
     inventory_interval: Seconds = 10.0
 

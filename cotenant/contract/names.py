@@ -30,6 +30,10 @@ class Names(msgspec.Struct, frozen=True):
         """Name the resource that counts GPU memory units."""
         return f"{self.domain}/gpu-mem"
 
+    def is_granted(self, resource: str) -> bool:
+        """Tell whether a container gets *resource* by a grant of the extender's, so that its ids follow a choice."""
+        return resource == self.gpu_mem
+
     @property
     def managed(self) -> str:
         """Name the resource of quantity 0 that makes kube-scheduler call the extender."""

@@ -1,6 +1,7 @@
 """Asks the kubelet who holds which device ids."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -27,11 +28,11 @@ class PodResourcesError(Exception):
 
 
 class PodResources:
-    """Ask at *socket* for the ids of *resource*."""
+    """Ask at *socket* for the ids of the resources that *counts* names."""
 
-    def __init__(self, socket: Path, resource: str) -> None:
+    def __init__(self, socket: Path, counts: Callable[[str], bool]) -> None:
         self._socket = socket
-        self._resource = resource
+        self._counts = counts
         self._channel = grpc.insecure_channel(f"unix:{socket}", options=_CHANNEL)
         self._stub = rpc.PodResourcesListerStub(self._channel)
 
@@ -40,7 +41,7 @@ class PodResources:
         self._channel.close()
 
     def list(self, *, deadline: float) -> list[ListedPod]:
-        """List the pods with the ids of our resource, asking again until the monotonic time *deadline*.
+        """List the pods with the ids that count, asking again until the monotonic time *deadline*.
 
         Raises PodResourcesError.
         """
@@ -65,7 +66,7 @@ class PodResources:
                 container.name: frozenset(
                     device
                     for devices in container.devices
-                    if devices.resource_name == self._resource
+                    if self._counts(devices.resource_name)
                     for device in devices.device_ids
                 )
                 for container in pod.containers

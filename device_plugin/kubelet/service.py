@@ -1,15 +1,12 @@
-"""Serves the kubelet's device plugin interface: gRPC on one side, Admission and DeviceList on the other."""
+"""Serves the kubelet's device plugin interface: gRPC on one side, an allocator and a DeviceList on the other."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NoReturn, Protocol
 
 import grpc
 import structlog
 
-from cotenant.contract.grant import ContainerGrant
-from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
-from device_plugin.admission import Admission, Admitted
 from device_plugin.api import deviceplugin_pb2 as pb
 from device_plugin.api import deviceplugin_pb2_grpc as rpc
 from device_plugin.devices import DeviceList
@@ -38,10 +35,23 @@ class Streams(Protocol):
         """Know that a stream has ended."""
 
 
+class Allocator(Protocol):
+    """Answer the kubelet's questions about one resource; any method may raise RefusedError, from any thread."""
+
+    def prefer(self, available: Collection[str], must: Collection[str], count: int) -> list[str]:
+        """Choose so many of the ids *available* for the container being admitted, with all that it *must* take."""
+
+    def allocate(self, ids: Collection[str]) -> pb.ContainerAllocateResponse:
+        """Say what a container gets that the kubelet gives *ids*."""
+
+    def start(self, ids: Collection[str]) -> None:
+        """Let the container with *ids* start, or not."""
+
+
 class DevicePluginService(rpc.DevicePluginServicer):
     """Answer one kubelet for one resource.
 
-    *answer* makes the response for a grant. *refused* hears of every no, with the call it was given in; it must not
+    *refused* hears of every no, with the call it was given in; it must not
     block, since the kubelet admits nothing meanwhile.
     """
 
@@ -49,15 +59,13 @@ class DevicePluginService(rpc.DevicePluginServicer):
         self,
         *,
         devices: DeviceList,
-        admission: Admission,
+        allocator: Allocator,
         streams: Streams,
-        answer: Callable[[ContainerGrant], pb.ContainerAllocateResponse],
         refused: Callable[[str, RefusedError], None],
     ) -> None:
         self._devices = devices
-        self._admission = admission
+        self._allocator = allocator
         self._streams = streams
-        self._answer = answer
         self._refused = refused
 
     def GetDevicePluginOptions(  # noqa: N802
@@ -96,7 +104,7 @@ class DevicePluginService(rpc.DevicePluginServicer):
         response = pb.PreferredAllocationResponse()
         for container in request.container_requests:
             try:
-                chosen = self._admission.prefer(
+                chosen = self._allocator.prefer(
                     container.available_deviceIDs, container.must_include_deviceIDs, container.allocation_size
                 )
             except RefusedError as error:
@@ -109,11 +117,9 @@ class DevicePluginService(rpc.DevicePluginServicer):
         response = pb.AllocateResponse()
         for container in request.container_requests:
             try:
-                admitted = self._admission.allocate(container.devices_ids)
+                response.container_responses.append(self._allocator.allocate(container.devices_ids))
             except RefusedError as error:
                 self._refuse("Allocate", error, context)
-            log.info("allocate.answered", **_keys(admitted), units=len(container.devices_ids))
-            response.container_responses.append(self._answer(admitted.grant))
         return response
 
     def PreStartContainer(  # noqa: N802
@@ -121,22 +127,13 @@ class DevicePluginService(rpc.DevicePluginServicer):
     ) -> pb.PreStartContainerResponse:
         """Hold a container back that is not the one its device ids were answered for; the kubelet asks again."""
         try:
-            admitted = self._admission.pre_start(request.devices_ids)
+            self._allocator.start(request.devices_ids)
         except RefusedError as error:
             self._refuse("PreStartContainer", error, context)
-        log.info("container.starts", **_keys(admitted), units=len(request.devices_ids))
         return pb.PreStartContainerResponse()
 
     def _refuse(self, call: str, error: RefusedError, context: grpc.ServicerContext) -> NoReturn:
-        log.warning("call.refused", call=call, reason=str(error.reason), why=str(error), **_pod_keys(error.pod))
+        keys = {} if error.pod is None else {"pod": error.pod.key, "pod_uid": error.pod.uid}
+        log.warning("call.refused", call=call, reason=str(error.reason), why=str(error), **keys)
         self._refused(call, error)
         context.abort(_CODES.get(error.reason, grpc.StatusCode.FAILED_PRECONDITION), str(error))
-
-
-def _keys(admitted: Admitted) -> dict[str, str]:
-    gpus = ",".join(share.uuid for share in admitted.grant.gpus)
-    return _pod_keys(admitted.pod) | {"container": admitted.grant.name, "gpu": gpus}
-
-
-def _pod_keys(pod: Pod | None) -> dict[str, str]:
-    return {} if pod is None else {"pod": pod.key, "pod_uid": pod.uid}

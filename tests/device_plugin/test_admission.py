@@ -16,11 +16,12 @@ from cotenant.contract.pods import Pod, Status
 from cotenant.contract.reasons import Reason
 from cotenant.contract.units import device_ids
 from device_plugin.admission import Admission
-from device_plugin.identity import ListedPod, PodName
+from device_plugin.identity import Asked, ListedPod, PodName
 from device_plugin.kubelet.pod_resources import PodResourcesError
 from device_plugin.refusal import RefusedError
 from tests.device_plugin.node import container_grant, granted, pod_spec, uuid
 
+GPU_MEM = Names().gpu_mem
 GPUS = 3
 UNITS = 40
 
@@ -106,8 +107,8 @@ class World:
         for grant in entry.grants:
             chosen = set(sorted(reusable)[: grant.units])
             if len(chosen) < grant.units:
-                chosen = set(admission.prefer(self.free() | chosen, chosen, grant.units))
-            admitted = admission.allocate(sorted(chosen))
+                chosen = set(admission.prefer(Asked(GPU_MEM, grant.units), self.free() | chosen, chosen))
+            admitted = admission.allocate(GPU_MEM, sorted(chosen))
             assert grant == admitted.grant
             assert admitted.pod is None or entry.uid == admitted.pod.uid
             entry.held[grant.name] = frozenset(chosen)
@@ -196,7 +197,7 @@ class Life(RuleBasedStateMachine):
         grant = data.draw(st.sampled_from([g for g in entry.grants if g.name in entry.held]))
         if grant.role is Role.INIT:
             self.world.sync()  # init containers are looked for among the pods known
-        admitted = self.admission.pre_start(entry.held[grant.name])
+        admitted = self.admission.pre_start(GPU_MEM, entry.held[grant.name])
         assert admitted.grant.gpus == grant.gpus
 
     @invariant()
@@ -245,7 +246,7 @@ class TestRefusals:
         with pytest.raises(
             RefusedError, match=r"gave container main the device ids .* 8 units of each of GPU-00000000"
         ):
-            world.admission().allocate(device_ids(uuid(1), 8))
+            world.admission().allocate(GPU_MEM, device_ids(uuid(1), 8))
 
     def test_a_container_may_not_start_with_ids_answered_for_another_pod(self, world: World) -> None:
         entry = world.add("p", "u", container_grant(gpus=[0], units=8))
@@ -256,7 +257,7 @@ class TestRefusals:
         other = world.add("q", "v", container_grant(gpus=[0], units=8))
         other.held, entry.held = entry.held, {}
         with pytest.raises(RefusedError, match="were answered for the pod with UID u, not for this one"):
-            admission.pre_start(other.held["main"])
+            admission.pre_start(GPU_MEM, other.held["main"])
 
     def test_two_containers_that_the_kubelet_gave_the_same_ids_both_start_again(self, world: World) -> None:
         first = world.add("p", "u", container_grant(gpus=[0], units=UNITS))
@@ -264,15 +265,15 @@ class TestRefusals:
         world.admit(admission, first)
         # the kubelet has forgotten that they are taken, and the GPU has no others
         second = world.add("q", "v", container_grant(gpus=[0], units=UNITS))
-        chosen = admission.prefer(device_ids(uuid(0), UNITS), [], UNITS)
-        admission.allocate(chosen)
+        chosen = admission.prefer(Asked(GPU_MEM, UNITS), device_ids(uuid(0), UNITS), [])
+        admission.allocate(GPU_MEM, chosen)
         second.held["main"] = frozenset(chosen)
         assert first.held["main"] == second.held["main"]
-        assert admission.pre_start(chosen).grant.gpus == first.grants[0].gpus
+        assert admission.pre_start(GPU_MEM, chosen).grant.gpus == first.grants[0].gpus
 
     def test_a_container_may_not_start_with_ids_that_nobody_holds(self, world: World) -> None:
         with pytest.raises(RefusedError, match="the kubelet lists no container with the device ids"):
-            world.admission().pre_start(device_ids(uuid(0), 2))
+            world.admission().pre_start(GPU_MEM, device_ids(uuid(0), 2))
 
     def test_a_refused_pod_is_named_so_that_people_can_be_told(self, world: World) -> None:
         entry = world.add("p", "u", container_grant(gpus=[0], units=UNITS + 2))

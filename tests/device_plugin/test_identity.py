@@ -12,7 +12,7 @@ from cotenant.contract.names import Names
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
 from device_plugin import identity
-from device_plugin.identity import ListedPod, Past, PodName
+from device_plugin.identity import Asked, ListedPod, Past, PodName
 from device_plugin.refusal import RefusedError
 from tests.device_plugin.node import container_grant, granted, pod_spec
 
@@ -49,7 +49,7 @@ def who(pods: list[Pod], units: int, *, holding: dict[str, set[str]] | None = No
     """Tell who is identified, as "pod/container"."""
     known = {PodName("default", p.metadata.name): p for p in pods}
     found = identity.candidates(listed(*pods, holding=holding), known, past or Past(), NAMES)
-    identified = identity.identify(found, units)
+    identified = identity.identify(found, Asked(NAMES.gpu_mem, units))
     return " = ".join(f"{c.pod.metadata.name}/{c.container}" for c in identified)
 
 
@@ -116,10 +116,10 @@ class TestManyPods:
 
     @pytest.mark.parametrize("phase", ["Failed", "Succeeded"])
     def test_a_pod_that_has_ended_is_never_meant(self, phase: str) -> None:
-        assert "waits for 8 units" in str(refusal([pod("p", EIGHT, status={"phase": phase})], 8))
+        assert "waits for 8 of cotenant.io/gpu-mem" in str(refusal([pod("p", EIGHT, status={"phase": phase})], 8))
 
     def test_a_pod_that_was_refused_is_never_meant(self) -> None:
-        assert "waits for 8 units" in str(refusal([pod("p", EIGHT)], 8, past=Past(refused={"uid-p"})))
+        assert "waits for 8 of cotenant.io/gpu-mem" in str(refusal([pod("p", EIGHT)], 8, past=Past(refused={"uid-p"})))
 
     def test_sizes_tell_pods_apart(self) -> None:
         assert "q/main" == who([pod("p", EIGHT), pod("q", container_grant(units=4))], 4)
@@ -127,7 +127,7 @@ class TestManyPods:
     def test_two_that_differ_in_their_gpu_are_not_told_apart(self) -> None:
         error = refusal([pod("p", EIGHT), pod("q", container_grant(gpus=[1], units=8))], 8)
         assert Reason.NOT_IDENTIFIED is error.reason
-        assert "default/p (container main, 8 units), default/q (container main, 8 units) wait for 8 units" in str(error)
+        assert "default/p (container main, 8 of cotenant.io/gpu-mem), default/q" in str(error)
 
     def test_two_with_the_same_answer_need_not_be_told_apart(self) -> None:
         assert "p/main = q/main" == who([pod("p", EIGHT), pod("q", EIGHT)], 8)
@@ -171,19 +171,19 @@ def test_whoever_is_identified_waits_for_just_that_and_nobody_fresh_disagrees(
     known = {PodName("default", p.metadata.name): p for p in pods}
     found = identity.candidates(listed(*pods, holding=holding), known, past, NAMES)
     try:
-        identified = identity.identify(found, units)
+        identified = identity.identify(found, Asked(NAMES.gpu_mem, units))
     except RefusedError:
         return
     answers = [candidate.grant for candidate in identified]
     assert all(answer == answers[0] for answer in answers)
     for candidate in identified:
         asked = next(c for c, _ in candidate.pod.start_order if c.name == candidate.container)
-        assert units == identity.asked_units(asked, NAMES)
+        assert Asked(NAMES.gpu_mem, units) == identity.asks(asked, NAMES)
         assert not candidate.pod.ended
         assert candidate.container not in holding[candidate.pod.metadata.name] or (
             next(role for c, role in candidate.pod.start_order if c.name == candidate.container) == "init"
         )
-    others = [c for c in found if c not in identified and c.units == units and not c.stale]
+    others = [c for c in found if c not in identified and c.asked.count == units and not c.stale]
     assert not others or identified[0].grant == others[0].grant
 
 
@@ -208,4 +208,4 @@ class TestGrants:
         text = granted(EIGHT)[NAMES.grant].replace('"time-slicing"', '"mps"')
         served = pod("p", EIGHT, metadata={"name": "p", "uid": "u", "annotations": {NAMES.grant: text}})
         with pytest.raises(RefusedError, match="mode mps, which this device plugin does not serve"):
-            identity.read_grant(served, "main", 8, NAMES)
+            identity.read_grant(served, "main", Asked(NAMES.gpu_mem, 8), NAMES)

@@ -1,0 +1,35 @@
+"""Which family and mode each GPU of a node is in: the first rule that names it decides; pure."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from cotenant.contract.configuration import GPURule
+from cotenant.contract.inventory import Family, Mode
+from cotenant.contract.request import model_wished
+from device_plugin.nvml import PhysicalGPU
+
+
+class Assigned(NamedTuple):
+    """Say how one GPU is counted and shared."""
+
+    family: Family = Family.MEMORY
+    mode: Mode = Mode.TIME_SLICING
+
+
+def assign(gpu: PhysicalGPU, rules: Sequence[GPURule]) -> Assigned:
+    """Find what *rules* say of a GPU; one that none of them names is shared by memory, in turns.
+
+    Each GPU is in one family alone, so no silicon is advertised twice.
+    """
+    for rule in rules:
+        if _names(rule, gpu):
+            return Assigned(rule.family, rule.shared_by)
+    return Assigned()
+
+
+def _names(rule: GPURule, gpu: PhysicalGPU) -> bool:
+    return (
+        (not rule.uuids or gpu.uuid in rule.uuids)
+        and (not rule.indices or gpu.index in rule.indices)
+        and model_wished(gpu.model, rule.models)
+    )

@@ -1,0 +1,62 @@
+"""Which family and mode each GPU is in: the first rule that names it decides."""
+
+import pytest
+
+from cotenant.contract.configuration import ConfigurationError, DevicePluginConfiguration, convert
+from cotenant.contract.inventory import Family, Mode
+from device_plugin.families.rules import Assigned, assign
+from device_plugin.nvml import PhysicalGPU
+
+A100, T4 = "NVIDIA A100-SXM4-40GB", "Tesla T4"
+
+
+def gpu(index: int = 0, model: str = A100) -> PhysicalGPU:
+    return PhysicalGPU(uuid=f"GPU-{index}", index=index, model=model, total_bytes=1 << 34, reserved_bytes=0)
+
+
+def assigned(rules: str, of: PhysicalGPU) -> Assigned:
+    return assign(of, convert(f"gpus: [{rules}]", DevicePluginConfiguration).gpus)
+
+
+MEMORY = Assigned(Family.MEMORY, Mode.TIME_SLICING)
+DYNAMIC = Assigned(Family.MIG_DYNAMIC, Mode.MIG)
+
+
+def test_without_rules_every_gpu_is_shared_by_memory_in_turns() -> None:
+    assert MEMORY == assigned("", gpu())
+
+
+@pytest.mark.parametrize(
+    ("rule", "of", "expected"),
+    [
+        ("{models: [A100], family: mig-dynamic}", gpu(), DYNAMIC),
+        ("{models: [A100], family: mig-dynamic}", gpu(model=T4), MEMORY),
+        ('{models: ["tesla*"], mode: mps}', gpu(model=T4), Assigned(Family.MEMORY, Mode.MPS)),
+        ("{indices: [1], family: replicas}", gpu(1), Assigned(Family.REPLICAS, Mode.TIME_SLICING)),
+        ("{indices: [1], family: replicas}", gpu(0), MEMORY),
+        ("{uuids: [GPU-0], family: mig-static}", gpu(0), Assigned(Family.MIG_STATIC, Mode.MIG)),
+        # all that a rule says must hold
+        ("{uuids: [GPU-0], models: [T4], family: mig-static}", gpu(0), MEMORY),
+        # a rule without a word names every GPU
+        ("{mode: mps}", gpu(3), Assigned(Family.MEMORY, Mode.MPS)),
+        ("{indices: [0], mode: mps}, {family: replicas}", gpu(0), Assigned(Family.MEMORY, Mode.MPS)),
+        ("{indices: [0], mode: mps}, {family: replicas}", gpu(1), Assigned(Family.REPLICAS, Mode.TIME_SLICING)),
+    ],
+)
+def test_the_first_rule_that_names_a_gpu_decides(rule: str, of: PhysicalGPU, expected: Assigned) -> None:
+    assert expected == assigned(rule, of)
+
+
+@pytest.mark.parametrize(
+    ("rule", "sentence"),
+    [
+        ("{family: mig-static, mode: mps}", "gpus[0]: mode: expected mig with family mig-static, got mps"),
+        ("{mode: exclusive}", "gpus[0]: mode: expected time-slicing or mps with family memory, got exclusive"),
+        ("{model: A100}", "gpus[0].model: unknown key"),
+        ("{indices: [-1]}", "gpus[0].indices[0]: expected int >= 0"),
+    ],
+)
+def test_a_rule_that_cannot_be_is_refused_by_its_path(rule: str, sentence: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        convert(f"gpus: [{rule}]", DevicePluginConfiguration)
+    assert sentence in str(refused.value).replace("...", "0")
