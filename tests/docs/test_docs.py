@@ -131,7 +131,7 @@ class TestConfiguration:
 
 def shown(value: Any) -> str:
     """Write a default as the page does."""
-    if value is None:
+    if value in (None, ()):
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
