@@ -33,7 +33,7 @@ demo: $(ENVIRONMENT) ## share fake GPUs between pods, without a cluster; SERVE=1
 
 .PHONY: test
 test: lint ## lint, types, layers and all tests that need neither root nor a cluster
-	$(RUN)/pytest tests
+	$(RUN)/pytest tests --numprocesses 2 --dist loadfile
 
 .PHONY: lint
 lint: $(ENVIRONMENT)
