@@ -16,10 +16,12 @@ from device_plugin.answer import answer
 from device_plugin.api import deviceplugin_pb2 as pb
 from device_plugin.events import PodEvents
 from device_plugin.families.memory import Memory
+from device_plugin.health.care import Care
 from device_plugin.ids import TooManyIdsError, advertised
 from device_plugin.inventory import describe
 from device_plugin.kubelet.pod_resources import PodResources
 from device_plugin.kubelet.service import Allocator
+from device_plugin.notes import NodeMetadata, NodeNotes
 from device_plugin.nvml import NVML, NVMLUnavailableError, PhysicalGPU
 from device_plugin.pods import NodePods
 from device_plugin.publisher import Publisher
@@ -51,6 +53,8 @@ class DevicePlugin:
         self._nvml = nvml
         self._ready = ready
         self._told_ready = False
+        self._showing = threading.Lock()
+        self._physical: tuple[PhysicalGPU, ...] = ()
         self._gpus: dict[str, PhysicalGPU] = {}
         self._described: tuple[GPU, ...] | None = None
         self._stopping = threading.Event()
@@ -58,7 +62,11 @@ class DevicePlugin:
         self._pods = NodePods(cluster, node)
         self._events = PodEvents(cluster, node)
         self._lister = PodResources(pod_resources, names.is_granted)
-        self._publisher = Publisher(cluster, node, names, unit_bytes=configuration.unit_bytes)
+        self._notes = NodeNotes(cluster, node, erased=self._erased)
+        self._care = Care(configuration.health, names, nvml, self._notes, self._events, changed=self._judge_again)
+        self._publisher = Publisher(
+            cluster, node, names, unit_bytes=configuration.unit_bytes, noticed=self._noticed
+        )
         self._admission = Admission(self._lister, self._pods, names, has_gpu=lambda uuid: uuid in self._gpus)
         self._plugin_folder = plugin_folder
         self._memory = self._resource(names.gpu_mem, Memory(names.gpu_mem, self._admission, self._answer))
@@ -73,7 +81,9 @@ class DevicePlugin:
         """
         self._take_inventory()
         self._publisher.start()
+        self._notes.start()
         self._events.start()
+        self._care.start()
         self._pods.start(wait_seconds=_PODS_SECONDS)
         for resource in self._resources:
             resource.start()
@@ -82,12 +92,15 @@ class DevicePlugin:
     def stop(self) -> None:
         """Withdraw from the node first, so that nothing is placed on it, then from the kubelet."""
         self._stopping.set()
+        self._care.retire()
         self._publisher.stop()
+        self._notes.stop()
         with ThreadPoolExecutor(len(self._resources)) as pool:
             list(pool.map(Resource.stop, self._resources))
         self._pods.stop()
         self._events.stop()
         self._lister.close()
+        self._care.stop()
         if self._poller.is_alive():
             self._poller.join(timeout=1.0)
 
@@ -129,21 +142,40 @@ class DevicePlugin:
             except (NVMLUnavailableError, TooManyIdsError) as error:
                 log.warning("inventory.not_taken", error=str(error))
 
+    def _judge_again(self) -> None:
+        try:
+            self._show()
+        except TooManyIdsError as error:
+            log.warning("inventory.not_taken", error=str(error))
+
+    def _noticed(self, node: NodeMetadata | None) -> None:
+        self._care.noticed(node)
+        self._notes.seen(node)
+
+    def _erased(self, key: str) -> None:
+        self._care.erased(key)
+
     def _take_inventory(self) -> None:
         gpus = self._nvml.gpus()
-        described = describe(
-            gpus,
-            self._configuration.gpus,
-            unit_bytes=self._configuration.unit_bytes,
-            reserve_per_gpu=self._configuration.reserve_per_gpu_bytes,
-        )
-        if described == self._described:
-            return
-        devices = advertised(described, self._configuration.unit_bytes)
+        self._care.looked(gpus)
+        self._physical = gpus
         self._gpus = {gpu.uuid: gpu for gpu in gpus}
-        self._described = described
-        self._memory.offer(devices)
-        self._publisher.set_gpus(described)
-        for gpu in described:
-            if gpu.detail:
-                log.warning("gpu.unhealthy", gpu=gpu.uuid, index=gpu.index, why=gpu.detail)
+        self._show()
+
+    def _show(self) -> None:
+        """Tell kubelet and node what the GPUs are by now; called from several threads."""
+        with self._showing:
+            described = self._care.judged(
+                describe(
+                    self._physical,
+                    self._configuration.gpus,
+                    unit_bytes=self._configuration.unit_bytes,
+                    reserve_per_gpu=self._configuration.reserve_per_gpu_bytes,
+                )
+            )
+            if described == self._described:
+                return
+            devices = advertised(described, self._configuration.unit_bytes)
+            self._described = described
+            self._memory.offer(devices)
+            self._publisher.set_gpus(described)

@@ -1,6 +1,7 @@
 """Keeps the node's annotation equal to what this node has, and writes it only when it differs."""
 
 import threading
+from collections.abc import Callable
 
 import msgspec
 import structlog
@@ -10,6 +11,7 @@ from cotenant.contract import inventory as inventories
 from cotenant.contract.inventory import GPU, Inventory, InventoryError
 from cotenant.contract.names import Names
 from device_plugin.inventory import next_inventory
+from device_plugin.notes import NodeMetadata
 
 log = structlog.get_logger(__name__)
 
@@ -20,28 +22,32 @@ _LAST_WRITE_SECONDS = 2.0
 _STOP_SECONDS = 1.0
 
 
-class _Metadata(msgspec.Struct, frozen=True, rename="camel"):
-    name: str
-    resource_version: str | None = None
-    annotations: dict[str, str] | None = None
-
-
 class _Node(msgspec.Struct, frozen=True):
-    metadata: _Metadata
+    metadata: NodeMetadata
 
 
 class Publisher:
     """Publish the inventory of *node*, from a thread of its own.
 
     The node is watched, so that a node that lost the annotation, or was created anew, gets it again, and so that the
-    generation goes on from what the plugin before this one had published.
+    generation goes on from what the plugin before this one had published. *noticed* is told of the node each time
+    before anything is written, None where there is none.
     """
 
-    def __init__(self, cluster: Cluster, node: str, names: Names, *, unit_bytes: int) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        node: str,
+        names: Names,
+        *,
+        unit_bytes: int,
+        noticed: Callable[[NodeMetadata | None], None] = lambda _: None,
+    ) -> None:
         self._cluster = cluster
         self._node = node
         self._names = names
         self._unit_bytes = unit_bytes
+        self._noticed = noticed
         self._changed = threading.Condition()
         self._gpus: tuple[GPU, ...] = ()
         self._serving = False
@@ -106,6 +112,7 @@ class Publisher:
         """Keep what was seen last."""
 
     def _saw(self, node: _Node | None) -> None:
+        self._noticed(None if node is None else node.metadata)
         with self._changed:
             self._seen = None if node is None else (node.metadata.annotations or {}).get(self._names.inventory, "")
             if self._last is not None and self._seen == inventories.encode(self._last):

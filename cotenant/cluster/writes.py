@@ -92,15 +92,22 @@ def nominate(cluster: Cluster, *, namespace: str, name: str, uid: str, node: str
     cluster.patch(f"{_pod(namespace, name)}/status", msgspec.json.encode(body), timeout=timeout)
 
 
-def annotate_node(cluster: Cluster, node: str, annotations: Mapping[str, str | None], *, timeout: float = 10.0) -> None:
-    """Set the node's *annotations*, and take away those that are None; the others stay.
+def annotate_node(
+    cluster: Cluster,
+    node: str,
+    annotations: Mapping[str, str | None],
+    *,
+    labels: Mapping[str, str | None] | None = None,
+    timeout: float = 10.0,
+) -> None:
+    """Set the node's *annotations* and *labels*, and take away those that are None; the others stay.
 
     Raises:
         NotFound: there is no such node.
 
     """
     _check_annotations({key: value or "" for key, value in annotations.items()})
-    body = {"metadata": {"annotations": annotations}}
+    body = {"metadata": {"annotations": annotations} | ({"labels": labels} if labels else {})}
     cluster.patch(f"/api/v1/nodes/{_checked(node)}", msgspec.json.encode(body), timeout=timeout)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 import yaml
 
+from cotenant.contract.health import HealthSettings
 from cotenant.contract.inventory import Family, Mode
 from cotenant.contract.names import DEFAULT_DOMAIN, Names
 from cotenant.contract.units import GIB, MIB, format_bytes, parse_bytes
@@ -167,6 +168,8 @@ class DevicePluginConfiguration(_Shared, frozen=True, kw_only=True):
     gpus: tuple[GPURule, ...] = ()
     # How often NVML is asked whether the GPUs are still what they were.
     inventory_interval: Seconds = 10.0
+    # What makes a GPU unhealthy, and healthy again.
+    health: HealthSettings = HealthSettings()
 
     def __post_init__(self) -> None:
         super().__post_init__()

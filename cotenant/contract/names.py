@@ -79,6 +79,31 @@ class Names(msgspec.Struct, frozen=True):
         """Name the pod annotation that caps the share of a GPU's threads."""
         return f"{self.domain}/compute-percent"
 
+    @property
+    def gpu_cordon(self) -> str:
+        """Name the node annotation by which an administrator keeps GPUs from new pods."""
+        return f"{self.domain}/gpu-cordon"
+
+    @property
+    def gpu_faults(self) -> str:
+        """Name the node annotation that keeps the troubles of GPUs that need a reset or a reboot."""
+        return f"{self.domain}/gpu-faults"
+
+    @property
+    def overusers(self) -> str:
+        """Name the node annotation that reports containers which use more GPU memory than they were granted."""
+        return f"{self.domain}/gpu-mem-overusers"
+
+    @property
+    def overuse(self) -> str:
+        """Name the pod annotation that says by how much the pod uses more than it was granted."""
+        return f"{self.domain}/gpu-mem-overuse"
+
+    @property
+    def vgpu_licensed(self) -> str:
+        """Name the node label that says whether all vGPUs of the node have a licence."""
+        return f"{self.domain}/vgpu-licensed"
+
     # One annotation per container: a fieldRef names one annotation and knows nothing of the container that reads it.
     # The prefixes are lower case because an upper-case one passes the Binding unvalidated and then makes every later
     # update of the pod fail with 422 (pkg/registry/core/pod/storage/storage.go, assignPod).

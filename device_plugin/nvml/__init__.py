@@ -1,5 +1,17 @@
 """What NVML says about the GPUs of this node, as plain facts; the only place that knows pynvml."""
 
+from device_plugin.nvml.events import Events, GPUEvent
 from device_plugin.nvml.library import NVML, NVMLUnavailableError, PhysicalGPU
+from device_plugin.nvml.processes import GPUProcess
+from device_plugin.nvml.vitals import Recovery, Vitals
 
-__all__ = ["NVML", "NVMLUnavailableError", "PhysicalGPU"]
+__all__ = [
+    "NVML",
+    "Events",
+    "GPUEvent",
+    "GPUProcess",
+    "NVMLUnavailableError",
+    "PhysicalGPU",
+    "Recovery",
+    "Vitals",
+]

@@ -8,6 +8,8 @@ structures.
 
 import ctypes
 import socket
+import threading
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +23,16 @@ from cotenant.contract import configuration
 from cotenant.contract.boards import Board, BoardProfile, UnknownBoardError, board, board_of
 from cotenant.contract.configuration import ConfigurationError
 from cotenant.contract.units import parse_bytes
+from device_plugin.nvml.fake_health import FakeHealth, HealthSymbols
 
 log = structlog.get_logger(__name__)
 
+# How often the file is looked at while a GPU hangs.
+_LOOK_SECONDS = 0.02
 _NAMESPACE = uuid.UUID("6c1f2f0e-6d0b-4a55-9d52-c07e4a6f0001")
 
 
-class FakeGPU(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+class FakeGPU(FakeHealth, frozen=True, kw_only=True):
     """Describe *count* made-up GPUs that are alike."""
 
     model: str
@@ -94,14 +99,17 @@ class FakeGPUs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return single
 
 
-class FakeLibrary:
+class FakeLibrary(HealthSymbols):
     """Answer NVML's symbols from the YAML file at *path*, read again whenever it changes.
 
     Raises ConfigurationError when the file is bad at the start; later the last good one stays.
     """
 
     def __init__(self, path: Path) -> None:
+        super().__init__()
         self._path = path
+        # which also keeps two threads from both taking what a changed file says for news
+        self._reading = threading.RLock()
         self._stamp: tuple[int, ...] = ()
         self._gpus: list[FakeGPU] = []
         self._driver_version = ""
@@ -109,7 +117,7 @@ class FakeLibrary:
 
     def __getattr__(self, symbol: str) -> Callable[..., Any]:
         """Give the function behind *symbol*; an AttributeError is pynvml's NVML_ERROR_FUNCTION_NOT_FOUND."""
-        function = type(self).__dict__.get(f"_{symbol}") if symbol.startswith("nvml") else None
+        function = getattr(type(self), f"_{symbol}", None) if symbol.startswith("nvml") else None
         if function is None:
             raise AttributeError(symbol)
 
@@ -126,7 +134,17 @@ class FakeLibrary:
         """Name the device node of the GPU with that minor number."""
         return next((gpu.device for gpu in self._gpus if gpu.minor == minor and gpu.device), f"/dev/nvidia{minor}")
 
+    def _look(self) -> None:
+        self._reload(first=False)
+
+    def _index_of(self, uuid: str) -> int | None:
+        return next((index for index, gpu in enumerate(self._gpus) if gpu.uuid == uuid), None)
+
     def _reload(self, *, first: bool) -> None:
+        with self._reading:
+            self._read(first=first)
+
+    def _read(self, *, first: bool) -> None:
         try:
             status = self._path.stat()
             stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
@@ -144,12 +162,18 @@ class FakeLibrary:
             log.warning("nvml.fake_unreadable", file=str(self._path), error=str(error))
             return
         self._gpus, self._driver_version = found.each(), found.driver_version
+        self._happened.compare((gpu.uuid, gpu) for gpu in self._gpus)
 
     def _on_device(self, symbol: str, function: Callable[..., int | None], arguments: tuple[Any, ...]) -> int:
         # A handle is index + 1: null is no device.
         index = (ctypes.cast(arguments[0], ctypes.c_void_p).value or 0) - 1
         if not 0 <= index < len(self._gpus):
             return int(pynvml.NVML_ERROR_INVALID_ARGUMENT)
+        while self._gpus[index].hang:
+            time.sleep(_LOOK_SECONDS)
+            self._look()
+            if index >= len(self._gpus):
+                return int(pynvml.NVML_ERROR_GPU_IS_LOST)
         gpu = self._gpus[index]
         if gpu.lost:
             return int(pynvml.NVML_ERROR_GPU_IS_LOST)

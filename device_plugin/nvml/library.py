@@ -1,8 +1,8 @@
 """Reads NVML through pynvml, so that one bad GPU hides no other and a missing answer is no wrong answer."""
 
 import ctypes
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -11,16 +11,25 @@ import pynvml
 import structlog
 
 from cotenant.contract.inventory import MIGProfile
-from device_plugin.nvml import mig
+from device_plugin.nvml import mig, processes, vitals
+from device_plugin.nvml.events import Events
 from device_plugin.nvml.fake import FakeLibrary
+from device_plugin.nvml.patience import Patience, Unanswered
+from device_plugin.nvml.processes import GPUProcess
+from device_plugin.nvml.turn import Library, Turn
+from device_plugin.nvml.vitals import Vitals
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-# pynvml keeps the library and its symbols in module variables. They are ours while this is held, which also serializes
-# all calls: NVML itself is thread safe, but a driver that hangs should hang one thread of ours.
-_pynvml = threading.RLock()
+# pynvml keeps the library and its symbols in module variables.
+_turn = Turn()
+# A call takes a millisecond, and a GPU that is waking up from its sleep a second or two.
+_PATIENCE_SECONDS = 5.0
+_GUEST = pynvml.NVML_GPU_VIRTUALIZATION_MODE_VGPU
+# What NVML answers for a GPU that has to be reset, or is being reset.
+_LOST = frozenset({pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED})
 
 # What an answer may lack without meaning anything: an older driver, a vGPU guest, an unprivileged container.
 _UNKNOWN = frozenset(
@@ -71,39 +80,57 @@ class PhysicalGPU(msgspec.Struct, frozen=True, kw_only=True):
     mig_enabled: bool | None = None
     # nvmlGpuVirtualizationMode_t: 0 none, 1 passthrough, 2 a vGPU guest, 3 and 4 hosts of vGPUs
     virtualization: int | None = None
+    vitals: Vitals = Vitals()
     # why it does not work now, for people; the facts above are then what it last said
     fault: str = ""
+    # the fault is that the driver cannot reach it, as before or during a reset
+    lost: bool = False
+
+    @property
+    def guest(self) -> bool:
+        """Tell whether it is a vGPU that a hypervisor cut for this machine, as large as its profile."""
+        return self.virtualization == _GUEST
 
 
 class NVML:
     """Hold one NVML library open."""
 
-    def __init__(self, library: "ctypes.CDLL | FakeLibrary | None", device_path: Callable[[int], str]) -> None:
-        """Take *library*, None for the one pynvml finds; *device_path* names a GPU's node by its minor number."""
-        self._library: Any = library
+    def __init__(
+        self,
+        library: "ctypes.CDLL | FakeLibrary | None",
+        device_path: Callable[[int], str],
+        patience: float = _PATIENCE_SECONDS,
+    ) -> None:
+        """Take *library*, None for the one pynvml finds; *device_path* names a GPU's node by its minor number.
+
+        *patience* are the seconds that one GPU may take to answer.
+        """
+        self._library = Library(library)
         self._device_path = device_path
-        self._symbols: dict[str, Any] = {}
+        self._patience = Patience(patience)
         self._handles: dict[int, Any] = {}
         self._known: dict[int, PhysicalGPU] = {}
 
     @classmethod
-    def open(cls, *, library_path: Path | None = None, fake: Path | None = None) -> Self:
+    def open(
+        cls, *, library_path: Path | None = None, fake: Path | None = None, patience: float = _PATIENCE_SECONDS
+    ) -> Self:
         """Load and initialize NVML: the system's, the one at *library_path*, or a made-up one from the file *fake*.
 
         Raises NVMLUnavailableError, and cotenant.contract.configuration.ConfigurationError for a bad *fake*.
         """
         if fake is not None:
             library = FakeLibrary(fake)
-            nvml = cls(library, library.device_path)
+            nvml = cls(library, library.device_path, patience)
         elif library_path is not None:
             try:
-                nvml = cls(ctypes.CDLL(str(library_path)), _system_path)
+                nvml = cls(ctypes.CDLL(str(library_path)), _system_path, patience)
             except OSError as error:
                 raise NVMLUnavailableError(f"--nvml-library {library_path} cannot be loaded: {error}") from error
         else:
-            nvml = cls(None, _system_path)
+            nvml = cls(None, _system_path, patience)
         try:
-            nvml._call(pynvml.nvmlInit)
+            nvml.call(pynvml.nvmlInit)
         except pynvml.NVMLError as error:
             raise NVMLUnavailableError(_sentence(error)) from error
         return nvml
@@ -111,7 +138,7 @@ class NVML:
     def close(self) -> None:
         """Shut NVML down; do nothing when it cannot."""
         try:
-            self._call(pynvml.nvmlShutdown)
+            self.call(pynvml.nvmlShutdown)
         except pynvml.NVMLError as error:
             log.warning("nvml.shutdown_failed", error=_sentence(error))
 
@@ -123,28 +150,48 @@ class NVML:
             return None
 
     def gpus(self) -> tuple[PhysicalGPU, ...]:
-        """Read all GPUs anew, by index.
+        """Read all GPUs anew, by index, at the same time.
 
-        A GPU that fails has its last facts and a `fault`; one that failed from the start has no UUID and so cannot be
-        told of, only logged. Raises NVMLUnavailableError when not even their number can be read.
+        A GPU that fails or does not answer has its last facts and a `fault`; one that failed from the start has no UUID
+        and so cannot be told of, only logged. Raises NVMLUnavailableError when not even their number can be read.
         """
         try:
-            count: int = self._call(pynvml.nvmlDeviceGetCount)
-        except pynvml.NVMLError as error:
+            count: int = self._patience.one("count", partial(self.call, pynvml.nvmlDeviceGetCount))
+        except (pynvml.NVMLError, Unanswered) as error:
             raise NVMLUnavailableError(_sentence(error)) from error
-        for index in range(count):
-            try:
-                self._known[index] = self._read(index)
-            except pynvml.NVMLError as error:
-                fault = _sentence(error)
-                if index in self._known:
-                    self._known[index] = msgspec.structs.replace(self._known[index], fault=fault)
-                else:
-                    log.warning("nvml.gpu_unreadable", index=index, fault=fault)
+        answers = self._patience.ask({index: partial(self._read, index) for index in range(count)})
+        for index, answer in answers.items():
+            if isinstance(answer, PhysicalGPU):
+                self._known[index] = answer
+            elif index in self._known:
+                lost = isinstance(answer, pynvml.NVMLError) and answer.value in _LOST
+                if lost:
+                    self._handles.pop(index, None)  # what comes back after a reset may have another
+                self._known[index] = msgspec.structs.replace(self._known[index], fault=_sentence(answer), lost=lost)
+            else:
+                log.warning("nvml.gpu_unreadable", index=index, fault=_sentence(answer))
         missing = "NVML no longer lists the GPU: it has fallen off the bus, or was removed"
         for index in self._known.keys() - set(range(count)):
-            self._known[index] = msgspec.structs.replace(self._known[index], fault=missing)
+            self._known[index] = msgspec.structs.replace(self._known[index], fault=missing, lost=True)
         return tuple(gpu for _, gpu in sorted(self._known.items()))
+
+    def events(self) -> Events | None:
+        """Open a way to hear of XIDs; None where the driver knows none."""
+        try:
+            return Events(self)
+        except pynvml.NVMLError as error:
+            log.warning("nvml.no_events", error=_sentence(error))
+            return None
+
+    def processes(self, indices: Sequence[int]) -> dict[int, tuple[GPUProcess, ...] | str]:
+        """List the processes of each GPU, or say why that cannot be; what NVML does not tell is an empty list."""
+        answers = self._patience.ask(
+            {("processes", index): partial(self._processes, index) for index in indices},
+        )
+        found: dict[int, tuple[GPUProcess, ...] | str] = {}
+        for (_, index), answer in answers.items():
+            found[index] = _sentence(answer) if isinstance(answer, Exception) else answer
+        return found
 
     def mig_profiles(self, index: int) -> tuple[MIGProfile, ...]:
         """Read which MIG profiles the GPU of that index offers, be MIG mode on or off; none where it knows no MIG.
@@ -152,22 +199,23 @@ class NVML:
         Raises NVMLUnavailableError with a sentence when it does not say, as to users that are not root.
         """
         try:
-            return mig.profiles(self._call, self._handle(index))
+            return mig.profiles(self.call, self.handle(index))
         except pynvml.NVMLError as error:
             if error.value == pynvml.NVML_ERROR_NO_PERMISSION:
                 raise NVMLUnavailableError(f"NVML tells the MIG placements of GPU {index} to root only") from error
             raise NVMLUnavailableError(f"the MIG profiles of GPU {index} cannot be read: {_sentence(error)}") from error
 
     def _read(self, index: int) -> PhysicalGPU:
-        handle = self._handle(index)
+        handle = self.handle(index)
         total, reserved = self._memory(handle)
         minor = self._optional(pynvml.nvmlDeviceGetMinorNumber, handle)
         mig = self._optional(pynvml.nvmlDeviceGetMigMode, handle)
         pci = self._optional(pynvml.nvmlDeviceGetPciInfo, handle)
+        virtualization = self._optional(pynvml.nvmlDeviceGetVirtualizationMode, handle)
         return PhysicalGPU(
-            uuid=self._call(pynvml.nvmlDeviceGetUUID, handle),
+            uuid=self.call(pynvml.nvmlDeviceGetUUID, handle),
             index=index,
-            model=self._call(pynvml.nvmlDeviceGetName, handle),
+            model=self.call(pynvml.nvmlDeviceGetName, handle),
             total_bytes=total,
             reserved_bytes=reserved,
             minor=minor,
@@ -175,13 +223,18 @@ class NVML:
             pci_bus_id=None if pci is None else str(pci.busId),
             compute_capability=self._optional(pynvml.nvmlDeviceGetCudaComputeCapability, handle),
             mig_enabled=None if mig is None else mig[0] == pynvml.NVML_DEVICE_MIG_ENABLE,
-            virtualization=self._optional(pynvml.nvmlDeviceGetVirtualizationMode, handle),
+            virtualization=virtualization,
+            vitals=vitals.read(self._optional, handle, guest=virtualization == _GUEST),
         )
 
-    def _handle(self, index: int) -> Any:
+    def _processes(self, index: int) -> tuple[GPUProcess, ...]:
+        return processes.read(self._optional, self.handle(index))
+
+    def handle(self, index: int) -> Any:
+        """Give the handle of a GPU; raise pynvml.NVMLError."""
         # A handle stays valid until shutdown, and asking for it again wakes GPUs from their sleep.
         if index not in self._handles:
-            self._handles[index] = self._call(pynvml.nvmlDeviceGetHandleByIndex, index)
+            self._handles[index] = self.call(pynvml.nvmlDeviceGetHandleByIndex, index)
         return self._handles[index]
 
     def _memory(self, handle: Any) -> tuple[int, int]:
@@ -189,24 +242,26 @@ class NVML:
         memory = self._optional(pynvml.nvmlDeviceGetMemoryInfo, handle, pynvml.nvmlMemory_v2)
         if memory is not None:
             return memory.total, memory.reserved
-        return self._call(pynvml.nvmlDeviceGetMemoryInfo, handle).total, 0
+        return self.call(pynvml.nvmlDeviceGetMemoryInfo, handle).total, 0
 
     def _optional(self, function: Callable[..., T], *arguments: Any) -> T | None:
         try:
-            return self._call(function, *arguments)
+            return self.call(function, *arguments)
         except pynvml.NVMLError as error:
             if error.value in _UNKNOWN:
                 return None
             raise
 
-    def _call(self, function: Callable[..., T], *arguments: Any) -> T:
-        with _pynvml:
-            pynvml.nvmlLib = self._library
-            pynvml._nvmlGetFunctionPointer_cache = self._symbols  # noqa: SLF001 - else another library's would be called
-            try:
-                return function(*arguments)
-            finally:
-                self._library = pynvml.nvmlLib
+    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call one function of pynvml; raise pynvml.NVMLError."""
+        with _turn.of(self._library):
+            return function(*arguments)
+
+    def function(self, name: str) -> Callable[..., int]:
+        """Find a function of the library itself; raise pynvml.NVMLError where it has none of that name."""
+        with _turn.of(self._library):
+            found: Callable[..., int] = pynvml._nvmlGetFunctionPointer(name)  # noqa: SLF001 - what pynvml calls itself
+            return found
 
 
 def _system_path(minor: int) -> str:
@@ -214,4 +269,8 @@ def _system_path(minor: int) -> str:
 
 
 def _sentence(error: Any) -> str:
+    if isinstance(error, Unanswered):
+        return str(error)
+    if not isinstance(error, pynvml.NVMLError):
+        return f"what NVML says cannot be read: {error!r}"
     return _ADVICE.get(error.value, f"NVML says: {error} (code {error.value})")

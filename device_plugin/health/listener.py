@@ -1,0 +1,71 @@
+"""Listens to the driver's events in a thread of its own."""
+
+import threading
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from device_plugin.nvml import NVML, Events, GPUEvent, PhysicalGPU
+from device_plugin.nvml.events import EventsError
+
+log = structlog.get_logger(__name__)
+
+# How long one wait for events lasts: so long may the end of the plugin take.
+_WAIT_MILLISECONDS = 250
+_RETRY_SECONDS = 5.0
+
+
+class Listener:
+    """Hand every event to *heard* until stop()."""
+
+    def __init__(self, nvml: NVML, heard: Callable[[GPUEvent], None]) -> None:
+        self._nvml = nvml
+        self._heard = heard
+        self._lock = threading.Lock()
+        self._gpus: tuple[PhysicalGPU, ...] = ()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="gpu events", daemon=True)
+
+    def start(self) -> None:
+        """Begin to listen."""
+        self._thread.start()
+
+    def follow(self, gpus: Sequence[PhysicalGPU]) -> None:
+        """Take the GPUs whose events count."""
+        with self._lock:
+            self._gpus = tuple(gpus)
+
+    def retire(self) -> None:
+        """End after the wait under way; return at once."""
+        self._stopping.set()
+
+    def stop(self) -> None:
+        """End after the wait under way."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=2 * _WAIT_MILLISECONDS / 1000)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            events = self._nvml.events()
+            if events is None:
+                return  # such a driver will not come to know them
+            try:
+                self._listen(events)
+            except EventsError as error:
+                # The probes go on. KDP marks all GPUs unhealthy here, for ever.
+                log.warning("nvml.events_lost", error=str(error), retry_seconds=_RETRY_SECONDS)
+                self._stopping.wait(_RETRY_SECONDS)
+            finally:
+                events.close()
+
+    def _listen(self, events: Events) -> None:
+        while not self._stopping.is_set():
+            with self._lock:
+                gpus = self._gpus
+            for gpu in gpus:
+                if not gpu.fault:
+                    events.follow(gpu.index, gpu.uuid)
+            event = events.wait(_WAIT_MILLISECONDS)
+            if event is not None:
+                self._heard(event)
