@@ -63,9 +63,7 @@ class PodEvents:
         if len(self._told) > _REMEMBERED:
             self._told.clear()
         self._told[pod.uid, topic or reason] = note
-        regarding = writes.Regarding(
-            kind="Pod", name=pod.metadata.name, uid=pod.uid, namespace=pod.metadata.namespace
-        )
+        regarding = writes.Regarding(kind="Pod", name=pod.metadata.name, uid=pod.uid, namespace=pod.metadata.namespace)
         self._put(_Item(regarding, "Warning", reason, action, note, datetime.now(UTC)))
 
     def about_node(self, reason: str, action: str, note: str, *, normal: bool = False) -> None:

@@ -64,9 +64,7 @@ class DevicePlugin:
         self._lister = PodResources(pod_resources, names.is_granted)
         self._notes = NodeNotes(cluster, node, erased=self._erased)
         self._care = Care(configuration.health, names, nvml, self._notes, self._events, changed=self._judge_again)
-        self._publisher = Publisher(
-            cluster, node, names, unit_bytes=configuration.unit_bytes, noticed=self._noticed
-        )
+        self._publisher = Publisher(cluster, node, names, unit_bytes=configuration.unit_bytes, noticed=self._noticed)
         self._admission = Admission(self._lister, self._pods, names, has_gpu=lambda uuid: uuid in self._gpus)
         self._plugin_folder = plugin_folder
         self._memory = self._resource(names.gpu_mem, Memory(names.gpu_mem, self._admission, self._answer))

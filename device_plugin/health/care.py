@@ -1,4 +1,4 @@
-"""Cares for the GPUs of one node: brings health, cordons and the node's record together, and tells people of changes."""
+"""Cares for the GPUs of one node: brings health, cordons and record together, and tells people of changes."""
 
 import threading
 from collections.abc import Callable, Sequence

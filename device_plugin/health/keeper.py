@@ -66,9 +66,7 @@ class HealthKeeper:
         else:
             severity, key = self._settings.xids.severity(event.xid), f"xid-{event.xid}"
             sentence = f"XID {event.xid}; {_ENDS.get(severity, '')}"
-        log.warning(
-            "gpu.event", gpu=event.uuid, xid=event.xid, gpu_instance=event.gpu_instance, severity=str(severity)
-        )
+        log.warning("gpu.event", gpu=event.uuid, xid=event.xid, gpu_instance=event.gpu_instance, severity=str(severity))
         with self._lock:
             if event.xid is not None:
                 self._xids[event.uuid, event.xid, severity] += 1

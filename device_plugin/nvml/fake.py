@@ -55,7 +55,7 @@ class FakeGPU(FakeHealth, frozen=True, kw_only=True):
     # fallen off the bus: every call answers NVML_ERROR_GPU_IS_LOST
     lost: bool = False
     # symbols that fail, with the nvmlReturn_t they answer
-    fail: dict[str, int] = {}
+    fail: dict[str, int] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         total, reserved = parse_bytes(self.memory), parse_bytes(self.reserved)

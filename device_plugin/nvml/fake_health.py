@@ -167,7 +167,7 @@ class HealthSymbols:
         count._obj.value = gpu.uncorrected_ecc if kind.value == pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED else 0
         return 0
 
-    def _nvmlDeviceGetRemappedRows(  # noqa: PLR0917 - NVML's
+    def _nvmlDeviceGetRemappedRows(
         self, gpu: Any, _corrected: Any, _uncorrected: Any, pending: Any, failure: Any
     ) -> int:
         if gpu.row_remap_pending is None and gpu.row_remap_failure is None:

@@ -89,7 +89,7 @@ class PhysicalGPU(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def guest(self) -> bool:
         """Tell whether it is a vGPU that a hypervisor cut for this machine, as large as its profile."""
-        return self.virtualization == _GUEST
+        return bool(self.virtualization == _GUEST)
 
 
 class NVML:

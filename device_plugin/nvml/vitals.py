@@ -26,7 +26,7 @@ class Recovery(IntEnum):
     UNKNOWN = -1
 
     @classmethod
-    def _missing_(cls, value: object) -> "Recovery":
+    def _missing_(cls, value: object) -> "Recovery":  # noqa: ARG003 - whatever it is
         return cls.UNKNOWN
 
 

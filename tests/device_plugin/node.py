@@ -81,13 +81,24 @@ def granted(*grants: ContainerGrant) -> dict[str, str]:
 class Node:
     """Run it all; leave with everything stopped."""
 
-    def __init__(self, gpus: Sequence[str] = ("80GiB",) * 2, *, plugin: bool = True, config: str = "") -> None:
-        """Take the memory of each GPU, whether the plugin runs from the start, and the plugin's configuration."""
+    def __init__(
+        self,
+        gpus: Sequence[str] = ("80GiB",) * 2,
+        *,
+        plugin: bool = True,
+        config: str = "",
+        patience: float = SECONDS,
+    ) -> None:
+        """Take the memory of each GPU, whether the plugin runs from the start, and the plugin's configuration.
+
+        *patience* are the seconds that a GPU may take to answer.
+        """
         # a socket's path has 107 characters at most, which pytest's folders can exceed
         self.folder = Path(tempfile.mkdtemp(prefix="cotenant-"))
         self.gpu_file = self.folder / "gpus.yaml"
         self.write_gpus([{"memory": memory} for memory in gpus])
-        self.configuration = convert(f"inventoryInterval: 0.05\n{config}", DevicePluginConfiguration)
+        self.patience = patience
+        self.configure(config)
         self.api = ApiServer().start()
         self.api.add_node(NODE)
         self.kubeconfig = self.api.kubeconfig(self.folder / "kubeconfig")
@@ -111,6 +122,10 @@ class Node:
         self.api.stop()
         shutil.rmtree(self.folder)
 
+    def configure(self, config: str) -> None:
+        """Configure the next plugin that is started."""
+        self.configuration = convert(f"inventoryInterval: 0.05\n{config}", DevicePluginConfiguration)
+
     def write_gpus(self, gpus: Sequence[Mapping[str, Any]]) -> None:
         """Write the file of made-up GPUs, which the plugin reads while it runs."""
         lines = []
@@ -124,7 +139,7 @@ class Node:
     def start_plugin(self, *, wait: bool = True) -> None:
         """Start the plugin and, unless told otherwise, wait until the kubelet has its devices."""
         ready = threading.Event()
-        self._nvml = NVML.open(fake=self.gpu_file)
+        self._nvml = NVML.open(fake=self.gpu_file, patience=self.patience)
         self.plugin = DevicePlugin(
             configuration=self.configuration,
             cluster=self._cluster,

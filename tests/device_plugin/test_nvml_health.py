@@ -35,7 +35,7 @@ def test_vitals_are_read_and_what_a_gpu_does_not_tell_is_unknown(file: Path) -> 
 
 
 @pytest.mark.parametrize(("virtualization", "licensed"), [(2, False), (0, None)])
-def test_the_licence_is_read_of_vgpu_guests_alone(file: Path, virtualization: int, licensed: bool | None) -> None:
+def test_the_licence_is_read_of_vgpu_guests_alone(file: Path, virtualization: int, licensed: object) -> None:
     write(file, f"licensed: false, virtualization: {virtualization}")
     (gpu,) = NVML.open(fake=file).gpus()
     assert (virtualization == 2, licensed) == (gpu.guest, gpu.vitals.licensed)

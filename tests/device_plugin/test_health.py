@@ -1,0 +1,293 @@
+"""A GPU falls ill and gets well again, from the driver's word to where the extender puts pods."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cotenant.contract.health import FaultRecord, FaultRecords, Severity, decode_faults, encode_faults
+from cotenant.contract.inventory import Health
+from cotenant.standins.api_rules import NODES
+from device_plugin.health.care import _boot
+from tests.builders import a_pod
+from tests.device_plugin.node import NAMES, NODE, SECONDS, Node, container_grant, uuid
+from tests.extender.running import Running, submit
+
+# Probes every 50 ms; 20 in a row are a second, in which a test can look at a GPU that is ill.
+SLOW = "health: {cleanProbes: 20}"
+QUICK = "health: {cleanProbes: 1}"
+
+
+def annotate(node: Node, **annotations: str | None) -> None:
+    named = {f"{NAMES.domain}/{key.replace('_', '-')}": text for key, text in annotations.items()}
+    node.api.patch(NODES, NODE, {"metadata": {"annotations": named}})
+
+
+def annotation(node: Node, key: str) -> str | None:
+    found = node.api.node(NODE)
+    assert found is not None
+    text: str | None = found["metadata"].get("annotations", {}).get(key)
+    return text
+
+
+def is_so(node: Node, condition: Callable[[], Any]) -> bool:
+    return bool(node.api.wait_until(condition, SECONDS))
+
+
+def unhealthy(node: Node, *indices: int) -> None:
+    """Wait until exactly these GPUs get no new pods, by inventory and by device ids."""
+    wanted = {uuid(index) for index in indices}
+    node.wait_published(
+        f"unhealthy in {indices}",
+        lambda i: {gpu.uuid for gpu in i.gpus if gpu.health is Health.UNHEALTHY} == wanted,
+    )
+    units = 80 * (2 - len(indices))
+    node.kubelet.wait(lambda: node.kubelet.allocatable(NAMES.gpu_mem) == units, f"{units} units")
+
+
+def detail(node: Node, index: int) -> str:
+    published = node.published()
+    assert published is not None
+    return published.gpus[index].detail
+
+
+def told(node: Node, reason: str, part: str) -> bool:
+    return is_so(
+        node,
+        lambda: any(
+            event["regarding"]["name"] == NODE and event["reason"] == reason and part in event["note"]
+            for event in node.api.events()
+        ),
+    )
+
+
+class TestXIDs:
+    """The driver tells of a trouble, and what it means is configured."""
+
+    def test_a_transient_one_keeps_new_pods_away_until_the_gpu_was_quiet_and_leaves_running_ones_alone(self) -> None:
+        with Node(config=SLOW) as node:
+            running = node.add_pod("running", container_grant(gpus=[0], units=8))
+            node.running(running)
+            held = node.ids(running)
+            node.write_gpus([{"xids": [1000]}, {}])
+            unhealthy(node, 0)
+            assert "XID 1000; it is used again when it has been quiet for a while" == detail(node, 0)
+            assert told(node, "GPUUnhealthy", f"GPU 0 ({uuid(0)}) gets no new pods: XID 1000")
+            unhealthy(node)
+            assert told(node, "GPUHealthy", f"GPU 0 ({uuid(0)}) gets new pods again")
+            assert ("Running", held) == (node.kubelet.phase(running), node.ids(running))
+            assert None is annotation(node, NAMES.gpu_faults)
+
+    def test_an_applications_own_one_changes_nothing(self) -> None:
+        with Node() as node:
+            node.write_gpus([{"xids": [13, 31, 43]}, {"xids": [1000]}])
+            unhealthy(node, 1)  # came after the others
+            assert "" == detail(node, 0)
+
+    def test_the_configuration_can_say_otherwise(self) -> None:
+        with Node(config="health: {cleanProbes: 1, xids: {application: [79], fatal: [31]}}") as node:
+            node.write_gpus([{"xids": [79]}, {"xids": [31]}])
+            unhealthy(node, 1)
+            assert "XID 31; reboot the node" == detail(node, 1)
+
+    def test_a_grave_one_outlasts_the_plugin_until_somebody_takes_the_record_away(self) -> None:
+        with Node(config=QUICK) as node:
+            node.write_gpus([{"xids": [79]}, {"xids": [48]}])
+            unhealthy(node, 0, 1)
+            node.stop_plugin()
+            node.write_gpus([{}, {}])
+            node.start_plugin(wait=False)
+            unhealthy(node, 0, 1)
+            text = annotation(node, NAMES.gpu_faults)
+            assert text is not None
+            kept = {fault.uuid: (fault.key, fault.severity) for fault in decode_faults(text).faults}
+            assert {uuid(0): ("xid-79", Severity.FATAL), uuid(1): ("xid-48", Severity.RESET)} == kept
+            annotate(node, gpu_faults=None)
+            unhealthy(node)
+
+    def test_a_grave_one_is_over_after_a_reboot(self) -> None:
+        with Node(config=QUICK, plugin=False) as node:
+            fault = FaultRecord(uuid=uuid(0), key="xid-79", severity=Severity.FATAL, sentence="XID 79")
+            annotate(node, gpu_faults=encode_faults(FaultRecords(boot="another", faults=(fault,))))
+            node.start_plugin()
+            assert is_so(node, lambda: annotation(node, NAMES.gpu_faults) is None)
+            unhealthy(node)
+            # the same from this boot would have counted
+            node.stop_plugin()
+            annotate(node, gpu_faults=encode_faults(FaultRecords(boot=_boot(), faults=(fault,))))
+            node.start_plugin(wait=False)
+            unhealthy(node, 0)
+
+    def test_a_record_that_cannot_be_read_is_told_of_and_harms_nobody(self) -> None:
+        with Node(config=QUICK, plugin=False) as node:
+            annotate(node, gpu_faults='{"version":1,"faults":[{"uuid":3}]}')
+            node.start_plugin()
+            assert told(node, "BadGPUFaults", "the node's record of GPU faults is not valid")
+            assert is_so(node, lambda: annotation(node, NAMES.gpu_faults) is None)
+            unhealthy(node)
+
+    def test_what_the_driver_says_ends_what_needs_a_reset(self) -> None:
+        with Node(config=QUICK) as node:
+            node.write_gpus([{"xids": [48], "recoveryAction": "reset"}, {}])
+            unhealthy(node, 0)
+            node.write_gpus([{"xids": [48], "recoveryAction": "none"}, {}])
+            unhealthy(node)
+            assert is_so(node, lambda: annotation(node, NAMES.gpu_faults) is None)
+
+
+class TestProbes:
+    """What a look at the GPU finds."""
+
+    @pytest.mark.parametrize(
+        ("gpu", "why"),
+        [
+            ({"rowRemapFailure": True}, "a bad row of memory could not be replaced"),
+            ({"recoveryAction": "reboot"}, "the driver wants the node rebooted"),
+            ({"lost": True}, "the GPU has fallen off the bus"),
+        ],
+    )
+    def test_a_gpu_with_a_lasting_trouble_gets_no_new_pods(self, gpu: dict[str, Any], why: str) -> None:
+        with Node(config=QUICK) as node:
+            node.write_gpus([{}, gpu])
+            unhealthy(node, 1)
+            assert why in detail(node, 1)
+
+    def test_memory_errors_count_when_they_grow_and_not_for_being_there(self) -> None:
+        with Node(config=SLOW, plugin=False) as node:
+            node.write_gpus([{"uncorrectedEcc": 7}, {}])
+            node.start_plugin()
+            unhealthy(node)
+            node.write_gpus([{"uncorrectedEcc": 9}, {}])
+            unhealthy(node, 0)
+            assert "2 more uncorrected memory errors" in detail(node, 0)
+            unhealthy(node)
+
+    def test_a_row_that_waits_for_a_reset_is_no_reason_unless_configured(self) -> None:
+        with Node(config="health: {cleanProbes: 1, rowRemapPending: reset}") as node:
+            node.write_gpus([{"rowRemapPending": True}, {}])
+            unhealthy(node, 0)
+            node.stop_plugin()
+            node.configure(QUICK)
+            annotate(node, gpu_faults=None)
+            node.start_plugin()
+            unhealthy(node)
+
+    def test_a_gpu_whose_driver_hangs_takes_no_pods_and_holds_up_none_of_the_others(self) -> None:
+        with Node(config=QUICK, patience=0.2) as node:
+            node.write_gpus([{"hang": True}, {}])
+            unhealthy(node, 0)
+            assert "NVML has not answered for 0.2 s" in detail(node, 0)
+            # and the other one is still cared for
+            node.write_gpus([{"hang": True}, {"xids": [79]}])
+            unhealthy(node, 0, 1)
+            node.write_gpus([{}, {"xids": [79]}])
+            unhealthy(node, 1)
+
+    def test_an_unlicensed_vgpu_is_labelled_and_unhealthy_only_by_configuration(self) -> None:
+        guest = {"virtualization": 2, "model": "GRID T4-4C", "memory": "80GiB"}
+        with Node(config="health: {cleanProbes: 1, unlicensedGrace: 0.2}") as node:
+            node.write_gpus([{**guest, "licensed": False}, {**guest, "licensed": True}])
+            unhealthy(node, 0)
+            assert "the vGPU has no licence" in detail(node, 0)
+            assert "false" == label(node)
+            node.write_gpus([{**guest, "licensed": True}, {**guest, "licensed": True}])
+            unhealthy(node)
+            assert is_so(node, lambda: label(node) == "true")
+            node.stop_plugin()
+            node.configure(QUICK)
+            node.write_gpus([{**guest, "licensed": False}, {}])
+            node.start_plugin()
+            assert is_so(node, lambda: label(node) == "false")
+            unhealthy(node)
+
+
+class TestCordon:
+    """An administrator keeps single GPUs from new pods."""
+
+    def test_cordoned_gpus_get_no_new_pods_until_the_annotation_goes(self) -> None:
+        with Node() as node:
+            running = node.add_pod("running", container_grant(gpus=[1], units=8))
+            node.running(running)
+            annotate(node, gpu_cordon=uuid(1))
+            unhealthy(node, 1)
+            assert "cordoned by the node's annotation cotenant.io/gpu-cordon" == detail(node, 1)
+            annotate(node, gpu_cordon=f"{uuid(0)}, {uuid(1)}")
+            unhealthy(node, 0, 1)
+            annotate(node, gpu_cordon=None)
+            unhealthy(node)
+            assert "Running" == node.kubelet.phase(running)
+
+    def test_what_cannot_be_read_of_it_is_told_and_the_rest_is_followed(self) -> None:
+        with Node() as node:
+            annotate(node, gpu_cordon=f"0,{uuid(1)},\x00nonsense")
+            unhealthy(node, 1)
+            assert told(node, "BadGPUCordon", "'0' is an index, which can move")
+            assert told(node, "BadGPUCordon", "'\\x00nonsense' is no UUID")
+
+    def test_it_holds_from_the_start_of_the_plugin_on(self) -> None:
+        with Node(plugin=False) as node:
+            annotate(node, gpu_cordon=uuid(0))
+            node.start_plugin()
+            unhealthy(node, 0)
+
+
+def test_the_extender_stops_using_an_ill_gpu_at_once_keeps_what_pods_hold_of_it_and_uses_it_again_when_well(
+    tmp_path: Path,
+) -> None:
+    with Node(config=SLOW) as node, Running(node.api, tmp_path) as extender:
+        # 48 of one GPU of 80 units, and as the other is as empty, either
+        first = submit(node.api, a_pod().named("first").asking(48))
+        assert [NODE] == extender.fitting(first, NODE)
+        assert "" == extender.bind(first, NODE)
+        node.running(first["metadata"]["uid"])
+        hold = extender.ledger.hold(first["metadata"]["uid"])
+        assert hold is not None
+        (taken,) = hold.charges
+        index = [uuid(0), uuid(1)].index(taken)
+        big = submit(node.api, a_pod().named("big").asking(70))
+        small = submit(node.api, a_pod().named("small").asking(10))
+        assert [NODE] == extender.fitting(big, NODE)
+
+        # the one with the pod on it falls ill: 70 still fit on the other
+        node.write_gpus([{"xids": [1000]} if n == index else {} for n in range(2)])
+        unhealthy(node, index)
+        assert is_so(node, lambda: not usable(extender, taken))
+        assert "" == extender.bind(big, NODE)
+        node.running(big["metadata"]["uid"])
+        assert [1 - index] == [[uuid(0), uuid(1)].index(one) for one in held(extender, big)]
+        # 10 are free on each, but on the ill one they cannot be had, and on the other they can
+        assert "" == extender.bind(small, NODE)
+        assert held(extender, small) == held(extender, big)
+        # what is left of the ill one would do, and is refused
+        last = submit(node.api, a_pod().named("last").asking(20))
+        assert [] == extender.fitting(last, NODE)
+        assert "Running" == node.kubelet.phase(first["metadata"]["uid"])
+        assert hold.charges == still_holds(extender, first)
+
+        unhealthy(node)
+        assert is_so(node, lambda: usable(extender, taken))
+        assert "" == extender.bind(last, NODE)
+        node.running(last["metadata"]["uid"])
+        assert [taken] == held(extender, last)
+
+
+def usable(extender: Running, gpu: str) -> bool:
+    view = extender.ledger.view(NODE)
+    return view is not None and gpu in {state.gpu.uuid for state in view.healthy}
+
+
+def still_holds(extender: Running, pod: dict[str, Any]) -> dict[str, int]:
+    hold = extender.ledger.hold(pod["metadata"]["uid"])
+    return {} if hold is None else dict(hold.charges)
+
+
+def held(extender: Running, pod: dict[str, Any]) -> list[str]:
+    return list(still_holds(extender, pod))
+
+
+def label(node: Node) -> str | None:
+    found = node.api.node(NODE)
+    assert found is not None
+    text: str | None = found["metadata"].get("labels", {}).get(NAMES.vgpu_licensed)
+    return text
