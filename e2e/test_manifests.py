@@ -354,19 +354,26 @@ class TestPluginsRights:
         ("what", "change"),
         [
             ("another annotation", {"metadata": {"annotations": {"other": "x"}}}),
+            ("a cordon", {"metadata": {"annotations": {NAMES.gpu_cordon: "other"}}}),
             ("a label", {"metadata": {"labels": {"other": "x"}}}),
             ("a taint", {"spec": {"taints": [{"key": "other", "effect": "NoSchedule"}]}}),
             ("cordoning", {"spec": {"unschedulable": True}}),
             ("a finalizer", {"metadata": {"finalizers": ["example.io/other"]}}),
         ],
     )
-    def test_it_writes_nothing_but_the_inventory(
+    def test_it_writes_nothing_but_its_own_notes(
         self, ground: Ground, kubeconfig: Path, what: str, change: Object
     ) -> None:
         del what
-        with pytest.raises(ApiError, match=r"writes the annotation cotenant.io/gpus of its node and nothing else"):
+        with pytest.raises(ApiError, match=r"of its node and nothing else"):
             Api.from_kubeconfig(kubeconfig).patch("Node", NODE, change)
         assert "other" not in json.dumps(ground.api.get("Node", NODE))
+
+    def test_it_writes_all_its_notes(self, kubeconfig: Path) -> None:
+        for value in ("x", None):
+            annotations = dict.fromkeys((NAMES.gpu_faults, NAMES.overusers), value)
+            change = {"metadata": {"annotations": annotations, "labels": {NAMES.vgpu_licensed: value}}}
+            Api.from_kubeconfig(kubeconfig).patch("Node", NODE, change)
 
     def test_it_writes_the_inventory_of_no_other_node(self, ground: Ground, kubeconfig: Path) -> None:
         before = ground.api.get("Node", "lab-1")["metadata"]["annotations"]

@@ -14,9 +14,10 @@ from click.testing import CliRunner
 from cotenant.cli.main import main as cotenant
 from cotenant.contract import grant as grants
 from cotenant.contract import inventory as inventories
-from cotenant.contract.configuration import DevicePluginConfiguration, ExtenderConfiguration
+from cotenant.contract.configuration import DevicePluginConfiguration, ExtenderConfiguration, convert
 from cotenant.contract.environment import INJECTED, informative, injected
 from cotenant.contract.grant import ContainerGrant, Isolation
+from cotenant.contract.health import DEFAULT_XIDS, HealthSettings, Severity, XIDs
 from cotenant.contract.inventory import GPU, Inventory
 from cotenant.contract.names import ALIASES_IN_GIB, ALIASES_IN_MIB, Names
 from cotenant.contract.reasons import Reason
@@ -112,6 +113,12 @@ class TestConfiguration:
         assert list(defaults) == first_column(rows)
         assert [shown(value) for value in defaults.values()] == [row[1] for row in rows]
 
+    @pytest.mark.parametrize(("part", "kind"), [("Health of GPUs", HealthSettings)])
+    def test_every_key_of_a_part_stands_there_with_its_default(self, part: str, kind: type[msgspec.Struct]) -> None:
+        (rows,) = tables(section("configuration.md", part))
+        defaults = msgspec.to_builtins(kind())
+        assert [(key, shown(value)) for key, value in defaults.items()] == [(row[0], row[1]) for row in rows]
+
     @pytest.mark.parametrize(
         ("program", "command"), [("cotenant-extender", extender), ("cotenant-device-plugin", device_plugin)]
     )
@@ -133,6 +140,8 @@ def shown(value: Any) -> str:
     """Write a default as the page does."""
     if value in (None, ()):
         return "none"
+    if isinstance(value, dict):
+        return "below"  # in a section of its own
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -164,6 +173,35 @@ class TestMIG:
         (tmp_path / "gpus.yaml").write_text(text)
         nvml = NVML.open(fake=tmp_path / "gpus.yaml")
         assert [7, 7, 5] == [len(nvml.mig_profiles(gpu.index)) for gpu in nvml.gpus()]
+
+
+class TestHealth:
+    """docs/health.md."""
+
+    def test_every_class_of_xids_stands_there_with_its_numbers(self) -> None:
+        classes, _ = tables(section("health.md", "XIDs"))
+        numbers = {row[0]: row[1] for row in classes}
+        assert [*Severity] == [*numbers]
+        for severity in Severity:
+            known = sorted(xid for xid, one in DEFAULT_XIDS.items() if one is severity)
+            others = "all others" if XIDs().others is severity else ""
+            assert ", ".join(map(str, known)) or others == numbers[severity]
+
+    def test_every_xid_of_the_table_is_explained(self) -> None:
+        _, explained = tables(section("health.md", "XIDs"))
+        assert sorted(DEFAULT_XIDS) == [int(row[0]) for row in explained]
+        assert [DEFAULT_XIDS[int(row[0])] for row in explained] == [row[1] for row in explained]
+
+    def test_its_configuration_and_its_made_up_gpus_are_ones(self, tmp_path: Path) -> None:
+        configuration, gpus = blocks((DOCS / "health.md").read_text(), "yaml")
+        convert(configuration, DevicePluginConfiguration)
+        (tmp_path / "gpus.yaml").write_text(gpus)
+        assert NVML.open(fake=tmp_path / "gpus.yaml").gpus()
+
+    def test_its_annotations_are_ours(self) -> None:
+        named = set(re.findall(r"(cotenant\.io/[a-z-]+)", (DOCS / "health.md").read_text()))
+        ours = {NAMES.gpu_cordon, NAMES.gpu_faults, NAMES.inventory, NAMES.vgpu_licensed}
+        assert ours <= named
 
 
 class TestLimits:
