@@ -7,11 +7,12 @@ import threading
 from pathlib import Path
 
 import click
+import msgspec
 
 from cotenant import logs
 from cotenant.cluster import NoCluster, connect
 from cotenant.contract import configuration
-from cotenant.contract.configuration import ConfigurationError, DevicePluginConfiguration
+from cotenant.contract.configuration import ConfigurationError, DevicePluginConfiguration, is_address
 from cotenant.contract.inventory import GPU
 from cotenant.contract.units import format_bytes
 from device_plugin.ids import TooManyIdsError
@@ -37,6 +38,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     type=click.Path(path_type=Path),
     help="The kubelet's PodResources socket [default: pod-resources/kubelet.sock in its folder].",
 )
+@click.option("--serve", metavar="HOST:PORT", help="Answer metrics and health here [default: nowhere].")
 @click.option("--nvml-library", type=_FILE, help="libnvidia-ml.so.1, where the loader does not find it.")
 @click.option("--fake-gpus", type=_FILE, help="Serve made-up GPUs from this file, for trials without any.")
 @click.version_option(package_name="cotenant")
@@ -47,12 +49,15 @@ def main(
     node_name: str | None,
     kubelet_dir: Path,
     pod_resources: Path | None,
+    serve: str | None,
     nvml_library: Path | None,
     fake_gpus: Path | None,
 ) -> None:
     """Serve the GPU memory of this node to its kubelet and publish what there is."""
     if nvml_library is not None and fake_gpus is not None:
         raise click.UsageError("--nvml-library and --fake-gpus exclude each other: GPUs are real or made up.")
+    if serve is not None and not is_address(serve):
+        raise click.BadParameter(f"{serve!r} is not HOST:PORT, such as 127.0.0.1:9482", param_hint="--serve")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -60,6 +65,8 @@ def main(
     logs.configure("cotenant-device-plugin", node=node)
     try:
         settings = configuration.load(config_file, DevicePluginConfiguration)
+        if serve is not None:
+            settings = msgspec.structs.replace(settings, serve=serve)
         nvml = NVML.open(library_path=nvml_library, fake=fake_gpus)
         cluster = connect(kubeconfig)
     except (ConfigurationError, NVMLUnavailableError, NoCluster) as error:
@@ -74,15 +81,18 @@ def main(
         sys.stdout.flush()
 
     nested = kubelet_dir / "device-plugins"
-    plugin = DevicePlugin(
-        configuration=settings,
-        cluster=cluster,
-        nvml=nvml,
-        node=node,
-        plugin_folder=nested if nested.is_dir() else kubelet_dir,
-        pod_resources=pod_resources or kubelet_dir / "pod-resources" / "kubelet.sock",
-        ready=say_ready,
-    )
+    try:
+        plugin = DevicePlugin(
+            configuration=settings,
+            cluster=cluster,
+            nvml=nvml,
+            node=node,
+            plugin_folder=nested if nested.is_dir() else kubelet_dir,
+            pod_resources=pod_resources or kubelet_dir / "pod-resources" / "kubelet.sock",
+            ready=say_ready,
+        )
+    except OSError as error:
+        raise click.ClickException(f"serve: {settings.serve} cannot be had: {error}") from error
     try:
         plugin.start()
     except (TooManyIdsError, NVMLUnavailableError) as error:

@@ -1,6 +1,7 @@
 """One device plugin: its parts, and the order in which they begin and end."""
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,17 +22,22 @@ from device_plugin.ids import TooManyIdsError, advertised
 from device_plugin.inventory import describe
 from device_plugin.kubelet.pod_resources import PodResources
 from device_plugin.kubelet.service import Allocator
+from device_plugin.metrics import Metrics, Snapshot
 from device_plugin.notes import NodeMetadata, NodeNotes
 from device_plugin.nvml import NVML, NVMLUnavailableError, PhysicalGPU
 from device_plugin.pods import NodePods
 from device_plugin.publisher import Publisher
 from device_plugin.refusal import RefusedError
 from device_plugin.resource import Resource
+from device_plugin.serving import HTTPServing
 
 log = structlog.get_logger(__name__)
 
 # Without knowing the pods nobody can be told apart. With the API server away the kubelet gets no new pods either.
 _PODS_SECONDS = 5.0
+# A look that failed is made good by the next; without several the plugin is better started anew.
+_STALE_INTERVALS = 3
+_STALE_SECONDS = 30.0
 
 
 class DevicePlugin:
@@ -66,6 +72,9 @@ class DevicePlugin:
         self._care = Care(configuration.health, names, nvml, self._notes, self._events, changed=self._judge_again)
         self._publisher = Publisher(cluster, node, names, unit_bytes=configuration.unit_bytes, noticed=self._noticed)
         self._admission = Admission(self._lister, self._pods, names, has_gpu=lambda uuid: uuid in self._gpus)
+        self._metrics = Metrics(node, self._snapshot)
+        self._serving = self._http() if configuration.serve else None
+        self._looked_at = time.monotonic()
         self._plugin_folder = plugin_folder
         self._memory = self._resource(names.gpu_mem, Memory(names.gpu_mem, self._admission, self._answer))
         # all that this node offers; a node of which a part is not served is not placed on
@@ -78,6 +87,8 @@ class DevicePlugin:
         Raises TooManyIdsError, NVMLUnavailableError.
         """
         self._take_inventory()
+        if self._serving is not None:
+            self._serving.start()
         self._publisher.start()
         self._notes.start()
         self._events.start()
@@ -98,6 +109,8 @@ class DevicePlugin:
         self._pods.stop()
         self._events.stop()
         self._lister.close()
+        if self._serving is not None:
+            self._serving.stop()
         self._care.stop()
         if self._poller.is_alive():
             self._poller.join(timeout=1.0)
@@ -110,6 +123,7 @@ class DevicePlugin:
             refused=self._events.refused,
             serving_changed=self._serving_changed,
             connected=self._connected,
+            answered=self._metrics.answered,
         )
 
     def _serving_changed(self, *, serving: bool) -> None:
@@ -139,6 +153,8 @@ class DevicePlugin:
                 self._take_inventory()
             except (NVMLUnavailableError, TooManyIdsError) as error:
                 log.warning("inventory.not_taken", error=str(error))
+            except Exception:  # one look that fails for whatever reason must not be the last one
+                log.exception("inventory.failed")
 
     def _judge_again(self) -> None:
         try:
@@ -157,6 +173,7 @@ class DevicePlugin:
         gpus = self._nvml.gpus()
         self._care.looked(gpus)
         self._physical = gpus
+        self._looked_at = time.monotonic()
         self._gpus = {gpu.uuid: gpu for gpu in gpus}
         self._show()
 
@@ -177,3 +194,31 @@ class DevicePlugin:
             self._described = described
             self._memory.offer(devices)
             self._publisher.set_gpus(described)
+
+    def _http(self) -> HTTPServing:
+        return HTTPServing(
+            self._configuration.serve or "", expose=self._metrics.expose, unwell=self._unwell, unready=self._unready
+        )
+
+    @property
+    def serves_at(self) -> str:
+        """Give the address of metrics and health, "" where they are not served."""
+        return "" if self._serving is None else self._serving.address
+
+    def _snapshot(self) -> Snapshot:
+        physical = {gpu.uuid: gpu for gpu in self._physical}
+        return Snapshot(
+            gpus=[(gpu, physical[gpu.uuid]) for gpu in self._described or () if gpu.uuid in physical],
+            xids=self._care.keeper.xids(),
+            registered={resource.name: resource.serving for resource in self._resources},
+        )
+
+    def _unwell(self) -> str:
+        ago = time.monotonic() - self._looked_at
+        if ago > _STALE_INTERVALS * self._configuration.inventory_interval + _STALE_SECONDS:
+            return f"the GPUs could not be looked at for {ago:.0f} s"
+        return ""
+
+    def _unready(self) -> str:
+        missing = [resource.name for resource in self._resources if not resource.serving]
+        return f"no kubelet follows {', '.join(missing)}" if missing else self._unwell()

@@ -12,7 +12,7 @@ from device_plugin.refusal import RefusedError
 class Resource:
     """Serve the resource called *name* until stop(); a kubelet may come and go meanwhile.
 
-    *refused*, *serving_changed* and *connected* are the service's and the registration's.
+    *refused*, *answered*, *serving_changed* and *connected* are the service's and the registration's.
     """
 
     def __init__(
@@ -24,12 +24,13 @@ class Resource:
         refused: Callable[[str, RefusedError], None],
         serving_changed: ServingChanged,
         connected: Callable[[], None],
+        answered: Callable[[str, str, float], None] = lambda *_: None,
     ) -> None:
         self.name = name
         self._devices = DeviceList()
         self._registration = Registration(folder, name, serving_changed=serving_changed, connected=connected)
         self._service = DevicePluginService(
-            devices=self._devices, allocator=allocator, streams=self._registration, refused=refused
+            devices=self._devices, allocator=allocator, streams=self._registration, refused=refused, answered=answered
         )
 
     @property

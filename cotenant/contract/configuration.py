@@ -170,9 +170,13 @@ class DevicePluginConfiguration(_Shared, frozen=True, kw_only=True):
     inventory_interval: Seconds = 10.0
     # What makes a GPU unhealthy, and healthy again.
     health: HealthSettings = HealthSettings()
+    # Where metrics and health are answered; nowhere without it.
+    serve: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.serve is not None and not is_address(self.serve):
+            raise ValueError(f"serve: expected HOST:PORT, such as 127.0.0.1:9482, got {self.serve!r}")
         _read("reservePerGpu", parse_bytes, self.reserve_per_gpu)
 
     @property

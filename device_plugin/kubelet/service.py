@@ -1,5 +1,6 @@
 """Serves the kubelet's device plugin interface: gRPC on one side, an allocator and a DeviceList on the other."""
 
+import time
 from collections.abc import Callable, Collection, Iterator
 from typing import NoReturn, Protocol
 
@@ -51,8 +52,8 @@ class Allocator(Protocol):
 class DevicePluginService(rpc.DevicePluginServicer):
     """Answer one kubelet for one resource.
 
-    *refused* hears of every no, with the call it was given in; it must not
-    block, since the kubelet admits nothing meanwhile.
+    *refused* hears of every no, with the call it was given in, and *answered* of every call: its name, "ok" or
+    "refused", and its seconds. Neither may block, since the kubelet admits nothing meanwhile.
     """
 
     def __init__(
@@ -62,11 +63,13 @@ class DevicePluginService(rpc.DevicePluginServicer):
         allocator: Allocator,
         streams: Streams,
         refused: Callable[[str, RefusedError], None],
+        answered: Callable[[str, str, float], None] = lambda *_: None,
     ) -> None:
         self._devices = devices
         self._allocator = allocator
         self._streams = streams
         self._refused = refused
+        self._answered = answered
 
     def GetDevicePluginOptions(  # noqa: N802
         self,
@@ -101,6 +104,7 @@ class DevicePluginService(rpc.DevicePluginServicer):
         self, request: pb.PreferredAllocationRequest, context: grpc.ServicerContext
     ) -> pb.PreferredAllocationResponse:
         """Steer the kubelet to the ids of the granted GPU."""
+        began = time.perf_counter()
         response = pb.PreferredAllocationResponse()
         for container in request.container_requests:
             try:
@@ -108,31 +112,37 @@ class DevicePluginService(rpc.DevicePluginServicer):
                     container.available_deviceIDs, container.must_include_deviceIDs, container.allocation_size
                 )
             except RefusedError as error:
-                self._refuse("GetPreferredAllocation", error, context)
+                self._refuse("GetPreferredAllocation", error, context, began)
             response.container_responses.add(deviceIDs=chosen)
+        self._answered("GetPreferredAllocation", "ok", time.perf_counter() - began)
         return response
 
     def Allocate(self, request: pb.AllocateRequest, context: grpc.ServicerContext) -> pb.AllocateResponse:  # noqa: N802
         """Give the container being admitted what it was granted."""
+        began = time.perf_counter()
         response = pb.AllocateResponse()
         for container in request.container_requests:
             try:
                 response.container_responses.append(self._allocator.allocate(container.devices_ids))
             except RefusedError as error:
-                self._refuse("Allocate", error, context)
+                self._refuse("Allocate", error, context, began)
+        self._answered("Allocate", "ok", time.perf_counter() - began)
         return response
 
     def PreStartContainer(  # noqa: N802
         self, request: pb.PreStartContainerRequest, context: grpc.ServicerContext
     ) -> pb.PreStartContainerResponse:
         """Hold a container back that is not the one its device ids were answered for; the kubelet asks again."""
+        began = time.perf_counter()
         try:
             self._allocator.start(request.devices_ids)
         except RefusedError as error:
-            self._refuse("PreStartContainer", error, context)
+            self._refuse("PreStartContainer", error, context, began)
+        self._answered("PreStartContainer", "ok", time.perf_counter() - began)
         return pb.PreStartContainerResponse()
 
-    def _refuse(self, call: str, error: RefusedError, context: grpc.ServicerContext) -> NoReturn:
+    def _refuse(self, call: str, error: RefusedError, context: grpc.ServicerContext, began: float) -> NoReturn:
+        self._answered(call, "refused", time.perf_counter() - began)
         keys = {} if error.pod is None else {"pod": error.pod.key, "pod_uid": error.pod.uid}
         log.warning("call.refused", call=call, reason=str(error.reason), why=str(error), **keys)
         self._refused(call, error)

@@ -217,12 +217,14 @@ class FakeLibrary(HealthSymbols):
         minor._obj.value = gpu.minor
 
     def _nvmlDeviceGetMemoryInfo(self, gpu: FakeGPU, memory: Any) -> None:
-        total = parse_bytes(gpu.memory)
-        memory._obj.total = memory._obj.free = total
+        total, used = parse_bytes(gpu.memory), gpu.used_bytes()
+        memory._obj.total, memory._obj.used, memory._obj.free = total, used, max(0, total - used)
 
     def _nvmlDeviceGetMemoryInfo_v2(self, gpu: FakeGPU, memory: Any) -> None:
         total, reserved = parse_bytes(gpu.memory), parse_bytes(gpu.reserved)
-        memory._obj.total, memory._obj.reserved, memory._obj.free = total, reserved, total - reserved
+        used = gpu.used_bytes()
+        memory._obj.total, memory._obj.reserved = total, reserved
+        memory._obj.used, memory._obj.free = used, max(0, total - reserved - used)
 
     def _nvmlDeviceGetMigMode(self, gpu: FakeGPU, current: Any, pending: Any) -> int:
         if gpu.mig is None and gpu.cut() is None:

@@ -82,6 +82,11 @@ class FakeHealth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     # of a vGPU guest
     licensed: bool | None = None
 
+    def used_bytes(self) -> int:
+        """Add up what its processes hold."""
+        held = {process.pid: parse_bytes(process.memory) for process in self.processes if process.memory is not None}
+        return sum(held.values())
+
     def xid(self, position: int) -> FakeXID:
         """Give one of its XIDs."""
         entry = self.xids[position]

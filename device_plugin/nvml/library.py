@@ -207,7 +207,7 @@ class NVML:
 
     def _read(self, index: int) -> PhysicalGPU:
         handle = self.handle(index)
-        total, reserved = self._memory(handle)
+        total, reserved, used = self._memory(handle)
         minor = self._optional(pynvml.nvmlDeviceGetMinorNumber, handle)
         mig = self._optional(pynvml.nvmlDeviceGetMigMode, handle)
         pci = self._optional(pynvml.nvmlDeviceGetPciInfo, handle)
@@ -224,7 +224,7 @@ class NVML:
             compute_capability=self._optional(pynvml.nvmlDeviceGetCudaComputeCapability, handle),
             mig_enabled=None if mig is None else mig[0] == pynvml.NVML_DEVICE_MIG_ENABLE,
             virtualization=virtualization,
-            vitals=vitals.read(self._optional, handle, guest=virtualization == _GUEST),
+            vitals=vitals.read(self._optional, handle, used_bytes=used, guest=virtualization == _GUEST),
         )
 
     def _processes(self, index: int) -> tuple[GPUProcess, ...]:
@@ -237,12 +237,13 @@ class NVML:
             self._handles[index] = self.call(pynvml.nvmlDeviceGetHandleByIndex, index)
         return self._handles[index]
 
-    def _memory(self, handle: Any) -> tuple[int, int]:
-        """Read total and reserved bytes; drivers before 510 know no reserved bytes and count them as used."""
+    def _memory(self, handle: Any) -> tuple[int, int, int]:
+        """Read total, reserved and used bytes; drivers before 510 know no reserved bytes and count them as used."""
         memory = self._optional(pynvml.nvmlDeviceGetMemoryInfo, handle, pynvml.nvmlMemory_v2)
         if memory is not None:
-            return memory.total, memory.reserved
-        return self.call(pynvml.nvmlDeviceGetMemoryInfo, handle).total, 0
+            return memory.total, memory.reserved, memory.used
+        memory = self.call(pynvml.nvmlDeviceGetMemoryInfo, handle)
+        return memory.total, 0, memory.used
 
     def _optional(self, function: Callable[..., T], *arguments: Any) -> T | None:
         try:

@@ -33,6 +33,8 @@ class Recovery(IntEnum):
 class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     """Show how a GPU is; None is what NVML does not say, as to vGPU guests and by older drivers."""
 
+    # by whomever, without what the driver reserves where it tells that apart
+    used_bytes: int | None = None
     # since the driver was loaded
     uncorrected_ecc: int | None = None
     remap_pending: bool | None = None
@@ -42,7 +44,7 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     licensed: bool | None = None
 
 
-def read(ask: Optional, handle: Any, *, guest: bool) -> Vitals:
+def read(ask: Optional, handle: Any, *, used_bytes: int, guest: bool) -> Vitals:
     """Read the vitals of the GPU behind *handle*; raise pynvml.NVMLError where it fails, and not where it is silent."""
     ecc = ask(
         pynvml.nvmlDeviceGetTotalEccErrors,
@@ -52,6 +54,7 @@ def read(ask: Optional, handle: Any, *, guest: bool) -> Vitals:
     )
     remapped = ask(pynvml.nvmlDeviceGetRemappedRows, handle)
     return Vitals(
+        used_bytes=used_bytes,
         uncorrected_ecc=ecc,
         remap_pending=None if remapped is None else bool(remapped[2]),
         remap_failed=None if remapped is None else bool(remapped[3]),

@@ -7,7 +7,7 @@ import pytest
 from cotenant.contract.boards import boards
 from cotenant.contract.configuration import ConfigurationError
 from cotenant.contract.inventory import MIGProfile
-from device_plugin.nvml import NVML, NVMLUnavailableError, PhysicalGPU
+from device_plugin.nvml import NVML, NVMLUnavailableError, PhysicalGPU, Vitals
 
 GIB = 1 << 30
 
@@ -40,6 +40,7 @@ def test_facts_are_read_for_each_gpu(file: Path) -> None:
         compute_capability=(9, 0),
         mig_enabled=False,
         virtualization=2,
+        vitals=Vitals(used_bytes=0),
     )
     assert expected == gpu
 

@@ -27,10 +27,15 @@ def test_vitals_are_read_and_what_a_gpu_does_not_tell_is_unknown(file: Path) -> 
     write(file, "uncorrectedEcc: 3, rowRemapPending: true, recoveryAction: drain-and-reset", "")
     told, silent = NVML.open(fake=file).gpus()
     expected = Vitals(
-        uncorrected_ecc=3, remap_pending=True, remap_failed=False, recovery=Recovery.DRAIN_AND_RESET, licensed=None
+        used_bytes=0,
+        uncorrected_ecc=3,
+        remap_pending=True,
+        remap_failed=False,
+        recovery=Recovery.DRAIN_AND_RESET,
+        licensed=None,
     )
     assert expected == told.vitals
-    assert Vitals() == silent.vitals
+    assert Vitals(used_bytes=0) == silent.vitals
     assert "" == silent.fault
 
 

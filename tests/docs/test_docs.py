@@ -24,6 +24,7 @@ from cotenant.contract.reasons import Reason
 from cotenant.contract.request import MAX_GPUS
 from device_plugin.ids import MAX_IDS
 from device_plugin.main import main as device_plugin
+from device_plugin.metrics import Metrics, Snapshot
 from device_plugin.nvml import NVML
 from extender.main import main as extender
 from extender.policies import POLICIES
@@ -197,6 +198,12 @@ class TestHealth:
         convert(configuration, DevicePluginConfiguration)
         (tmp_path / "gpus.yaml").write_text(gpus)
         assert NVML.open(fake=tmp_path / "gpus.yaml").gpus()
+
+    def test_every_metric_of_the_plugin_stands_there(self) -> None:
+        (rows,) = tables(section("health.md", "Metrics"))
+        exposed = Metrics("n", lambda: Snapshot([], {}, {})).expose().decode()
+        names = re.findall(r"^# TYPE (\S+) ", exposed, re.MULTILINE)
+        assert sorted(first_column(rows)) == sorted(name for name in names if not name.endswith("_created"))
 
     def test_its_annotations_are_ours(self) -> None:
         named = set(re.findall(r"(cotenant\.io/[a-z-]+)", (DOCS / "health.md").read_text()))

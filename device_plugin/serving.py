@@ -1,0 +1,91 @@
+"""Serves metrics and health over HTTP, for Prometheus and the kubelet's probes: read-only, off unless configured."""
+
+import threading
+from collections.abc import Callable, Iterable
+from socket import AF_INET, AF_INET6
+from socketserver import TCPServer, ThreadingMixIn
+from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+# Whoever takes longer to send a request of one line is cut off.
+_REQUEST_SECONDS = 10.0
+
+
+class HTTPServing:
+    """Answer /metrics, /healthz and /readyz at HOST:PORT until stop().
+
+    *expose* writes the metrics; *unwell* and *unready* say what is wrong, "" for nothing. Raises OSError when the
+    address cannot be had.
+    """
+
+    def __init__(
+        self, address: str, *, expose: Callable[[], bytes], unwell: Callable[[], str], unready: Callable[[], str]
+    ) -> None:
+        host, _, port = address.rpartition(":")
+        host = host.strip("[]")
+        self._expose = expose
+        self._checks = {"/healthz": unwell, "/readyz": unready}
+        family = AF_INET6 if ":" in host else AF_INET
+        server = type("Server", (_Server,), {"address_family": family})
+        self._server: WSGIServer = make_server(
+            host, int(port), self._answer, server_class=server, handler_class=_Handler
+        )
+        self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
+
+    @property
+    def address(self) -> str:
+        """Give the address that was taken, which tells the port where 0 was asked for."""
+        host, port = self._server.server_address[:2]
+        return f"[{host!s}]:{port}" if ":" in str(host) else f"{host!s}:{port}"
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End; requests under way are not waited for."""
+        if self._thread.is_alive():
+            self._server.shutdown()
+        self._server.server_close()
+
+    def _answer(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        if environ.get("REQUEST_METHOD") not in {"GET", "HEAD"}:
+            status, kind, body = "405 Method Not Allowed", "text/plain", b"only GET is answered\n"
+        elif path == "/metrics":
+            status, kind, body = "200 OK", CONTENT_TYPE_LATEST, self._expose()
+        elif path in self._checks:
+            problem = self._checks[path]()
+            status = "503 Service Unavailable" if problem else "200 OK"
+            kind, body = "text/plain; charset=utf-8", f"{problem or 'ok'}\n".encode()
+        else:
+            status, kind, body = "404 Not Found", "text/plain", b"there are /metrics, /healthz and /readyz\n"
+        start_response(status, [("Content-Type", kind), ("Content-Length", str(len(body)))])
+        return [] if environ.get("REQUEST_METHOD") == "HEAD" else [body]
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    allow_reuse_address = True
+    block_on_close = False
+
+    def server_bind(self) -> None:
+        """Bind as TCPServer does, and not as HTTPServer, which asks the resolver for this host's name."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.setup_environ()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Leave out clients that went away."""
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = _REQUEST_SECONDS
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's signature
+        """Say nothing of each scrape."""
