@@ -7,15 +7,11 @@ import msgspec
 import numpy as np
 
 from cotenant.simulator import cluster
-from cotenant.simulator.sampling import Sampler
+from cotenant.simulator.scheduler import Scheduler
 from cotenant.simulator.trace import Order, TraceNode, TracePod
 from extender.mix import Mix
 from extender.policies.fragmentation import Fragmentation
-from extender.ranking import Rankings
-from extender.table import Bools, Floats, Ints
-
-# More than any trace has different sizes of pods.
-_SHAPES = 4096
+from extender.table import Floats, Ints, Table
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -25,6 +21,7 @@ class Run(msgspec.Struct, frozen=True):
     fragmentation (E,): milli of the whole cluster after the event, FGD's definition for the trace's typical pods.
     free (E,): the free GPU milli of the whole cluster after the event.
     decisions (E,): the seconds that ranking took.
+    left: by node in the order of their names, the free milli of each of its GPUs in the end.
     seconds: all of the replay, without reading the trace.
     """
 
@@ -34,6 +31,7 @@ class Run(msgspec.Struct, frozen=True):
     fragmentation: Floats
     free: Ints
     decisions: Floats
+    left: list[list[int]]
     seconds: float
 
 
@@ -52,31 +50,18 @@ def replay(
     since it was last told.
     """
     started = time.perf_counter()
-    ledger = cluster.new_ledger(nodes)
     mix = Mix.of(pod.pod_class for pod in pods)
-    rankings = Rankings(ledger, mix, shapes=_SHAPES)
-    table = rankings.table
-    by_name = np.array([table.rows[node.name] for node in nodes])
-    rank = np.full(table.shape[0], len(nodes))
-    rank[by_name] = order.ranks
+    ranks = {node.name: rank for node, rank in zip(nodes, order.ranks, strict=True)}
+    scheduler = Scheduler(cluster.new_ledger(nodes), policy, ranks=ranks, mix=mix, sample=sample)
+    table = scheduler.table
     place_of = np.full(table.shape[0], -1)
-    place_of[by_name] = np.arange(len(nodes))
-    sampler = Sampler(table, by_name) if sample else None
+    place_of[[table.rows[node.name] for node in nodes]] = np.arange(len(nodes))
     asked = {pod: cluster.request(pod) for pod in set(pods)}
-    history = _History(rankings, len(order.arrivals))
+    history = _History(table, len(order.arrivals))
     arrived = tuple(pods[index] for index in order.arrivals)
     for event, pod in enumerate(arrived):
-        request = asked[pod]
-        before = time.perf_counter()
-        ranking = rankings.of(request, policy)
-        costs = ranking.costs()
-        # what kube-scheduler's NodeResourcesFit has seen to before it asks an extender
-        able = (table.cpu_free >= pod.cpu_milli) & (table.memory_free >= request.compute.memory_bytes)
-        row = _cheapest(costs, able if sampler is None else sampler.shown(able, ranking.feasible, pod), rank)
-        history.decisions[event] = time.perf_counter() - before
-        if row >= 0:
-            cluster.bind(ledger, f"{pod.name}/{event}", request, table.names[row], ranking.preference(table.names[row]))
-            table.refresh()
+        row = scheduler.place(f"{pod.name}/{event}", asked[pod])
+        history.decisions[event] = scheduler.last_decision
         history.note(event, row)
         if event % 100 == 99:  # noqa: PLR2004
             progress(100)
@@ -88,25 +73,16 @@ def replay(
         fragmentation=fragmentation,
         free=free,
         decisions=history.decisions,
+        left=[table.free_milli[table.rows[node.name], : node.gpus].tolist() for node in nodes],
         seconds=time.perf_counter() - started,
     )
-
-
-def _cheapest(costs: Floats, shown: Bools, rank: Ints) -> int:
-    """Find the row of the least cost, the one of the smallest rank where several are equal; -1 where none fits."""
-    costs = np.where(shown, costs, np.inf)
-    least = costs.min()
-    if least == np.inf:
-        return -1
-    equal = np.flatnonzero(costs == least)
-    return int(equal[rank[equal].argmin()])
 
 
 class _History:
     """Keep the node that each event changed as it was afterwards, to measure all of them at once in the end."""
 
-    def __init__(self, rankings: Rankings, events: int) -> None:
-        self._table = table = rankings.table
+    def __init__(self, table: Table, events: int) -> None:
+        self._table = table
         self._first = table.free_milli.copy(), table.cpu_free.copy()
         self.row = np.full(events, -1)
         self.decisions = np.zeros(events)

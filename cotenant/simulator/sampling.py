@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from cotenant.simulator.trace import TracePod
 from extender.table import Bools, Ints, Table
 
 # pkg/scheduler/schedule_one.go: minFeasibleNodesToFind, minFeasibleNodesPercentageToFind, and the adaptive percentage
@@ -20,13 +19,13 @@ class Sampler:
         self._rows = rows
         self._start = 0
 
-    def shown(self, able: Bools, feasible: Bools, pod: TracePod) -> Bools:
-        """Give the rows that the extender is asked about for this pod, (N,).
+    def shown(self, able: Bools, feasible: Bools, gpu_bytes: int) -> Bools:
+        """Give the rows that the extender is asked about for a pod of so much GPU memory, (N,).
 
         Where none of them fits and another node does, all are shown: the extender nominates such a node.
         """
         # in-tree, gpu-mem is one number per node
-        passing = able & (self._table.free_milli.sum(axis=1) >= pod.milli)
+        passing = able & (self._table.free_bytes.sum(axis=1) >= gpu_bytes)
         rows = np.roll(self._rows, -self._start)
         passed = np.flatnonzero(passing[rows])[: self._enough()]
         processed = passed[-1] + 1 if len(passed) == self._enough() else len(rows)

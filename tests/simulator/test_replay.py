@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from cotenant.cli.main import main
+from cotenant.contract.units import MIB
 from cotenant.simulator.cluster import new_ledger
 from cotenant.simulator.replay import Run, replay
 from cotenant.simulator.report import report
@@ -85,10 +86,10 @@ class TestSample:
         rows = np.array([table.rows[f"n{n:04}"] for n in range(1000)])
         sampler = Sampler(table, rows)
         every = table.known.copy()
-        pod = TracePod("p", 1000, 10, 1, 500)
+        half = 500 * MIB
 
         # kube-scheduler: 50 - 1000/125 = 42 percent
-        first, second, third = (sampler.shown(every, every, pod) for _ in range(3))
+        first, second, third = (sampler.shown(every, every, half) for _ in range(3))
         assert [420] * 3 == [int(shown.sum()) for shown in (first, second, third)]
         assert not (first & second).any()
         # 3 x 420 are 260 more than there are
@@ -100,7 +101,7 @@ class TestSample:
         last = np.zeros_like(table.known)
         last[rows[-1]] = True
 
-        assert Sampler(table, rows).shown(table.known, last, TracePod("p", 1000, 10, 1, 500))[rows[-1]]
+        assert Sampler(table, rows).shown(table.known, last, 500 * MIB)[rows[-1]]
 
 
 class TestReport:

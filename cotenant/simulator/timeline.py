@@ -1,0 +1,260 @@
+"""Play a trace with times: pods come and go, wait while they fit nowhere, and nodes and GPUs are lost and come back.
+
+A pod that fits nowhere waits. Whenever something frees room, those that wait are tried again in the order they came,
+as kube-scheduler does: a large one does not hold up smaller ones behind it. Pods on what is lost come again at once, to
+run for all of their time anew, as their controllers would have it.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from enum import IntEnum
+from heapq import heappop, heappush
+from itertools import count
+from math import inf
+
+import msgspec
+import numpy as np
+
+from cotenant.contract.request import PodRequest
+from cotenant.simulator.scheduler import Scheduler
+from extender.ledger import Node
+from extender.mix import Mix
+from extender.policies.fragmentation import Fragmentation
+from extender.table import MILLI, Floats
+
+# At how many moments the whole cluster is looked at.
+MOMENTS = 400
+
+
+class Job(msgspec.Struct, frozen=True):
+    """Hold a pod that comes *arrival* seconds after the beginning and runs for *life* seconds, infinite for ever.
+
+    *nodes* are those that are open to it, None for all.
+    """
+
+    uid: str
+    kind: str
+    request: PodRequest
+    arrival: float
+    life: float = inf
+    nodes: frozenset[str] | None = None
+
+    @property
+    def wants(self) -> "_Wants":
+        """Give what decides where it fits."""
+        return self.request, self.nodes
+
+
+_Wants = tuple[PodRequest, frozenset[str] | None]
+
+
+class Loss(msgspec.Struct, frozen=True):
+    """Say that a node, or its GPU of this index, is lost or back."""
+
+    at: float
+    node: str
+    gpu: int | None = None
+    back: bool = False
+
+
+class Played(msgspec.Struct, frozen=True):
+    """Hold what happened.
+
+    jobs (J): in the order they came. started (J,): when each got its place at last, infinite for those that still wait.
+    waited (J,): seconds spent waiting, all times together, until the end for those that still wait. restarts: how often
+    a pod had to come again because what it ran on was lost. decisions: seconds of each ranking, those that found no
+    place too. at (M,), allocated, fragmented, waiting (M,): moments, and percent of all GPU memory held then, percent
+    fragmented (FGD's definition), and how many pods waited. capacity_bytes: of all GPUs in the beginning.
+    """
+
+    jobs: tuple[Job, ...]
+    started: Floats
+    waited: Floats
+    restarts: int
+    decisions: Floats
+    at: Floats
+    allocated: Floats
+    fragmented: Floats
+    waiting: Floats
+    capacity_bytes: int
+    seconds: float
+
+
+class _What(IntEnum):
+    """Order what happens at one moment: room is made before it is asked for."""
+
+    END = 0
+    LOSS = 1
+    ARRIVAL = 2
+    LOOK = 3
+
+
+class Timeline:
+    """Play jobs and losses on a scheduler.
+
+    *node* makes the Node of that name with the GPUs of these indices lost; *mix* is whose fragmentation is measured.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, mix: Mix, node: Callable[[str, Collection[int]], Node] | None = None
+    ) -> None:
+        self._scheduler = scheduler
+        self._mix = mix
+        self._node = node
+        self._order = count()
+        self._happenings: list[tuple[float, _What, int, int]] = []
+        self._losses: list[Loss] = []
+        self._lost: dict[str, set[int]] = {}
+        self._running: dict[str, tuple[int, str]] = {}
+        # what waits, by what it wants: what is true of the first is true of those behind it
+        self._queues: dict[_Wants, deque[tuple[int, int]]] = {}
+        self._decisions: list[float] = []
+        self._restarts = 0
+
+    def play(
+        self,
+        jobs: Sequence[Job],
+        losses: Iterable[Loss] = (),
+        *,
+        until: float,
+        progress: Callable[[int], None] = lambda _count: None,
+    ) -> Played:
+        """Play everything up to *until* seconds; *progress* is told how many jobs came since it was last told."""
+        began = time.perf_counter()
+        self._jobs = tuple(sorted(jobs, key=lambda job: job.arrival))
+        self._since = np.zeros(len(self._jobs))
+        self._started = np.full(len(self._jobs), inf)
+        self._waited = np.zeros(len(self._jobs))
+        self._losses = list(losses)
+        capacity = int(self._scheduler.table.usable_bytes.sum())
+        for n, job in enumerate(self._jobs):
+            self._plan(job.arrival, _What.ARRIVAL, n)
+        for n, loss in enumerate(self._losses):
+            self._plan(loss.at, _What.LOSS, n)
+        moments = np.linspace(0, until, MOMENTS)
+        for n, moment in enumerate(moments):
+            self._plan(float(moment), _What.LOOK, n)
+        seen = np.zeros((3, MOMENTS))
+        while self._happenings and self._happenings[0][0] <= until:
+            now, what, _, n = heappop(self._happenings)
+            if what is _What.ARRIVAL:
+                self._arrive(n, now)
+                progress(1)
+            elif what is _What.END:
+                self._end(n, now)
+            elif what is _What.LOSS:
+                self._lose(self._losses[n], now)
+            else:
+                seen[:, n] = self._look(capacity)
+        for queue in self._queues.values():
+            for _, n in queue:
+                self._waited[n] += until - self._since[n]
+        return Played(
+            jobs=self._jobs,
+            started=self._started,
+            waited=self._waited,
+            restarts=self._restarts,
+            decisions=np.array(self._decisions),
+            at=moments,
+            allocated=seen[0],
+            fragmented=seen[1],
+            waiting=seen[2],
+            capacity_bytes=capacity,
+            seconds=time.perf_counter() - began,
+        )
+
+    def _plan(self, at: float, what: _What, n: int) -> None:
+        heappush(self._happenings, (at, what, next(self._order), n))
+
+    def _arrive(self, n: int, now: float) -> None:
+        self._since[n] = now
+        wants = self._jobs[n].wants
+        # what its equals could not have, it cannot have either
+        if wants in self._queues or not self._try(n, now):
+            self._queues.setdefault(wants, deque()).append((next(self._order), n))
+
+    def _try(self, n: int, now: float) -> bool:
+        job, scheduler = self._jobs[n], self._scheduler
+        row = scheduler.place(job.uid, job.request, job.nodes)
+        self._decisions.append(scheduler.last_decision)
+        if row < 0:
+            return False
+        self._running[job.uid] = n, scheduler.table.names[row]
+        self._started[n] = now
+        self._waited[n] += now - self._since[n]
+        if job.life < inf:
+            self._plan(now + job.life, _What.END, n)
+        return True
+
+    def _end(self, n: int, now: float) -> None:
+        job = self._jobs[n]
+        running = self._running.get(job.uid)
+        # one that was lost meanwhile runs again since later, and its end is yet to come
+        if running is None or self._started[n] + job.life > now:
+            return
+        del self._running[job.uid]
+        self._scheduler.remove(job.uid)
+        self._retry(running[1], now)
+
+    def _retry(self, node: str, now: float) -> None:
+        """Try what waits, the first to come first, where the node that has room now could hold it."""
+        table = self._scheduler.table
+        row = table.rows.get(node)
+        if row is None:
+            return
+        could = {wants: queue for wants, queue in self._queues.items() if self._could(wants[0], row)}
+        while could:
+            wants = min(could, key=lambda one: could[one][0][0])
+            queue = could[wants]
+            if not self._try(queue[0][1], now):
+                del could[wants]
+                continue
+            queue.popleft()
+            if not queue:
+                del could[wants], self._queues[wants]
+
+    def _could(self, request: PodRequest, row: int) -> bool:
+        """Tell quickly, and generously, whether a node has room for a request."""
+        table, needs = self._scheduler.table, request.compute
+        if table.cpu_free[row] < needs.cpu_milli or table.memory_free[row] < needs.memory_bytes:
+            return False
+        if not request.containers:
+            return True
+        least = min(container.share_bytes for container in request.containers)
+        return int((table.free_bytes[row] >= least).sum()) >= request.wishes.gpu_count
+
+    def _lose(self, loss: Loss, now: float) -> None:
+        if self._node is None:
+            raise ValueError("losses need a way to make nodes anew")
+        scheduler, lost = self._scheduler, self._lost.setdefault(loss.node, set())
+        if loss.back:
+            lost -= {loss.gpu} if loss.gpu is not None else set(lost)
+            scheduler.observe(self._node(loss.node, lost))
+            self._retry(loss.node, now)
+            return
+        ended = [uid for uid, (_, node) in self._running.items() if node == loss.node]
+        if loss.gpu is None:
+            scheduler.lose(loss.node)
+        else:
+            lost.add(loss.gpu)
+            made = self._node(loss.node, lost)
+            scheduler.observe(made)
+            view = scheduler.ledger.view(loss.node)
+            uuids = {state.gpu.uuid for state in view.gpus if state.gpu.index == loss.gpu} if view else set()
+            holds = ((uid, scheduler.ledger.hold(uid)) for uid in ended)
+            ended = [uid for uid, hold in holds if hold is not None and uuids & hold.charges.keys()]
+        for uid in ended:
+            n, _ = self._running.pop(uid)
+            scheduler.remove(uid)
+            self._restarts += 1
+            self._started[n] = inf
+            self._plan(now, _What.ARRIVAL, n)
+
+    def _look(self, capacity: int) -> tuple[float, float, int]:
+        table = self._scheduler.table
+        held = int((table.usable_bytes - table.free_bytes).sum())
+        fragments = Fragmentation(self._mix, table).of(table.free_milli, table.cpu_free, table.node_model).sum()
+        waiting = sum(map(len, self._queues.values()))
+        whole = max(1, capacity)
+        return 100 * held / whole, 100 * float(fragments) * table.largest_bytes / MILLI / whole, waiting
