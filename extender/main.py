@@ -9,7 +9,7 @@ import click
 from cotenant import __version__, logs
 from cotenant.cluster import ClusterError, connect
 from cotenant.contract.configuration import ConfigurationError, ExtenderConfiguration, Placement, is_address, load
-from extender.policies import POLICIES
+from extender.policies import PolicyError, named
 from extender.program import Extender, with_flags
 
 
@@ -31,7 +31,7 @@ def _address(_context: click.Context, _option: click.Parameter, value: str | Non
     type=click.Choice([placement.value for placement in Placement]),
     help="Return all nodes that fit, or the best alone.",
 )
-@click.option("--policy", type=click.Choice(sorted(POLICIES)), help="How to choose among GPUs and nodes.")
+@click.option("--policy", metavar="NAME", help="How to choose nodes and GPUs; NODE/GPU for two policies.")
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def main(  # noqa: PLR0917 - click calls it by name
     config: str | None,
@@ -50,8 +50,10 @@ def main(  # noqa: PLR0917 - click calls it by name
         configuration = with_flags(
             load(config, ExtenderConfiguration), listen=listen, serve=serve, placement=placement, policy=policy
         )
-        if configuration.policy not in POLICIES:
-            raise ConfigurationError(f"policy: {configuration.policy!r} is none of {', '.join(sorted(POLICIES))}")
+        try:
+            named(configuration.policy)
+        except PolicyError as error:
+            raise ConfigurationError(f"policy: {error}") from error
         with connect(kubeconfig) as cluster:
             Extender(configuration, cluster).run(stopping, lambda sentence: print(sentence, flush=True))  # noqa: T201
     except (ConfigurationError, ClusterError, OSError) as error:

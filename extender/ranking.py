@@ -9,7 +9,7 @@ from cotenant.contract.request import PodRequest
 from extender.fit import Placement, Preference, pieces, place
 from extender.ledger import GPUState, Ledger
 from extender.mix import Mix
-from extender.policies import POLICIES, Ask, Policy
+from extender.policies import Ask, Policy, named
 from extender.table import MILLI, Bools, Floats, Ints, Table
 
 # Requests that are alike share one ranking, so this is the number of different sizes in flight, not of pods.
@@ -52,9 +52,9 @@ class Rankings:
         if table.epoch != self._epoch:
             self._epoch = table.epoch
             self._forget()
-        if POLICIES[policy].needs_mix and sum(self._mix.counts) < _FEWEST_PODS:
-            policy = _STAND_IN
-        made, seen = self._policies.get(policy) or (POLICIES[policy](table, self._mix), -1)
+        if named(policy).needs_mix and sum(self._mix.counts) < _FEWEST_PODS:
+            policy = "/".join(_STAND_IN if named(level).needs_mix else level for level in policy.split("/"))
+        made, seen = self._policies.get(policy) or (named(policy)(table, self._mix), -1)
         if seen != table.version:
             made.changed(table.changed_since(seen))
             self._policies[policy] = made, table.version

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from cotenant import __version__
+from cotenant.cli.capacity import COMMANDS
 from cotenant.cli.mig import mig
 
 # As manifests/second-scheduler and manifests/attached name it.
@@ -23,6 +24,8 @@ def main() -> None:
 
 
 main.add_command(mig)
+for _command in COMMANDS:
+    main.add_command(_command)
 
 
 @main.command()
@@ -43,119 +46,6 @@ def demo(*, serve: bool, plain: bool) -> None:
     from cotenant.cli.demo import run  # noqa: PLC0415 - gRPC and the Kubernetes client take seconds to import
 
     sys.exit(run(serve=serve, plain=plain))
-
-
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_MOST_SEEDS = 10_000
-_OUT = click.Path(dir_okay=False, writable=True, path_type=Path)
-
-
-@main.command()
-@click.option("--nodes", required=True, type=_FILE, help="CSV: sn, cpu_milli, memory_mib, gpu, model.")
-@click.option(
-    "--pods", required=True, type=_FILE, help="CSV: name, cpu_milli, memory_mib, num_gpu, gpu_milli, gpu_spec."
-)
-@click.option("--sequence", type=_FILE, help="The order of arrival, and of nodes that are equal; else drawn by --seed.")
-@click.option("--policy", default="priced-leftovers", show_default=True, help="How to choose nodes and GPUs.")
-@click.option("--seed", required=True, type=int, help="Of the order in which pods arrive.")
-@click.option("--ratio", default=1.3, show_default=True, type=click.FloatRange(0, 10), help="Load, in clusters.")
-@click.option("--sample", is_flag=True, help="Show the policy only the nodes that kube-scheduler would.")
-@click.option("--json", type=_OUT, help="Write all figures there.")
-@click.option("--plot", type=_OUT, help="Draw allocation and fragmentation there, as .svg, .png or .pdf.")
-def simulate(
-    *,
-    nodes: Path,
-    pods: Path,
-    sequence: Path | None,
-    policy: str,
-    seed: int,
-    ratio: float,
-    sample: bool,
-    json: Path | None,
-    plot: Path | None,
-) -> None:
-    """Replay a trace: how much of the GPUs a policy allocates as pods arrive, and what it drops.
-
-    Pods arrive one by one, never leave, and are dropped for good where they fit nowhere. The ledger, the fit and the
-    policies are the extender's own.
-    """
-    from cotenant.cli import simulate as simulation  # noqa: PLC0415 - numpy takes a while to import
-    from extender.policies import POLICIES  # noqa: PLC0415
-
-    if policy not in POLICIES:
-        raise click.BadParameter(f"{policy!r} is none of {', '.join(sorted(POLICIES))}", param_hint="--policy")
-    simulation.run(
-        nodes=nodes,
-        pods=pods,
-        sequence=sequence,
-        policy=policy,
-        seed=seed,
-        ratio=ratio,
-        sample=sample,
-        json=json,
-        plot=plot,
-    )
-
-
-def _seeds(_context: click.Context, _option: click.Parameter, text: str) -> list[int]:
-    """Read seeds such as 1,5,42-46."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        numbers = first.isdecimal() and (last.isdecimal() or not dash)
-        if not numbers or not int(first) <= int(last or first) <= int(first) + _MOST_SEEDS:
-            raise click.BadParameter(f"expected numbers and ranges such as 1,5,42-46, not {text!r}")
-        seeds += range(int(first), int(last or first) + 1)
-    return list(dict.fromkeys(seeds))
-
-
-@main.command()
-@click.option("--nodes", required=True, type=_FILE, help="CSV: sn, cpu_milli, memory_mib, gpu, model.")
-@click.option("--pods", "traces", required=True, multiple=True, type=_FILE, help="A trace; may be given often.")
-@click.option(
-    "--sequences",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder of <trace>_<seed>.txt, the orders of arrival; else drawn.",
-)
-@click.option("--policy", "policies", multiple=True, help="May be given often; all where none is given.")
-@click.option("--seeds", default="42-46", show_default=True, callback=_seeds, help="Such as 1,5,42-46.")
-@click.option("--ratio", default=1.3, show_default=True, type=click.FloatRange(0, 10), help="Load, in clusters.")
-@click.option("--sample", is_flag=True, help="Show policies only the nodes that kube-scheduler would.")
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for the reports.")
-@click.option("--plot", type=_OUT, help="Draw all runs there, as .svg, .png or .pdf.")
-def sweep(
-    *,
-    nodes: Path,
-    traces: tuple[Path, ...],
-    sequences: Path | None,
-    policies: tuple[str, ...],
-    seeds: list[int],
-    ratio: float,
-    sample: bool,
-    out: Path,
-    plot: Path | None,
-) -> None:
-    """Replay traces under several policies and seeds on all cores, and compare.
-
-    Every replay's report stays in the folder, so that a sweep that was ended goes on where it was.
-    """
-    from cotenant.cli import sweep as sweeping  # noqa: PLC0415 - numpy takes a while to import
-    from extender.policies import POLICIES  # noqa: PLC0415
-
-    for policy in policies:
-        if policy not in POLICIES:
-            raise click.BadParameter(f"{policy!r} is none of {', '.join(sorted(POLICIES))}", param_hint="--policy")
-    sweeping.sweep(
-        nodes=nodes,
-        traces=traces,
-        sequences=sequences,
-        policies=policies or tuple(POLICIES),
-        seeds=seeds,
-        ratio=ratio,
-        sample=sample,
-        out=out,
-        plot=plot,
-    )
 
 
 def _source(function: Callable[..., None]) -> Callable[..., None]:

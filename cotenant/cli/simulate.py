@@ -1,13 +1,19 @@
 """`cotenant simulate`: what a policy would do with a trace."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 import msgspec
 
+from cotenant.contract.request import RequestError
+from cotenant.simulator import document, scene
 from cotenant.simulator.replay import replay
 from cotenant.simulator.report import Report, report
+from cotenant.simulator.timeline import Timeline
+from cotenant.simulator.times import TimesReport, times_report
 from cotenant.simulator.trace import (
     Order,
     TraceError,
@@ -22,13 +28,15 @@ from cotenant.simulator.trace import (
 # The columns that people compare policies by.
 _SHOWN = ("50", "90", "95", "100", "110", "130")
 _KINDS = {"cpu": "without GPUs", "share": "part of a GPU"}
+# Pods that come at the very end are given this much longer, so that the last moment is seen.
+_AFTER_SECONDS = 60.0
 
 
 def read(
     nodes: Path, pods: Path, sequence: Path | None, *, seed: int, ratio: float
 ) -> tuple[list[TraceNode], list[TracePod], Order]:
     """Read a trace; raise click.ClickException with a sentence where it cannot be read."""
-    try:
+    with sentences():
         found = read_nodes(nodes)
         asking = read_pods(pods, found)
         if not any(node.gpus for node in found):
@@ -36,8 +44,31 @@ def read(
         if sequence is not None:
             return found, asking, read_order(sequence, nodes=len(found), pods=len(asking))
         return found, asking, draw_order(asking, found, seed=seed, ratio=ratio)
-    except (TraceError, OSError) as error:
+
+
+def read_scene(trace: Path, *, afresh: bool = False) -> scene.Scene:
+    """Read a document; raise click.ClickException with a sentence where it cannot be read."""
+    with sentences():
+        found = scene.scene(document.read(trace), afresh=afresh)
+    if not any(view.gpus for view in found.ledger.views()):
+        raise click.ClickException(f"{trace}: no node has a GPU, so there is nothing to allocate")
+    for pod, why in found.refused.items():
+        click.echo(f"{pod} is left out: {why}", err=True)
+    return found
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """Turn what is raised for bad files, and for what is not installed, into the command's own error."""
+    try:
+        yield
+    except (TraceError, RequestError, OSError) as error:
         raise click.ClickException(str(error)) from error
+    except ImportError as error:
+        wanted, extra = (
+            ("--scheduler needs Dask", "dask") if "distributed" in str(error) else ("plots need matplotlib", "plots")
+        )
+        raise click.ClickException(f"{wanted}: install cotenant[{extra}] ({error})") from error
 
 
 def run(
@@ -51,6 +82,7 @@ def run(
     sample: bool,
     json: Path | None,
     plot: Path | None,
+    strips: Path | None,
 ) -> None:
     """Replay a trace, print the figures, and write them where that is asked for."""
     trace = read(nodes, pods, sequence, seed=seed, ratio=ratio)
@@ -58,18 +90,55 @@ def run(
     with click.progressbar(length=len(order.arrivals), label=policy, file=sys.stderr) as bar:
         done = replay(*trace, policy, sample=sample, progress=bar.update)
     found = report(done, policy=policy, seed=seed)
-    try:
-        if json is not None:
-            json.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
-        if plot is not None:
-            from cotenant.simulator.plot import curves  # noqa: PLC0415 - matplotlib is optional, and slow to import
+    with sentences():
+        _write(json, found)
+        if plot is not None or strips is not None:
+            from cotenant.simulator import plot as plots  # noqa: PLC0415 - matplotlib is optional, and slow to import
 
-            curves([found], plot)
-    except OSError as error:
-        raise click.ClickException(str(error)) from error
-    except ImportError as error:
-        raise click.ClickException(f"--plot needs matplotlib: install cotenant[plots] ({error})") from error
+            if plot is not None:
+                plots.curves([found], plot)
+            if strips is not None:
+                plots.strips([found], strips)
     click.echo(table(found))
+
+
+def run_trace(
+    *,
+    trace: Path,
+    policy: str,
+    seed: int,
+    sample: bool,
+    afresh: bool,
+    learn: bool,
+    json: Path | None,
+    plot: Path | None,
+    strips: Path | None,
+) -> None:
+    """Play a document, print the figures, and write them where that is asked for."""
+    if strips is not None:
+        raise click.UsageError("--strips goes with --nodes and --pods")
+    set_up = read_scene(trace, afresh=afresh)
+    scheduler = set_up.scheduler(policy, seed=seed, sample=sample, learn=learn)
+    times = [job.arrival for job in set_up.jobs] + [loss.at for loss in set_up.losses]
+    ends = [job.arrival + job.life for job in set_up.jobs if job.life < float("inf")]
+    until = max([*times, *ends], default=0.0) + _AFTER_SECONDS
+    with click.progressbar(length=len(set_up.jobs), label=policy, file=sys.stderr) as bar:
+        played = Timeline(scheduler, set_up.mix, set_up.node).play(
+            set_up.jobs, set_up.losses, until=until, progress=bar.update
+        )
+    found = times_report(played, policy=policy, seed=seed)
+    with sentences():
+        _write(json, found)
+        if plot is not None:
+            from cotenant.simulator import plot as plots  # noqa: PLC0415 - matplotlib is optional, and slow to import
+
+            plots.moments([found], plot)
+    click.echo(times_table(found))
+
+
+def _write(path: Path | None, found: Report | TimesReport) -> None:
+    if path is not None:
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
 
 
 def table(found: Report) -> str:
@@ -79,16 +148,40 @@ def table(found: Report) -> str:
         f"{found.policy}, seed {found.seed}: {found.placed} of {found.arrivals} pods placed in {found.seconds} s",
         f"choosing a node took {median} ms (median), {slow} ms (99 of 100)",
         "",
-        f"{'arrived, % of all GPUs':28}" + "".join(f"{column:>8}" for column in _SHOWN),
+        f"{'arrived, % of all GPUs':28}" + "".join(f"{column:>9}" for column in _SHOWN),
     ]
     for name, values in (
         ("allocated, %", found.allocation),
+        ("unallocated, GPUs", found.unallocated_gpus),
         ("fragmented, %", found.fragmentation),
         ("of what is free, %", found.fragmentation_ratio),
     ):
-        cells = (f"{values[column]:8.2f}" if column in values else f"{'-':>8}" for column in _SHOWN)
+        cells = (f"{values[column]:9.2f}" if column in values else f"{'-':>9}" for column in _SHOWN)
         lines.append(f"{name:28}" + "".join(cells))
-    lines += ["", f"{'dropped by 100 % arrived':28}{'%':>8}  of what pods of this kind asked"]
-    for kind, percent in found.dropped.items():
-        lines.append(f"{_KINDS.get(kind, f'{kind} GPU' + ('s' if kind != '1' else '')):28}{percent:8.2f}")
+    lines += ["", f"{'dropped by 100 % arrived':28}{'%':>9}  of what pods of this kind asked"]
+    lines += [f"{kind_name(kind):28}{percent:9.2f}" for kind, percent in found.dropped.items()]
     return "\n".join(lines)
+
+
+def times_table(found: TimesReport) -> str:
+    """Write a report with times for people."""
+    median, slow = found.decision_ms["p50"], found.decision_ms["p99"]
+    lines = [
+        f"{found.policy}, seed {found.seed}: {found.pods} pods in {found.hours:g} hours, played in {found.seconds} s",
+        f"choosing a node took {median} ms (median), {slow} ms (99 of 100)",
+        f"allocated {found.allocation:.2f} %, fragmented {found.fragmentation:.2f} % of all GPU memory, over the time",
+        "",
+        f"{'waited, minutes':28}" + "".join(f"{name:>9}" for name in ("mean", "p50", "p95", "p99", "max", "waiting")),
+    ]
+    rows = [("all pods", found.waited_s, sum(found.unplaced.values()))]
+    rows += [(kind_name(k), waited, found.unplaced.get(k, 0)) for k, waited in found.waited_s_by_kind.items()]
+    for name, waited, still in rows:
+        lines.append(f"{name:28}" + "".join(f"{seconds / 60:9.2f}" for seconds in waited.values()) + f"{still:9}")
+    if found.restarts:
+        lines += ["", f"{found.restarts} pods had to come again, since what they ran on was lost"]
+    return "\n".join(lines)
+
+
+def kind_name(kind: str) -> str:
+    """Name a kind of pods for people."""
+    return _KINDS.get(kind, f"{kind} GPU" + ("s" if kind != "1" else ""))

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import click
 
-from cotenant.cli.simulate import read
-from cotenant.simulator.sweep import Summary, Task, run, summarise, write_csv
+from cotenant.cli.simulate import read, sentences
+from cotenant.simulator.errands import Kept, run
+from cotenant.simulator.report import Report
+from cotenant.simulator.sweep import Summary, Task, summarise, write_csv
 
 _PREFIX = "openb_pod_list_"
 
@@ -24,7 +26,10 @@ def sweep(
     ratio: float,
     sample: bool,
     out: Path,
+    scheduler: str | None,
     plot: Path | None,
+    latency: Path | None,
+    strips: Path | None,
 ) -> None:
     """Replay everything that *out* has no report of, print a table and write it as CSV."""
     names = [path.stem.removeprefix(_PREFIX) for path in traces]
@@ -38,7 +43,7 @@ def sweep(
     for name, path in zip(names, traces, strict=True):
         for seed in seeds if sequences is not None else seeds[:1]:
             read(nodes, path, orders[name, seed], seed=seed, ratio=ratio)
-    try:
+    with sentences():
         out.mkdir(parents=True, exist_ok=True)
         tasks = [
             Task(
@@ -50,22 +55,26 @@ def sweep(
                 seed=seed,
                 ratio=ratio,
                 sample=sample,
-                folder=out,
             )
             for (name, path), policy, seed in product(zip(names, traces, strict=True), policies, seeds)
         ]
         with click.progressbar(length=len(tasks), label="replays", file=sys.stderr) as bar:
-            results = run(tasks, workers=os.cpu_count() or 1, progress=bar.update)
-        found = summarise(results)
+            reports = run(
+                tasks, Kept(out, Report), workers=os.cpu_count() or 1, scheduler=scheduler, progress=bar.update
+            )
+        found = summarise(zip(tasks, reports, strict=True))
         write_csv(found, out / "summary.csv")
-        if plot is not None:
-            from cotenant.simulator.plot import curves  # noqa: PLC0415 - matplotlib is optional, and slow to import
+        if plot is not None or latency is not None or strips is not None:
+            from cotenant.simulator import plot as plots  # noqa: PLC0415 - matplotlib is optional, and slow to import
 
-            curves([report for _, report in results], plot)
-    except OSError as error:
-        raise click.ClickException(str(error)) from error
-    except ImportError as error:
-        raise click.ClickException(f"--plot needs matplotlib: install cotenant[plots] ({error})") from error
+            if plot is not None:
+                plots.curves(reports, plot)
+            if latency is not None:
+                plots.latency(reports, latency)
+            if strips is not None:
+                # one for each policy: the first trace and seed
+                first = {task.policy: one for task, one in reversed(list(zip(tasks, reports, strict=True)))}
+                plots.strips([first[policy] for policy in policies], strips)
     click.echo(table(found))
     click.echo(f"\nwritten to {out / 'summary.csv'}")
 

@@ -32,7 +32,11 @@ class DocumentError(TraceError):
     """Say what is wrong with a file: its name, where in it, and what was expected."""
 
     def __init__(self, path: Path, place: str, expected: str) -> None:
-        ValueError.__init__(self, f"{path}, {place}: {expected}")
+        ValueError.__init__(self, path, place, expected)
+
+    def __str__(self) -> str:
+        path, place, expected = self.args
+        return f"{path}, {place}: {expected}"
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, rename="camel"):

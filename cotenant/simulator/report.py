@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 
 from cotenant.simulator.replay import Run
-from extender.table import Floats
+from extender.table import MILLI, Floats
 
 LAST_COLUMN = 130
 
@@ -18,7 +18,9 @@ class Report(msgspec.Struct, frozen=True):
     fragmentation_ratio: percent of what is free, likewise.
     dropped: percent of what pods of each kind asked for, by the time that 100 percent had arrived: GPUs, or CPU for
     the kind "cpu".
-    decision_ms: median, 99th percentile and worst of choosing a node for a pod.
+    unallocated_gpus: GPUs' worth that no pod holds, by arrived percent.
+    decision_ms: median, 99th percentile and worst of choosing a node for a pod; decision_curve_ms: all percentiles.
+    left: by node, the thousandths left free of each of its GPUs in the end.
     """
 
     policy: str
@@ -26,11 +28,14 @@ class Report(msgspec.Struct, frozen=True):
     allocation: dict[str, float]
     fragmentation: dict[str, float]
     fragmentation_ratio: dict[str, float]
+    unallocated_gpus: dict[str, float]
     dropped: dict[str, float]
     arrivals: int
     placed: int
     decision_ms: dict[str, float]
     seconds: float
+    decision_curve_ms: list[float] = []
+    left: list[list[int]] = []
 
 
 def report(run: Run, *, policy: str, seed: int) -> Report:
@@ -46,6 +51,7 @@ def report(run: Run, *, policy: str, seed: int) -> Report:
         allocation=_columns(arrived, allocated),
         fragmentation=_columns(arrived, run.fragmentation / run.capacity_milli * 100),
         fragmentation_ratio=_columns(arrived, run.fragmentation / np.maximum(1, run.free) * 100),
+        unallocated_gpus=_columns(arrived, (run.capacity_milli - np.cumsum(kept)) / MILLI),
         dropped=_dropped(run, arrived),
         arrivals=len(run.pods),
         placed=int((run.row >= 0).sum()),
@@ -55,6 +61,8 @@ def report(run: Run, *, policy: str, seed: int) -> Report:
             "max": round(float(milliseconds.max()), 3),
         },
         seconds=round(run.seconds, 2),
+        decision_curve_ms=np.round(np.percentile(milliseconds, np.arange(101)), 4).tolist(),
+        left=run.left,
     )
 
 

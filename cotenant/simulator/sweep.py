@@ -1,12 +1,8 @@
-"""Many replays at once, over all cores; each is kept on disk, so that a sweep goes on where it ended."""
+"""Policies beside each other, over traces and seeds: what to replay, and what the replays say together."""
 
 import csv
-import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from hashlib import blake2b
-from multiprocessing import get_context
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -20,7 +16,7 @@ _COLUMNS = ("100", "130")
 
 
 class Task(msgspec.Struct, frozen=True):
-    """Name one replay, and where its report is kept."""
+    """Name one replay."""
 
     trace: str
     nodes: Path
@@ -30,15 +26,37 @@ class Task(msgspec.Struct, frozen=True):
     seed: int
     ratio: float
     sample: bool
-    folder: Path
 
     @property
-    def target(self) -> Path:
-        """Name the file of its report; other inputs give another name, so that no stale report is taken for it."""
-        digest = blake2b(f"{self.ratio} {self.sample}".encode(), digest_size=6)
-        for path in (self.nodes, self.pods, self.sequence):
-            digest.update(path.read_bytes() if path is not None else b"drawn")
-        return self.folder / f"{self.trace}-{self.policy}-{self.seed}-{digest.hexdigest()}.json"
+    def inputs(self) -> tuple[Path, ...]:
+        """Name the files that it reads."""
+        return (self.nodes, self.pods) if self.sequence is None else (self.nodes, self.pods, self.sequence)
+
+    @property
+    def title(self) -> str:
+        """Name it."""
+        return f"{self.trace}-{self.policy.replace('/', '+')}-{self.seed}"
+
+    @property
+    def sign(self) -> str:
+        """Say what else decides the report."""
+        return f"{self.ratio} {self.sample} {self.policy}"
+
+    def at(self, inputs: Mapping[Path, Path]) -> "Task":
+        """Give the same replay on copies of its files."""
+        sequence = inputs[self.sequence] if self.sequence is not None else None
+        return msgspec.structs.replace(self, nodes=inputs[self.nodes], pods=inputs[self.pods], sequence=sequence)
+
+    def work(self) -> Report:
+        """Replay."""
+        nodes = read_nodes(self.nodes)
+        pods = read_pods(self.pods, nodes)
+        if self.sequence is None:
+            order = draw_order(pods, nodes, seed=self.seed, ratio=self.ratio)
+        else:
+            order = read_order(self.sequence, nodes=len(nodes), pods=len(pods))
+        done = replay(nodes, pods, order, self.policy, sample=self.sample)
+        return report(done, policy=self.policy, seed=self.seed)
 
 
 class Summary(msgspec.Struct, frozen=True):
@@ -59,34 +77,6 @@ class Summary(msgspec.Struct, frozen=True):
     seconds: float
 
 
-def run(
-    tasks: Sequence[Task], *, workers: int, progress: Callable[[int], None] = lambda _count: None
-) -> list[tuple[Task, Report]]:
-    """Replay what has no report yet, and give all reports in the order of *tasks*; raise what a replay raises."""
-    found: dict[Task, Report] = {}
-    missing = []
-    for task in tasks:
-        kept = _kept(task.target)
-        if kept is None:
-            missing.append(task)
-        else:
-            found[task] = kept
-            progress(1)
-    # Read by the processes to come. The arrays are small: more threads would only get in each other's way.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    if missing:
-        with ProcessPoolExecutor(min(workers, len(missing)), get_context("spawn")) as pool:
-            waiting = {pool.submit(_replay, task): task for task in missing}
-            try:
-                for done in as_completed(waiting):
-                    found[waiting[done]] = done.result()
-                    progress(1)
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-    return [(task, found[task]) for task in tasks]
-
-
 def summarise(results: Iterable[tuple[Task, Report]]) -> list[Summary]:
     """Average over seeds, in the order in which traces and policies came."""
     grouped: defaultdict[tuple[str, str], list[Report]] = defaultdict(list)
@@ -95,12 +85,12 @@ def summarise(results: Iterable[tuple[Task, Report]]) -> list[Summary]:
     return [_summary(trace, policy, reports) for (trace, policy), reports in grouped.items()]
 
 
-def write_csv(summaries: Sequence[Summary], path: Path) -> None:
-    """Write a row for each summary."""
+def write_csv(rows: Sequence[msgspec.Struct], path: Path) -> None:
+    """Write a row for each of *rows*, which are of one type."""
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, Summary.__struct_fields__)
+        writer = csv.DictWriter(file, rows[0].__struct_fields__ if rows else ())
         writer.writeheader()
-        writer.writerows(msgspec.structs.asdict(summary) for summary in summaries)
+        writer.writerows(msgspec.structs.asdict(row) for row in rows)
 
 
 def _summary(trace: str, policy: str, reports: list[Report]) -> Summary:
@@ -131,26 +121,3 @@ def _summary(trace: str, policy: str, reports: list[Report]) -> Summary:
         decision_p50_ms=average(found.decision_ms["p50"] for found in reports),
         seconds=average(found.seconds for found in reports),
     )
-
-
-def _replay(task: Task) -> Report:
-    nodes = read_nodes(task.nodes)
-    pods = read_pods(task.pods, nodes)
-    if task.sequence is None:
-        order = draw_order(pods, nodes, seed=task.seed, ratio=task.ratio)
-    else:
-        order = read_order(task.sequence, nodes=len(nodes), pods=len(pods))
-    done = replay(nodes, pods, order, task.policy, sample=task.sample)
-    found = report(done, policy=task.policy, seed=task.seed)
-    # whole or not at all, whenever the sweep is ended
-    unfinished = task.target.with_suffix(".part")
-    unfinished.write_bytes(msgspec.json.encode(found))
-    unfinished.replace(task.target)
-    return found
-
-
-def _kept(path: Path) -> Report | None:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Report)
-    except (FileNotFoundError, msgspec.DecodeError):
-        return None

@@ -12,6 +12,7 @@ from extender.mix import PodClass
 MILLI = 1000
 # Above any machine there is, so that a slipped decimal point is told from a large node.
 _MOST = {"cpu_milli": 4_096_000, "memory_mib": 1 << 26, "gpu": 64, "num_gpu": 64, "gpu_milli": MILLI}
+_MOST |= dict.fromkeys(("creation_time", "scheduled_time", "deletion_time"), 10_000_000_000)
 # Ten times the largest trace that was ever published for this.
 _MOST_ROWS = 1_000_000
 
@@ -23,7 +24,12 @@ class TraceError(ValueError):
     """Say what is wrong with a trace: file, line, column and what was expected."""
 
     def __init__(self, path: Path, line: int, column: str, expected: str) -> None:
-        super().__init__(f"{path}, line {line}, column {column}: {expected}")
+        # kept as they came, so that it survives the way from another process
+        super().__init__(path, line, column, expected)
+
+    def __str__(self) -> str:
+        path, line, column, expected = self.args
+        return f"{path}, line {line}, column {column}: {expected}"
 
 
 class TraceNode(msgspec.Struct, frozen=True):
@@ -139,6 +145,21 @@ def read_pods(path: Path, nodes: list[TraceNode]) -> list[TracePod]:
             )
         )
     return pods
+
+
+def read_lives(path: Path, pods: list[TracePod]) -> list[float]:
+    """Read how many seconds each of *pods* ran: deletion_time less scheduled_time (creation_time where that is empty).
+
+    Raises TraceError for a file without these columns, and for times that are none.
+    """
+    lives: dict[str, float] = {}
+    for line, row in _rows(path, ("name", "creation_time", "deletion_time")):
+        began = "scheduled_time" if (row.get("scheduled_time") or "").strip() else "creation_time"
+        life = _number(path, line, row, "deletion_time") - _number(path, line, row, began)
+        if life < 0:
+            raise TraceError(path, line, "deletion_time", f"expected a time after {began}")
+        lives[row["name"]] = float(life)
+    return [lives[pod.name] for pod in pods]
 
 
 def read_order(path: Path, *, nodes: int, pods: int) -> Order:

@@ -6,6 +6,7 @@ point of the group `cotenant.policies`.
 
 import warnings
 from collections.abc import Iterable
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 
 from extender.policies.balanced import Balanced
@@ -17,9 +18,10 @@ from extender.policies.fgd import FGD
 from extender.policies.packing import Packing
 from extender.policies.policy import Ask, Policy
 from extender.policies.priced_leftovers import PricedLeftovers
+from extender.policies.split import Split
 from extender.policies.spread import Spread
 
-__all__ = ["MAX_SCORE", "POLICIES", "Ask", "Policy", "scores", "with_others"]
+__all__ = ["MAX_SCORE", "POLICIES", "Ask", "Policy", "PolicyError", "named", "scores", "with_others"]
 
 _OWN: dict[str, type[Policy]] = {
     policy.name: policy
@@ -50,6 +52,24 @@ def with_others(points: Iterable[EntryPoint]) -> dict[str, type[Policy]]:
 
 
 POLICIES = with_others(entry_points(group="cotenant.policies"))
+
+
+class PolicyError(ValueError):
+    """Say which policy does not exist, and which do."""
+
+
+@lru_cache(maxsize=256)
+def named(name: str) -> type[Policy]:
+    """Find a policy by its name, or by two, NODE/GPU, of which one chooses nodes and the other GPUs on them.
+
+    Raises PolicyError with a sentence for a name that is none.
+    """
+    node, _, gpu = name.partition("/")
+    for part in (node, gpu or node):
+        if part not in POLICIES:
+            raise PolicyError(f"{part[:64]!r} is none of {', '.join(sorted(POLICIES))}")
+    return Split.of(POLICIES[node], POLICIES[gpu]) if gpu and gpu != node else POLICIES[node]
+
 
 MAX_SCORE = 10
 

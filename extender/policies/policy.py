@@ -65,7 +65,7 @@ class Policy(ABC):
         """
 
     def prices(self) -> Floats:
-        """Say what each term is worth just now, (T,)."""
+        """Say what each term is worth just now, (T,); the first is always worth one."""
         return np.ones(1)
 
     # --- what several policies want to know ---

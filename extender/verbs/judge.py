@@ -12,7 +12,7 @@ from cotenant.contract.request import PodRequest, RequestError, parse
 from extender.fit import Placement, Preference, place
 from extender.learning import Learner
 from extender.ledger import Ledger
-from extender.policies import POLICIES
+from extender.policies import PolicyError, named
 from extender.ranking import Ranking, Rankings
 
 # A node may change between its ranking and the question why it does not fit; then all is ranked again.
@@ -41,10 +41,10 @@ class Judge:
     def policy(self, request: PodRequest) -> str:
         """Name the policy that the pod wishes for, or the default; raise RequestError for one that does not exist."""
         name = request.wishes.policy or self._default_policy
-        if name not in POLICIES:
-            raise RequestError(
-                Reason.BAD_REQUEST, f"{self._names.policy}: {name!r} is none of {', '.join(sorted(POLICIES))}"
-            )
+        try:
+            named(name)
+        except PolicyError as error:
+            raise RequestError(Reason.BAD_REQUEST, f"{self._names.policy}: {error}") from error
         return name
 
     def judge(self, request: PodRequest, nodes: Sequence[str]) -> list[float | Reason]:

@@ -38,6 +38,10 @@ MIX = Mix.of(
 )
 
 
+# one for nodes and GPUs, or one for each
+POLICY = st.sampled_from(sorted(POLICIES)) | st.tuples(*2 * [st.sampled_from(sorted(POLICIES))]).map("/".join)
+
+
 def request_of(pod: PodBuilder) -> PodRequest:
     request = parse(pod.build(), NAMES, GIB)
     assert request is not None
@@ -237,7 +241,7 @@ class TestAgreement:
     """Ranking all nodes at once finds what looking at one after the other finds."""
 
     @settings(max_examples=200, deadline=None)
-    @given(clusters(), PODS, st.sampled_from(sorted(POLICIES)))
+    @given(clusters(), PODS, POLICY)
     def test_a_node_is_feasible_where_the_fit_says_so(self, cluster: Cluster, pod: PodBuilder, policy: str) -> None:
         request = request_of(pod)
         rankings = Rankings(cluster.ledger, MIX)
@@ -253,7 +257,7 @@ class TestAgreement:
             assert fits == isinstance(place(view, request, ranking.preference(name)), Placement)
 
     @settings(max_examples=60, deadline=None)
-    @given(st.integers(0, 1 << 32), st.sampled_from(sorted(POLICIES)))
+    @given(st.integers(0, 1 << 32), POLICY)
     def test_what_is_remembered_is_what_would_be_found_anew(self, seed: int, policy: str) -> None:
         random = Random(seed)
         cluster = Cluster()
@@ -342,6 +346,12 @@ class TestPolicies:
         cluster.holding("a", 0, 11).holding("b", 0, 15)
 
         assert "b" == self.best(cluster, a_pod().asking(5), policy)[0]
+
+    def test_nodes_and_gpus_may_be_chosen_by_different_policies(self) -> None:
+        # by nodes spread takes a, which is left with more; on it binpack takes the fuller GPU that fits
+        assert ("a", [1]) == self.best(self.two_nodes(), a_pod().asking(2), "spread/spread")
+        assert ("a", [0]) == self.best(self.two_nodes().holding("b", 0, 4), a_pod().asking(2), "spread/binpack")
+        assert ("b", [0]) == self.best(self.two_nodes(), a_pod().asking(3), "binpack/spread")
 
     def test_priced_leftovers_keeps_the_model_that_others_insist_on(self) -> None:
         cluster = Cluster()

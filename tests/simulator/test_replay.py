@@ -207,6 +207,46 @@ class TestSweep:
         assert sorted((tmp_path / "out").glob("*.json")) == reports
         assert msgspec.json.decode(reports[0].read_bytes())
 
+    def test_everything_is_drawn(self, tmp_path: Path) -> None:
+        pictures = {name: tmp_path / f"{name}.svg" for name in ("plot", "latency", "strips")}
+        options = [part for name, path in pictures.items() for part in (f"--{name}", str(path))]
+        status, output = self.sweep(
+            tmp_path, "--policy", "fgd", "--policy", "binpack/spread", "--seeds", "1-2", *options
+        )
+
+        assert 0 == status, output
+        assert ["<svg"] * 3 == ["<svg"[: 4 * ("<svg" in path.read_text())] for path in pictures.values()]
+
+    def test_dask_replays_what_this_machine_does(self, tmp_path: Path) -> None:
+        distributed = pytest.importorskip("distributed")
+        arguments = ("--policy", "fgd", "--seeds", "1-2")
+        with distributed.LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, protocol="tcp"
+        ) as cluster:
+            status, output = self.sweep(tmp_path, *arguments, "--scheduler", cluster.scheduler_address)
+        assert 0 == status, output
+        there = {
+            path.name: msgspec.json.decode(path.read_bytes())["allocation"]
+            for path in (tmp_path / "out").glob("*.json")
+        }
+        assert 2 == len(there)
+        for path in (tmp_path / "out").glob("*.json"):
+            path.unlink()
+        assert 0 == self.sweep(tmp_path, *arguments)[0]
+
+        # under the same names, so that a sweep begun here goes on there
+        assert there == {
+            path.name: msgspec.json.decode(path.read_bytes())["allocation"]
+            for path in (tmp_path / "out").glob("*.json")
+        }
+
+    def test_a_dask_scheduler_that_is_not_there_is_told(self, tmp_path: Path) -> None:
+        pytest.importorskip("distributed")
+        status, output = self.sweep(tmp_path, "--policy", "fgd", "--seeds", "1", "--scheduler", "tcp://127.0.0.1:9")
+
+        assert 1 == status
+        assert "127.0.0.1:9" in output
+
     def test_a_sweep_and_a_single_run_agree(self, tmp_path: Path) -> None:
         self.sweep(tmp_path, "--policy", "fgd", "--seeds", "7")
         (swept,) = (tmp_path / "out").glob("pods-fgd-7-*.json")

@@ -1,0 +1,182 @@
+"""The commands that simulate and plan, as they are typed; what they do is imported when they run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+OUT = click.Path(dir_okay=False, writable=True, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+_MOST_SEEDS = 10_000
+_NODES = "CSV: sn, cpu_milli, memory_mib, gpu, model."
+_PODS = "CSV: name, cpu_milli, memory_mib, num_gpu, gpu_milli, gpu_spec."
+_PLOT = "as .svg, .png or .pdf."
+
+Command = Callable[..., None]
+
+
+def policies_known(context: click.Context, option: click.Parameter, value: Any) -> Any:
+    """Refuse a policy that does not exist."""
+    from extender.policies import PolicyError, named  # noqa: PLC0415
+
+    try:
+        for name in (value,) if isinstance(value, str) else value or ():
+            named(name)
+    except PolicyError as error:
+        raise click.BadParameter(str(error), ctx=context, param=option) from error
+    return value
+
+
+def _seeds(_context: click.Context, _option: click.Parameter, text: str) -> list[int]:
+    """Read seeds such as 1,5,42-46."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        numbers = first.isdecimal() and (last.isdecimal() or not dash)
+        if not numbers or not int(first) <= int(last or first) <= int(first) + _MOST_SEEDS:
+            raise click.BadParameter(f"expected numbers and ranges such as 1,5,42-46, not {text!r}")
+        seeds += range(int(first), int(last or first) + 1)
+    return list(dict.fromkeys(seeds))
+
+
+def _loads(_context: click.Context, _option: click.Parameter, text: str) -> list[float]:
+    """Read loads in percent such as 70,80,90."""
+    try:
+        loads = [float(part) for part in text.split(",")]
+    except ValueError:
+        loads = []
+    if not loads or not all(0 < load <= 1000 for load in loads):  # noqa: PLR2004
+        raise click.BadParameter(f"expected percents such as 70,80,90, not {text!r}")
+    return list(dict.fromkeys(loads))
+
+
+def _policy(function: Command) -> Command:
+    return click.option(
+        "--policy",
+        default="priced-leftovers",
+        show_default=True,
+        callback=policies_known,
+        help="How to choose nodes and GPUs; NODE/GPU for two policies, one for each level.",
+    )(function)
+
+
+def _policies(function: Command) -> Command:
+    return click.option(
+        "--policy",
+        "policies",
+        multiple=True,
+        callback=policies_known,
+        help="May be given often; all where none is given.",
+    )(function)
+
+
+def _sweeping(function: Command) -> Command:
+    """Add the options of commands that do much at once."""
+    for option in (
+        click.option("--plot", type=OUT, help=f"Draw the results there, {_PLOT}"),
+        click.option("--scheduler", metavar="ADDRESS", help="Use the workers of this Dask scheduler, not these cores."),
+        click.option(
+            "--out", required=True, type=FOLDER, help="Folder for the reports; what it has is not done again."
+        ),
+        click.option("--seeds", default="42-46", show_default=True, callback=_seeds, help="Such as 1,5,42-46."),
+    ):
+        function = option(function)
+    return function
+
+
+@click.command()
+@click.option("--nodes", type=FILE, help=_NODES)
+@click.option("--pods", type=FILE, help=_PODS)
+@click.option("--trace", type=FILE, help="JSON with nodes and pods instead: a trace with times, or a snapshot.")
+@click.option("--sequence", type=FILE, help="The order of arrival, and of nodes that are equal; else drawn by --seed.")
+@_policy
+@click.option("--seed", required=True, type=int, help="Of the order in which pods arrive.")
+@click.option("--ratio", default=1.3, show_default=True, type=click.FloatRange(0, 10), help="Load, in clusters.")
+@click.option("--sample", is_flag=True, help="Show the policy only the nodes that kube-scheduler would.")
+@click.option("--afresh", is_flag=True, help="With --trace: place pods anew that have a place.")
+@click.option("--learn", is_flag=True, help="With --trace: learn the mix of pods as the extender does.")
+@click.option("--json", type=OUT, help="Write all figures there.")
+@click.option("--plot", type=OUT, help=f"Draw allocation and fragmentation there, {_PLOT}")
+@click.option("--strips", type=OUT, help=f"Draw every GPU of the cluster as it was in the end there, {_PLOT}")
+def simulate(**options: Any) -> None:
+    """Replay a trace: how much of the GPUs a policy allocates as pods arrive, and what it drops.
+
+    With --nodes and --pods, pods arrive one by one, never leave, and are dropped for good where they fit nowhere. With
+    --trace, they come and go at their times, wait while they fit nowhere, and nodes and GPUs may be lost. The ledger,
+    the fit and the policies are the extender's own.
+    """
+    from cotenant.cli import simulate as simulation  # noqa: PLC0415
+
+    csv, trace = (options["nodes"], options["pods"]), options.pop("trace")
+    if any(csv) if trace is not None else None in csv:
+        raise click.UsageError("give either --nodes and --pods, or --trace")
+    if trace is None:
+        for name in ("afresh", "learn"):
+            if options.pop(name):
+                raise click.UsageError(f"--{name} goes with --trace")
+        simulation.run(**options)
+        return
+    for name in ("nodes", "pods", "sequence", "ratio"):
+        if options.pop(name) and name == "sequence":
+            raise click.UsageError("--sequence goes with --nodes and --pods")
+    simulation.run_trace(trace=trace, **options)
+
+
+@click.command()
+@click.option("--nodes", required=True, type=FILE, help=_NODES)
+@click.option("--pods", "traces", required=True, multiple=True, type=FILE, help="A trace; may be given often.")
+@click.option(
+    "--sequences",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of <trace>_<seed>.txt, the orders of arrival; else drawn.",
+)
+@_policies
+@click.option("--ratio", default=1.3, show_default=True, type=click.FloatRange(0, 10), help="Load, in clusters.")
+@click.option("--sample", is_flag=True, help="Show policies only the nodes that kube-scheduler would.")
+@click.option("--latency", type=OUT, help=f"Draw how long choosing a node took there, {_PLOT}")
+@click.option("--strips", type=OUT, help=f"Draw every GPU under each policy there, {_PLOT}")
+@_sweeping
+def sweep(**options: Any) -> None:
+    """Replay traces under several policies and seeds on all cores, and compare.
+
+    Every replay's report stays in the folder, so that a sweep that was ended goes on where it was.
+    """
+    from cotenant.cli import sweep as sweeping  # noqa: PLC0415
+    from extender.policies import POLICIES  # noqa: PLC0415
+
+    sweeping.sweep(**options | {"policies": options["policies"] or tuple(POLICIES)})
+
+
+@click.command()
+@click.option("--nodes", required=True, type=FILE, help=_NODES)
+@click.option(
+    "--pods", required=True, type=FILE, help="CSV as above with creation_time, scheduled_time and deletion_time."
+)
+@_policies
+@click.option("--loads", default="70,80,90,100,110", show_default=True, callback=_loads, help="Percents of the GPUs.")
+@click.option("--hours", default=48.0, show_default=True, type=click.FloatRange(0.1, 10_000), help="How long to play.")
+@click.option(
+    "--every",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 1000),
+    help="Keep one of so many nodes of each kind.",
+)
+@click.option("--together", is_flag=True, help="A pod drawn lives as long as it did in the trace, not as another did.")
+@click.option("--learn", is_flag=True, help="Learn the mix of pods as the extender does, instead of knowing it.")
+@_sweeping
+def churn(**options: Any) -> None:
+    """Let pods come and go at random: how much of the GPUs is allocated, and how long pods wait.
+
+    Pods arrive as a Poisson process on a cluster that is in use already, with requests and lifetimes drawn from a
+    trace. Those that fit nowhere wait. The first policy is what the others are compared with, seed by seed.
+    """
+    from cotenant.cli import churn as churning  # noqa: PLC0415
+    from extender.policies import POLICIES  # noqa: PLC0415
+
+    churning.churn(**options | {"policies": options["policies"] or tuple(POLICIES)})
+
+
+COMMANDS = (simulate, sweep, churn)
