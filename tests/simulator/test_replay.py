@@ -218,11 +218,15 @@ class TestSweep:
         assert ["<svg"] * 3 == ["<svg"[: 4 * ("<svg" in path.read_text())] for path in pictures.values()]
 
     def test_dask_replays_what_this_machine_does(self, tmp_path: Path) -> None:
-        distributed = pytest.importorskip("distributed")
+        dask, distributed = pytest.importorskip("dask"), pytest.importorskip("distributed")
         arguments = ("--policy", "fgd", "--seeds", "1-2")
-        with distributed.LocalCluster(
-            n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, protocol="tcp"
-        ) as cluster:
+        # it would look for GPUs through NVML, which other tests have made up
+        with (
+            dask.config.set({"distributed.diagnostics.nvml": False}),
+            distributed.LocalCluster(
+                n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, protocol="tcp"
+            ) as cluster,
+        ):
             status, output = self.sweep(tmp_path, *arguments, "--scheduler", cluster.scheduler_address)
         assert 0 == status, output
         there = {
