@@ -30,6 +30,8 @@ from device_plugin.publisher import Publisher
 from device_plugin.refusal import RefusedError
 from device_plugin.resource import Resource
 from device_plugin.serving import HTTPServing
+from device_plugin.watchdog.proc import Processes
+from device_plugin.watchdog.watch import Watchdog
 
 log = structlog.get_logger(__name__)
 
@@ -53,8 +55,9 @@ class DevicePlugin:
         plugin_folder: Path,
         pod_resources: Path,
         ready: Callable[[tuple[GPU, ...]], None],
+        processes: Processes | None = None,
     ) -> None:
-        """Wire the parts; *ready* is told once, when a kubelet has our devices."""
+        """Wire the parts; *ready* is told once, when a kubelet has our devices; *processes* are this machine's."""
         self._configuration = configuration
         self._nvml = nvml
         self._ready = ready
@@ -75,6 +78,18 @@ class DevicePlugin:
         self._metrics = Metrics(node, self._snapshot)
         self._serving = self._http() if configuration.serve else None
         self._looked_at = time.monotonic()
+        self._watchdog = Watchdog(
+            configuration.watchdog,
+            names,
+            nvml,
+            self._notes,
+            self._events,
+            node=node,
+            gpus=lambda: self._described or (),
+            pods=lambda: self._pods.all_known() if self._pods.synced else None,
+            processes=processes,
+        )
+        self._metrics.add(self._watchdog.collector(lambda: {gpu.uuid: str(gpu.index) for gpu in self._described or ()}))
         self._plugin_folder = plugin_folder
         self._memory = self._resource(names.gpu_mem, Memory(names.gpu_mem, self._admission, self._answer))
         # all that this node offers; a node of which a part is not served is not placed on
@@ -97,13 +112,15 @@ class DevicePlugin:
         for resource in self._resources:
             resource.start()
         self._poller.start()
+        self._watchdog.start()
 
     def stop(self) -> None:
         """Withdraw from the node first, so that nothing is placed on it, then from the kubelet."""
         self._stopping.set()
         self._care.retire()
         self._publisher.stop()
-        self._notes.stop()
+        self._watchdog.stop()
+        self._notes.stop(withdraw=(self._configuration.names.overusers,))
         with ThreadPoolExecutor(len(self._resources)) as pool:
             list(pool.map(Resource.stop, self._resources))
         self._pods.stop()

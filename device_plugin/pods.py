@@ -36,6 +36,11 @@ class NodePods:
         """End the watch."""
         self._reflector.stop(timeout=1.0)
 
+    @property
+    def synced(self) -> bool:
+        """Tell whether the pods have been listed once."""
+        return self._reflector.synced.is_set()
+
     def known(self, name: PodName) -> Pod | None:
         """Give the pod as the watch last showed it, which may be behind what the kubelet was shown."""
         with self._lock:

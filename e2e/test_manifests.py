@@ -330,6 +330,12 @@ class TestExtendersRights:
         assert ground.granted(EXTENDER) == used
         assert [] == refused
 
+    def test_it_may_evict_only_where_that_is_applied(self, ground: Ground) -> None:
+        assert not may(ground, EXTENDER, "create", "pods/eviction")
+        for one in build(MANIFESTS / "eviction"):
+            apply_strictly(ground.api, one)
+        assert wait_until(lambda: may(ground, EXTENDER, "create", "pods/eviction"), timeout_s=10)
+
     def test_kube_scheduler_leads_by_the_lease_that_its_configuration_names(self, ground: Ground) -> None:
         election = yaml.safe_load((MANIFESTS / ground.layout / "scheduler-config.yaml").read_text())["leaderElection"]
         name, namespace = (

@@ -15,6 +15,7 @@ from extender.admission import review
 from extender.admission.settings import Settings
 from extender.cluster.binder import Binder
 from extender.cluster.events import Events
+from extender.cluster.evictor import Evictor
 from extender.cluster.feed import Feed
 from extender.cluster.nominator import Nominator
 from extender.http import app as routes
@@ -39,7 +40,14 @@ class Extender:
         names, unit_bytes = configuration.names, configuration.unit_bytes
         self._ledger = Ledger(names, unit_bytes)
         self._events = Events(cluster, instance=os.environ.get("POD_NAME") or socket.gethostname())
-        self._feed = Feed(cluster, self._ledger, self._events.complain)
+        self._evictor = Evictor(
+            cluster,
+            self._ledger,
+            names,
+            self._events.complain,
+            grace=configuration.evict_overusers_after,
+        )
+        self._feed = Feed(cluster, self._ledger, self._events.complain, self._evictor)
         self._binder = Binder(cluster, self._ledger, bind_timeout=configuration.bind_timeout)
         judge = Judge(self._ledger, names, unit_bytes, configuration.policy)
         self._nominator = Nominator(cluster, self._ledger, judge) if configuration.nominate else None
@@ -92,6 +100,7 @@ class Extender:
         try:
             for server in self._servers:
                 server.start()
+            self._evictor.start(self._feed.synced)
             self._feed.start()
             while not (stopping.wait(0.02) or self._feed.synced()):
                 pass
@@ -108,6 +117,7 @@ class Extender:
                 self._nominator.stop()
             self._binder.stop()
             self._feed.stop()
+            self._evictor.stop()
             self._events.stop()
 
     def _sentence(self) -> str:

@@ -92,6 +92,48 @@ def nominate(cluster: Cluster, *, namespace: str, name: str, uid: str, node: str
     cluster.patch(f"{_pod(namespace, name)}/status", msgspec.json.encode(body), timeout=timeout)
 
 
+def annotate_pod(
+    cluster: Cluster,
+    *,
+    namespace: str,
+    name: str,
+    uid: str,
+    annotations: Mapping[str, str | None],
+    timeout: float = 10.0,
+) -> None:
+    """Set the pod's *annotations*, and take away those that are None; the others stay.
+
+    Through the subresource status, which takes annotations too (pkg/registry/core/pod/strategy.go) and needs no right
+    to write the rest of a pod.
+
+    Raises:
+        Invalid: the pod is another one of the same name.
+        NotFound: there is no such pod any more.
+
+    """
+    _check_annotations({key: value or "" for key, value in annotations.items()})
+    body = {"metadata": {"uid": uid, "annotations": annotations}}
+    cluster.patch(f"{_pod(namespace, name)}/status", msgspec.json.encode(body), timeout=timeout)
+
+
+def evict(cluster: Cluster, *, namespace: str, name: str, uid: str, timeout: float = 10.0) -> None:
+    """Evict the pod of that UID, as far as disruption budgets allow (policy/v1 Eviction).
+
+    Raises:
+        Conflict: the pod is another one of the same name.
+        NotFound: there is no such pod any more.
+        TooManyRequests: a disruption budget does not allow it now.
+
+    """
+    body = {
+        "apiVersion": "policy/v1",
+        "kind": "Eviction",
+        "metadata": {"name": name, "namespace": namespace},
+        "deleteOptions": {"preconditions": {"uid": uid}},
+    }
+    cluster.post(f"{_pod(namespace, name)}/eviction", msgspec.json.encode(body), timeout=timeout)
+
+
 def annotate_node(
     cluster: Cluster,
     node: str,

@@ -12,6 +12,7 @@ import yaml
 from cotenant.contract.health import HealthSettings
 from cotenant.contract.inventory import Family, Mode
 from cotenant.contract.names import DEFAULT_DOMAIN, Names
+from cotenant.contract.overuse import WatchdogSettings
 from cotenant.contract.units import GIB, MIB, format_bytes, parse_bytes
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -116,6 +117,8 @@ class ExtenderConfiguration(_Shared, frozen=True, kw_only=True):
     bind_timeout: Seconds = 10.0
     # Point kube-scheduler at a node that fits when none of its sample does (status.nominatedNodeName).
     nominate: bool = True
+    # Evict pods that use more GPU memory than they were granted for so many seconds; null: never.
+    evict_overusers_after: Seconds | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -170,6 +173,8 @@ class DevicePluginConfiguration(_Shared, frozen=True, kw_only=True):
     inventory_interval: Seconds = 10.0
     # What makes a GPU unhealthy, and healthy again.
     health: HealthSettings = HealthSettings()
+    # Watches who uses how much memory of the GPUs.
+    watchdog: WatchdogSettings = WatchdogSettings()
     # Where metrics and health are answered; nowhere without it.
     serve: str | None = None
 

@@ -171,6 +171,12 @@ class Handler(BaseHTTPRequestHandler):
         if target.resource == PODS and target.subresource == "binding":
             self._api.store.bind(target.key, _decoded(body))
             return 201, b'{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Success","code":201}'
+        if target.resource == PODS and target.subresource == "eviction":
+            # K/pkg/registry/core/pod/storage/eviction.go; there are no disruption budgets here
+            options = _decoded(body).get("deleteOptions") or {}
+            uid = (options.get("preconditions") or {}).get("uid")
+            self._api.store.delete(target.resource, target.key, grace=options.get("gracePeriodSeconds"), uid=uid)
+            return 201, b'{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Success","code":201}'
         if target.name:
             raise Refused(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
         return 201, self._api.store.create(target.resource, _decoded(body), namespace=target.namespace).raw

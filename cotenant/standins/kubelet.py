@@ -5,6 +5,7 @@ thread per pod, and nothing runs but the bookkeeping. Pods are given directly, o
 their status and the node's capacity back.
 """
 
+import hashlib
 import queue
 import random
 import threading
@@ -19,6 +20,11 @@ from cotenant.standins.kubelet_pods import KubeletPod, Started, limits, most_at_
 from cotenant.standins.pod_resources import PodResourcesServer
 
 _TERMINAL = {"Succeeded", "Failed"}
+
+
+def container_id(uid: str, name: str) -> str:
+    """Name a pod's container as container runtimes do, by 64 hexadecimal digits."""
+    return hashlib.sha256(f"{uid}/{name}".encode()).hexdigest()
 
 
 class Reporter(Protocol):
@@ -369,7 +375,8 @@ class Kubelet:
             status = {"name": name, "ready": name in pod.running, "started": name in pod.running, "restartCount": 0}
             status |= {"image": container.get("image", ""), "imageID": ""}
             if last is not None:
-                status |= {"containerID": f"standin://{pod.pod.metadata.uid}/{name}", "restartCount": last.times - 1}
+                run = container_id(pod.pod.metadata.uid, name)
+                status |= {"containerID": f"standin://{run}", "restartCount": last.times - 1}
             statuses["containerStatuses" if role == "main" else "initContainerStatuses"].append(status)
         told = {"phase": pod.phase, "reason": pod.reason, "message": pod.message}
         self._reporter.pod_status(pod.pod, {k: v for k, v in told.items() if v} | statuses)

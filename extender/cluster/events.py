@@ -9,7 +9,6 @@ import structlog
 from cachetools import TTLCache
 
 from cotenant.cluster import Cluster, ClusterError, writes
-from cotenant.contract.reasons import Reason
 
 _log = structlog.get_logger(__name__)
 
@@ -28,12 +27,12 @@ class Events:
         self._cluster = cluster
         self._instance = instance
         self._now = now
-        self._told: TTLCache[tuple[str, Reason], bool] = TTLCache(10_000, _AGAIN_AFTER_SECONDS)
-        self._queue: queue.Queue[tuple[str, str, Reason, str] | None] = queue.Queue(_QUEUE)
+        self._told: TTLCache[tuple[str, str], bool] = TTLCache(10_000, _AGAIN_AFTER_SECONDS)
+        self._queue: queue.Queue[tuple[str, str, str, str] | None] = queue.Queue(_QUEUE)
         self._thread = threading.Thread(target=self._run, name="events", daemon=True)
         self._thread.start()
 
-    def complain(self, uid: str, key: str, reason: Reason, sentence: str) -> None:
+    def complain(self, uid: str, key: str, reason: str, sentence: str) -> None:
         """Say of the pod *key* (namespace/name) what is wrong with it, unless that was said within the hour."""
         if (uid, reason) in self._told:
             return

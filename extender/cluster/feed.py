@@ -1,6 +1,7 @@
 """Feed the ledger with every node and pod of the cluster."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import structlog
 
@@ -16,12 +17,30 @@ _log = structlog.get_logger(__name__)
 Complain = Callable[[str, str, Reason, str], None]
 
 
+class Onlooker(Protocol):
+    """Be told of annotations beside the ledger's; must be quick."""
+
+    def node_seen(self, name: str, annotations: Mapping[str, str] | None) -> None:
+        """Take a node's annotations."""
+
+    def node_gone(self, name: str) -> None:
+        """Take over that a node is gone."""
+
+    def pod_seen(self, uid: str, key: str, annotations: Mapping[str, str] | None) -> None:
+        """Take a pod's annotations."""
+
+    def pod_gone(self, uid: str) -> None:
+        """Take over that a pod is gone."""
+
+
 class Feed:
     """Keep the ledger equal to the API server's nodes and pods."""
 
-    def __init__(self, cluster: Cluster, ledger: Ledger, complain: Complain) -> None:
-        self.nodes: Reflector[Node] = Reflector(cluster, "/api/v1/nodes", Node, _Nodes(ledger))
-        self.pods: Reflector[Pod] = Reflector(cluster, "/api/v1/pods", Pod, _Pods(ledger, complain), mark=ledger.mark)
+    def __init__(self, cluster: Cluster, ledger: Ledger, complain: Complain, onlooker: Onlooker) -> None:
+        self.nodes: Reflector[Node] = Reflector(cluster, "/api/v1/nodes", Node, _Nodes(ledger, onlooker))
+        self.pods: Reflector[Pod] = Reflector(
+            cluster, "/api/v1/pods", Pod, _Pods(ledger, complain, onlooker), mark=ledger.mark
+        )
 
     def start(self) -> None:
         """Begin to follow; return at once."""
@@ -39,17 +58,22 @@ class Feed:
 
 
 class _Nodes:
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, onlooker: Onlooker) -> None:
         self._ledger = ledger
+        self._onlooker = onlooker
 
     def replaced(self, objects: list[Node], started: int, unreadable: list[Unreadable]) -> None:  # noqa: ARG002
         self._ledger.nodes_replaced(objects, [node.name for node in unreadable if node.name])
+        for node in objects:
+            self._onlooker.node_seen(node.metadata.name, node.metadata.annotations)
 
     def changed(self, change: Change, obj: Node) -> None:
         if change == "DELETED":
             self._ledger.node_gone(obj.metadata.name)
+            self._onlooker.node_gone(obj.metadata.name)
         else:
             self._ledger.observe_node(obj)
+            self._onlooker.node_seen(obj.metadata.name, obj.metadata.annotations)
 
     def unreadable(self, change: Change, obj: Unreadable) -> None:
         if change == "DELETED" and obj.name:
@@ -57,12 +81,15 @@ class _Nodes:
 
 
 class _Pods:
-    def __init__(self, ledger: Ledger, complain: Complain) -> None:
+    def __init__(self, ledger: Ledger, complain: Complain, onlooker: Onlooker) -> None:
         self._ledger = ledger
         self._complain = complain
+        self._onlooker = onlooker
 
     def replaced(self, objects: list[Pod], started: int, unreadable: list[Unreadable]) -> None:
         self._ledger.pods_replaced(objects, started, [pod.uid for pod in unreadable if pod.uid])
+        for pod in objects:
+            self._onlooker.pod_seen(pod.uid, pod.key, pod.metadata.annotations)
         for hold in self._ledger.holds():
             if hold.problem:
                 self._complain(hold.uid, hold.key, Reason.BAD_GRANT, hold.problem)
@@ -72,8 +99,10 @@ class _Pods:
     def changed(self, change: Change, obj: Pod) -> None:
         if change == "DELETED":
             self._ledger.pod_gone(obj.uid)
+            self._onlooker.pod_gone(obj.uid)
             return
         self._ledger.observe_pod(obj)
+        self._onlooker.pod_seen(obj.uid, obj.key, obj.metadata.annotations)
         hold = self._ledger.hold(obj.uid)
         if hold is not None and hold.problem:
             self._complain(hold.uid, hold.key, Reason.BAD_GRANT, hold.problem)

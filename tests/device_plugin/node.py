@@ -19,6 +19,7 @@ from cotenant.standins.kubelet import Kubelet
 from cotenant.standins.kubelet_api import ApiLink
 from device_plugin.nvml import NVML
 from device_plugin.plugin import DevicePlugin
+from device_plugin.watchdog.proc import Processes
 
 NAMES = Names()
 NODE = "gpu-1"
@@ -96,6 +97,7 @@ class Node:
         # a socket's path has 107 characters at most, which pytest's folders can exceed
         self.folder = Path(tempfile.mkdtemp(prefix="cotenant-"))
         self.gpu_file = self.folder / "gpus.yaml"
+        self.proc = self.folder / "proc"
         self.write_gpus([{"memory": memory} for memory in gpus])
         self.patience = patience
         self.configure(config)
@@ -136,6 +138,13 @@ class Node:
         written.write_text("gpus:\n" + "\n".join(lines) + "\n")
         written.rename(self.gpu_file)
 
+    def add_process(self, pid: int, cgroup: str) -> None:
+        """Have a process in that cgroup."""
+        folder = self.proc / str(pid)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "cgroup").write_text(f"0::{cgroup}\n")
+        (folder / "stat").write_text(f"{pid} (python3 (x)) S 1 {pid}\n")
+
     def start_plugin(self, *, wait: bool = True) -> None:
         """Start the plugin and, unless told otherwise, wait until the kubelet has its devices."""
         ready = threading.Event()
@@ -148,6 +157,7 @@ class Node:
             plugin_folder=self.folder / "kubelet" / "device-plugins",
             pod_resources=self.kubelet.pod_resources.socket,
             ready=lambda _gpus: ready.set(),
+            processes=Processes(self.proc),
         )
         self.plugin.start()
         if not wait:

@@ -20,12 +20,15 @@ from cotenant.contract.grant import ContainerGrant, Isolation
 from cotenant.contract.health import DEFAULT_XIDS, HealthSettings, Severity, XIDs
 from cotenant.contract.inventory import GPU, Inventory
 from cotenant.contract.names import ALIASES_IN_GIB, ALIASES_IN_MIB, Names
+from cotenant.contract.overuse import WatchdogSettings
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import MAX_GPUS
 from device_plugin.ids import MAX_IDS
 from device_plugin.main import main as device_plugin
 from device_plugin.metrics import Metrics, Snapshot
 from device_plugin.nvml import NVML
+from device_plugin.watchdog.usage import Account
+from device_plugin.watchdog.watch import UsageCollector
 from extender.main import main as extender
 from extender.policies import POLICIES
 from tests.docs.markdown import DOCS, blocks, section, tables
@@ -114,7 +117,9 @@ class TestConfiguration:
         assert list(defaults) == first_column(rows)
         assert [shown(value) for value in defaults.values()] == [row[1] for row in rows]
 
-    @pytest.mark.parametrize(("part", "kind"), [("Health of GPUs", HealthSettings)])
+    @pytest.mark.parametrize(
+        ("part", "kind"), [("Health of GPUs", HealthSettings), ("Memory watchdog", WatchdogSettings)]
+    )
     def test_every_key_of_a_part_stands_there_with_its_default(self, part: str, kind: type[msgspec.Struct]) -> None:
         (rows,) = tables(section("configuration.md", part))
         defaults = msgspec.to_builtins(kind())
@@ -201,13 +206,14 @@ class TestHealth:
 
     def test_every_metric_of_the_plugin_stands_there(self) -> None:
         (rows,) = tables(section("health.md", "Metrics"))
-        exposed = Metrics("n", lambda: Snapshot([], {}, {})).expose().decode()
-        names = re.findall(r"^# TYPE (\S+) ", exposed, re.MULTILINE)
+        metrics = Metrics("n", lambda: Snapshot([], {}, {}))
+        metrics.add(UsageCollector("n", Account, dict))
+        names = re.findall(r"^# TYPE (\S+) ", metrics.expose().decode(), re.MULTILINE)
         assert sorted(first_column(rows)) == sorted(name for name in names if not name.endswith("_created"))
 
     def test_its_annotations_are_ours(self) -> None:
         named = set(re.findall(r"(cotenant\.io/[a-z-]+)", (DOCS / "health.md").read_text()))
-        ours = {NAMES.gpu_cordon, NAMES.gpu_faults, NAMES.inventory, NAMES.vgpu_licensed}
+        ours = {NAMES.gpu_cordon, NAMES.gpu_faults, NAMES.inventory, NAMES.vgpu_licensed, NAMES.overuse}
         assert ours <= named
 
 

@@ -184,7 +184,7 @@ class Running:
         assert [] == [
             write
             for write in self._api.writes
-            if write.resource == "pods" and write.subresource not in {"binding", "status"}
+            if write.resource == "pods" and write.subresource not in {"binding", "status", "eviction"}
         ]
 
     def _knows_all(self) -> bool:

@@ -30,7 +30,7 @@ from tests.manifests.kustomization import (
 )
 
 LAYOUTS = ("second-scheduler", "attached")
-ROOTS = [*(MANIFESTS / layout for layout in LAYOUTS), MANIFESTS / "admission" / "webhook"]
+ROOTS = [*(MANIFESTS / layout for layout in LAYOUTS), MANIFESTS / "admission" / "webhook", MANIFESTS / "eviction"]
 # What is not for `kubectl apply -k`.
 FOR_PEOPLE = {MANIFESTS / "attached" / "scheduler-config.yaml", MANIFESTS / "examples" / "pod.yaml"}
 PROGRAMS: dict[str, click.Command] = {"cotenant-extender": extender, "cotenant-device-plugin": device_plugin}
