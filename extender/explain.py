@@ -12,7 +12,7 @@ import msgspec
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest
 from cotenant.contract.units import format_bytes
-from extender.fit import is_wished, objection, pieces
+from extender.fit import is_wished, largest, objection, pieces
 from extender.ledger import GPUState, Hold, NodeView
 from extender.remedies import UNTIL_A_POD_ENDS, Change, Search
 
@@ -110,7 +110,7 @@ def counts(verdicts: Iterable[float | Reason]) -> str:
 
 
 def _gpu_verdict(state: GPUState, request: PodRequest) -> GPUVerdict:
-    reason, lacking = objection(state, request.wishes, max(pieces(request)))
+    reason, lacking = objection(state, request.wishes, *largest(request))
     return GPUVerdict(
         index=state.gpu.index,
         uuid=state.gpu.uuid,
@@ -126,7 +126,7 @@ def _gpu_verdict(state: GPUState, request: PodRequest) -> GPUVerdict:
 def _shortfall(view: NodeView, request: PodRequest) -> int | None:
     """Count the bytes that must be freed on the node's best GPUs; None where no freed byte helps."""
     needs, count = pieces(request), request.wishes.gpu_count
-    judged = [(state, *objection(state, request.wishes, max(needs))) for state in view.gpus]
+    judged = [(state, *objection(state, request.wishes, *largest(request))) for state in view.gpus]
     open_to = [(state, lacking) for state, reason, lacking in judged if reason is None or reason in UNTIL_A_POD_ENDS]
     if view.problem is not None or len(open_to) < count:
         return None

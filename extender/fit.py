@@ -8,6 +8,7 @@ import msgspec
 
 from cotenant.contract.grant import GIVEN, ContainerGrant, GPUShare, Grant, Isolation, IsolationRecord
 from cotenant.contract.inventory import Family, Mode
+from cotenant.contract.mps import NONE, Clients
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import ContainerRequest, PodRequest, Wishes, model_wished
 from extender.ledger import GPUState, NodeView
@@ -47,19 +48,23 @@ def place(view: NodeView, request: PodRequest, prefer: Preference = tightest) ->
         return usable
     if len(usable) < wishes.gpu_count:
         return Reason.TOO_FEW_GPUS
-    alone = wishes.isolation.whole_gpu
-    needs = pieces(request)
-    candidates = [state for state in usable if not state.pods] if alone else usable
-    found: tuple[tuple[GPUState, ...], ...] | None
-    if len(needs) == wishes.gpu_count == 1:
-        # nearly every pod: no search, and no order but the first
-        fitting = [state for state in candidates if state.free_bytes >= needs[0]]
-        found = ((min(fitting, key=_key(prefer, needs[0])),),) if fitting else None
-    else:
-        found = _search(needs, candidates, prefer, wishes.gpu_count)
+    candidates = [state for state in usable if not state.pods] if wishes.isolation.whole_gpu else usable
+    found = _choose(candidates, request, parts(request), prefer)
     if found is None:
-        return _why_not(usable, max(needs), wishes)
+        return _why_not(usable, candidates, request)
     return Placement(gpus=found * len(request.containers) if request.whole else found)
+
+
+def _choose(
+    candidates: Sequence[GPUState], request: PodRequest, clients: Sequence[Clients], prefer: Preference
+) -> tuple[tuple[GPUState, ...], ...] | None:
+    """Choose GPUs for each piece of *request*, which would be *clients* to MPS."""
+    needs, count = pieces(request), request.wishes.gpu_count
+    if len(needs) == count == 1:
+        # nearly every pod: no search, and no order but the first
+        fitting = [s for s in candidates if s.free_bytes >= needs[0] and conflict(s, clients[0]) is None]
+        return ((min(fitting, key=_key(prefer, needs[0])),),) if fitting else None
+    return _search(needs, clients, candidates, prefer, count)
 
 
 def pieces(request: PodRequest) -> list[int]:
@@ -67,13 +72,38 @@ def pieces(request: PodRequest) -> list[int]:
     return [request.whole_bytes] if request.whole else [container.share_bytes for container in request.containers]
 
 
+def parts(request: PodRequest) -> list[Clients]:
+    """List what each of the pieces would be to MPS."""
+    return [request.whole_clients] if request.whole else [container.clients for container in request.containers]
+
+
+def largest(request: PodRequest) -> tuple[int, Clients]:
+    """Give the largest of the pieces, and what that would be to MPS."""
+    needs = pieces(request)
+    most = max(needs)
+    return most, parts(request)[needs.index(most)]
+
+
+def conflict(state: GPUState, clients: Clients) -> Reason | None:
+    """Say why MPS would not serve *clients* on the GPU beside those it has; None where it would, or is not there."""
+    if state.gpu.mode is not Mode.MPS:
+        return None
+    if clients.users and len(state.users | clients.users) > 1:
+        return Reason.MODE_CONFLICT
+    most = state.gpu.max_clients
+    return Reason.TOO_MANY_CLIENTS if most and state.clients + clients.count > most else None
+
+
 def _key(prefer: Preference, need: int) -> Callable[[GPUState], tuple[bool, float, int]]:
     # GPUs that time slicing shares come before those under MPS, whatever the policy.
     return lambda state: (state.gpu.mode is Mode.MPS, prefer(state, need), state.gpu.index)
 
 
-def objection(state: GPUState, wishes: Wishes, need: int) -> tuple[Reason | None, int]:
-    """Say why *need* bytes of one GPU by itself cannot be had, None where they can, and how many are missing."""
+def objection(state: GPUState, wishes: Wishes, need: int, clients: Clients) -> tuple[Reason | None, int]:
+    """Say why *need* bytes of one GPU by itself cannot be had, None where they can, and how many are missing.
+
+    *clients* is what who needs them would be to MPS.
+    """
     lacking = max(0, need - state.free_bytes)
     if not is_wished(state, wishes):
         return Reason.NO_SUCH_GPU, lacking
@@ -85,7 +115,7 @@ def objection(state: GPUState, wishes: Wishes, need: int) -> tuple[Reason | None
         return Reason.TOO_LARGE, need - state.gpu.usable_bytes
     if wishes.isolation.whole_gpu and state.pods:
         return Reason.NO_EMPTY_GPU, state.held_bytes
-    return (Reason.NO_GPU_FITS, lacking) if lacking else (None, 0)
+    return (Reason.NO_GPU_FITS, lacking) if lacking else (conflict(state, clients), 0)
 
 
 def grant(request: PodRequest, placement: Placement) -> Grant:
@@ -101,6 +131,7 @@ def grant(request: PodRequest, placement: Placement) -> Grant:
 def _container(container: ContainerRequest, states: tuple[GPUState, ...], wishes: Wishes) -> ContainerGrant:
     mode = Mode.EXCLUSIVE if wishes.isolation.whole_gpu else states[0].gpu.mode
     given, enforced_by = GIVEN[mode]
+    under_mps = states[0].gpu.mode is Mode.MPS
     return ContainerGrant(
         name=container.name,
         role=container.role,
@@ -115,7 +146,9 @@ def _container(container: ContainerRequest, states: tuple[GPUState, ...], wishes
         ),
         units=container.units,
         threads=wishes.threads,
-        mps_pipe=states[0].gpu.mps_pipe if mode is Mode.MPS else "",
+        # a GPU for the pod alone may be one of MPS's too, and lets in nobody but its daemon
+        mps_pipe=states[0].gpu.mps_pipe if under_mps else "",
+        user=container.user if under_mps else None,
         isolation=IsolationRecord(asked=wishes.isolation, given=given, enforced_by=enforced_by),
     )
 
@@ -140,14 +173,17 @@ def is_wished(state: GPUState, wishes: Wishes) -> bool:
 
 
 def _search(
-    needs: Sequence[int], candidates: Sequence[GPUState], prefer: Preference, count: int
+    needs: Sequence[int],
+    clients: Sequence[Clients],
+    candidates: Sequence[GPUState],
+    prefer: Preference,
+    count: int,
 ) -> tuple[tuple[GPUState, ...], ...] | None:
     """Find *count* different GPUs for each need, the favourites first, largest need first."""
     ordered = {need: sorted(candidates, key=_key(prefer, need)) for need in set(needs)}
-    free = {state.gpu.uuid: state.free_bytes for state in candidates}
-    if sum(needs) * count > sum(free.values()):
+    if sum(needs) * count > sum(state.free_bytes for state in candidates):
         return None
-    daemons = {one: n for n, one in enumerate({daemon(state): None for state in candidates})}
+    room = _Room(candidates)
     largest_first = sorted(range(len(needs)), key=lambda n: -needs[n])
     chosen: dict[int, tuple[GPUState, ...]] = {}
     steps = 0
@@ -156,27 +192,64 @@ def _search(
         nonlocal steps
         if depth == len(largest_first):
             return True
-        need = needs[largest_first[depth]]
+        n = largest_first[depth]
         tried: set[tuple[int, ...]] = set()
-        for states in _combinations([state for state in ordered[need] if free[state.gpu.uuid] >= need], count):
+        open_to = [state for state in ordered[needs[n]] if room.has(state, needs[n], clients[n])]
+        for states in _combinations(open_to, count):
             steps += 1
             if steps > MAX_STEPS:
                 return False
-            # GPUs of one daemon that have the same left free are alike: what failed on one fails on the other
-            likeness = (daemons[daemon(states[0])], *(free[state.gpu.uuid] for state in states))
+            likeness = room.likeness(states)
             if likeness in tried:
                 continue
             tried.add(likeness)
-            for state in states:
-                free[state.gpu.uuid] -= need
-            chosen[largest_first[depth]] = states
+            before = room.take(states, needs[n], clients[n])
+            chosen[n] = states
             if settle(depth + 1):
                 return True
-            for state in states:
-                free[state.gpu.uuid] += need
+            room.give_back(states, needs[n], clients[n], before)
         return False
 
     return tuple(chosen[n] for n in range(len(needs))) if settle(0) else None
+
+
+class _Room:
+    """Keep what a search has left of each GPU: free bytes, the clients that MPS serves, and as whom they run."""
+
+    def __init__(self, candidates: Sequence[GPUState]) -> None:
+        self._free = {state.gpu.uuid: state.free_bytes for state in candidates}
+        self._served = {state.gpu.uuid: state.clients for state in candidates}
+        self._users = {daemon(state): state.users for state in candidates}
+        self._daemons = {one: n for n, one in enumerate(self._users)}
+
+    def has(self, state: GPUState, need: int, clients: Clients) -> bool:
+        """Tell whether the GPU could take a piece that needs so much."""
+        if self._free[state.gpu.uuid] < need or state.gpu.mode is not Mode.MPS:
+            return self._free[state.gpu.uuid] >= need
+        served, users = self._served[state.gpu.uuid], self._users[daemon(state)]
+        return conflict(msgspec.structs.replace(state, clients=served, users=users), clients) is None
+
+    def likeness(self, states: tuple[GPUState, ...]) -> tuple[int, ...]:
+        """Give what makes GPUs of one daemon alike: what failed on one fails on the other."""
+        uuids = [state.gpu.uuid for state in states]
+        one = self._daemons[daemon(states[0])]
+        return (one, *(self._free[uuid] for uuid in uuids), *(self._served[uuid] for uuid in uuids))
+
+    def take(self, states: tuple[GPUState, ...], need: int, clients: Clients) -> frozenset[int]:
+        """Take a piece of each of *states*, and give what give_back wants to know."""
+        for state in states:
+            self._free[state.gpu.uuid] -= need
+            self._served[state.gpu.uuid] += clients.count
+        before = self._users[daemon(states[0])]
+        self._users[daemon(states[0])] = before | clients.users
+        return before
+
+    def give_back(self, states: tuple[GPUState, ...], need: int, clients: Clients, before: frozenset[int]) -> None:
+        """Undo take()."""
+        self._users[daemon(states[0])] = before
+        for state in states:
+            self._free[state.gpu.uuid] += need
+            self._served[state.gpu.uuid] -= clients.count
 
 
 def daemon(state: GPUState) -> tuple[Mode, str]:
@@ -194,11 +267,19 @@ def _combinations(ordered: list[GPUState], count: int) -> Iterator[tuple[GPUStat
     return chain.from_iterable(combinations(states, count) for states in together.values())
 
 
-def _why_not(usable: Sequence[GPUState], need: int, wishes: Wishes) -> Reason:
+def _why_not(usable: Sequence[GPUState], candidates: Sequence[GPUState], request: PodRequest) -> Reason:
     """Tell what can never fit from what does not fit now."""
+    wishes, need = request.wishes, max(pieces(request))
     large_enough = [state for state in usable if state.gpu.usable_bytes >= need]
     if len(large_enough) < wishes.gpu_count:
         return Reason.TOO_LARGE
     if max(Counter(map(daemon, large_enough)).values()) < wishes.gpu_count:
         return Reason.MODE_CONFLICT
+    if any(state.gpu.mode is Mode.MPS for state in candidates):
+        # would there be room if MPS served any number of clients, and if it served whoever comes?
+        anyhow = [msgspec.structs.replace(s, gpu=msgspec.structs.replace(s.gpu, max_clients=0)) for s in candidates]
+        if _choose(anyhow, request, parts(request), tightest) is not None:
+            return Reason.TOO_MANY_CLIENTS
+        if _choose(anyhow, request, [NONE] * len(pieces(request)), tightest) is not None:
+            return Reason.MODE_CONFLICT
     return Reason.NO_EMPTY_GPU if wishes.isolation.whole_gpu else Reason.NO_GPU_FITS

@@ -4,13 +4,14 @@ import numpy as np
 from cachetools import LRUCache
 
 from cotenant.contract.grant import Isolation
+from cotenant.contract.mps import NONE
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest
-from extender.fit import Placement, Preference, pieces, place
+from extender.fit import Placement, Preference, parts, pieces, place
 from extender.ledger import GPUState, Ledger
 from extender.mix import Mix
 from extender.policies import Ask, Policy, named
-from extender.table import MILLI, Bools, Floats, Ints, Table
+from extender.table import MILLI, NO_USER, Bools, Floats, Ints, Table
 
 # Requests that are alike share one ranking, so this is the number of different sizes in flight, not of pods.
 _SHAPES = 32
@@ -60,8 +61,8 @@ class Rankings:
             self._policies[policy] = made, table.version
         asked = ask(request, table)
         # no policy weighs memory beside the GPUs'
-        roles, wishes, _ = request.shape
-        key = policy, roles, wishes, asked.cpu_milli
+        roles, users, wishes, _ = request.shape
+        key = policy, roles, wishes, asked.cpu_milli, users if table.mps.any() else ()
         ranking = self._rankings.get(key)
         if ranking is None:
             ranking = self._rankings[key] = Ranking(self._ledger, table, made, request, asked)
@@ -109,6 +110,9 @@ class Ranking:
         # One piece is weighed for all nodes at once; several, and GPUs by name, are searched for node by node.
         self._at_once = len(needs) <= 1 and not request.wishes.uuids
         self._need_bytes = min(needs, default=0)
+        # as which user one piece would be MPS's, None where as several, which no GPU under MPS takes
+        self._clients = parts(request)[0] if len(needs) == 1 else NONE
+        self._user = next(iter(self._clients.users)) if len(self._clients.users) == 1 else None
         self._allowed = table.allowed(request.wishes.models)
 
     def costs(self) -> Floats:
@@ -183,12 +187,20 @@ class Ranking:
         if wishes.models:
             fits &= self._allowed[table.model[rows]]
         mps = table.mps[rows]
+        if self._at_once and mps.any():
+            fits &= ~mps | self._served(rows)
         if wishes.isolation is Isolation.LIMITED:
             fits &= mps
         elif self._ask.gpus == 1 and mps.any():
             plain = fits & ~mps
             fits = np.where(plain.any(axis=1, keepdims=True), plain, fits)
         return fits
+
+    def _served(self, rows: Ints) -> Bools:
+        """Tell which GPUs under MPS would serve the pod's one piece beside the clients they have, (B, G)."""
+        users = self._table.mps_user[rows]
+        alike = (users == NO_USER) | (users == self._user) if self._user is not None else np.zeros_like(users, np.bool_)
+        return alike & (self._table.mps_left[rows] >= self._clients.count)
 
     def _weigh_fitting(self, rows: Ints, fits: Bools) -> None:
         """Weigh nodes that fit, on each GPU that the policy names, or on the tightest where a pod takes several."""

@@ -1,19 +1,20 @@
 """The least that would make a pod fit: a smaller request, pods that end, something mended, fewer wishes. Pure."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from heapq import nsmallest
-from itertools import islice
+from itertools import chain, islice
 from typing import Literal
 
 import msgspec
 
 from cotenant.contract.grant import Isolation
 from cotenant.contract.inventory import Health, Mode
+from cotenant.contract.mps import NONE
 from cotenant.contract.reasons import Reason
-from cotenant.contract.request import PodRequest, Wishes
+from cotenant.contract.request import PodRequest
 from cotenant.contract.units import format_bytes
-from extender.fit import Placement, daemon, objection, pieces, place
+from extender.fit import Placement, conflict, daemon, largest, objection, parts, pieces, place
 from extender.ledger import GPUState, Hold, NodeView
 
 # So many changes of a kind are offered: the first is the least, the others let people choose.
@@ -23,7 +24,9 @@ _NODES_TRIED = 10
 # A sentence names so many pods; Change.pods has all of them.
 _PODS_NAMED = 3
 # Reasons that end when a pod does, when the node or a GPU is mended, and when the pod wishes for less.
-UNTIL_A_POD_ENDS = frozenset({Reason.NO_GPU_FITS, Reason.NO_EMPTY_GPU})
+UNTIL_A_POD_ENDS = frozenset({Reason.NO_GPU_FITS, Reason.NO_EMPTY_GPU, Reason.TOO_MANY_CLIENTS, Reason.MODE_CONFLICT})
+# Those of them that are not for want of memory: MPS serves other clients.
+_UNTIL_CLIENTS_END = frozenset({Reason.TOO_MANY_CLIENTS, Reason.MODE_CONFLICT})
 _UNTIL_MENDED = frozenset({Reason.PLUGIN_GONE, Reason.NOT_ADVERTISED})
 _WISHED_AWAY = frozenset({Reason.NO_SUCH_GPU, Reason.ISOLATION_UNAVAILABLE})
 
@@ -51,7 +54,7 @@ class Search:
         self._request = request
         self._order = order
         self._refused = refused
-        self._simple = len(pieces(request)) == request.wishes.gpu_count == 1
+        self._one_piece = len(pieces(request)) == request.wishes.gpu_count == 1
         self._holds: defaultdict[str, list[Hold]] = defaultdict(list)
         for hold in holds:
             self._holds[hold.node].append(hold)
@@ -65,7 +68,7 @@ class Search:
         unit = container.share_bytes * count // container.units
         most, where = 0, None
         for view in self._order:
-            free = _free_together(view, self._request.wishes) // unit * unit
+            free = _free_together(view, self._request) // unit * unit
             if free > most:
                 most, where = free, view
         if where is None or most >= container.share_bytes:
@@ -79,7 +82,12 @@ class Search:
 
     def ended(self) -> Iterator[Change]:
         """Find the fewest and smallest pods whose end makes room."""
-        found = self._ended_simply() if self._simple else self._ended_by_trying()
+        by_clients = {view.name for view in self._order if self._refused[view.name] in _UNTIL_CLIENTS_END}
+        found: Iterator[tuple[tuple[Hold, ...], int, Change]]
+        if self._one_piece:
+            found = chain(self._ended_simply(by_clients), self._ended_by_trying(by_clients))
+        else:
+            found = self._ended_by_trying({view.name for view in self._order})
         least = nsmallest(CHANGES, found, key=lambda one: (len(one[0]), one[1], one[2].node, one[2].gpus))
         yield from (change for _, _, change in least)
 
@@ -120,30 +128,34 @@ class Search:
                     yield Change("wished", what, view.name, gpus)
                     return
 
-    def _ended_simply(self) -> Iterator[tuple[tuple[Hold, ...], int, Change]]:
+    def _ended_simply(self, but: Collection[str]) -> Iterator[tuple[tuple[Hold, ...], int, Change]]:
         """One piece on one GPU, as nearly every pod is: arithmetic tells, without a search."""
-        (need,) = pieces(self._request)
+        (need,), (clients,) = pieces(self._request), parts(self._request)
         for view in self._order:
-            if self._refused[view.name] not in UNTIL_A_POD_ENDS:
+            if view.name in but or self._refused[view.name] not in UNTIL_A_POD_ENDS:
                 continue
             holders: defaultdict[str, list[tuple[int, Hold]]] = defaultdict(list)
             for hold in self._holds[view.name]:
                 for uuid in hold.charges if not hold.everywhere_bytes else [state.gpu.uuid for state in view.gpus]:
                     holders[uuid].append((hold.charges.get(uuid, hold.everywhere_bytes), hold))
             for state in view.gpus:
-                reason, lacking = objection(state, self._request.wishes, need)
-                if reason in UNTIL_A_POD_ENDS:
+                reason, lacking = objection(state, self._request.wishes, need, clients)
+                # what would be free must also be served
+                open_to = conflict(state, clients) is None or reason is Reason.NO_EMPTY_GPU
+                if reason in UNTIL_A_POD_ENDS - _UNTIL_CLIENTS_END and open_to:
                     whole = reason is Reason.NO_EMPTY_GPU
                     ending = holders[state.gpu.uuid] if whole else _fewest(holders[state.gpu.uuid], lacking)
                     if ending:
                         pods = tuple(hold for _, hold in ending)
                         yield pods, sum(freed for freed, _ in ending), _ending(view.name, (state.gpu.index,), pods)
 
-    def _ended_by_trying(self) -> Iterator[tuple[tuple[Hold, ...], int, Change]]:
-        near = (view for view in self._order if self._refused[view.name] in UNTIL_A_POD_ENDS)
+    def _ended_by_trying(self, names: Collection[str]) -> Iterator[tuple[tuple[Hold, ...], int, Change]]:
+        near = (v for v in self._order if v.name in names and self._refused[v.name] in UNTIL_A_POD_ENDS)
         for view in islice(near, _NODES_TRIED):
             ending: list[Hold] = []
-            for hold in sorted(self._holds[view.name], key=_size, reverse=True):
+            # where memory is not what lacks, the smallest will do
+            for_memory = self._refused[view.name] not in _UNTIL_CLIENTS_END
+            for hold in sorted(self._holds[view.name], key=_size, reverse=for_memory):
                 ending.append(hold)
                 if self._after(view, ending) is not None:
                     break
@@ -157,20 +169,20 @@ class Search:
                 yield tuple(ending), sum(map(_size, ending)), _ending(view.name, _indices(placed), tuple(ending))
 
     def _after(self, view: NodeView, ended: Sequence[Hold]) -> Placement | None:
-        placed = place(_without(view, ended), self._request)
+        placed = place(_without(view, ended, self._holds[view.name]), self._request)
         return placed if isinstance(placed, Placement) else None
 
 
-def _free_together(view: NodeView, wishes: Wishes) -> int:
+def _free_together(view: NodeView, request: PodRequest) -> int:
     """Count the bytes that each of *gpu_count* GPUs has free for one process."""
     if view.problem is not None:
         return 0
     free: defaultdict[tuple[Mode, str], list[int]] = defaultdict(list)
     for state in view.healthy:
-        reason, _ = objection(state, wishes, 0)
+        reason, _ = objection(state, request.wishes, 0, largest(request)[1])
         if reason is None:
             free[daemon(state)].append(state.free_bytes)
-    count = wishes.gpu_count
+    count = request.wishes.gpu_count
     enough = (sorted(amounts, reverse=True) for amounts in free.values() if len(amounts) >= count)
     return max((amounts[count - 1] for amounts in enough), default=0)
 
@@ -188,8 +200,9 @@ def _fewest(holders: Sequence[tuple[int, Hold]], lacking: int) -> list[tuple[int
     return []
 
 
-def _without(view: NodeView, ended: Iterable[Hold]) -> NodeView:
-    """Show the node as it would be without some holds."""
+def _without(view: NodeView, ended: Sequence[Hold], holds: Sequence[Hold]) -> NodeView:
+    """Show the node as it would be without some of its *holds*."""
+    clients, users = _clients(view, [hold for hold in holds if hold not in ended])
     freed: Counter[str] = Counter()
     fewer: Counter[str] = Counter()
     for hold in ended:
@@ -202,8 +215,25 @@ def _without(view: NodeView, ended: Iterable[Hold]) -> NodeView:
         held = max(0, state.held_bytes - freed[state.gpu.uuid])
         pods = state.pods - fewer[state.gpu.uuid]
         free = max(0, state.gpu.usable_bytes - held)
-        gpus.append(msgspec.structs.replace(state, held_bytes=held, pods=pods, free_bytes=free))
+        served = clients[state.gpu.uuid]
+        as_whom = frozenset(users.get(state.gpu.mps_pipe, ()))
+        gpus.append(
+            msgspec.structs.replace(state, held_bytes=held, pods=pods, free_bytes=free, clients=served, users=as_whom)
+        )
     return _viewed(view, gpus)
+
+
+def _clients(view: NodeView, holds: Iterable[Hold]) -> tuple[Counter[str], dict[str, set[int]]]:
+    """Count the clients of *holds* by GPU, and name their users by the pipe of their daemon."""
+    pipes = {state.gpu.uuid: state.gpu.mps_pipe for state in view.gpus if state.gpu.mode is Mode.MPS}
+    counts: Counter[str] = Counter()
+    users: dict[str, set[int]] = {pipe: set() for pipe in pipes.values()}
+    for hold in holds:
+        for uuid, pipe in pipes.items():
+            for clients in (hold.clients.get(uuid, NONE), hold.everywhere_clients):
+                counts[uuid] += clients.count
+                users[pipe] |= clients.users
+    return counts, users
 
 
 def _all_healthy(view: NodeView) -> NodeView:

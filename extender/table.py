@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from cotenant.contract.inventory import GPU, Mode
 from cotenant.contract.request import model_wished
-from extender.ledger import Ledger, NodeView
+from extender.ledger import GPUState, Ledger, NodeView
 from extender.mix import PodClass
 
 Ints = npt.NDArray[np.int64]
@@ -18,6 +18,10 @@ Floats = npt.NDArray[np.float64]
 # Policies count memory in thousandths of the cluster's largest GPU, so that one table prices every size.
 MILLI = 1000
 _FIRST_ROWS = 64
+# As whom the clients of a GPU's MPS daemon run: no client there, so anybody may come; or several users, so nobody may.
+NO_USER = -2
+MANY_USERS = -3
+_NO_LIMIT = np.iinfo(np.int64).max
 
 
 class Table:
@@ -29,6 +33,7 @@ class Table:
     free_bytes, usable_bytes (N, G): int64, what a pod could be given, and what an empty GPU could give.
     free_milli, usable_milli (N, G): int64, the same in thousandths of the largest GPU of the cluster, rounded down.
     empty, mps (N, G): bool, whether no pod holds any of it, and whether MPS shares it.
+    mps_user, mps_left (N, G): int64, as whom its clients run, and how many more there may be; for MPS only.
     model (N, G): int64, an index into models, -1 where there is no GPU; node_model (N,): that of the first GPU.
     cpu_free, cpu_total (N,): int64, thousandths of a core; memory_free, memory_total (N,): int64, bytes.
     known (N,): bool, whether the row is a node's.
@@ -42,6 +47,7 @@ class Table:
         self._seen = 0
         self._spare: list[int] = []
         self._hardware: list[tuple[GPU, ...]] = []
+        self._any_mps: list[bool] = []
         self.rows: dict[str, int] = {}
         self.names: list[str] = []
         self.models: list[str] = []
@@ -75,6 +81,8 @@ class Table:
         self.usable_milli: Ints = grown("usable_milli", square)
         self.empty: Bools = grown("empty", square, dtype=np.bool_)
         self.mps: Bools = grown("mps", square, dtype=np.bool_)
+        self.mps_user: Ints = grown("mps_user", square, fill=NO_USER)
+        self.mps_left: Ints = grown("mps_left", square, fill=_NO_LIMIT)
         self.model: Ints = grown("model", square, fill=-1)
         self.node_model: Ints = grown("node_model", (rows,), fill=-1)
         self.kinds: Ints = grown("kinds", (rows, gpus + 1))
@@ -157,6 +165,7 @@ class Table:
                 row = len(self.names)
                 self.names.append(name)
                 self._hardware.append(())
+                self._any_mps.append(False)
             self.rows[name] = row
             self.known[row] = True
         return row
@@ -180,6 +189,9 @@ class Table:
             self.free_bytes[row, :count] = free
             self.free_milli[row, :count] = [amount * MILLI // self.largest_bytes for amount in free]
             self.empty[row, :count] = [state.pods == 0 and state.healthy for state in states]
+            if self._any_mps[row]:
+                self.mps_user[row, :count] = [_user(state) for state in states]
+                self.mps_left[row, :count] = [_clients_left(state) for state in states]
         if self.cpu_total[row] != view.compute.cpu_milli:
             self.epoch += 1
         self.cpu_free[row], self.cpu_total[row] = view.free_compute.cpu_milli, view.compute.cpu_milli
@@ -196,6 +208,7 @@ class Table:
         for array in (self.free_bytes, self.free_milli, self.usable_bytes, self.usable_milli, self.empty, self.mps):
             array[row] = 0
         self.model[row] = -1
+        self._any_mps[row] = any(gpu.mode is Mode.MPS for gpu in hardware)
         for column, gpu in enumerate(hardware):
             if gpu.health != "healthy":
                 continue
@@ -206,3 +219,14 @@ class Table:
             self.model[row, column] = self.models.index(gpu.model)
         known = self.model[row][self.model[row] >= 0]
         self.node_model[row] = known[0] if known.size else -1
+
+
+def _user(state: GPUState) -> int:
+    if len(state.users) > 1:
+        return MANY_USERS
+    return next(iter(state.users), NO_USER)
+
+
+def _clients_left(state: GPUState) -> int:
+    most = state.gpu.max_clients
+    return max(0, most - state.clients) if most else int(_NO_LIMIT)

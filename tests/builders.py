@@ -71,6 +71,10 @@ class PodBuilder:
     def annotated(self, more: dict[str, str]) -> Self:
         return replace(self, annotations=(*self.annotations, *more.items()))
 
+    def running_as(self, user: int | None) -> Self:
+        """Set the pod's runAsUser; None leaves it to the image."""
+        return self if user is None else replace(self, spec=(*self.spec, ("securityContext", {"runAsUser": user})))
+
     def bound_to(self, node: str, grant: Grant | str | None = None) -> Self:
         """Bind it, with a grant, the text of something that is none, or nothing."""
         bound = replace(self, spec=(*self.spec, ("nodeName", node)))
@@ -150,10 +154,19 @@ class NodeBuilder:
     def with_gpu(self, size: str = "80GiB", **fields: Any) -> Self:
         return self.with_gpus(1, size, **fields)
 
-    def under_mps(self) -> Self:
+    def under_mps(self, *, max_clients: int = 0) -> Self:
         """Put all GPUs so far under MPS, one control daemon for all of them."""
         pipe = f"/run/mps/{self.name}"
-        gpus = tuple(msgspec.structs.replace(gpu, mode=Mode.MPS, mps_pipe=pipe) for gpu in self.gpus)
+        fields = {"mode": Mode.MPS, "mps_pipe": pipe, "max_clients": max_clients}
+        gpus = tuple(msgspec.structs.replace(gpu, **fields) for gpu in self.gpus)
+        return replace(self, gpus=gpus)
+
+    def under_mps_each(self) -> Self:
+        """Put all GPUs so far under MPS, each with a control daemon of its own."""
+        gpus = tuple(
+            msgspec.structs.replace(gpu, mode=Mode.MPS, mps_pipe=f"/run/mps/{gpu.uuid}", max_clients=48)
+            for gpu in self.gpus
+        )
         return replace(self, gpus=gpus)
 
     def unhealthy(self, *indices: int) -> Self:

@@ -2,7 +2,7 @@
 
 from cotenant.contract import grant as grants
 from cotenant.contract.grant import ContainerGrant, Grant
-from cotenant.contract.inventory import Family, Mode
+from cotenant.contract.inventory import Family
 from cotenant.contract.names import Names
 from cotenant.contract.units import MIB
 
@@ -33,7 +33,7 @@ def injected(container: ContainerGrant) -> dict[str, str]:
         # Ordinals count the container's visible GPUs, not the node's. Without MPS nothing reads this.
         MPS_MEMORY: ",".join(f"{n}={share.bytes // MIB}M" for n, share in enumerate(container.gpus)),
         MPS_THREADS: str(container.threads),
-        MPS_PIPE: container.mps_pipe if container.mode is Mode.MPS and container.mps_pipe else NEUTRAL_PIPE,
+        MPS_PIPE: container.mps_pipe or NEUTRAL_PIPE,
     }
 
 

@@ -8,6 +8,7 @@ import msgspec
 
 from cotenant.contract import versions
 from cotenant.contract.inventory import Family, Mode, Text, _Wire
+from cotenant.contract.mps import UNSET_USER, Clients
 from cotenant.contract.names import is_dns_label
 
 VERSION = 1
@@ -86,6 +87,8 @@ class ContainerGrant(_Wire, frozen=True, kw_only=True):
     units: Annotated[int, msgspec.Meta(ge=1)]
     threads: Annotated[int, msgspec.Meta(ge=1, le=100)] = 100
     mps_pipe: str = msgspec.field(name="mpsPipe", default="")
+    # as which user it is known to MPS; None where the pod names none
+    user: Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)] | None = None
     mig: MIGPlacement | None = None
     isolation: IsolationRecord
 
@@ -98,6 +101,11 @@ class ContainerGrant(_Wire, frozen=True, kw_only=True):
             raise ValueError(f"{self.units} units of container {self.name} do not split over {len(self.gpus)} GPUs")
         if (self.mig is not None) != (self.mode is Mode.MIG):
             raise ValueError(f"container {self.name} of mode {self.mode} has {'a' if self.mig else 'no'} MIG placement")
+
+    @property
+    def under_mps(self) -> bool:
+        """Tell whether the container is a client of an MPS daemon."""
+        return self.mode is Mode.MPS or bool(self.mps_pipe)
 
 
 class Grant(_Wire, frozen=True, kw_only=True):
@@ -124,6 +132,18 @@ class Grant(_Wire, frozen=True, kw_only=True):
             if container.mode is Mode.EXCLUSIVE:
                 whole |= Counter(_held(container))
         return dict(whole + Counter(shared))
+
+    def clients(self) -> dict[str, Clients]:
+        """Say what the pod is to MPS on each GPU of its that MPS shares, by UUID; a GPU of its own may be one too."""
+        under = [c for c in self.containers if c.under_mps]
+        if not under:
+            return {}
+        counts = peak([(c.role, {share.uuid: 1 for share in c.gpus}) for c in under])
+        users: dict[str, set[int]] = {}
+        for container in under:
+            for share in container.gpus:
+                users.setdefault(share.uuid, set()).add(UNSET_USER if container.user is None else container.user)
+        return {uuid: Clients(count, frozenset(users[uuid])) for uuid, count in counts.items()}
 
     def container(self, name: str) -> ContainerGrant | None:
         """Find the grant of the container called *name*."""

@@ -14,12 +14,19 @@ class Resources(msgspec.Struct, frozen=True):
     requests: dict[str, Quantity] | None = None
 
 
+class SecurityContext(msgspec.Struct, frozen=True, rename="camel"):
+    """Hold the user that is named for a container, or for all of a pod's."""
+
+    run_as_user: int | None = None
+
+
 class Container(msgspec.Struct, frozen=True, rename="camel"):
     """Hold a container's name and what it asks for."""
 
     name: str
     resources: Resources | None = None
     restart_policy: str | None = None
+    security_context: SecurityContext | None = None
 
 
 class Spec(msgspec.Struct, frozen=True, rename="camel"):
@@ -29,6 +36,7 @@ class Spec(msgspec.Struct, frozen=True, rename="camel"):
     init_containers: tuple[Container, ...] | None = None
     node_name: str | None = None
     scheduler_name: str | None = None
+    security_context: SecurityContext | None = None
     # what the pod is given as a whole, whatever its containers ask, and what its sandbox takes besides
     resources: Resources | None = None
     overhead: dict[str, Quantity] | None = None
@@ -90,6 +98,13 @@ class Pod(msgspec.Struct, frozen=True):
     def ended(self) -> bool:
         """Tell whether the pod has ended, so that the kubelet has freed its devices; a terminating pod has not."""
         return self.status.phase in {"Succeeded", "Failed"}
+
+    def user(self, container: Container) -> int | None:
+        """Give the user that *container* runs as by its own or the pod's word; None where the image decides."""
+        for context in (container.security_context, self.spec.security_context):
+            if context is not None and context.run_as_user is not None:
+                return context.run_as_user
+        return None
 
     @property
     def start_order(self) -> list[tuple[Container, Literal["init", "sidecar", "main"]]]:

@@ -21,6 +21,7 @@ class Reason(StrEnum):
     NO_SUCH_GPU = "NoSuchGPU"
     ISOLATION_UNAVAILABLE = "IsolationUnavailable"
     MODE_CONFLICT = "ModeConflict"
+    TOO_MANY_CLIENTS = "TooManyClients"
     NO_MIG_PROFILE = "NoMIGProfile"
     TOO_FEW_GPUS = "TooFewGPUs"
     TOO_LARGE = "TooLarge"
@@ -61,6 +62,7 @@ _SENTENCES = {
     Reason.NO_SUCH_GPU: "no GPU of the wished model or UUID",
     Reason.ISOLATION_UNAVAILABLE: "no GPU offers the isolation asked for",
     Reason.MODE_CONFLICT: "the GPU's mode conflicts with the pod",
+    Reason.TOO_MANY_CLIENTS: "the GPUs that have room serve as many MPS clients as they can",
     Reason.NO_MIG_PROFILE: "no GPU offers the MIG profile",
     Reason.TOO_FEW_GPUS: "the node has fewer GPUs than the pod asks for",
     Reason.TOO_LARGE: "the request is larger than any GPU",

@@ -8,6 +8,7 @@ import msgspec
 
 from cotenant.contract.compute import NOTHING, Compute, requests
 from cotenant.contract.grant import Isolation, Role, peak
+from cotenant.contract.mps import UNSET_USER, Clients
 from cotenant.contract.names import ALIASES_IN_GIB, ALIASES_IN_MIB, Names
 from cotenant.contract.pods import Container, Pod
 from cotenant.contract.reasons import Reason
@@ -32,12 +33,21 @@ class RequestError(ValueError):
 
 
 class ContainerRequest(msgspec.Struct, frozen=True):
-    """Say what one container asks for: *units* in all, *share_bytes* of each of its GPUs."""
+    """Say what one container asks for: *units* in all, *share_bytes* of each of its GPUs.
+
+    *user* is its runAsUser, which a GPU under MPS goes by; None where nobody names one.
+    """
 
     name: str
     role: Role
     units: int
     share_bytes: int
+    user: int | None = None
+
+    @property
+    def clients(self) -> Clients:
+        """Say what it would be to MPS."""
+        return Clients(1, frozenset({UNSET_USER if self.user is None else self.user}))
 
 
 class Wishes(msgspec.Struct, frozen=True):
@@ -60,10 +70,13 @@ class PodRequest(msgspec.Struct, frozen=True):
     compute: Compute = NOTHING
 
     @property
-    def shape(self) -> tuple[tuple[tuple[Role, int], ...], Wishes, Compute]:
-        """Give all of the request that decides where it belongs, so not the containers' names."""
+    def shape(self) -> tuple[tuple[tuple[Role, int], ...], tuple[int | None, ...], Wishes, Compute]:
+        """Give all of the request that decides where it belongs, so not the containers' names.
+
+        The users decide on nodes with GPUs under MPS alone.
+        """
         roles = tuple((container.role, container.share_bytes) for container in self.containers)
-        return roles, self.wishes, self.compute
+        return roles, tuple(container.user for container in self.containers), self.wishes, self.compute
 
     @property
     def whole(self) -> bool:
@@ -79,6 +92,12 @@ class PodRequest(msgspec.Struct, frozen=True):
     def whole_bytes(self) -> int:
         """Count the bytes of each GPU that the pod holds at most when it lies on one set of GPUs."""
         return peak([(c.role, {"": c.share_bytes}) for c in self.containers])[""]
+
+    @property
+    def whole_clients(self) -> Clients:
+        """Say what the pod would be to MPS when it lies on one set of GPUs."""
+        count = peak([(c.role, {"": 1}) for c in self.containers])[""]
+        return Clients(count, frozenset().union(*(c.clients.users for c in self.containers)))
 
     def describe(self) -> str:
         """Say it for a person: "8 GiB", "2 x 40 GiB", "8 GiB + 4 GiB"."""
@@ -113,7 +132,11 @@ def parse(pod: Pod, names: Names, unit_bytes: int) -> PodRequest | None:
             )
         containers.append(
             ContainerRequest(
-                name=container.name, role=Role(role), units=units, share_bytes=units // wishes.gpu_count * unit_bytes
+                name=container.name,
+                role=Role(role),
+                units=units,
+                share_bytes=units // wishes.gpu_count * unit_bytes,
+                user=pod.user(container),
             )
         )
     request = PodRequest(containers=tuple(containers), wishes=wishes, compute=requests(pod))

@@ -1,12 +1,14 @@
 """One node's account: what its inventory says, and the sums of what pods hold there."""
 
 from collections import Counter
+from collections.abc import Mapping
 
 import msgspec
 
 from cotenant.contract import inventory as inventories
 from cotenant.contract.compute import NOTHING, Compute, allocatable
-from cotenant.contract.inventory import GPU, Family, Inventory
+from cotenant.contract.inventory import GPU, Family, Inventory, Mode
+from cotenant.contract.mps import Clients
 from cotenant.contract.names import Names
 from cotenant.contract.reasons import Reason
 from cotenant.contract.units import parse_quantity
@@ -32,6 +34,10 @@ class Account(msgspec.Struct):
     pods: Counter[str] = msgspec.field(default_factory=Counter)
     alone: Counter[str] = msgspec.field(default_factory=Counter)
     everywhere: Counter[str] = msgspec.field(default_factory=Counter)
+    # what MPS serves: containers by GPU, the pods of each user on it, and what may be on any GPU, by pod
+    clients: Counter[str] = msgspec.field(default_factory=Counter)
+    users: Counter[tuple[str, int]] = msgspec.field(default_factory=Counter)
+    everywhere_clients: dict[str, Clients] = msgspec.field(default_factory=dict)
 
     def read(self, node: Node, names: Names, unit_bytes: int) -> bool:
         """Take over what the API server says of the node; tell whether that is news.
@@ -76,6 +82,11 @@ class Account(msgspec.Struct):
             self.held[uuid] += amount
             self.pods[uuid] += 1
         self.alone.update(hold.alone)
+        for uuid, clients in hold.clients.items():
+            self.clients[uuid] += clients.count
+            self.users.update((uuid, user) for user in clients.users)
+        if hold.everywhere_clients.count:
+            self.everywhere_clients[hold.uid] = hold.everywhere_clients
         if hold.everywhere_bytes:
             self.everywhere[hold.uid] = hold.everywhere_bytes
 
@@ -89,13 +100,18 @@ class Account(msgspec.Struct):
         if hold.charges:
             self.sizes -= Counter([_size(hold)])
         self.alone -= Counter(hold.alone)
+        for uuid, clients in hold.clients.items():
+            self.clients -= Counter({uuid: clients.count})
+            self.users -= Counter((uuid, user) for user in clients.users)
+        self.everywhere_clients.pop(hold.uid, None)
         self.everywhere.pop(hold.uid, None)
 
     def view(self) -> NodeView:
         """Show the node as it is now."""
         everywhere = self.everywhere.total() if self.everywhere else 0
+        users = self._users() if self.users or self.everywhere_clients else {}
         gpus = tuple(
-            self._state(gpu, everywhere)
+            self._state(gpu, everywhere, users)
             for gpu in (self.inventory.gpus if self.inventory else ())
             if gpu.family is Family.MEMORY
         )
@@ -113,16 +129,31 @@ class Account(msgspec.Struct):
             sizes=tuple(sorted(self.sizes.items())),
         )
 
-    def _state(self, gpu: GPU, everywhere_bytes: int) -> GPUState:
+    def _users(self) -> dict[str, frozenset[int]]:
+        """Tell as whom the clients of each MPS daemon run, by its pipe."""
+        anywhere = frozenset().union(*(clients.users for clients in self.everywhere_clients.values()))
+        found: dict[str, frozenset[int]] = {}
+        for gpu in self.inventory.gpus if self.inventory else ():
+            if gpu.mode is Mode.MPS:
+                here = (user for uuid, user in self.users if uuid == gpu.uuid)
+                found[gpu.mps_pipe] = found.get(gpu.mps_pipe, anywhere) | frozenset(here)
+        return found
+
+    def _state(self, gpu: GPU, everywhere_bytes: int, users: Mapping[str, frozenset[int]]) -> GPUState:
         held = self.held.get(gpu.uuid, 0) + everywhere_bytes
         if self.alone and self.alone.get(gpu.uuid, 0):
             held = max(held, gpu.usable_bytes)
-        return GPUState(
+        state = GPUState(
             gpu=gpu,
             held_bytes=held,
             free_bytes=max(0, gpu.usable_bytes - held),
             pods=self.pods.get(gpu.uuid, 0) + len(self.everywhere),
         )
+        if gpu.mode is not Mode.MPS or not users:
+            return state
+        anywhere = sum(clients.count for clients in self.everywhere_clients.values())
+        clients = self.clients.get(gpu.uuid, 0) + anywhere
+        return msgspec.structs.replace(state, clients=clients, users=users[gpu.mps_pipe])
 
 
 def _inventory(

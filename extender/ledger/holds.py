@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from cotenant.contract import grant as grants
 from cotenant.contract import inventory as inventories
 from cotenant.contract.grant import Grant, GrantError
+from cotenant.contract.mps import NONE, UNSET_USER, Clients
 from cotenant.contract.names import Names
 from cotenant.contract.pods import Pod
 from cotenant.contract.request import RequestError, parse
@@ -25,6 +26,7 @@ def assumed(grant: Grant, *, uid: str, key: str, node: str, since: int) -> Hold:
         grant=grants.encode(grant),
         charges=grant.charges(),
         alone=_alone(grant),
+        clients=grant.clients(),
         since=since,
     )
 
@@ -32,13 +34,15 @@ def assumed(grant: Grant, *, uid: str, key: str, node: str, since: int) -> Hold:
 def bound(pod: Pod, node: str, text: str, names: Names, unit_bytes: int, *, since: int) -> Hold:
     """Give what a bound pod holds by its grant's *text*, at least as much as it can hold where that is unreadable."""
     charges: Mapping[str, int] = {}
+    clients: Mapping[str, Clients] = {}
     alone: frozenset[str] = frozenset()
-    everywhere, problem = 0, ""
+    everywhere, unknown, problem = 0, NONE, ""
     try:
         grant = grants.decode(text)
         charges = {intern(uuid): amount for uuid, amount in grant.charges().items()}
-        alone = _alone(grant)
+        alone, clients = _alone(grant), grant.clients()
     except GrantError as error:
+        unknown = _possible_clients(pod)
         everywhere, problem = _upper_bound(pod, names, unit_bytes), str(error)
     return Hold(
         uid=pod.uid,
@@ -49,6 +53,8 @@ def bound(pod: Pod, node: str, text: str, names: Names, unit_bytes: int, *, sinc
         charges=charges,
         alone=alone,
         everywhere_bytes=everywhere,
+        clients=clients,
+        everywhere_clients=unknown,
         problem=problem,
         since=since,
     )
@@ -65,6 +71,13 @@ def _upper_bound(pod: Pod, names: Names, unit_bytes: int) -> int:
     if request.wishes.isolation.whole_gpu:
         return inventories.MAX_GPU_BYTES
     return sum(container.units for container in request.containers) * unit_bytes
+
+
+def _possible_clients(pod: Pod) -> Clients:
+    """Say what a pod with an unreadable grant can be to MPS: any of its containers may be a client."""
+    containers = [container for container, _ in pod.start_order]
+    users = (pod.user(container) for container in containers)
+    return Clients(len(containers), frozenset(UNSET_USER if user is None else user for user in users))
 
 
 def _alone(grant: Grant) -> frozenset[str]:

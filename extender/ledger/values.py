@@ -7,6 +7,7 @@ import msgspec
 
 from cotenant.contract.compute import NOTHING, Compute
 from cotenant.contract.inventory import GPU, Health
+from cotenant.contract.mps import NONE, Clients
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest, RequestError
 
@@ -39,6 +40,9 @@ class GPUState(msgspec.Struct, frozen=True, gc=False):
     free_bytes: int
     # how many pods hold something of it
     pods: int
+    # how many containers MPS serves on it, and as whom those of its daemon run
+    clients: int = 0
+    users: frozenset[int] = frozenset()
 
     @property
     def healthy(self) -> bool:
@@ -87,6 +91,9 @@ class Hold(msgspec.Struct, frozen=True):
     # the GPUs that are the pod's alone, whatever it was charged: one that grows under it stays closed
     alone: frozenset[str] = frozenset()
     everywhere_bytes: int = 0
+    # what it is to MPS: by GPU UUID, or like everywhere_bytes, on every GPU
+    clients: Mapping[str, Clients] = {}
+    everywhere_clients: Clients = NONE
     problem: str = ""
     # what mark() said when it was assumed
     since: int = 0

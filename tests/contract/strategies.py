@@ -104,6 +104,7 @@ def container_grants(draw: st.DrawFn, name: str = "main") -> ContainerGrant:
         units=draw(st.integers(1, 9)) * len(uuids),
         threads=draw(st.integers(1, 100)),
         mps_pipe=draw(st.just("") | texts) if mode is Mode.MPS else "",
+        user=draw(st.none() | st.integers(0, 65_535)) if mode is Mode.MPS else None,
         mig=draw(st.builds(MIGPlacement, profile=texts, start=small, size=sizes)) if mode is Mode.MIG else None,
         isolation=IsolationRecord(asked=draw(st.sampled_from(Isolation)), given=given, enforced_by=enforced_by),
     )

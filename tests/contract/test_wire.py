@@ -54,6 +54,13 @@ class TestGolden:
     def test_the_grant_of_version_1_is_read_as_it_was_meant(self) -> None:
         assert GRANT == grants.decode(golden("grant_v1.json"))
 
+    def test_a_client_of_mps_says_as_whom_it_runs_where_its_pod_does(self) -> None:
+        watch = msgspec.structs.replace(GRANT.containers[1], user=1000)
+        grant = msgspec.structs.replace(GRANT, containers=(watch,))
+
+        assert golden("grant_v1_user.json") == grants.encode(grant)
+        assert grant == grants.decode(golden("grant_v1_user.json"))
+
     def test_fields_may_stand_in_any_order(self) -> None:
         backwards = dict(reversed(msgspec.json.decode(golden("grant_v1.json")).items()))
 

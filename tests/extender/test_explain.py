@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,8 +30,8 @@ class Cluster:
         for node in nodes:
             self.ledger.observe_node(node.build())
 
-    def holding(self, name: str, node: str, gpu: int, gib: int) -> Cluster:
-        grant = a_grant(granted({f"GPU-{node}-{gpu}": gib * GIB}))
+    def holding(self, name: str, node: str, gpu: int, gib: int, **more: Any) -> Cluster:
+        grant = a_grant(granted({f"GPU-{node}-{gpu}": gib * GIB}, **more))
         self.ledger.observe_pod(a_pod().named(name).asking(gib).bound_to(node, grant).build())
         return self
 
@@ -159,6 +159,16 @@ class TestChanges:
         pod = a_pod().asking(5).wishing(gpu_model="B200")
         (said,) = Cluster(a_node("n").with_gpu()).changes(pod, "wished")
         assert "it fits on n GPU 0 without its wishes for a GPU or isolation" == said
+
+    def test_clients_of_mps_that_stand_in_the_way_are_named(self) -> None:
+        cluster = Cluster(a_node("n").with_gpus(1, "10GiB").under_mps(max_clients=2))
+        for name, gib in (("a", 1), ("b", 2)):
+            cluster.holding(name, "n", 0, gib, mode="mps", mps_pipe="/run/mps/n")
+        assert [Reason.TOO_MANY_CLIENTS] == [gpu.reason for gpu in cluster.node(a_pod().asking(5), "n").gpus]
+        assert ["it fits on n GPU 0 if default/a (1 GiB) ended"] == cluster.changes(a_pod().asking(5), "ended")
+        # another user's pod waits for both to end
+        both = ["it fits on n GPU 0 if default/a (1 GiB) and default/b (2 GiB) ended"]
+        assert both == cluster.changes(a_pod().asking(5).running_as(7), "ended")
 
     def test_nothing_is_proposed_for_a_pod_that_fits(self) -> None:
         told = Cluster(a_node("n").with_gpu()).explain(a_pod().asking(5))

@@ -19,16 +19,22 @@ from extender.policies import scores
 from tests.builders import NAMES, NodeBuilder, PodBuilder, a_grant, a_node, a_pod, granted
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cotenant.contract.grant import Grant
     from extender.ledger import NodeView
 
 
-def view_of(node: NodeBuilder, held: dict[int, int] | None = None) -> NodeView:
-    """Show a node with so many GiB held of each GPU, by index."""
+def view_of(
+    node: NodeBuilder, held: dict[int, int] | None = None, users: dict[int, int | None] | None = None
+) -> NodeView:
+    """Show a node with so many GiB held of each GPU, by index, under MPS by one pod of that user."""
     ledger = Ledger(NAMES, GIB)
     ledger.observe_node(node.build())
     for index, amount in (held or {}).items():
-        taken = a_grant(granted({f"GPU-{node.name}-{index}": amount * GIB}))
+        mps = node.gpus[index].mode is Mode.MPS
+        fields = {"mode": "mps", "mps_pipe": node.gpus[index].mps_pipe, "user": (users or {}).get(index)} if mps else {}
+        taken = a_grant(granted({f"GPU-{node.name}-{index}": amount * GIB}, **fields))
         ledger.observe_pod(a_pod().named(f"holder-{index}").asking(amount).bound_to(node.name, taken).build())
     view = ledger.view(node.name)
     assert view is not None
@@ -56,7 +62,25 @@ def gpus_of(view: NodeView, pod: PodBuilder) -> list[list[int]]:
     return [[state.gpu.index for state in states] for states in found.gpus]
 
 
-def could_fit(free: list[int], empty: list[bool], modes: list[str], pod: PodBuilder) -> bool:
+def are_served(choice: Sequence[tuple[int, ...]], users: set[int | None], clients: list[int], pod: PodBuilder) -> bool:
+    """Tell whether a daemon that serves *users*, so many *clients* on each GPU, takes the pod too: two on each at most.
+
+    *choice* are the GPUs of each container that are the daemon's.
+    """
+    if any(choice) and users - {dict(pod.spec).get("securityContext", {}).get("runAsUser")}:
+        return False
+    ordinary = [c.get("restartPolicy") != "Always" for c in pod.init] + [False] * len(pod.main)
+    for gpu in {gpu for chosen in choice for gpu in chosen}:
+        # an init container here runs before all others, or beside none
+        beside = sum(gpu in chosen and not init for init, chosen in zip(ordinary, choice, strict=True))
+        if clients[gpu] + max(beside, 1) > 2:
+            return False
+    return True
+
+
+def could_fit(
+    free: list[int], empty: list[bool], modes: list[str], pod: PodBuilder, *, users: set[int | None], clients: list[int]
+) -> bool:
     """Try every way to give each container its GPUs, and see whether one holds the pod."""
     wishes = {key.partition("/")[2]: value for key, value in pod.annotations}
     count = int(wishes.get("gpu-count", 1))
@@ -80,6 +104,8 @@ def could_fit(free: list[int], empty: list[bool], modes: list[str], pod: PodBuil
                     peak[gpu] = max(peak[gpu], sidecars[gpu] + amount)
                 else:
                     sidecars[gpu] += amount
+        if not are_served([c if modes[c[0]] == "mps" else () for c in choice], users, clients, pod):
+            continue
         peak = [max(most, running) for most, running in zip(peak, sidecars, strict=True)]
         if all(most <= left for most, left in zip(peak, free, strict=True)):
             return True
@@ -96,6 +122,7 @@ def pods(draw: st.DrawFn) -> PodBuilder:
         for kind in draw(st.lists(st.sampled_from(["init", "sidecar"]), max_size=1)):
             amount = draw(st.integers(1, 8))
             pod = pod.with_init(amount) if kind == "init" else pod.with_sidecar(amount)
+    pod = pod.running_as(draw(st.sampled_from([None, 7])))
     return pod.wishing(gpu_count=count, isolation=draw(st.sampled_from(["none", "none", "exclusive"])))
 
 
@@ -106,22 +133,30 @@ class TestExact:
         sizes=st.lists(st.integers(1, 10), min_size=1, max_size=3),
         held=st.lists(st.integers(0, 10), min_size=3, max_size=3),
         mps=st.lists(st.booleans(), min_size=3, max_size=3),
+        users=st.lists(st.sampled_from([None, 7]), min_size=3, max_size=3),
         pod=pods(),
     )
     def test_place_agrees_with_trying_everything(
-        self, sizes: list[int], held: list[int], mps: list[bool], pod: PodBuilder
+        self, sizes: list[int], held: list[int], mps: list[bool], users: list[int | None], pod: PodBuilder
     ) -> None:
         node = a_node()
         for size, under_mps in zip(sizes, mps, strict=False):
-            node = node.with_gpu(f"{size}GiB", **({"mode": Mode.MPS, "mps_pipe": "/p"} if under_mps else {}))
+            node = node.with_gpu(
+                f"{size}GiB", **({"mode": Mode.MPS, "mps_pipe": "/p", "max_clients": 2} if under_mps else {})
+            )
         taken = {n: min(amount, size) for n, (amount, size) in enumerate(zip(held, sizes, strict=False)) if amount}
-        view = view_of(node, taken)
+        view = view_of(node, taken, dict(enumerate(users)))
+        # one daemon for all of them, and so one user
+        daemon = {users[n] for n in taken if mps[n]}
+        clients = [int(n in taken) for n in range(len(sizes))]
         free = [size - taken.get(n, 0) for n, size in enumerate(sizes)]
         modes = [str(gpu.mode) for gpu in node.gpus]
 
         found = placed(view, pod)
 
-        assert could_fit(free, [n not in taken for n in range(len(sizes))], modes, pod) == isinstance(found, Placement)
+        empty = [n not in taken for n in range(len(sizes))]
+        fits = could_fit(free, empty, modes, pod, users=daemon, clients=clients)
+        assert fits == isinstance(found, Placement)
         if isinstance(found, Placement):
             left = {f"GPU-n-{n}": amount * GIB for n, amount in enumerate(free)}
             # what the grant charges is what the ledger will hold it to
@@ -188,6 +223,27 @@ class TestChoice:
         assert Reason.MODE_CONFLICT is placed(view_of(two_daemons), pod)
         assert [[1, 3]] == gpus_of(view_of(two_daemons.with_gpu("10GiB", mode=Mode.MPS, mps_pipe="/a")), pod)
 
+    def test_a_gpu_under_mps_takes_pods_of_one_user(self) -> None:
+        view = view_of(a_node().with_gpus(2, "10GiB").under_mps_each(), {0: 4}, {0: 1000})
+
+        # best fit would be GPU 0, which serves user 1000
+        assert [[0]] == gpus_of(view, a_pod().asking(4).running_as(1000))
+        assert [[1]] == gpus_of(view, a_pod().asking(4).running_as(2000))
+        assert [[1]] == gpus_of(view, a_pod().asking(4))
+
+    def test_a_pod_says_under_mps_as_whom_it_runs(self) -> None:
+        view = view_of(a_node().with_gpu("10GiB").under_mps())
+
+        assert 1000 == granted_on(view, a_pod().asking(4).running_as(1000)).containers[0].user
+        assert granted_on(view, a_pod().asking(4)).containers[0].user is None
+
+    def test_a_gpu_for_the_pod_alone_is_reached_through_its_daemon(self) -> None:
+        given = granted_on(
+            view_of(a_node().with_gpu("10GiB").under_mps()), a_pod().asking(4).wishing(isolation="strict")
+        )
+
+        assert (Mode.EXCLUSIVE, "/run/mps/n") == (given.containers[0].mode, given.containers[0].mps_pipe)
+
     def test_containers_that_must_not_share_a_gpu_are_spread(self) -> None:
         # 6 + 5 > 10
         assert [[0], [1]] == gpus_of(view_of(a_node().with_gpus(2, "10GiB")), a_pod().asking(6).asking(5))
@@ -251,6 +307,15 @@ class TestReasons:
     )
     def test_an_empty_node_refuses_with_its_reason(self, reason: Reason, node: NodeBuilder, pod: PodBuilder) -> None:
         assert reason is placed(view_of(node), pod)
+
+    def test_mps_serves_no_second_user_and_no_more_clients_than_it_can(self) -> None:
+        node = a_node().with_gpus(1, "10GiB").under_mps(max_clients=1)
+
+        assert Reason.MODE_CONFLICT is placed(view_of(node, {0: 1}, {0: 7}), a_pod().asking(1))
+        assert Reason.TOO_MANY_CLIENTS is placed(view_of(node, {0: 1}), a_pod().asking(1))
+        assert Reason.TOO_MANY_CLIENTS is placed(view_of(node), a_pod().asking(1).asking(1))
+        # what is short of memory says so
+        assert Reason.NO_GPU_FITS is placed(view_of(node, {0: 9}), a_pod().asking(2))
 
     def test_enough_in_all_is_not_enough_on_one(self) -> None:
         # 4 + 4 free, 5 wanted

@@ -85,6 +85,24 @@ def held_by(text: str) -> dict[str, int]:
     return dict(peak + whole)
 
 
+def clients_in(text: str) -> dict[str, int]:
+    """Count the containers that use each GPU at once through MPS."""
+    before: Counter[str] = Counter()
+    peak: Counter[str] = Counter()
+    for container in containers_of(text) or []:
+        mine = Counter(gpu["uuid"] for gpu in container["gpus"] if "mpsPipe" in container)
+        peak |= before + mine
+        if container["role"] != "init":
+            before += mine
+    return dict(peak)
+
+
+def users_in(text: str, uuids: set[str]) -> set[int | None]:
+    """Say as whom containers use any of these GPUs through MPS."""
+    under = [c for c in containers_of(text) or [] if "mpsPipe" in c]
+    return {c.get("user") for c in under for gpu in c["gpus"] if gpu["uuid"] in uuids}
+
+
 def alone_in(text: str) -> set[str]:
     return {
         gpu["uuid"] for c in containers_of(text) or [] if c["mode"] == "exclusive" for gpu in c["gpus"]
@@ -140,7 +158,7 @@ class LedgerMachine(RuleBasedStateMachine):
         node = a_node(name)
         for size in sizes:
             node = node.with_gpu(f"{size}GiB")
-        self.put_node(node.under_mps() if mps else node)
+        self.put_node(node.under_mps(max_clients=2) if mps else node)
 
     @precondition(lambda self: self.nodes)
     @rule(data=st.data())
@@ -177,15 +195,23 @@ class LedgerMachine(RuleBasedStateMachine):
         init=st.none() | st.integers(1, 6),
         sidecar=st.none() | st.integers(1, 3),
         wish=st.sampled_from([{}, {}, {"isolation": "exclusive"}, {"gpu_count": "2"}]),
+        user=st.sampled_from([None, 7]),
     )
     def a_pod_is_created(
-        self, name: str, main: list[int], init: int | None, sidecar: int | None, wish: dict[str, str]
+        self,
+        name: str,
+        main: list[int],
+        init: int | None,
+        sidecar: int | None,
+        *,
+        wish: dict[str, str],
+        user: int | None,
     ) -> Any:
         if any(pod.name == name for pod in self.stored.values()):
             return multiple()
         self.serial += 1
         # the same name again is another pod: its UID is new
-        pod = a_pod().named(name).with_uid(f"{name}-{self.serial}").wishing(**wish)
+        pod = a_pod().named(name).with_uid(f"{name}-{self.serial}").wishing(**wish).running_as(user)
         for amount in main:
             pod = pod.asking(amount * 2 if "gpu_count" in wish else amount)
         if sidecar and not wish:
@@ -294,6 +320,15 @@ class LedgerMachine(RuleBasedStateMachine):
             neighbours = [other for other, one in there.items() if gpu in held_by(one)]
             # a GPU for the pod itself has no other pod on it
             assert not any(gpu in alone_in(one) for one in there.values()) or [uid] == neighbours
+        self.check_that_mps_serves_them_all(node, there)
+
+    def check_that_mps_serves_them_all(self, node: str, there: dict[str, str]) -> None:
+        """One user for all GPUs of the one daemon here, and two containers at once on each."""
+        most = {gpu.uuid: gpu.max_clients for gpu in self.told_nodes[node].gpus if gpu.mode == "mps"}
+        clients = sum((Counter(clients_in(text)) for text in there.values()), Counter())
+        assert [] == [uuid for uuid, limit in most.items() if clients[uuid] > limit]
+        known = {uid for uid in there if uid in self.assumed and self.assumed[uid][0].text == there[uid]}
+        assert len({user for uid in known for user in users_in(there[uid], set(most))}) <= 1
 
     def flying(self, *states: str) -> list[str]:
         return [uid for uid, flight in self.flights.items() if flight.state in states]

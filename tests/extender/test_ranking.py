@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -58,9 +58,10 @@ class Cluster:
         self.ledger.observe_node(node.build())
         return self
 
-    def holding(self, node: str, gpu: int, gib: int, *, name: str | None = None) -> Cluster:
+    def holding(self, node: str, gpu: int, gib: int, *, name: str | None = None, **more: Any) -> Cluster:
         name = name or f"{node}-{gpu}-{gib}"
-        pod = a_pod().named(name).asking(gib).bound_to(node, a_grant(granted({f"GPU-{node}-{gpu}": gib * GIB})))
+        grant = a_grant(granted({f"GPU-{node}-{gpu}": gib * GIB}, **more))
+        pod = a_pod().named(name).asking(gib).bound_to(node, grant)
         self.ledger.observe_pod(pod.build())
         return self
 
@@ -226,14 +227,19 @@ def clusters(draw: st.DrawFn) -> Cluster:
         gpus = draw(GPUS)
         for size, _ in gpus:
             mps = draw(st.booleans())
-            fields = {"mode": Mode.MPS, "mps_pipe": f"/run/{len(node.gpus) % 2}"} if mps else {}
+            pipe = f"/run/{len(node.gpus) % 2}"
+            fields = (
+                {"mode": Mode.MPS, "mps_pipe": pipe, "max_clients": draw(st.sampled_from([0, 1, 2]))} if mps else {}
+            )
             node = node.with_gpu(f"{size}GiB", model=draw(st.sampled_from(["NVIDIA H100", "NVIDIA A100"])), **fields)
         if gpus and draw(st.booleans()):
             node = node.unhealthy(0)
         cluster.with_node(node)
         for index, (size, held) in enumerate(gpus):
             if 0 < held <= size:
-                cluster.holding(f"n{n}", index, held)
+                gpu = node.gpus[index]
+                user = draw(st.sampled_from([None, 7])) if gpu.mode is Mode.MPS else None
+                cluster.holding(f"n{n}", index, held, mode=str(gpu.mode), mps_pipe=gpu.mps_pipe, user=user)
     return cluster
 
 
@@ -241,9 +247,11 @@ class TestAgreement:
     """Ranking all nodes at once finds what looking at one after the other finds."""
 
     @settings(max_examples=200, deadline=None)
-    @given(clusters(), PODS, POLICY)
-    def test_a_node_is_feasible_where_the_fit_says_so(self, cluster: Cluster, pod: PodBuilder, policy: str) -> None:
-        request = request_of(pod)
+    @given(clusters(), PODS, st.sampled_from([None, 7]), POLICY)
+    def test_a_node_is_feasible_where_the_fit_says_so(
+        self, cluster: Cluster, pod: PodBuilder, user: int | None, policy: str
+    ) -> None:
+        request = request_of(pod.running_as(user))
         rankings = Rankings(cluster.ledger, MIX)
         ranking = rankings.of(request, policy)
         costs = ranking.costs()
