@@ -179,4 +179,141 @@ def churn(**options: Any) -> None:
     churning.churn(**options | {"policies": options["policies"] or tuple(POLICIES)})
 
 
-COMMANDS = (simulate, sweep, churn)
+def _live(function: Command) -> Command:
+    """Add the options that say which cluster to read."""
+    for option in (
+        click.option("--domain", default="cotenant.io", show_default=True, help="Prefix of resources and annotations."),
+        click.option("--context", metavar="NAME", help="A context of the kubeconfig instead of the current one."),
+        click.option(
+            "--kubeconfig",
+            envvar="KUBECONFIG",
+            default=str(Path("~/.kube/config")),
+            show_default=True,
+            metavar="FILE",
+            help="How to reach the API server.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def _source(function: Command) -> Command:
+    """Add the options that say where the cluster is read from."""
+    snapshot = click.option("--snapshot", type=FILE, help="Plan on this snapshot, not on the live cluster.")
+    return snapshot(_live(function))
+
+
+def _asking(function: Command) -> Command:
+    """Add the options that say what a pod asks."""
+    for option in (
+        click.option("--selector", multiple=True, callback=_pairs, metavar="KEY=VALUE", help="Node labels it needs."),
+        click.option("--isolation", type=click.Choice(["none", "limited", "strict", "exclusive"])),
+        click.option("--model", multiple=True, help="A GPU model it takes; may be given often."),
+        click.option("--memory", metavar="AMOUNT", help="Memory of the node it asks, such as 16Gi."),
+        click.option("--cpu", metavar="AMOUNT", help="CPU it asks, such as 4 or 500m."),
+        click.option("--gpu-count", type=click.IntRange(1, 64), help="Over how many GPUs its units are split."),
+        click.option("--gpu-mem", type=click.IntRange(1), metavar="UNITS", help="Units of GPU memory it asks."),
+        click.option("-f", "--file", type=FILE, help="A manifest instead: a Pod, Deployment, StatefulSet, Job, ..."),
+    ):
+        function = option(function)
+    return function
+
+
+def _pairs(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        if not value.partition("=")[1]:
+            raise click.BadParameter(f"expected KEY=VALUE, not {value!r}")
+    return values
+
+
+_output = click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", help="How to print.")
+
+
+@click.command()
+@_live
+@click.option("-o", "--out", required=True, type=OUT, help="Where to write it.")
+def snapshot(**options: Any) -> None:
+    """Write a live cluster as JSON: its GPUs, who holds what of them, and what waits.
+
+    `cotenant plan` and `cotenant simulate --trace` read it. Names of pods, their requests, labels of nodes and
+    PodDisruptionBudgets are in it; no images, environments or secrets. It only reads.
+    """
+    from cotenant.cli import snapshot as taking  # noqa: PLC0415
+
+    taking.snapshot(**options)
+
+
+@click.group()
+def plan() -> None:
+    """Say what a cluster could take, and which pods to move for it."""
+
+
+def _planning(options: dict[str, Any]) -> Any:
+    from cotenant.cli.plan import Source  # noqa: PLC0415
+
+    return Source(**{name: options.pop(name) for name in ("snapshot", "kubeconfig", "context", "domain")})
+
+
+@plan.command("fit")
+@_source
+@_asking
+@click.option("--replicas", type=click.IntRange(1, 100_000), help="How many pods; else what the manifest says.")
+@_policy
+@_output
+def plan_fit(**options: Any) -> None:
+    """Say whether a deployment still fits, and where its pods would lie. Ends with status 1 where not all fit."""
+    from cotenant.cli import plan as planning  # noqa: PLC0415
+
+    planning.fit(_planning(options), **options)
+
+
+@plan.command("largest")
+@_source
+@_output
+def plan_largest(**options: Any) -> None:
+    """Say the largest request that still fits, for each GPU model and for 1, 2, 4, ... GPUs of one node."""
+    from cotenant.cli import plan as planning  # noqa: PLC0415
+
+    planning.largest(_planning(options), **options)
+
+
+@plan.command("moves")
+@_source
+@_asking
+@click.option("--most", default=10, show_default=True, type=click.IntRange(1, 10_000), help="At most so many moves.")
+@click.option("--priority", default=0, show_default=True, type=int, help="Move no pod of a higher priority.")
+@click.option("--apply", is_flag=True, help="Evict the pods, one after the other; stop at the first refusal.")
+@click.option(
+    "--patience", default=300.0, show_default=True, type=click.FloatRange(0), help="Seconds for an evicted pod to go."
+)
+@_policy
+@_output
+def plan_moves(**options: Any) -> None:
+    """Say which pods to move so that free memory lies together, or so that a given request fits.
+
+    A dry run, unless --apply is given. Pods stay that nothing would make anew, whose PodDisruptionBudget allows no
+    eviction, whose priority is too high, or that are tied to their node.
+    """
+    from cotenant.cli import plan as planning  # noqa: PLC0415
+
+    planning.moves(_planning(options), **options)
+
+
+@plan.command("nodes")
+@click.option("--trace", type=FILE, help="JSON with nodes and pods.")
+@click.option("--nodes", "nodes_csv", type=FILE, help=_NODES)
+@click.option("--pods", "pods_csv", type=FILE, help=_PODS)
+@click.option("--like", required=True, metavar="NAME", help="A node of the trace: how many of its kind are needed?")
+@_policy
+@click.option("--wait", default=0.0, show_default=True, type=click.FloatRange(0), help="Seconds a pod may wait.")
+@click.option("--most", default=10_000, show_default=True, type=click.IntRange(1, 100_000), help="Try no more nodes.")
+@click.option("--seed", default=1, show_default=True, type=int, help="Of the order of pods without times.")
+@_output
+def plan_nodes(**options: Any) -> None:
+    """Say how many nodes of one kind a trace needs. Pods of a CSV trace all come, and none leaves."""
+    from cotenant.cli import plan as planning  # noqa: PLC0415
+
+    planning.nodes(**options)
+
+
+COMMANDS = (simulate, sweep, churn, snapshot, plan)

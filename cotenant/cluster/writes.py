@@ -128,7 +128,7 @@ def evict(cluster: Cluster, *, namespace: str, name: str, uid: str, timeout: flo
     body = {
         "apiVersion": "policy/v1",
         "kind": "Eviction",
-        "metadata": {"name": name, "namespace": namespace},
+        "metadata": {"name": _checked(name), "namespace": namespace},
         "deleteOptions": {"preconditions": {"uid": uid}},
     }
     cluster.post(f"{_pod(namespace, name)}/eviction", msgspec.json.encode(body), timeout=timeout)

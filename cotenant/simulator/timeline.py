@@ -88,6 +88,7 @@ class _What(IntEnum):
     LOSS = 1
     ARRIVAL = 2
     LOOK = 3
+    GIVE_UP = 4
 
 
 class Timeline:
@@ -118,15 +119,20 @@ class Timeline:
         losses: Iterable[Loss] = (),
         *,
         until: float,
+        patience: float = inf,
         progress: Callable[[int], None] = lambda _count: None,
     ) -> Played:
-        """Play everything up to *until* seconds; *progress* is told how many jobs came since it was last told."""
+        """Play everything up to *until* seconds, or until a pod has waited for longer than *patience* seconds.
+
+        *progress* is told how many jobs came since it was last told.
+        """
         began = time.perf_counter()
         self._jobs = tuple(sorted(jobs, key=lambda job: job.arrival))
         self._since = np.zeros(len(self._jobs))
         self._started = np.full(len(self._jobs), inf)
         self._waited = np.zeros(len(self._jobs))
         self._losses = list(losses)
+        self._patience = patience
         capacity = int(self._scheduler.table.usable_bytes.sum())
         for n, job in enumerate(self._jobs):
             self._plan(job.arrival, _What.ARRIVAL, n)
@@ -138,15 +144,13 @@ class Timeline:
         seen = np.zeros((3, MOMENTS))
         while self._happenings and self._happenings[0][0] <= until:
             now, what, _, n = heappop(self._happenings)
-            if what is _What.ARRIVAL:
-                self._arrive(n, now)
-                progress(1)
-            elif what is _What.END:
-                self._end(n, now)
-            elif what is _What.LOSS:
-                self._lose(self._losses[n], now)
-            else:
+            if what is _What.LOOK:
                 seen[:, n] = self._look(capacity)
+            elif what is _What.GIVE_UP:
+                if self._started[n] == inf and now - self._since[n] >= patience:
+                    break
+            else:
+                self._act(what, n, now, progress)
         for queue in self._queues.values():
             for _, n in queue:
                 self._waited[n] += until - self._since[n]
@@ -164,6 +168,15 @@ class Timeline:
             seconds=time.perf_counter() - began,
         )
 
+    def _act(self, what: _What, n: int, now: float, progress: Callable[[int], None]) -> None:
+        if what is _What.ARRIVAL:
+            self._arrive(n, now)
+            progress(1)
+        elif what is _What.END:
+            self._end(n, now)
+        else:
+            self._lose(self._losses[n], now)
+
     def _plan(self, at: float, what: _What, n: int) -> None:
         heappush(self._happenings, (at, what, next(self._order), n))
 
@@ -173,6 +186,8 @@ class Timeline:
         # what its equals could not have, it cannot have either
         if wants in self._queues or not self._try(n, now):
             self._queues.setdefault(wants, deque()).append((next(self._order), n))
+            if self._patience < inf:
+                self._plan(now + self._patience, _What.GIVE_UP, n)
 
     def _try(self, n: int, now: float) -> bool:
         job, scheduler = self._jobs[n], self._scheduler

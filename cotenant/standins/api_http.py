@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import msgspec
 
 from cotenant.standins import api_rules as rules
-from cotenant.standins.api_rules import NODES, PODS, RESOURCES, Json, Refused, Resource
+from cotenant.standins.api_rules import BUDGETS, NODES, PODS, RESOURCES, Json, Refused, Resource
 from cotenant.standins.api_store import Key, Selection, Stored, bookmark_line, event_line
 
 if TYPE_CHECKING:
@@ -172,14 +172,24 @@ class Handler(BaseHTTPRequestHandler):
             self._api.store.bind(target.key, _decoded(body))
             return 201, b'{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Success","code":201}'
         if target.resource == PODS and target.subresource == "eviction":
-            # K/pkg/registry/core/pod/storage/eviction.go; there are no disruption budgets here
-            options = _decoded(body).get("deleteOptions") or {}
-            uid = (options.get("preconditions") or {}).get("uid")
-            self._api.store.delete(target.resource, target.key, grace=options.get("gracePeriodSeconds"), uid=uid)
+            self._evict(target, _decoded(body))
             return 201, b'{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Success","code":201}'
         if target.name:
             raise Refused(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
         return 201, self._api.store.create(target.resource, _decoded(body), namespace=target.namespace).raw
+
+    def _evict(self, target: Target, eviction: Json) -> None:
+        store = self._api.store
+        options = eviction.get("deleteOptions") or {}
+        with store.changed:
+            pod = store.get(PODS, target.key).body
+            rules.check_preconditions(PODS, pod["metadata"], options.get("preconditions") or {})
+            budgets = (stored.body for stored in store.all(Selection(BUDGETS, target.namespace)))
+            charged = rules.disrupted(budgets, pod)
+            if charged is not None:
+                key = target.namespace, charged["metadata"]["name"]
+                store.update(BUDGETS, key, lambda _: charged)
+            store.delete(PODS, target.key, grace=options.get("gracePeriodSeconds"))
 
     def _put(self, target: Target, _: dict[str, str], body: bytes) -> tuple[int, bytes]:
         if target.subresource not in {"", "status"} or (target.subresource and target.resource not in {PODS, NODES}):

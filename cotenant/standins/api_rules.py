@@ -5,7 +5,7 @@ hold the old ones.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
@@ -61,7 +61,8 @@ NODES: Final = Resource("v1", "nodes", "Node", namespaced=False)
 CORE_EVENTS: Final = Resource("v1", "events", "Event", namespaced=True)
 EVENTS: Final = Resource("events.k8s.io/v1", "events", "Event", namespaced=True)
 LEASES: Final = Resource("coordination.k8s.io/v1", "leases", "Lease", namespaced=True)
-RESOURCES: Final = (PODS, NODES, CORE_EVENTS, EVENTS, LEASES)
+BUDGETS: Final = Resource("policy/v1", "poddisruptionbudgets", "PodDisruptionBudget", namespaced=True)
+RESOURCES: Final = (PODS, NODES, CORE_EVENTS, EVENTS, LEASES, BUDGETS)
 
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _KEY = re.compile(r"(?:(?P<prefix>[^/]+)/)?(?P<name>[a-z0-9]([-a-z0-9_.]*[a-z0-9])?)")
@@ -254,6 +255,32 @@ def bound(pod: Json, binding: Json, *, now: datetime) -> Json:
         "spec": {**pod["spec"], "nodeName": node},
         "status": status,
     }
+
+
+def disrupted(budgets: Iterable[Json], pod: Json) -> Json | None:
+    """Give the budget that an eviction of a pod is charged to, less one, None where none covers it; refuse otherwise.
+
+    K/pkg/registry/core/pod/storage/eviction.go, checkAndDecrement. Selectors are matchLabels here.
+    """
+    labels = pod["metadata"].get("labels") or {}
+    covering = [
+        budget
+        for budget in budgets
+        if budget["metadata"]["namespace"] == pod["metadata"]["namespace"]
+        and all(labels.get(key) == value for key, value in budget["spec"]["selector"].get("matchLabels", {}).items())
+    ]
+    if not covering:
+        return None
+    if len(covering) > 1:
+        message = "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support."
+        raise Refused(500, "InternalError", message)
+    (budget,) = covering
+    allowed = budget.get("status", {}).get("disruptionsAllowed", 0)
+    if allowed < 1:
+        raise Refused(
+            429, "TooManyRequests", "Cannot evict pod as it would violate the pod's disruption budget.", retry_after=0
+        )
+    return {**budget, "status": {**budget["status"], "disruptionsAllowed": allowed - 1}}
 
 
 def grace_seconds(pod: Json, asked: int | None) -> int:

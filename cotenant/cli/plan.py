@@ -1,0 +1,267 @@
+"""`cotenant plan`: what a cluster could take, and which pods to move for it."""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import click
+import msgspec
+import yaml
+
+from cotenant.cli.plan_tables import fit_table, largest_table, moves_table, needed_table
+from cotenant.cli.simulate import read_scene, sentences
+from cotenant.cli.snapshot import complain, read_live, told
+from cotenant.cluster import ApiError, Cluster, NotFound, connect
+from cotenant.cluster.writes import evict, get_pod
+from cotenant.contract.request import PodRequest, RequestError
+from cotenant.simulator import capacity, cluster, document
+from cotenant.simulator.document import Asking, NodeEntry, PodEntry
+from cotenant.simulator.moves import Move, Planner
+from cotenant.simulator.scene import Doors, Scene, scene
+from cotenant.simulator.scheduler import Scheduler
+from cotenant.simulator.snapshot import read_template
+from cotenant.simulator.timeline import Job
+from cotenant.simulator.trace import read_nodes, read_pods
+from extender.ledger import Ledger
+from extender.mix import Mix
+
+_POLL_SECONDS = 0.5
+
+
+class Source:
+    """Know where the cluster is read from: a snapshot, or live."""
+
+    def __init__(self, *, snapshot: Path | None, kubeconfig: str, context: str | None, domain: str) -> None:
+        self._snapshot = snapshot
+        self._kubeconfig = str(Path(kubeconfig).expanduser())
+        self._context = context
+        self._domain = domain
+
+    def scene(self) -> Scene:
+        """Read the cluster."""
+        if self._snapshot is not None:
+            return read_scene(self._snapshot)
+        with told(), self.connect() as live:
+            taken = read_live(live, self._domain)
+        complain(taken)
+        if not taken.document.nodes:
+            raise click.ClickException("no node of this cluster has an inventory, so there is nothing to plan")
+        return scene(taken.document)
+
+    def connect(self) -> Cluster:
+        """Give the live cluster; raise click.UsageError where a snapshot was given."""
+        if self._snapshot is not None:
+            raise click.UsageError("--apply goes with a live cluster, not with --snapshot")
+        return connect(self._kubeconfig, context=self._context, pool_size=1)
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """Hold what a deployment asks: its pod, and how many of them."""
+
+    pod: PodEntry
+    replicas: int
+
+    def request(self, found: Scene) -> PodRequest:
+        """Say it in bytes; raise click.ClickException for what cannot be asked."""
+        try:
+            return document.request(self.pod, found.document)
+        except (RequestError, ValueError) as error:
+            raise click.ClickException(f"{self.pod.name}: {error}") from error
+
+
+def wanted(*, file: Path | None, replicas: int | None, found: Scene, **asked: Any) -> Wanted | None:
+    """Read what is asked for, from a manifest or from options; None where neither asks anything."""
+    if file is not None:
+        if any(value is not None and value != () for value in asked.values()):
+            raise click.UsageError("give either --file or what a pod asks")
+        try:
+            objects = [one for one in yaml.safe_load_all(file.read_text(encoding="utf-8")) if one is not None]
+            pod, count = read_template(objects, found.document)
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise click.ClickException(f"{file}: {error}") from error
+        return Wanted(pod, replicas if replicas is not None else count)
+    if asked["gpu_mem"] is None:
+        if any(value is not None and value != () for value in asked.values()):
+            raise click.UsageError("--gpu-mem says how many units a pod asks")
+        return None
+    return Wanted(
+        PodEntry(
+            name="pod",
+            cpu=asked["cpu"] or 0,
+            memory=asked["memory"] or 0,
+            containers=(Asking(name="main", gpu_mem=asked["gpu_mem"]),),
+            gpu_count=asked["gpu_count"] or 1,
+            isolation=asked["isolation"] or "",
+            models=tuple(asked["model"]),
+            node_selector=dict(pair.split("=", 1) for pair in asked["selector"]),
+        ),
+        replicas if replicas is not None else 1,
+    )
+
+
+def fit(source: Source, *, policy: str, output: str, **asked: Any) -> None:
+    """Say whether a deployment still fits, and where."""
+    found = source.scene()
+    deployment = wanted(found=found, **asked)
+    if deployment is None:
+        raise click.UsageError("give --gpu-mem, or --file with a manifest")
+    request = deployment.request(found)
+    among = Doors(found.document).open_to(deployment.pod)
+    answer = capacity.fit(
+        found.scheduler(policy), request, name=deployment.pod.name, replicas=deployment.replicas, among=among
+    )
+    click.echo(_json(answer) if output == "json" else fit_table(answer, request))
+    if len(answer.spots) < answer.wanted:
+        sys.exit(1)
+
+
+def largest(source: Source, *, output: str) -> None:
+    """Say the largest request that still fits, by model."""
+    found = source.scene()
+    closed = {node.name for node in found.document.nodes if node.cordoned}
+    answer = capacity.largest(found.ledger, unit_bytes=found.document.unit_bytes, closed=closed)
+    click.echo(_json(answer) if output == "json" else largest_table(answer, found.document.unit_bytes))
+
+
+def moves(
+    source: Source,
+    *,
+    policy: str,
+    most: int,
+    priority: int,
+    apply: bool,
+    patience: float,
+    output: str,
+    **asked: Any,
+) -> None:
+    """Plan moves, print them, and make them where that is asked for."""
+    live = source.connect() if apply else None
+    found = source.scene()
+    deployment = wanted(found=found, replicas=None, **asked)
+    planner = Planner(found, found.scheduler(policy), priority=priority)
+    if deployment is not None:
+        room = deployment.request(found)
+        plan = planner.make_room(room, Doors(found.document).open_to(deployment.pod), most=most)
+    else:
+        with click.progressbar(length=most, label="moves", file=sys.stderr) as bar:
+            plan = planner.defragment(most=most, progress=bar.update)
+    click.echo(_json(plan) if output == "json" else moves_table(plan))
+    if live is not None:
+        with told(), live:
+            make(live, plan.moves, patience=patience)
+    elif plan.moves:
+        click.echo("\nnothing was done: --apply evicts these pods, one after the other", err=True)
+    if plan.fits is False:
+        sys.exit(1)
+
+
+def make(live: Cluster, planned: Sequence[Move], *, patience: float) -> None:
+    """Evict pods one after the other, each once the last is gone; raise click.ClickException at the first refusal."""
+    for n, move in enumerate(planned, start=1):
+        where = f"move {n} of {len(planned)}, {move.namespace}/{move.name}"
+        try:
+            evict(live, namespace=move.namespace, name=move.name, uid=move.uid)
+        except ApiError as error:
+            raise click.ClickException(
+                f"{where}, was refused, and the moves after it were not tried: {error.message}"
+            ) from error
+        ends = time.monotonic() + patience
+        while not _gone(live, move):
+            if time.monotonic() > ends:
+                raise click.ClickException(f"{where}, is still there after {patience:g} s: no further one is evicted")
+            time.sleep(_POLL_SECONDS)
+        click.echo(f"{where}: evicted, and gone")
+
+
+def _gone(live: Cluster, move: Move) -> bool:
+    try:
+        body = get_pod(live, namespace=move.namespace, name=move.name)
+    except NotFound:
+        return True
+    # another pod of that name, as a StatefulSet makes it
+    uid: str = msgspec.json.decode(body)["metadata"]["uid"]
+    return uid != move.uid
+
+
+def nodes(
+    *,
+    trace: Path | None,
+    nodes_csv: Path | None,
+    pods_csv: Path | None,
+    like: str,
+    policy: str,
+    wait: float,
+    most: int,
+    seed: int,
+    output: str,
+) -> None:
+    """Say how many nodes of a kind a trace needs."""
+    jobs, mix, make_ledger = _from_trace(trace, like) if trace else _from_csv(nodes_csv, pods_csv, like, seed)
+
+    def scheduler(count: int) -> Scheduler:
+        names = [f"{like}-{n:06}" for n in range(count)]
+        order = list(range(count))
+        Random(seed).shuffle(order)  # noqa: S311
+        return Scheduler(make_ledger(names), policy, ranks=dict(zip(names, order, strict=True)), mix=mix)
+
+    answer = capacity.needed(
+        jobs, scheduler, mix, patience=wait, most=most, progress=lambda what: click.echo(f"trying {what}", err=True)
+    )
+    click.echo(_json(answer) if output == "json" else needed_table(answer, like, most=most, wait=wait))
+    if answer.nodes < 0:
+        sys.exit(1)
+
+
+def _from_trace(trace: Path, like: str) -> tuple[list[Job], Mix, Any]:
+    found = read_scene(trace, afresh=True)
+    kind = next((node for node in found.document.nodes if node.name == like), None)
+    if kind is None:
+        raise click.BadParameter(f"{trace} has no node {like!r}", param_hint="--like")
+    entry: NodeEntry = kind
+
+    def make(names: Sequence[str]) -> Ledger:
+        ledger = Ledger(found.document.names, found.document.unit_bytes)
+        for name in names:
+            ledger.observe_node(document.kube_node(_copy(entry, name, found.document.unit_bytes), found.document))
+        return ledger
+
+    # the nodes that a pod may go to are others than the trace's
+    return [msgspec.structs.replace(job, nodes=None) for job in found.jobs], found.mix, make
+
+
+def _copy(node: NodeEntry, name: str, unit_bytes: int) -> NodeEntry:
+    """Give the node another name, and its GPUs UUIDs of their own."""
+    gpus = document.inventory_of(node, unit_bytes).gpus
+    return NodeEntry(
+        name=name,
+        cpu=node.cpu,
+        memory=node.memory,
+        gpus=tuple(document.GPUEntry(model=gpu.model, memory=gpu.usable_bytes, mode=gpu.mode) for gpu in gpus),
+    )
+
+
+def _from_csv(nodes_csv: Path | None, pods_csv: Path | None, like: str, seed: int) -> tuple[list[Job], Mix, Any]:
+    if nodes_csv is None or pods_csv is None:
+        raise click.UsageError("give either --nodes and --pods, or --trace")
+    with sentences():
+        found = read_nodes(nodes_csv)
+        pods = read_pods(pods_csv, found)
+    kind = next((node for node in found if node.name == like), None)
+    if kind is None:
+        raise click.BadParameter(f"{nodes_csv} has no node {like!r}", param_hint="--like")
+    order = list(range(len(pods)))
+    Random(seed).shuffle(order)  # noqa: S311
+    requests = {pod: cluster.request(pod) for pod in set(pods)}
+    jobs = [Job(pods[pod].name, pods[pod].kind, requests[pods[pod]], float(at)) for at, pod in enumerate(order)]
+
+    def make(names: Sequence[str]) -> Ledger:
+        return cluster.new_ledger([msgspec.structs.replace(kind, name=name) for name in names])
+
+    return jobs, Mix.of(pod.pod_class for pod in pods), make
+
+
+def _json(answer: object) -> str:
+    return msgspec.json.format(msgspec.json.encode(answer), indent=2).decode()

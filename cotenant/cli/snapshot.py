@@ -1,0 +1,86 @@
+"""`cotenant snapshot`: a live cluster as our JSON."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+import msgspec
+
+from cotenant.cli.simulate import sentences
+from cotenant.cluster import ApiError, Cluster, ClusterError, connect
+from cotenant.cluster.listing import every
+from cotenant.contract import inventory as inventories
+from cotenant.contract.names import Names
+from cotenant.contract.units import GIB
+from cotenant.simulator import document
+from cotenant.simulator.snapshot import Taken, take
+
+
+def snapshot(*, kubeconfig: str, context: str | None, domain: str, out: Path) -> None:
+    """Write what a live cluster has and holds."""
+    with told(), connect(str(Path(kubeconfig).expanduser()), context=context, pool_size=1) as live:
+        taken = read_live(live, domain)
+        document.write(taken.document, out)
+    complain(taken)
+    found = taken.document
+    bound = sum(bool(pod.node) for pod in found.pods)
+    click.echo(
+        f"{len(found.nodes)} nodes with GPUs, {bound} pods on them and {len(found.pods) - bound} that wait,"
+        f" {len(found.budgets)} PodDisruptionBudgets; written to {out}"
+    )
+
+
+def complain(taken: Taken) -> None:
+    """Say what of a cluster could not be read."""
+    for problem in taken.unreadable:
+        click.echo(f"left out: {problem}", err=True)
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Turn what the API server and files say into the command's own error."""
+    with sentences():
+        try:
+            yield
+        except ClusterError as error:
+            raise click.ClickException(error.message if isinstance(error, ApiError) else str(error)) from error
+
+
+def read_live(live: Cluster, domain: str) -> Taken:
+    """Read a live cluster; raise ClusterError, and click.BadParameter for a domain that is none."""
+    try:
+        names = Names(domain)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--domain") from error
+    nodes = [bytes(raw) for raw in every(live, "/api/v1/nodes")]
+    return take(
+        nodes,
+        (bytes(raw) for raw in every(live, "/api/v1/pods")),
+        (bytes(raw) for raw in every(live, "/apis/policy/v1/poddisruptionbudgets")),
+        names=names,
+        unit_bytes=_unit(nodes, names),
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+class _Metadata(msgspec.Struct, frozen=True):
+    annotations: dict[str, str] | None = None
+
+
+class _Annotated(msgspec.Struct, frozen=True):
+    metadata: _Metadata = _Metadata()
+
+
+def _unit(nodes: list[bytes], names: Names) -> int:
+    """Give the unit that most device plugins of the cluster count in."""
+    found: Counter[int] = Counter()
+    for raw in nodes:
+        try:
+            annotations = msgspec.json.decode(raw, type=_Annotated).metadata.annotations or {}
+            found[inventories.decode(annotations.get(names.inventory, "")).unit_bytes] += 1
+        except (msgspec.MsgspecError, inventories.InventoryError):
+            continue
+    return found.most_common(1)[0][0] if found else GIB

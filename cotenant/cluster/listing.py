@@ -1,0 +1,36 @@
+"""All objects of one kind as they are now, read once: for commands, which follow nothing."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from cotenant.cluster.connection import Cluster
+from cotenant.cluster.errors import Unreachable
+
+_PAGE_OBJECTS = 500  # as client-go
+_TIMEOUT_SECONDS = 60.0
+
+
+class _Metadata(msgspec.Struct, frozen=True):
+    continue_: str = msgspec.field(name="continue", default="")
+
+
+class _Page(msgspec.Struct, frozen=True):
+    metadata: _Metadata = _Metadata()
+    items: list[msgspec.Raw] | None = None
+
+
+def every(cluster: Cluster, path: str) -> Iterator[msgspec.Raw]:
+    """Give each object under *path* (``/api/v1/pods``) as JSON, the pages of one snapshot; raise ClusterError."""
+    query: dict[str, Any] = {"resourceVersion": "", "limit": str(_PAGE_OBJECTS)}
+    while True:
+        body = cluster.get(path, query=query, timeout=_TIMEOUT_SECONDS).body
+        try:
+            page = msgspec.json.decode(body, type=_Page)
+        except msgspec.MsgspecError as error:
+            raise Unreachable(f"the API server's list of {path} is not JSON: {error}") from error
+        yield from page.items or ()
+        if not page.metadata.continue_:
+            return
+        query = {"limit": str(_PAGE_OBJECTS), "continue": page.metadata.continue_}

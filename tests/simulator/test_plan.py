@@ -1,0 +1,350 @@
+"""Plans: what still fits, the largest that does, how many nodes, and which pods to move and which never."""
+
+from __future__ import annotations
+
+import itertools
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cotenant.cli.main import main
+from cotenant.contract.units import GIB
+from cotenant.simulator import document
+from cotenant.simulator.capacity import Largest, largest
+from cotenant.simulator.document import Asking, Document, GPUEntry, NodeEntry, PodEntry
+from cotenant.simulator.moves import MovePlan, Planner
+from cotenant.simulator.scene import Scene, scene
+from extender.fit import Placement, grant, place
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def a_node(name: str, *sizes: int, **more: Any) -> NodeEntry:
+    gpus = tuple(GPUEntry(model=f"GPU-{size}", memory=size * GIB) for size in sizes)
+    return NodeEntry(name=name, cpu=64, memory="256Gi", gpus=gpus, **more)
+
+
+def a_pod(name: str, units: int, *, on: tuple[str, int] | None = None, **more: Any) -> PodEntry:
+    """A pod that a ReplicaSet would make anew, on a GPU of a node where that is said."""
+    entry = PodEntry(
+        name=name,
+        uid=f"uid-{name}",
+        cpu=1,
+        containers=(Asking(name="main", gpu_mem=units),),
+        **{"owner": "ReplicaSet/r", **more},
+    )
+    if on is None:
+        return entry
+    node, gpu = on
+    asked = document.request(msgspec.structs.replace(entry, uuids=()), Document())
+    view = scene(Document(nodes=(a_node(node, *[79] * 8),))).ledger.view(node)
+    assert view is not None
+    placed = place(view, asked, lambda state, _: float(abs(state.gpu.index - gpu)))
+    assert isinstance(placed, Placement)
+    text = msgspec.json.encode({"version": 1} | msgspec.to_builtins(grant(asked, placed))).decode()
+    return msgspec.structs.replace(entry, node=node, grant=text)
+
+
+def a_scene(nodes: list[NodeEntry], pods: list[PodEntry], **more: Any) -> Scene:
+    return scene(Document(nodes=tuple(nodes), pods=tuple(pods), **more))
+
+
+def moves(found: Scene, *, most: int = 10, priority: int = 0, policy: str = "binpack") -> MovePlan:
+    return Planner(found, found.scheduler(policy), priority=priority).defragment(most=most)
+
+
+def new(units: int, count: int = 1, *models: str) -> PodEntry:
+    return PodEntry(name="new", containers=(Asking(name="c", gpu_mem=units),), gpu_count=count, models=models)
+
+
+def room(found: Scene, units: int, *, count: int = 1, most: int = 10, priority: int = 0) -> MovePlan:
+    asked = document.request(
+        PodEntry(name="new", containers=(Asking(name="c", gpu_mem=units),), gpu_count=count), found.document
+    )
+    return Planner(found, found.scheduler("binpack"), priority=priority).make_room(asked, None, most=most)
+
+
+class TestLargest:
+    def test_it_is_told_by_model_and_number_of_gpus(self) -> None:
+        found = a_scene(
+            [a_node("a", 10, 10), a_node("b", 10, 40)], [a_pod("p", 3, on=("a", 0)), a_pod("q", 1, on=("b", 1))]
+        )
+
+        # two of 10 GiB together are on a alone, of which one has 7 left
+        assert [
+            Largest("GPU-10", 1, 10 * GIB, "a"),
+            Largest("GPU-10", 2, 7 * GIB, "a"),
+            Largest("GPU-40", 1, 39 * GIB, "b"),
+        ] == largest(found.ledger, unit_bytes=GIB)
+
+    def test_closed_nodes_do_not_count(self) -> None:
+        found = a_scene([a_node("a", 10), a_node("b", 5)], [])
+
+        assert {"GPU-5"} == {one.model for one in largest(found.ledger, unit_bytes=GIB, closed={"a"})}
+
+    @settings(max_examples=50, deadline=None)
+    @given(st.lists(st.lists(st.tuples(st.integers(1, 12), st.integers(0, 12)), min_size=1, max_size=5), max_size=4))
+    def test_it_fits_and_one_unit_more_does_not(self, nodes: list[list[tuple[int, int]]]) -> None:
+        sizes = [
+            (n, gpu, size, min(size, held)) for n, node in enumerate(nodes) for gpu, (size, held) in enumerate(node)
+        ]
+        entries = [a_node(f"n{n}", *(size + 20 for size, _ in gpus)) for n, gpus in enumerate(nodes)]
+        held = [(n, gpu, min(size, units)) for n, gpu, size, units in sizes if units]
+        pods = [a_pod(f"p{n}-{gpu}", units, on=(f"n{n}", gpu)) for n, gpu, units in held]
+        found = a_scene(entries, pods)
+
+        def fits(model: str, count: int, units: int) -> bool:
+            asked = document.request(new(units * count, count, model), found.document)
+            return any(isinstance(place(view, asked), Placement) for view in found.ledger.views())
+
+        for one in largest(found.ledger, unit_bytes=GIB):
+            assert fits(one.model, one.gpus, one.each_bytes // GIB)
+            assert not fits(one.model, one.gpus, one.each_bytes // GIB + 1)
+
+
+class TestMoves:
+    def scattered(self, **more: Any) -> Scene:
+        """Four GPUs that are half used, and pods that want whole ones."""
+        pods = [a_pod(f"p{n}", 5, on=(f"n{n}", 0), **more) for n in range(4)]
+        waiting = [a_pod(f"w{n}", 10) for n in range(20)]
+        return a_scene([a_node(f"n{n}", 10) for n in range(4)], pods + waiting)
+
+    def test_halves_are_put_together(self) -> None:
+        plan = moves(self.scattered())
+
+        assert 2 == len(plan.moves)
+        assert (0, 2) == (plan.before.empty_gpus, plan.after.empty_gpus)
+        assert plan.after.fragmented_bytes < plan.before.fragmented_bytes
+        assert 10 * GIB == plan.after.largest_bytes
+        # what is free is as much as before
+        assert plan.before.free_bytes == plan.after.free_bytes
+
+    def test_no_more_are_moved_than_wanted(self) -> None:
+        assert 1 == len(moves(self.scattered(), most=1).moves)
+
+    def test_where_all_is_well_nothing_is_moved(self) -> None:
+        found = a_scene([a_node("n0", 10), a_node("n1", 10)], [a_pod("p", 10, on=("n0", 0)), a_pod("w", 10)])
+
+        assert () == moves(found).moves
+
+    @pytest.mark.parametrize(
+        ("more", "why"),
+        [
+            ({"stays": "it is a DaemonSet's"}, "it is a DaemonSet's"),
+            ({"priority": 1}, "their priority is above 0"),
+            ({"uuids": ("n0/0",)}, "they insist on one GPU"),
+        ],
+    )
+    def test_what_must_stay_stays_and_it_is_told_why(self, more: dict[str, Any], why: str) -> None:
+        plan = moves(self.scattered(**more))
+
+        assert () == plan.moves
+        assert {why: 4} == plan.left
+
+    def test_a_higher_priority_is_moved_where_that_is_allowed(self) -> None:
+        assert 2 == len(moves(self.scattered(priority=1), priority=1).moves)
+
+    def test_budgets_are_kept(self) -> None:
+        found = self.scattered()
+        uids = tuple(f"uid-p{n}" for n in range(4))
+
+        def with_allowed(allowed: int) -> MovePlan:
+            budget = document.Budget(name="b", allowed=allowed, pods=uids)
+            return moves(scene(msgspec.structs.replace(found.document, budgets=(budget,))))
+
+        assert [0, 1, 2, 2] == [len(with_allowed(allowed).moves) for allowed in range(4)]
+        assert {"their PodDisruptionBudget allows none": 4} == with_allowed(0).left
+
+    def test_a_pod_goes_nowhere_that_is_closed_to_it(self) -> None:
+        nodes = [a_node("n0", 10, labels={"pool": "a"}), a_node("n1", 10), a_node("n2", 10, cordoned=True)]
+        pods = [a_pod("p0", 5, on=("n0", 0), node_selector={"pool": "a"}), a_pod("p1", 5, on=("n1", 0)), a_pod("w", 10)]
+        plan = moves(a_scene(nodes, [*pods, *(a_pod(f"w{n}", 10) for n in range(9))]))
+
+        assert [("p1", "n0")] == [(move.name, move.to_node) for move in plan.moves]
+
+
+class TestRoom:
+    def test_the_smallest_pod_that_makes_room_is_moved(self) -> None:
+        pods = [a_pod("large", 6, on=("n0", 0)), a_pod("small", 3, on=("n1", 0)), a_pod("third", 7, on=("n2", 0))]
+        plan = room(a_scene([a_node(f"n{n}", 10) for n in range(3)], pods), 10)
+
+        assert plan.fits
+        # beside third it just has room: 7 + 3
+        assert [("small", "n1", "n2")] == [(move.name, move.node, move.to_node) for move in plan.moves]
+
+    def test_nothing_is_moved_for_what_fits(self) -> None:
+        plan = room(a_scene([a_node("n0", 10)], [a_pod("p", 5, on=("n0", 0))]), 5)
+
+        assert plan.fits
+        assert () == plan.moves
+
+    def test_where_no_moves_help_that_is_told(self) -> None:
+        found = a_scene(
+            [a_node("n0", 10), a_node("n1", 10)], [a_pod("p", 6, on=("n0", 0)), a_pod("q", 6, on=("n1", 0))]
+        )
+
+        assert room(found, 10).fits is False
+        assert room(found, 11).fits is False
+
+    def test_several_gpus_of_one_node_are_cleared(self) -> None:
+        pods = [a_pod(f"{name}{gpu}", units, on=(name, gpu)) for name, units in (("p", 4), ("q", 5)) for gpu in (0, 1)]
+        # p's, which leave less beside a q than beside each other
+        plan = room(a_scene([a_node("p", 10, 10), a_node("q", 10, 10)], pods), 20, count=2)
+
+        assert plan.fits
+        assert [("p0", "q"), ("p1", "q")] == sorted((move.name, move.to_node) for move in plan.moves)
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.integers(0, 1 << 32))
+    def test_a_plan_can_be_carried_out_as_it_stands(self, seed: int) -> None:
+        random = Random(seed)
+        nodes = [a_node(f"n{n}", *[random.choice([8, 10])] * random.randint(1, 3)) for n in range(4)]
+        pods: list[PodEntry] = []
+        for n, (entry, size) in enumerate((e, e.gpus[0].memory) for e in nodes):
+            for gpu in range(len(entry.gpus)):
+                held = random.randint(0, int(size) // GIB)
+                if held:
+                    more = {"stays": "it stays"} if random.random() < 0.2 else {"priority": random.randint(0, 1)}
+                    pods.append(a_pod(f"p{n}-{gpu}", held, on=(entry.name, gpu), **more))
+        found = a_scene(nodes, pods)
+        wanted, count = random.randint(1, 10), random.choice([1, 1, 2])
+        plan = room(found, wanted * count, count=count)
+        if plan.fits is None or not plan.fits:
+            return
+
+        # from the beginning again: each successor is placed while its pod is still there
+        again = scene(found.document)
+        scheduler = again.scheduler("binpack")
+        entries = {pod.uid: pod for pod in pods}
+        for move in plan.moves:
+            pod = entries[move.uid]
+            assert not pod.stays
+            assert not pod.priority
+            row = scheduler.place(f"{move.uid}'", document.request(pod, again.document))
+            assert move.to_node == scheduler.table.names[row]
+            scheduler.remove(move.uid)
+        asked = document.request(
+            PodEntry(name="new", containers=(Asking(name="c", gpu_mem=wanted * count),), gpu_count=count),
+            again.document,
+        )
+        assert scheduler.fitting(asked).any()
+
+
+def written(folder: Path, found: Scene) -> str:
+    document.write(found.document, folder / "snapshot.json")
+    return str(folder / "snapshot.json")
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["plan", *arguments])
+
+
+class TestCommand:
+    def test_where_a_deployment_fits_is_told(self, tmp_path: Path) -> None:
+        snapshot = written(tmp_path, a_scene([a_node("n0", 10, 10)], [a_pod("p", 4, on=("n0", 0))]))
+        (tmp_path / "web.yaml").write_text(
+            "kind: Service\n---\nkind: Deployment\nmetadata: {name: web}\nspec:\n  replicas: 3\n  template:\n"
+            "    spec:\n      containers:\n"
+            "        - {name: main, resources: {limits: {cotenant.io/gpu-mem: 6, cpu: 500m}}}\n"
+        )
+        done = run("fit", "--snapshot", snapshot, "-f", str(tmp_path / "web.yaml"))
+
+        assert 1 == done.exit_code
+        assert "2 of 3 pods of 6 GiB fit" in done.output
+        assert (
+            "the next one fits on none of 1 nodes:\n       1 no single GPU has the requested memory free" in done.output
+        )
+        assert 0 == run("fit", "--snapshot", snapshot, "-f", str(tmp_path / "web.yaml"), "--replicas", "2").exit_code
+
+    def test_cores_that_are_missing_are_told_apart(self, tmp_path: Path) -> None:
+        snapshot = written(tmp_path, a_scene([a_node("n0", 10)], []))
+        done = run("fit", "--snapshot", snapshot, "--gpu-mem", "1", "--cpu", "65")
+
+        assert "1 the node has not enough CPU or memory left" in done.output
+
+    def test_the_largest_is_told(self, tmp_path: Path) -> None:
+        done = run("largest", "--snapshot", written(tmp_path, a_scene([a_node("n0", 10)], [])))
+
+        assert "GPU-10                               1      10 GiB        10  n0" in done.output
+
+    @pytest.mark.parametrize(
+        ("arguments", "expected"),
+        [
+            (["fit"], "give --gpu-mem, or --file with a manifest"),
+            (["fit", "--cpu", "4"], "--gpu-mem says how many units a pod asks"),
+            (["fit", "--gpu-mem", "3", "--gpu-count", "2"], "which does not split equally"),
+            (["fit", "--gpu-mem", "3", "--selector", "x"], "expected KEY=VALUE"),
+            (["fit", "--gpu-mem", "3", "--policy", "best"], "'best' is none of"),
+            (["moves", "--apply"], "--apply goes with a live cluster"),
+        ],
+    )
+    def test_what_cannot_be_asked_is_refused(self, tmp_path: Path, arguments: list[str], expected: str) -> None:
+        done = run(*arguments, "--snapshot", written(tmp_path, a_scene([a_node("n0", 10)], [])))
+
+        assert done.exit_code in {1, 2}
+        assert expected in done.output
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("kind: Deployment", "the Deployment has no spec.template"),
+            ("kind: ConfigMap", "expected one Pod or workload that asks cotenant.io/gpu-mem, found 0"),
+            ("a: [", "web.yaml: while parsing"),
+            (
+                "{kind: Pod, spec: {containers: [{name: c, resources: {limits: {cotenant.io/gpu-mem: 0}}}]}}",
+                "container c asks cotenant.io/gpu-mem: 0; ask for 1 unit or more",
+            ),
+            ("{kind: Pod, spec: {containers: 5}}", "a pod: "),
+        ],
+    )
+    def test_a_bad_manifest_is_refused(self, tmp_path: Path, text: str, expected: str) -> None:
+        (tmp_path / "web.yaml").write_text(text)
+        snapshot = written(tmp_path, a_scene([a_node("n0", 10)], []))
+        done = run("fit", "--snapshot", snapshot, "-f", str(tmp_path / "web.yaml"))
+
+        assert 1 == done.exit_code
+        assert expected in done.output
+
+
+class TestNodes:
+    def trace(self, folder: Path, pods: list[PodEntry]) -> str:
+        return written(folder, a_scene([a_node("kind", 10, 10)], pods))
+
+    def test_as_many_as_hold_all_pods(self, tmp_path: Path) -> None:
+        # 7 pods of 6 GiB: two on each node of two GPUs, though 42 GiB are 3 nodes by sums
+        trace = self.trace(tmp_path, [a_pod(f"p{n}", 6) for n in range(7)])
+        done = run("nodes", "--trace", trace, "--like", "kind")
+
+        assert "4 nodes like kind: every pod is placed at once" in done.output
+        assert "3 are too few. By sums alone it would be 3, for GPU memory." in done.output
+
+    def test_fewer_where_pods_may_wait(self, tmp_path: Path) -> None:
+        pods = [a_pod(f"p{n}", 6, arrival=float(n), departure=float(n + 10)) for n in range(4)]
+        arguments = "nodes", "--trace", self.trace(tmp_path, pods), "--like", "kind", "-o", "json"
+
+        assert 2 == msgspec.json.decode(run(*arguments).stdout)["nodes"]
+        # the third waits from 2 to 10
+        assert 1 == msgspec.json.decode(run(*arguments, "--wait", "8").stdout)["nodes"]
+        assert 2 == msgspec.json.decode(run(*arguments, "--wait", "7").stdout)["nodes"]
+
+    def test_where_no_number_is_enough_that_is_told(self, tmp_path: Path) -> None:
+        done = run("nodes", "--trace", self.trace(tmp_path, [a_pod("p", 11)]), "--like", "kind", "--most", "9")
+
+        assert 1 == done.exit_code
+        assert "9 nodes like kind are not enough" in done.output
+
+    def test_of_csv_traces_too(self, tmp_path: Path) -> None:
+        (tmp_path / "nodes.csv").write_text("sn,cpu_milli,memory_mib,gpu,model\nkind,64000,262144,2,G2\n")
+        rows = "\n".join(f"p{n},1000,10,1,{share}" for n, share in enumerate(itertools.repeat(600, 7)))
+        (tmp_path / "pods.csv").write_text(f"name,cpu_milli,memory_mib,num_gpu,gpu_milli\n{rows}\n")
+        files = "--nodes", str(tmp_path / "nodes.csv"), "--pods", str(tmp_path / "pods.csv")
+
+        assert "4 nodes like kind" in run("nodes", *files, "--like", "kind").output
+        assert "has no node 'other'" in run("nodes", *files, "--like", "other").output
+        assert "give either --nodes and --pods, or --trace" in run("nodes", "--like", "kind").output
