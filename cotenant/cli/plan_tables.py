@@ -77,8 +77,12 @@ _STATE = {
 def needed_table(answer: Needed, like: str, *, most: int, wait: float) -> str:
     """Write how many nodes are needed."""
     waits = f"no pod waits longer than {wait:g} s" if wait else "every pod is placed at once"
+    if answer.impossible:
+        first, *more = answer.impossible
+        others = f" and {len(more)} more pods" if more else ""
+        return f"{first}{others}: even an empty node like {like} is too small, or of another kind than they ask"
     if answer.nodes < 0:
-        return f"{most} nodes like {like} are not enough: raise --most, or some pod fits no such node at all"
+        return f"{most} nodes like {like} are not enough: raise --most"
     short = max((count for count, done in answer.tried.items() if not done), default=0)
     return (
         f"{answer.nodes} nodes like {like}: {waits}; at most {answer.allocation:.2f} % of their GPU memory is held\n"

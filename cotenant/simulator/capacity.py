@@ -108,7 +108,8 @@ def largest(ledger: Ledger, *, unit_bytes: int, closed: Collection[str] = ()) ->
 class Needed(msgspec.Struct, frozen=True):
     """Hold how many nodes of a kind a trace needs, and how many it needed at least by sums alone; -1: no number does.
 
-    *allocation* is what the fullest moment allocates of them, in percent of their GPU memory.
+    *impossible* names pods that fit no such node, empty as it may be. *allocation* is what the fullest moment allocates
+    of them, in percent of their GPU memory.
     """
 
     nodes: int
@@ -116,6 +117,7 @@ class Needed(msgspec.Struct, frozen=True):
     by_what: str
     allocation: float
     tried: dict[int, bool]
+    impossible: tuple[str, ...] = ()
 
 
 def needed(
@@ -133,7 +135,12 @@ def needed(
     number that does, beside one that does not, and not the proof that no smaller one does.
     """
     until = max((job.arrival for job in jobs), default=0.0) + patience + 1
-    peak, what = _by_sums(jobs, make(1))
+    one = make(1)
+    peak, what = _by_sums(jobs, one)
+    fits = {asked: bool(one.fitting(asked).any()) for asked in {job.request for job in jobs}}
+    impossible = tuple(job.uid for job in jobs if not fits[job.request])
+    if impossible:
+        return Needed(-1, peak, what, 0.0, {}, impossible)
     tried: dict[int, bool] = {}
     held: dict[int, float] = {}
 
@@ -145,7 +152,7 @@ def needed(
             held[count] = float(played.allocated.max())
         return tried[count]
 
-    enough = max(1, peak)
+    enough = min(most, max(1, peak))
     while not does(enough):
         if enough >= most:
             return Needed(-1, peak, what, 0.0, tried)

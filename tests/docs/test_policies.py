@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from importlib.metadata import EntryPoint
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import click
 import pytest
 
+from cotenant.cli.main import main
 from cotenant.contract.request import parse
 from cotenant.contract.units import GIB
+from cotenant.simulator import document
+from cotenant.simulator.scene import scene
+from cotenant.simulator.timeline import Timeline
 from extender.ledger import Ledger
 from extender.mix import Mix
 from extender.policies import POLICIES, Policy, with_others
@@ -16,7 +23,10 @@ from extender.policies.binpack import Binpack
 from extender.ranking import Ranking, ask
 from extender.table import Table
 from tests.builders import NAMES, a_grant, a_node, a_pod, granted
-from tests.docs.markdown import blocks, section, tables
+from tests.docs.markdown import DOCS, blocks, section, tables
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class AnotherBinpack(Binpack):
@@ -82,3 +92,29 @@ class TestEntryPoints:
             found = with_others([named(name, value)])
 
         assert POLICIES == found
+
+
+def test_the_trace_of_the_page_on_capacity_plays(tmp_path: Path) -> None:
+    (text,) = blocks(section("capacity-planning.md", "Traces in JSON"), "json")
+    (tmp_path / "trace.json").write_text(text)
+    found = scene(document.read(tmp_path / "trace.json"))
+    played = Timeline(found.scheduler("priced-leftovers"), found.mix, found.node).play(
+        found.jobs, found.losses, until=100_000
+    )
+
+    # when mixed is lost, chat has nowhere to go
+    assert {"train": 0, "chat": 100_000 - 9000, "batch": 0} == {
+        job.uid.removeprefix("default/"): waited for job, waited in zip(played.jobs, played.waited, strict=True)
+    }
+
+
+def test_every_command_of_the_pages_is_one() -> None:
+    """Options are checked as they would be typed; files need not be there."""
+    typed = re.compile(r"(?:^\$ |`)(cotenant (?:plan|snapshot|simulate|sweep|churn) [^`\n]+)", re.MULTILINE)
+    for page in ("policies.md", "capacity-planning.md"):
+        for line in typed.findall((DOCS / page).read_text()):
+            command, arguments = main, shlex.split(line)[1:]
+            while isinstance(command, click.Group):
+                command, arguments = command.commands[arguments[0]], arguments[1:]
+            known = {option for parameter in command.params for option in parameter.opts}
+            assert [] == [word for word in arguments if word.startswith("-") and word not in known], line

@@ -334,10 +334,14 @@ class TestNodes:
         assert 2 == msgspec.json.decode(run(*arguments, "--wait", "7").stdout)["nodes"]
 
     def test_where_no_number_is_enough_that_is_told(self, tmp_path: Path) -> None:
-        done = run("nodes", "--trace", self.trace(tmp_path, [a_pod("p", 11)]), "--like", "kind", "--most", "9")
-
+        done = run("nodes", "--trace", self.trace(tmp_path, [a_pod("p", 11)]), "--like", "kind")
         assert 1 == done.exit_code
-        assert "9 nodes like kind are not enough" in done.output
+        assert "uid-p: even an empty node like kind is too small" in done.output
+
+        pods = [a_pod(f"p{n}", 10) for n in range(9)]
+        done = run("nodes", "--trace", self.trace(tmp_path, pods), "--like", "kind", "--most", "4")
+        assert 1 == done.exit_code
+        assert "4 nodes like kind are not enough: raise --most" in done.output
 
     def test_of_csv_traces_too(self, tmp_path: Path) -> None:
         (tmp_path / "nodes.csv").write_text("sn,cpu_milli,memory_mib,gpu,model\nkind,64000,262144,2,G2\n")
