@@ -6,7 +6,7 @@ UV := .uv/bin/uv
 UV_VERSION := 0.13.9
 ENVIRONMENT := .venv/.synced
 RUN := .venv/bin
-SOURCES := cotenant extender device_plugin e2e packing tests
+SOURCES := cotenant extender device_plugin e2e everyday packing scripts tests
 E2E_BIN ?= $(or $(COTENANT_BIN),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/cotenant/bin)
 
 .DEFAULT_GOAL := help
@@ -54,6 +54,15 @@ binaries: ## build the real Kubernetes components and containerd from the Go mod
 .PHONY: e2e
 e2e: $(ENVIRONMENT) binaries ## run against the real control plane; as root against a real kubelet too
 	COTENANT_BIN=$(E2E_BIN) $(RUN)/pytest e2e
+
+.PHONY: everyday
+everyday: $(ENVIRONMENT) ## a newcomer's way: our image, installed by kustomize and by Helm on a whole cluster; as root
+	e2e/build.sh $(E2E_BIN) kube-apiserver kube-scheduler kubelet containerd kubectl kube-controller-manager helm cni
+	COTENANT_BIN=$(E2E_BIN) $(RUN)/pytest everyday
+
+.PHONY: generated
+generated: $(ENVIRONMENT) ## write again what is made from the code: the schema of the chart's values
+	$(RUN)/python scripts/chart-schema.py
 
 .PHONY: packing
 packing: $(ENVIRONMENT) ## replay the openb trace 150 times against the published results, on all cores

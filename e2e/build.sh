@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Builds the real components that `make e2e` starts, from the Go module proxy, and caches them by version:
-# kube-apiserver, kube-scheduler, kubelet, containerd with its runc shim, and ctr.
+# kube-apiserver, kube-scheduler, kubelet, containerd with its runc shim, and ctr; on demand also what installs us and
+# runs Deployments: kubectl, kube-controller-manager, helm, and the CNI plugins that give pods a network.
 #
-#   e2e/build.sh BINDIR [kube-apiserver|kube-scheduler|kubelet|containerd ...]
+#   e2e/build.sh BINDIR [kube-apiserver|kube-scheduler|kubelet|containerd|kubectl|kube-controller-manager|helm|cni ...]
 #
 # A component that BINDIR already holds in the right version is left alone, so a second run costs nothing.
 set -euo pipefail
@@ -10,6 +11,8 @@ set -euo pipefail
 KUBERNETES=v1.36.3
 # Debian's containerd 1.6 has no CDI field in CRI, so the strategy `cdi-cri` needs 2.x.
 CONTAINERD=v2.4.2
+HELM=v4.3.1
+CNI=v1.9.1
 
 bin=$(realpath -m "$1")
 shift
@@ -27,7 +30,7 @@ kubernetes_module() {
 	# k8s.io/kubernetes replaces its staging modules by paths of its own repository; a module that requires it has to
 	# point each of them at the twin published under v0.<minor>.<patch>.
 	local module=$bin/module-kubernetes staging=v0.${KUBERNETES#v1.} source name
-	[ -e "$module/done-$KUBERNETES" ] && return
+	[ -e "$module/done-$KUBERNETES" ] && grep -q cmd/kubectl "$module/tools.go" && return
 	rm -rf "$module" && mkdir -p "$module"
 	source=$(cd "$module" && GOFLAGS=-mod=mod go mod download -json "k8s.io/kubernetes@$KUBERNETES" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p')
 	{
@@ -37,7 +40,7 @@ kubernetes_module() {
 	} >"$module/go.mod"
 	{
 		printf '//go:build tools\n\npackage tools\n\nimport (\n'
-		for name in kube-apiserver kube-scheduler kubelet; do printf '\t_ "k8s.io/kubernetes/cmd/%s"\n' "$name"; done
+		for name in kube-apiserver kube-scheduler kubelet kube-controller-manager kubectl; do printf '\t_ "k8s.io/kubernetes/cmd/%s"\n' "$name"; done
 		printf ')\n'
 	} >"$module/tools.go"
 	(cd "$module" && go mod tidy -e >tidy.log 2>&1) || { cat "$module/tidy.log" >&2; exit 1; }
@@ -66,10 +69,29 @@ build_containerd() {
 	echo "$CONTAINERD" >"$bin/containerd.version"
 }
 
+build_helm() {
+	have helm "$HELM" && return
+	echo "building helm $HELM" >&2
+	GOBIN=$bin CGO_ENABLED=0 go install -trimpath -ldflags "-s -w" "helm.sh/helm/v4/cmd/helm@$HELM"
+	echo "$HELM" >"$bin/helm.version"
+}
+
+build_cni() {
+	have ptp "$CNI" && return
+	echo "building CNI plugins $CNI" >&2
+	GOBIN=$bin CGO_ENABLED=0 go install -trimpath -ldflags "-s -w" \
+		"github.com/containernetworking/plugins/plugins/main/ptp@$CNI" \
+		"github.com/containernetworking/plugins/plugins/main/loopback@$CNI" \
+		"github.com/containernetworking/plugins/plugins/ipam/host-local@$CNI"
+	echo "$CNI" >"$bin/ptp.version"
+}
+
 for component in $wanted; do
 	case $component in
-	kube-apiserver | kube-scheduler | kubelet) build_kubernetes "$component" ;;
+	kube-apiserver | kube-scheduler | kubelet | kube-controller-manager | kubectl) build_kubernetes "$component" ;;
 	containerd) build_containerd ;;
+	helm) build_helm ;;
+	cni) build_cni ;;
 	*)
 		echo "e2e/build.sh: unknown component $component" >&2
 		exit 2

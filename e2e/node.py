@@ -19,7 +19,7 @@ import yaml
 
 from e2e import image, leftovers
 from e2e.cluster import NODE_NAME, ControlPlane
-from e2e.processes import MissingProgramError, Program, find_program, free_ports, wait_until
+from e2e.processes import MissingProgramError, Program, bin_directory, find_program, free_ports, wait_until
 from e2e.rest import Object
 
 DEVICE_PLUGINS = Path("/var/lib/kubelet/device-plugins")
@@ -122,10 +122,13 @@ class RealNode:
         *,
         name: str = NODE_NAME,
         kubelet: Mapping[str, Any] | None = None,
+        network: str = "",
+        images: Sequence[Path] = (),
     ) -> None:
         """Prepare a node in `directory`; `kubelet` overrides fields of its KubeletConfiguration.
 
-        The control plane needs a user `kubelet` that may act for a node of that name.
+        The control plane needs a user `kubelet` that may act for a node of that name. `network` is a CNI configuration
+        list; without one all pods have to be on the host's network. `images` are docker archives, besides busybox.
         """
         self.name = name
         self.control_plane = control_plane
@@ -137,6 +140,9 @@ class RealNode:
         self._state = self.directory / "containerd" / "state"
         self._socket = self.directory / "containerd.sock"
         self._overrides = dict(kubelet or {})
+        # The Node is Ready once some network is configured.
+        self._network = network or '{"cniVersion": "0.4.0", "name": "none", "plugins": [{"type": "none"}]}'
+        self._images = list(images)
         self._containerd: Program | None = None
         self._kubelet: Program | None = None
         self._sysctls: dict[Path, str] = {}
@@ -170,7 +176,7 @@ class RealNode:
             leftovers.remove_cgroup(_CGROUP)  # of a run that was killed: the lock is ours now
             leftovers.make_cgroup(_CGROUP)
             self._start_containerd()
-            self._import_image()
+            self._import_images()
             self.start_kubelet()
             self.control_plane.api().wait("Node", self.name, _is_ready, saying="Ready", timeout_s=90)
         except BaseException:
@@ -191,8 +197,7 @@ class RealNode:
     def _start_containerd(self) -> None:
         network = self.directory / "cni"
         network.mkdir(exist_ok=True)
-        # The Node is Ready once a network is configured; no pod uses it, since all are on the host's network.
-        (network / "none.conflist").write_text('{"cniVersion": "0.4.0", "name": "none", "plugins": [{"type": "none"}]}')
+        (network / "pods.conflist").write_text(self._network)
         config = self.directory / "containerd.toml"
         config.write_text(f"""\
 version = 3
@@ -218,7 +223,7 @@ state = "{self._state}"
       BinaryName = "{find_program("runc")}"
       Root = "{self.directory}/runc"
   [plugins."io.containerd.cri.v1.runtime".cni]
-    bin_dirs = ["{network}"]
+    bin_dirs = ["{bin_directory()}"]
     conf_dir = "{network}"
 """)
         binary = find_program("containerd")
@@ -228,7 +233,7 @@ state = "{self._state}"
         )
         self._containerd.wait_ready(lambda: _is_served(self._socket))
 
-    def _import_image(self) -> None:
+    def _import_images(self) -> None:
         archive = self.directory / "busybox.tar"
         image.write_archive(archive, busybox=find_program("busybox"))
         # --local: ctr itself unpacks, into the snapshotter that it is told; the daemon would take its default.
@@ -242,7 +247,8 @@ state = "{self._state}"
             "--snapshotter",
             "native",
         ]
-        subprocess.run([*command, str(archive)], check=True, capture_output=True)
+        for one in (archive, *self._images):
+            subprocess.run([*command, str(one)], check=True, capture_output=True)
 
     def start_kubelet(self) -> None:
         """Start the kubelet and wait until it says it is healthy."""

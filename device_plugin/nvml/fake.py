@@ -7,6 +7,7 @@ structures.
 # ruff: noqa: N802, SLF001 - the names are NVML's, and _obj is how ctypes gives a reference back
 
 import ctypes
+import os
 import socket
 import threading
 import time
@@ -83,7 +84,8 @@ class FakeGPUs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def each(self) -> list[FakeGPU]:
         """List the GPUs one by one, each with its UUID and minor number."""
-        node = self.node or socket.gethostname()
+        # a pod's host name is another one each time that it is made anew
+        node = self.node or os.environ.get("NODE_NAME") or socket.gethostname()
         single: list[FakeGPU] = []
         for group in self.gpus:
             for offset in range(group.count):

@@ -27,6 +27,8 @@ def apply(document: Mapping[str, Any], operations: Sequence[Mapping[str, Any]]) 
 def _add(target: Any, key: str, value: Any) -> None:
     if isinstance(target, dict):
         target[key] = value
+    elif key == "-":
+        target.append(value)
     elif int(key) > len(target):
         raise IndexError(key)
     else:

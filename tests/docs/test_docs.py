@@ -157,7 +157,7 @@ class TestInstall:
     """docs/install.md."""
 
     def test_its_kustomization_names_the_image_that_the_manifests_run(self) -> None:
-        (text,) = blocks(section("install.md", "The image"), "yaml")
+        (text,) = blocks(section("install.md", "By kustomize"), "yaml")
         (image,) = yaml.safe_load(text)["images"]
         manifest = (ROOT / "manifests" / "base" / "device-plugin.yaml").read_text()
         assert f"image: {image['name']}:{image['newTag']}" in manifest

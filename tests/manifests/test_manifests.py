@@ -30,7 +30,10 @@ from tests.manifests.kustomization import (
 )
 
 LAYOUTS = ("second-scheduler", "attached")
-ROOTS = [*(MANIFESTS / layout for layout in LAYOUTS), MANIFESTS / "admission" / "webhook", MANIFESTS / "eviction"]
+ROOTS = [
+    *(MANIFESTS / layout for layout in LAYOUTS),
+    *(MANIFESTS / other for other in ("admission/webhook", "dev-fake-gpus", "eviction", "network-policy")),
+]
 # What is not for `kubectl apply -k`.
 FOR_PEOPLE = {MANIFESTS / "attached" / "scheduler-config.yaml", MANIFESTS / "examples" / "pod.yaml"}
 PROGRAMS: dict[str, click.Command] = {"cotenant-extender": extender, "cotenant-device-plugin": device_plugin}
@@ -84,9 +87,10 @@ class TestFiles:
     def test_a_kustomization_uses_what_our_reader_of_it_knows_and_patches_what_there_is(self, path: Path) -> None:
         kustomization = yaml.safe_load(path.read_text())
         assert kustomization.keys() <= {"apiVersion", "kind", "resources", "patches", "configMapGenerator"}
-        assert all(
-            entry.keys() == {"name", "namespace", "files"} for entry in kustomization.get("configMapGenerator", [])
-        )
+        for entry in kustomization.get("configMapGenerator", []):
+            assert (
+                {"name", "namespace", "files"} <= entry.keys() <= {"name", "namespace", "files", "behavior", "options"}
+            )
         built = [{"kind": one["kind"], "name": one["metadata"]["name"]} for one in build(path.parent)]
         assert [] == [entry["target"] for entry in kustomization.get("patches", []) if entry["target"] not in built]
 
@@ -97,6 +101,16 @@ class TestFiles:
         for document in yaml.compose_all(path.read_text(), Loader=yaml.SafeLoader):
             assert isinstance(document, yaml.MappingNode)
             assert [] == repeated(document)
+
+    def test_no_role_names_an_object_as_a_generated_config_map_is_named(self, found: list[Object]) -> None:
+        # kustomize puts the ConfigMap's hash behind such a name wherever a Role has it, whatever the resource
+        named = {
+            name
+            for role in (*of_kind(found, "Role").values(), *of_kind(found, "ClusterRole").values())
+            for rule in role["rules"]
+            for name in rule.get("resourceNames", [])
+        }
+        assert set() == named & of_kind(found, "ConfigMap").keys()
 
     def test_no_object_stands_twice_in_a_layout(self, found: list[Object]) -> None:
         named = [(one["kind"], one["metadata"].get("namespace"), one["metadata"]["name"]) for one in found]

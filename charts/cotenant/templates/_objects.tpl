@@ -1,0 +1,120 @@
+{{/*
+Renders a file of the manifests: include "cotenant.file" (list $ "base/device-plugin.yaml").
+Domain and namespace are replaced in its text; what else values say is set in its objects, one kind after the other.
+*/}}
+{{- define "cotenant.file" -}}
+{{- $root := index . 0 -}}
+{{- range splitList "\n---\n" (include "cotenant.text" .) }}
+{{- $object := fromYaml . }}
+{{- if $object }}
+{{- include "cotenant.adjust" (list $root $object) }}
+---
+{{ toYaml $object }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "cotenant.text" -}}
+{{- $root := index . 0 -}}
+{{- $path := printf "files/%s" (index . 1) -}}
+{{- $text := $root.Files.Get $path -}}
+{{- if not $text }}{{ fail (printf "%s is not in the chart: where links are not kept, package it with `helm package`" $path) }}{{ end -}}
+{{- $text | replace "cotenant-system" $root.Release.Namespace | replace "cotenant.io" $root.Values.domain -}}
+{{- end }}
+
+{{- define "cotenant.adjust" -}}
+{{- $root := index . 0 -}}
+{{- $object := index . 1 -}}
+{{- include "cotenant.labels" (list $root $object.metadata) -}}
+{{- if eq $object.kind "Deployment" -}}
+{{- include "cotenant.pod" (list $root $object $root.Values.extender) -}}
+{{- if eq (include "cotenant.admission" $root) "webhook" -}}{{- include "cotenant.serveTLS" (list $root $object) -}}{{- end -}}
+{{- else if eq $object.kind "DaemonSet" -}}
+{{- include "cotenant.pod" (list $root $object $root.Values.devicePlugin) -}}
+{{- else if hasSuffix "AdmissionPolicy" $object.kind -}}
+{{- include "cotenant.policy" (list $root $object) -}}
+{{- else if hasSuffix "WebhookConfiguration" $object.kind -}}
+{{- $ca := include "cotenant.certificate" $root | fromYaml -}}
+{{- range $object.webhooks }}{{ $_ := set .clientConfig "caBundle" (index $ca "ca.crt") }}{{ end -}}
+{{- else if eq $object.kind "NetworkPolicy" -}}
+{{- include "cotenant.network" (list $root $object) -}}
+{{- end -}}
+{{- end }}
+
+{{- define "cotenant.labels" -}}
+{{- $root := index . 0 -}}
+{{- $metadata := index . 1 -}}
+{{- $own := dict "helm.sh/chart" (printf "%s-%s" $root.Chart.Name $root.Chart.Version) "app.kubernetes.io/instance" $root.Release.Name "app.kubernetes.io/managed-by" $root.Release.Service "app.kubernetes.io/version" $root.Chart.AppVersion -}}
+{{- $_ := set $metadata "labels" (merge $own ($metadata.labels | default dict)) -}}
+{{- end }}
+
+{{/* A workload's pods: whatever values name replaces what the manifest has. */}}
+{{- define "cotenant.pod" -}}
+{{- $root := index . 0 -}}
+{{- $object := index . 1 -}}
+{{- $values := index . 2 -}}
+{{- $template := $object.spec.template -}}
+{{- $spec := $template.spec -}}
+{{- $_ := set $template.metadata "labels" (merge $template.metadata.labels (deepCopy $values.podLabels)) -}}
+{{- $config := include "cotenant.configuration" (list $root $object.metadata.name) -}}
+{{- $_ := set $template.metadata "annotations" (merge (dict "checksum/configuration" (sha256sum $config)) $values.podAnnotations) -}}
+{{- range $key := list "nodeSelector" "tolerations" "affinity" "priorityClassName" "runtimeClassName" -}}
+{{- with get $values $key }}{{ $_ := set $spec $key . }}{{ end -}}
+{{- end -}}
+{{- with $root.Values.imagePullSecrets }}{{ $_ := set $spec "imagePullSecrets" . }}{{ end -}}
+{{- if $values.hostNetwork }}{{ $_ := set $spec "hostNetwork" true }}{{ $_ := set $spec "dnsPolicy" "ClusterFirstWithHostNet" }}{{ end -}}
+{{- range $spec.volumes -}}
+{{- if and (eq .name "pod-resources") (get $values "kubeletRoot") }}{{ $_ := set .hostPath "path" (printf "%s/pod-resources" $values.kubeletRoot) }}{{ end -}}
+{{- end -}}
+{{- range concat ($spec.initContainers | default list) $spec.containers -}}
+{{- if eq .name "scheduler" -}}
+{{- $tag := $root.Values.scheduler.image.tag | default (regexFind "^v[0-9]+\\.[0-9]+\\.[0-9]+" $root.Capabilities.KubeVersion.Version) -}}
+{{- $_ := set . "image" (printf "%s:%s" $root.Values.scheduler.image.repository $tag) -}}
+{{- else -}}
+{{- $image := $root.Values.image -}}
+{{- $_ := set . "image" (ternary (printf "%s@%s" $image.repository $image.digest) (printf "%s:%s" $image.repository ($image.tag | default $root.Chart.AppVersion)) (ne $image.digest "")) -}}
+{{- $_ := set . "imagePullPolicy" $image.pullPolicy -}}
+{{- end -}}
+{{- $resources := ternary $root.Values.scheduler.resources $values.resources (eq .name "scheduler") -}}
+{{- if $resources }}{{ $_ := set . "resources" $resources }}{{ end -}}
+{{- if $values.extraEnv }}{{ $_ := set . "env" (concat (.env | default list) $values.extraEnv) }}{{ end -}}
+{{- if and (eq $object.kind "DaemonSet") $values.fakeGPUs -}}
+{{- $_ := set . "args" (append .args "--fake-gpus=/etc/cotenant/fake-gpus.yaml") -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{/* The policies have the unit and the scheduler as variables of these names. */}}
+{{- define "cotenant.policy" -}}
+{{- $root := index . 0 -}}
+{{- range (index . 1).spec.variables -}}
+{{- if eq .name "unit" }}{{ $_ := set . "expression" (include "cotenant.unitBytes" $root) }}{{ end -}}
+{{- if eq .name "scheduler" }}{{ $_ := set . "expression" (ternary "''" (printf "'%s'" $root.Values.schedulerName) (eq $root.Values.layout "attached")) }}{{ end -}}
+{{- end -}}
+{{- end }}
+
+{{- define "cotenant.unitBytes" -}}
+{{- $size := regexFind "[MG]iB$" .Values.unit -}}
+{{- mul (trimSuffix $size .Values.unit) (ternary 1073741824 1048576 (eq $size "GiB")) -}}
+{{- end }}
+
+{{- define "cotenant.network" -}}
+{{- $root := index . 0 -}}
+{{- range (index . 1).spec.ingress -}}
+{{- $port := (first .ports).port -}}
+{{- if and (eq $port "verbs") $root.Values.networkPolicy.verbsFromCIDRs -}}
+{{- $peers := list -}}
+{{- range $root.Values.networkPolicy.verbsFromCIDRs }}{{ $peers = append $peers (dict "ipBlock" (dict "cidr" .)) }}{{ end -}}
+{{- $_ := set . "from" $peers -}}
+{{- else if and (eq $port "serve") $root.Values.networkPolicy.serveFrom -}}
+{{- $_ := set . "from" $root.Values.networkPolicy.serveFrom -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- define "cotenant.admission" -}}
+{{- if ne .Values.admission "auto" }}{{ .Values.admission }}
+{{- else if semverCompare ">=1.36.0-0" .Capabilities.KubeVersion.Version }}policies
+{{- else }}webhook
+{{- end }}
+{{- end }}

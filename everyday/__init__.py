@@ -1,0 +1,1 @@
+"""A newcomer's way: install from a clone on a whole cluster, share a GPU, look, explain, uninstall."""

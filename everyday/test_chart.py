@@ -1,0 +1,193 @@
+"""The chart renders what kustomize renders, value by value what it says, and refuses what the programs would."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cotenant import __version__
+from e2e.kustomize import MANIFESTS, build
+from e2e.processes import MissingProgramError, find_program
+from e2e.rest import Object
+
+CHART = MANIFESTS.parent / "charts" / "cotenant"
+NAMESPACE = "cotenant-system"
+OF_HELM = {"helm.sh/chart", "app.kubernetes.io/instance", "app.kubernetes.io/managed-by", "app.kubernetes.io/version"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs() -> None:
+    try:
+        for name in ("helm", "kubectl"):
+            find_program(name)
+    except MissingProgramError as missing:
+        pytest.skip(str(missing))
+
+
+def render(*values: str, kubernetes: str = "v1.36.3", namespace: str = NAMESPACE, check: bool = True) -> str:
+    words = [find_program("helm"), "template", "cotenant", CHART, "-n", namespace, f"--kube-version={kubernetes}"]
+    sets = [word for value in values for word in ("--set-json", value)]
+    done = subprocess.run([*map(str, words), *sets], check=False, capture_output=True, text=True)
+    assert not (check and done.returncode), done.stderr
+    return done.stdout if check else done.stderr
+
+
+def objects(text: str) -> list[Object]:
+    """List the objects of a stream, without those of `helm test`."""
+    found = [one for one in yaml.safe_load_all(text) if one]
+    return [one for one in found if "helm.sh/hook" not in one["metadata"].get("annotations", {})]
+
+
+def plain(one: Object) -> Object:
+    """Return an object without what each way adds by itself: hashes of ConfigMaps, Helm's labels; ConfigMaps read."""
+    one = yaml.safe_load(yaml.safe_dump(one))
+    metadata = one["metadata"]
+    metadata["labels"] = {k: v for k, v in metadata.get("labels", {}).items() if k not in OF_HELM}
+    if one["kind"] == "ConfigMap":
+        metadata.pop("labels")
+        one["data"] = {name: yaml.safe_load(text) for name, text in one["data"].items()}
+    if one["kind"] in {"Deployment", "DaemonSet"}:
+        template = one["spec"]["template"]
+        annotations = template["metadata"].pop("annotations", {})
+        assert {*annotations} <= {"checksum/configuration"}
+    # kustomize's YAML adds an empty line where an expression was folded
+    spaced: Object = _evenly_spaced(one)
+    return spaced
+
+
+def _evenly_spaced(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _evenly_spaced(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_evenly_spaced(one) for one in value]
+    return " ".join(value.split()) if isinstance(value, str) else value
+
+
+def keyed(found: list[Object]) -> dict[tuple[str, str, str], Object]:
+    return {(one["kind"], one["metadata"].get("namespace", ""), one["metadata"]["name"]): plain(one) for one in found}
+
+
+def kustomized(folder: Path) -> list[Object]:
+    """Build with the real kustomize, and take the hashes off again."""
+    text = subprocess.run(
+        [str(find_program("kubectl")), "kustomize", str(folder)], check=True, capture_output=True, text=True
+    ).stdout
+    for name in {one["metadata"]["name"] for one in yaml.safe_load_all(text) if one["kind"] == "ConfigMap"}:
+        text = text.replace(name, name.rpartition("-")[0]) if len(name.rpartition("-")[2]) == 10 else text
+    return objects(text)
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent for path in MANIFESTS.rglob("kustomization.yaml")), ids=str)
+def test_kustomize_builds_what_our_tests_take_it_to_build(folder: Path) -> None:
+    assert keyed(kustomized(folder)) == keyed(list(build(folder)))
+
+
+@pytest.mark.parametrize(
+    ("folder", "values"),
+    [
+        ("second-scheduler", []),
+        ("attached", ['layout="attached"']),
+        ("dev-fake-gpus", ["devicePlugin.fakeGPUs=@"]),
+    ],
+)
+def test_helm_renders_what_kustomize_does(folder: str, values: list[str]) -> None:
+    gpus = yaml.safe_load((MANIFESTS / "dev-fake-gpus" / "fake-gpus.yaml").read_text())
+    given = [value.replace("@", json.dumps(gpus)) for value in values]
+    expected = keyed(kustomized(MANIFESTS / folder))
+    # `helm install --create-namespace` makes it
+    del expected["Namespace", "", NAMESPACE]
+    assert expected == keyed(objects(render(*given)))
+
+
+def test_values_reach_every_place_that_has_to_agree() -> None:
+    text = render(
+        'domain="gpu.example.com"',
+        'unit="256MiB"',
+        'schedulerName="packer"',
+        'image={"repository":"mirror/cotenant","tag":"9"}',
+        'extender={"configuration":{"policy":"binpack"},"extraEnv":[{"name":"A","value":"b"}],"hostNetwork":true}',
+        'devicePlugin={"runtimeClassName":"nvidia","nodeSelector":{"gpu":"yes"},"kubeletRoot":"/data/kubelet"}',
+        namespace="gpu",
+    )
+    assert "cotenant.io" not in text
+    assert NAMESPACE not in text
+    found = {(one["kind"], one["metadata"]["name"]): one for one in objects(text)}
+    variables = {
+        entry["name"]: entry["expression"]
+        for entry in found["MutatingAdmissionPolicy", "cotenant-pods"]["spec"]["variables"]
+    }
+    # 256 * 2**20
+    assert ("268435456", "'packer'") == (variables["unit"], variables["scheduler"])
+    data = found["ConfigMap", "cotenant-scheduler-config"]["data"]
+    extender, scheduler = (yaml.safe_load(data[f"{name}-config.yaml"]) for name in ("extender", "scheduler"))
+    assert ("gpu.example.com", "256MiB", "packer", "binpack") == tuple(
+        extender[key] for key in ("domain", "unit", "schedulerName", "policy")
+    )
+    assert "system:serviceaccount:gpu:cotenant-extender" == extender["extenderUser"]
+    assert "packer" == scheduler["profiles"][0]["schedulerName"]
+    pods = found["Deployment", "cotenant-scheduler"]["spec"]["template"]["spec"]
+    assert {"name": "A", "value": "b"} in pods["initContainers"][0]["env"]
+    assert pods["hostNetwork"] is True
+    assert "mirror/cotenant:9" == pods["initContainers"][0]["image"]
+    plugin = found["DaemonSet", "cotenant-device-plugin"]["spec"]["template"]["spec"]
+    assert ("nvidia", {"gpu": "yes"}) == (plugin["runtimeClassName"], plugin["nodeSelector"])
+    assert "/data/kubelet/pod-resources" in {v["hostPath"]["path"] for v in plugin["volumes"] if "hostPath" in v}
+
+
+def test_an_older_cluster_gets_the_webhook_with_a_certificate_that_fits() -> None:
+    found = {(one["kind"], one["metadata"]["name"]): one for one in objects(render(kubernetes="v1.34.1"))}
+    assert not any(kind == "MutatingAdmissionPolicy" for kind, _ in found)
+    secret = found["Secret", "cotenant-webhook"]["data"]
+    for kind in ("MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"):
+        assert {secret["ca.crt"]} == {one["clientConfig"]["caBundle"] for one in found[kind, "cotenant"]["webhooks"]}
+    extender = found["Deployment", "cotenant-scheduler"]["spec"]["template"]["spec"]["initContainers"][0]
+    config = yaml.safe_load(found["ConfigMap", "cotenant-scheduler-config"]["data"]["extender-config.yaml"])
+    mounts = {mount["mountPath"] for mount in extender["volumeMounts"]}
+    assert {str(Path(config["tls"][key]).parent) for key in ("certFile", "keyFile")} <= mounts
+    assert {"HTTPS"} == {
+        extender[f"{probe}Probe"]["httpGet"]["scheme"] for probe in ("startup", "readiness", "liveness")
+    }
+    # kube-scheduler of the cluster's own version
+    assert found["Deployment", "cotenant-scheduler"]["spec"]["template"]["spec"]["containers"][0]["image"].endswith(
+        ":v1.34.1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ('extender={"configuration":{"polcy":"binpack"}}', "additional properties 'polcy' not allowed"),
+        ('unit="1GB"', "does not match pattern"),
+        ('layout="first"', "value must be one of"),
+        ('devicePlugin={"configuration":{"inventoryInterval":0}}', "exclusiveMinimum"),
+        ("replicas=2", "additional properties 'replicas' not allowed"),
+    ],
+)
+def test_a_wrong_value_is_refused_before_anything_is_installed(value: str, said: str) -> None:
+    assert said in render(value, check=False)
+
+
+def test_the_chart_and_its_image_are_of_this_version() -> None:
+    chart: dict[str, Any] = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert (__version__, __version__) == (chart["version"], chart["appVersion"])
+
+
+def test_lint_finds_nothing() -> None:
+    done = subprocess.run([str(find_program("helm")), "lint", "--strict", str(CHART)], check=False, capture_output=True)
+    assert 0 == done.returncode, done.stdout
+
+
+def test_a_packaged_chart_needs_no_links(tmp_path: Path) -> None:
+    helm = str(find_program("helm"))
+    subprocess.run([helm, "package", str(CHART), "-d", str(tmp_path)], check=True, capture_output=True)
+    (archive,) = tmp_path.iterdir()
+    done = subprocess.run(
+        [helm, "template", "cotenant", str(archive), "-n", NAMESPACE, "--kube-version=v1.36.3"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert objects(render()) == objects(done.stdout)
