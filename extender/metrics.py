@@ -1,15 +1,20 @@
 """Metrics of the extender, in base units; the gauges are read from one look at the ledger per scrape."""
 
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from cotenant import __version__
+from cotenant.cluster import Counts
 from cotenant.contract.reasons import Reason
 from extender.ledger import Ledger, Stage
+from extender.samples import LedgerSamples
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -17,10 +22,27 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
+class Watch(Protocol):
+    """Be what follows one resource of the API server."""
+
+    last_event_at: float | None
+    counts: Counts
+
+
 class Metrics:
     """Count what the verbs do, and show the ledger."""
 
-    def __init__(self, ledger: Ledger, synced: Callable[[], bool], unsettled: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        synced: Callable[[], bool],
+        unsettled: Callable[[], int],
+        *,
+        watches: Mapping[str, Watch] | None = None,
+        per_gpu: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
         self._registry = CollectorRegistry()
         self._requests = Histogram(
             "cotenant_extender_request_duration_seconds",
@@ -38,7 +60,14 @@ class Metrics:
         self._binds = Counter(
             "cotenant_bind", "Binds by outcome: ok, or the reason for a no.", ["outcome"], registry=self._registry
         )
-        self._registry.register(_LedgerCollector(ledger, synced, unsettled))
+        self._scrape_seconds = Counter(
+            "cotenant_extender_scrape_cpu_seconds",
+            "CPU time that writing these metrics took.",
+            registry=self._registry,
+        )
+        self._registry.register(_StateCollector(ledger, synced, unsettled, watches or {}, clock, wall))
+        self._samples = LedgerSamples(ledger, per_gpu=per_gpu)
+        self._scraping = threading.Lock()
 
     def rejected(self, reason: Reason, count: int) -> None:
         """Count nodes that filter refused."""
@@ -52,37 +81,44 @@ class Metrics:
         """Count an answer to kube-scheduler; *outcome* is ok, rejected or error."""
         self._requests.labels(verb, outcome).observe(seconds)
 
-    def expose(self) -> bytes:
-        """Write all metrics in Prometheus' text format."""
-        return generate_latest(self._registry)
+    def expose(self) -> list[bytes]:
+        """Write all metrics in Prometheus' text format, in pieces; one scrape at a time."""
+        with self._scraping:
+            started = time.thread_time()
+            pieces = [generate_latest(self._registry), *self._samples.write()]
+            self._scrape_seconds.inc(time.thread_time() - started)
+            return pieces
 
 
-class _LedgerCollector(Collector):
-    def __init__(self, ledger: Ledger, synced: Callable[[], bool], unsettled: Callable[[], int]) -> None:
+class _StateCollector(Collector):
+    """Show the few numbers that are the whole extender's."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        synced: Callable[[], bool],
+        unsettled: Callable[[], int],
+        watches: Mapping[str, Watch],
+        clock: Callable[[], float],
+        wall: Callable[[], float],
+    ) -> None:
         self._ledger = ledger
         self._synced = synced
         self._unsettled = unsettled
+        self._watches = watches
+        self._clock = clock
+        self._wall = wall
+        # when each pod that waits was first seen to, by the scrapes
+        self._since: dict[str, float] = {}
 
     def collect(self) -> Iterator[Metric]:
-        """Give one sample per GPU, and the cluster's sums."""
-        labels = ["node", "gpu", "uuid", "model", "mode"]
-        capacity = GaugeMetricFamily("cotenant_gpu_memory_capacity_bytes", "What pods may be given.", labels=labels)
-        allocated = GaugeMetricFamily("cotenant_gpu_memory_allocated_bytes", "What pods hold.", labels=labels)
-        healthy = GaugeMetricFamily("cotenant_gpu_health", "1 where new pods may be placed.", labels=labels)
-        pods = GaugeMetricFamily("cotenant_gpu_pods", "Pods that hold something.", labels=labels)
-        for view in self._ledger.views():
-            for state in view.gpus:
-                gpu = state.gpu
-                values = [view.name, str(gpu.index), gpu.uuid, gpu.model, str(gpu.mode)]
-                capacity.add_metric(values, gpu.usable_bytes)
-                allocated.add_metric(values, state.held_bytes)
-                healthy.add_metric(values, state.healthy and view.problem is None)
-                pods.add_metric(values, state.pods)
+        """Give one sample of each."""
         holds = self._ledger.holds()
         assumed = sum(hold.stage is Stage.ASSUMED for hold in holds)
         unreadable = sum(bool(hold.problem) for hold in holds)
-        yield from (capacity, allocated, healthy, pods)
+        yield GaugeMetricFamily("cotenant_pods", "Pods that hold GPU memory.", value=len(holds))
         yield GaugeMetricFamily("cotenant_pods_assumed", "Pods reserved but not known to be bound.", value=assumed)
+        yield from self._waiting({hold.uid for hold in holds})
         yield GaugeMetricFamily("cotenant_grants_unreadable", "Bound pods with an unreadable grant.", value=unreadable)
         yield GaugeMetricFamily(
             "cotenant_pods_ungranted", "Bound pods that went around the extender.", value=len(self._ledger.ungranted())
@@ -91,6 +127,32 @@ class _LedgerCollector(Collector):
             "cotenant_bindings_unsettled", "Bindings whose outcome is in doubt.", value=self._unsettled()
         )
         yield GaugeMetricFamily("cotenant_cache_synced", "1 once the cluster has been read.", value=self._synced())
+        yield from self._followed()
         info = GaugeMetricFamily("cotenant_build_info", "The version.", labels=["version"])
         info.add_metric([__version__], 1)
         yield info
+
+    def _waiting(self, held: set[str]) -> Iterator[Metric]:
+        now = self._clock()
+        waiting = [pod.uid for pod in self._ledger.all_waiting() if pod.uid not in held]
+        self._since = {uid: self._since.get(uid, now) for uid in waiting}
+        longest = now - min(self._since.values(), default=now)
+        yield GaugeMetricFamily("cotenant_pods_waiting", "Pods that ask for GPU memory and wait.", value=len(waiting))
+        yield GaugeMetricFamily(
+            "cotenant_pods_waiting_longest_seconds", "How long one has waited while we were scraped.", value=longest
+        )
+
+    def _followed(self) -> Iterator[Metric]:
+        restarts = CounterMetricFamily("cotenant_watch_restarts", "Watches that were opened.", labels=["resource"])
+        errors = CounterMetricFamily("cotenant_watch_errors", "Failures to follow a resource.", labels=["resource"])
+        last = GaugeMetricFamily(
+            "cotenant_watch_last_event_timestamp_seconds",
+            "When the API server last said anything of a resource.",
+            labels=["resource"],
+        )
+        for resource, watch in self._watches.items():
+            restarts.add_metric([resource], watch.counts.watches)
+            errors.add_metric([resource], watch.counts.errors)
+            if watch.last_event_at is not None:
+                last.add_metric([resource], self._wall() - (self._clock() - watch.last_event_at))
+        yield from (restarts, errors, last)

@@ -51,7 +51,13 @@ class Extender:
         self._binder = Binder(cluster, self._ledger, bind_timeout=configuration.bind_timeout)
         judge = Judge(self._ledger, names, unit_bytes, configuration.policy)
         self._nominator = Nominator(cluster, self._ledger, judge) if configuration.nominate else None
-        metrics = Metrics(self._ledger, self._feed.synced, self._binder.unsettled)
+        metrics = Metrics(
+            self._ledger,
+            self._feed.synced,
+            self._binder.unsettled,
+            watches={"nodes": self._feed.nodes, "pods": self._feed.pods},
+            per_gpu=configuration.gpu_metrics,
+        )
 
         verbs = routes.new_app()
         routes.verbs(

@@ -119,6 +119,8 @@ class ExtenderConfiguration(_Shared, frozen=True, kw_only=True):
     nominate: bool = True
     # Evict pods that use more GPU memory than they were granted for so many seconds; null: never.
     evict_overusers_after: Seconds | None = None
+    # Show every GPU and pod in /metrics, not nodes and sums alone: four samples a GPU and one a pod.
+    gpu_metrics: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -104,7 +104,11 @@ def everything_else(
 
     @app.get("/metrics")
     def _metrics() -> Response:
-        return Response(metrics.expose(), content_type=CONTENT_TYPE)
+        pieces = metrics.expose()
+        # in pieces, so that tens of megabytes are not copied into one; with their length, so that it is one answer
+        response = Response(iter(pieces), content_type=CONTENT_TYPE)
+        response.content_length = sum(map(len, pieces))
+        return response
 
     @app.post("/admission/<name>")
     def _admission(name: str) -> Response:

@@ -408,9 +408,11 @@ class TestEverythingElse:
         extender.filter(submit(api, a_pod().named("large").asking(11)), *BOTH)
         extender.bind(pod, "n1")
 
-        gpu = '{gpu="0",mode="time-slicing",model="NVIDIA H100 80GB HBM3",node="n1",uuid="GPU-n1-0"}'
-        assert 10 * 2.0**30 == extender.metric(f"cotenant_gpu_memory_capacity_bytes{gpu}")
-        assert 8 * 2.0**30 == extender.metric(f"cotenant_gpu_memory_allocated_bytes{gpu}")
+        gpu = 'node="n1",gpu="0",uuid="GPU-n1-0"'
+        model = 'model="NVIDIA H100 80GB HBM3",mode="time-slicing"'
+        assert 10 * 2.0**30 == extender.metric(f"cotenant_gpu_memory_capacity_bytes{{{gpu},{model}}}")
+        assert 8 * 2.0**30 == extender.metric(f"cotenant_gpu_memory_allocated_bytes{{{gpu}}}")
+        assert 8 * 2.0**30 == extender.metric(f"cotenant_cluster_memory_allocated_bytes{{{model}}}")
         assert 2.0 == extender.metric('cotenant_filter_rejections_total{reason="TooLarge"}')
         assert 1.0 == extender.metric('cotenant_bind_total{outcome="ok"}')
         assert 1.0 == extender.metric("cotenant_cache_synced")
