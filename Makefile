@@ -61,8 +61,9 @@ everyday: $(ENVIRONMENT) ## a newcomer's way: our image, installed by kustomize 
 	COTENANT_BIN=$(E2E_BIN) $(RUN)/pytest everyday
 
 .PHONY: generated
-generated: $(ENVIRONMENT) ## write again what is made from the code: the schema of the chart's values
+generated: $(ENVIRONMENT) ## write again what is made: schema of the chart, dashboard
 	$(RUN)/python scripts/chart-schema.py
+	$(RUN)/python scripts/dashboard.py
 
 .PHONY: packing
 packing: $(ENVIRONMENT) ## replay the openb trace 150 times against the published results, on all cores

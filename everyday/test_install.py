@@ -123,7 +123,7 @@ def test_a_newcomer_installs_shares_a_gpu_asks_why_and_removes_it_all(cluster: W
             cluster.run("kubectl", "-n", NAMESPACE, "rollout", "status", workload, "--timeout=150s")
 
     # the first shared pods: two on one GPU, and one that is larger than any
-    for name, units in (("one", 8), ("two", 8), ("large", 100)):
+    for name, units in (("one", 6), ("two", 6), ("large", 100)):
         cluster.api().create(a_pod(name, units))
     with explained(cluster):
         shared = [cluster.api().wait("Pod", name, runs, saying="its start", timeout_s=60) for name in ("one", "two")]
@@ -132,8 +132,8 @@ def test_a_newcomer_installs_shares_a_gpu_asks_why_and_removes_it_all(cluster: W
         (container,) = grants.decode(pod["metadata"]["annotations"][NAMES.grant]).containers
         environment = cluster.node.environment(pod)
         assert container.gpus[0].uuid == environment["NVIDIA_VISIBLE_DEVICES"]
-        assert "0=8192M" == environment["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"]
-        assert str(8 * GIB) == environment["COTENANT_GPU_MEM_BYTES"]
+        assert "0=6144M" == environment["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"]
+        assert str(6 * GIB) == environment["COTENANT_GPU_MEM_BYTES"]
         uuids.add(container.gpus[0].uuid)
     assert 1 == len(uuids)
 

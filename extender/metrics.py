@@ -65,7 +65,9 @@ class Metrics:
             "CPU time that writing these metrics took.",
             registry=self._registry,
         )
-        self._registry.register(_StateCollector(ledger, synced, unsettled, watches or {}, clock, wall))
+        self._registry.register(
+            _StateCollector(ledger, synced, unsettled, watches=watches or {}, clock=clock, wall=wall)
+        )
         self._samples = LedgerSamples(ledger, per_gpu=per_gpu)
         self._scraping = threading.Lock()
 
@@ -98,6 +100,7 @@ class _StateCollector(Collector):
         ledger: Ledger,
         synced: Callable[[], bool],
         unsettled: Callable[[], int],
+        *,
         watches: Mapping[str, Watch],
         clock: Callable[[], float],
         wall: Callable[[], float],

@@ -32,7 +32,7 @@ from tests.manifests.kustomization import (
 LAYOUTS = ("second-scheduler", "attached")
 ROOTS = [
     *(MANIFESTS / layout for layout in LAYOUTS),
-    *(MANIFESTS / other for other in ("admission/webhook", "dev-fake-gpus", "eviction", "network-policy")),
+    *(MANIFESTS / other for other in ("admission/webhook", "dev-fake-gpus", "eviction", "monitoring", "network-policy")),
 ]
 # What is not for `kubectl apply -k`.
 FOR_PEOPLE = {MANIFESTS / "attached" / "scheduler-config.yaml", MANIFESTS / "examples" / "pod.yaml"}
@@ -81,7 +81,8 @@ class TestFiles:
 
     def test_every_file_belongs_to_a_kustomization_or_says_what_it_is_for(self) -> None:
         listed = set().union(*(files(root) for root in ROOTS)) | FOR_PEOPLE
-        assert listed == set(MANIFESTS.rglob("*.yaml"))
+        shipped = {path for path in MANIFESTS.rglob("*") if path.suffix in {".yaml", ".json"}}
+        assert listed == shipped
 
     @pytest.mark.parametrize("path", sorted(MANIFESTS.rglob(FILE)), ids=lambda path: str(path.parent.name))
     def test_a_kustomization_uses_what_our_reader_of_it_knows_and_patches_what_there_is(self, path: Path) -> None:

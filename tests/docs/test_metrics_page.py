@@ -1,0 +1,55 @@
+"""docs/metrics.md, the dashboard and the alerts name metrics that there are."""
+
+import json
+import re
+import runpy
+
+import yaml
+
+from e2e.kustomize import MANIFESTS
+from tests.docs.markdown import DOCS, section, tables
+from tests.extender.scrape import a_ledger, a_metrics, families, text
+
+MONITORING = MANIFESTS / "monitoring"
+
+
+def known() -> dict[str, tuple[str, str, set[str]]]:
+    return families(text(a_metrics(a_ledger())))
+
+
+def named(expression: str) -> set[str]:
+    """List the metrics of ours in an expression, without what a histogram adds."""
+    found = set(re.findall(r"\bcotenant_[a-z_]+", expression))
+    return {re.sub(r"_(bucket|count|sum)$", "", name) for name in found}
+
+
+def test_every_metric_stands_in_the_table_with_its_labels_and_meaning() -> None:
+    (rows,) = tables(section("metrics.md", "Metrics of the extender"))
+    assert [[name, ", ".join(sorted(labels)), about] for name, (_, about, labels) in sorted(known().items())] == rows
+
+
+def test_the_dashboard_is_the_one_that_is_made_and_asks_for_metrics_that_there_are() -> None:
+    written = (MONITORING / "dashboard.json").read_text()
+    made = runpy.run_path(str(MANIFESTS.parent / "scripts" / "dashboard.py"))["text"]()
+    assert made == written, "run `make generated`"
+    board = json.loads(written)
+    targets = [target["expr"] for panel in board["panels"] for target in panel.get("targets", [])]
+    assert len(targets) > 15
+    assert set() == {name for expression in targets for name in named(expression)} - known().keys()
+    places = [tuple(panel["gridPos"].values()) for panel in board["panels"]]
+    assert len(set(places)) == len(places)
+    assert all(x + w <= 24 for _, w, x, _ in places)
+
+
+def test_every_alert_asks_for_metrics_that_there_are_and_has_a_runbook() -> None:
+    rules = yaml.safe_load((MONITORING / "rules.yaml").read_text())["spec"]["groups"][0]["rules"]
+    assert set() == {name for rule in rules for name in named(rule["expr"])} - known().keys()
+    page = (DOCS / "runbooks.md").read_text()
+    headings = re.findall(r"^## (.+)$", page, re.MULTILINE)
+    assert [rule["alert"] for rule in rules] == headings
+    for rule in rules:
+        assert rule["annotations"]["runbook_url"].endswith(f"#{rule['alert'].lower()}")
+        assert {"severity"} == rule["labels"].keys()
+        assert {"summary", "description", "runbook_url"} == rule["annotations"].keys()
+    for body in re.split(r"^## .+$", page, flags=re.MULTILINE)[1:]:
+        assert ["Means", "Look", "Do"] == re.findall(r"^\*\*(\w+)\.\*\*", body, re.MULTILINE)
