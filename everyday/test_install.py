@@ -1,8 +1,10 @@
 """What the installation page says, done on a whole cluster: our image, the shipped objects, nothing else."""
 
 import contextlib
+import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -142,7 +144,13 @@ def test_a_newcomer_installs_shares_a_gpu_asks_why_and_removes_it_all(cluster: W
     print(told)
     assert "default/large asks 100 GiB: waiting, fits on none of 1 GPU nodes" in told
     assert told == cluster.run("cotenant", "explain", "large")
-    assert "default/one" in cluster.run("kubectl", "gpumem", "pods", "-A")
+    assert re.search(r"default +one +bound +real-0", cluster.run("kubectl", "gpumem", "pods", "-A"))
+    assert {"made-up-gpus"} == doctored(cluster)
+    if chosen.name == "kustomize":
+        cluster.run("kubectl", "delete", "validatingadmissionpolicybinding", "cotenant-grants")
+        cluster.run("kubectl", "label", "node", cluster.node.name, f"{NAMES.domain}/device-plugin-")
+        assert {"made-up-gpus", "admission-missing", "label-without-plugin"} <= doctored(cluster)
+        cluster.run(*chosen.install)
     if chosen.name == "helm":
         with service_reached(cluster):
             print(cluster.run("helm", "test", "cotenant", "-n", NAMESPACE, "--timeout=90s"))
@@ -163,6 +171,13 @@ def test_an_image_runs_both_programs_as_it_is_and_neither_as_root_by_default(tmp
     stage = dockerfile.build(tmp_path / "image.tar")
     assert ("65532:65532", ("cotenant", "--help")) == (stage.user, stage.command)
     print(f"the image has {(tmp_path / 'image.tar').stat().st_size >> 20} MiB on {platform.machine()}")
+
+
+def doctored(cluster: WholeCluster) -> set[str]:
+    """Name what the doctor finds."""
+    findings = json.loads(cluster.run("cotenant", "doctor", "-o", "json", check=False))
+    print(*(f"{one['check']}: {one['what']}" for one in findings), sep="\n")
+    return {one["check"] for one in findings}
 
 
 def a_pod(name: str, units: int) -> Object:

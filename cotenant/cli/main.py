@@ -115,3 +115,31 @@ def explain(*, pod: str, namespace: str, output: str, **where: Any) -> None:
 
     name = pod.removeprefix("pods/").removeprefix("pod/")
     inspection.answer(lambda ask: inspection.explanation(ask, output, namespace, name), **where)
+
+
+@main.command()
+@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", help="How to print.")
+@click.option(
+    "--service",
+    default=_SERVICE,
+    show_default=True,
+    metavar="NAMESPACE/SCHEME:NAME:PORT",
+    help="The extender's Service.",
+)
+@click.option("--context", metavar="NAME", help="A context of the kubeconfig instead of the current one.")
+@click.option(
+    "--kubeconfig",
+    envvar="KUBECONFIG",
+    default=str(Path("~/.kube/config")),
+    show_default=True,
+    metavar="FILE",
+    help="Which cluster to look at, and as whom.",
+)
+def doctor(*, output: str, service: str, context: str | None, kubeconfig: str) -> None:
+    """Check how a cluster is wired: scheduler, extender, admission, nodes, plugins, pods. Says what to do.
+
+    Only reads. Ends with status 1 if something is broken.
+    """
+    from cotenant.cli import doctor as examination  # noqa: PLC0415 - the Kubernetes client takes a second to import
+
+    sys.exit(examination.run(kubeconfig=kubeconfig, context=context, service=service, output=output))

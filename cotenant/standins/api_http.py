@@ -1,11 +1,12 @@
 """The HTTP side of the stand-in API server: from a request to the store and back."""
 
+import http.client
 import re
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
 import msgspec
 
@@ -20,6 +21,7 @@ _PATH = re.compile(
     r"(?P<root>/api/v1|/apis/[^/]+/[^/]+)(?:/namespaces/(?P<namespace>[^/]+))?"
     r"/(?P<plural>[a-z]+)(?:/(?P<name>[^/]+)(?:/(?P<subresource>[a-z]+))?)?"
 )
+_PROXY = re.compile(r"/api/v1/namespaces/(?P<service>[^/]+/services/[^/]+)/proxy(?P<path>/.*)")
 _BY_PATH = {(resource.root, resource.plural): resource for resource in RESOURCES}
 _VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 _WATCH_SECONDS = 1800.0
@@ -152,8 +154,28 @@ class Handler(BaseHTTPRequestHandler):
     def _act(self, path: str, query: dict[str, str], body: bytes) -> tuple[int, bytes]:
         if path in {"/livez", "/readyz", "/healthz"}:
             return 200, b"ok"
+        if path == "/version":
+            return 200, msgspec.json.encode({"gitVersion": self._api.version})
+        if (service := _PROXY.fullmatch(path)) and self.command == "GET":
+            return self._handed_on(service["service"], service["path"], query)
         target = self._target(path)
         return getattr(self, f"_{self.command.lower()}")(target, query, body)  # type: ignore[no-any-return]
+
+    def _handed_on(self, service: str, path: str, query: dict[str, str]) -> tuple[int, bytes]:
+        """Ask a Service, as the API server's proxy does (K/pkg/registry/core/service/proxy)."""
+        address = self._api.services.get(unquote(service))
+        if address is None:
+            raise Refused(503, "ServiceUnavailable", "no endpoints available for service")
+        host, _, port = address.rpartition(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=30)
+        try:
+            connection.request("GET", f"{path}?{urlencode(query)}")
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        except OSError as error:
+            raise Refused(502, "BadGateway", f"error trying to reach service: {error}") from error
+        finally:
+            connection.close()
 
     def _get(self, target: Target, query: dict[str, str], _: bytes) -> tuple[int, bytes]:
         if target.name:

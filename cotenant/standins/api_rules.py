@@ -62,7 +62,26 @@ CORE_EVENTS: Final = Resource("v1", "events", "Event", namespaced=True)
 EVENTS: Final = Resource("events.k8s.io/v1", "events", "Event", namespaced=True)
 LEASES: Final = Resource("coordination.k8s.io/v1", "leases", "Lease", namespaced=True)
 BUDGETS: Final = Resource("policy/v1", "poddisruptionbudgets", "PodDisruptionBudget", namespaced=True)
-RESOURCES: Final = (PODS, NODES, CORE_EVENTS, EVENTS, LEASES, BUDGETS)
+# What `cotenant doctor` looks at besides; kept as it is given, with no rule of its own.
+OTHERS: Final = (
+    Resource("apps/v1", "deployments", "Deployment", namespaced=True),
+    Resource("apps/v1", "daemonsets", "DaemonSet", namespaced=True),
+    Resource("v1", "services", "Service", namespaced=True),
+    Resource("v1", "configmaps", "ConfigMap", namespaced=True),
+    Resource("networking.k8s.io/v1", "networkpolicies", "NetworkPolicy", namespaced=True),
+    *(
+        Resource("admissionregistration.k8s.io/v1", plural, kind, namespaced=False)
+        for plural, kind in (
+            ("mutatingadmissionpolicies", "MutatingAdmissionPolicy"),
+            ("mutatingadmissionpolicybindings", "MutatingAdmissionPolicyBinding"),
+            ("validatingadmissionpolicies", "ValidatingAdmissionPolicy"),
+            ("validatingadmissionpolicybindings", "ValidatingAdmissionPolicyBinding"),
+            ("mutatingwebhookconfigurations", "MutatingWebhookConfiguration"),
+            ("validatingwebhookconfigurations", "ValidatingWebhookConfiguration"),
+        )
+    ),
+)
+RESOURCES: Final = (PODS, NODES, CORE_EVENTS, EVENTS, LEASES, BUDGETS, *OTHERS)
 
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _KEY = re.compile(r"(?:(?P<prefix>[^/]+)/)?(?P<name>[a-z0-9]([-a-z0-9_.]*[a-z0-9])?)")

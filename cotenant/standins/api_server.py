@@ -51,6 +51,9 @@ class ApiServer:
         self.too_old_as_status = too_old_as_status
         self.users: dict[str, str] = {}
         """Names the user of each token that kubeconfig() gave out."""
+        self.version = "v1.36.3"
+        self.services: dict[str, str] = {}
+        """Where its proxy hands requests on to: HOST:PORT by NAMESPACE/services/SCHEME:NAME:PORT."""
         self.writes: list[Write] = []
         self.connections = 0  # how many were ever opened
         self._http: _Listener | None = None

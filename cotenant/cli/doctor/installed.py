@@ -1,0 +1,222 @@
+"""Checks of what is installed: programs, versions, configurations, admission."""
+
+from cotenant import __version__
+from cotenant.cli.doctor.checks import Said, Severity, check
+from cotenant.cli.doctor.facts import EXTENDER, PLUGIN, Facts, Json
+from cotenant.cluster import ClusterError
+from cotenant.contract.configuration import (
+    ConfigurationError,
+    DevicePluginConfiguration,
+    ExtenderConfiguration,
+    Layout,
+)
+
+BROKEN, SUSPECT = Severity.BROKEN, Severity.SUSPECT
+_POLICIES_SINCE = (1, 36)
+# The attached layout's NetworkPolicy as shipped lets this address in, which is nobody's (RFC 5737).
+_NOBODY = "192.0.2.1/32"
+
+
+@check("not-readable")
+def _not_readable(facts: Facts) -> Said:
+    # kinds that this version of Kubernetes does not have are no matter of rights
+    for what, why in facts.unread.items():
+        if "could not find the requested resource" not in why:
+            yield (
+                SUSPECT,
+                f"{what} could not be read, so what depends on them was not checked: {why}",
+                ("run cotenant doctor as a cluster administrator, or with a role that may list them"),
+            )
+
+
+@check("extender-missing")
+def _extender_missing(facts: Facts) -> Said:
+    if "deployments" in facts.objects and facts.workload(EXTENDER) is None:
+        yield (
+            BROKEN,
+            f"no Deployment in {facts.namespace} runs cotenant-extender",
+            (
+                "install it: kubectl apply -k manifests/second-scheduler, or helm install; if it lies in another "
+                "namespace, name it with --service"
+            ),
+        )
+
+
+@check("plugin-missing")
+def _plugin_missing(facts: Facts) -> Said:
+    if "daemonsets" in facts.objects and facts.workload(PLUGIN) is None:
+        yield (
+            BROKEN,
+            f"no DaemonSet in {facts.namespace} runs cotenant-device-plugin",
+            ("install it with manifests/base, which both layouts include; without it no node advertises GPU memory"),
+        )
+
+
+@check("extender-not-answering")
+def _not_answering(facts: Facts) -> Said:
+    answer = facts.extender["/readyz"]
+    if facts.workload(EXTENDER) is not None and isinstance(answer, ClusterError):
+        yield (
+            BROKEN,
+            f"the extender does not answer through the API server's proxy: {answer}",
+            (
+                f"look at its pod: kubectl -n {facts.namespace} get pods; with the webhook it serves HTTPS, and "
+                "--service needs https: instead of http:"
+            ),
+        )
+
+
+@check("two-extenders")
+def _two_extenders(facts: Facts) -> Said:
+    workload = facts.workload(EXTENDER)
+    replicas = workload.body["spec"].get("replicas", 1) if workload else 1
+    if replicas > 1:
+        yield (
+            BROKEN,
+            f"{replicas} extenders run at once: neither knows what the other is just binding",
+            ("set replicas: 1 and strategy: Recreate"),
+        )
+
+
+@check("version-skew")
+def _version_skew(facts: Facts) -> Said:
+    images = {
+        program: container["image"]
+        for program in (EXTENDER, PLUGIN)
+        if (workload := facts.workload(program)) and (container := workload.container(program))
+    }
+    if len(set(images.values())) > 1:
+        yield (
+            SUSPECT,
+            f"the programs are of different images: {', '.join(map(' '.join, images.items()))}",
+            ("roll out one image; docs/operations.md says in which order"),
+        )
+    answer = facts.extender["/version"]
+    if isinstance(answer, str) and f'"version":"{__version__}"' not in answer.replace(" ", ""):
+        yield (
+            SUSPECT,
+            f"the extender says {answer.strip()}, this command is {__version__}",
+            ("use the command of the extender's version; it may judge by rules that have changed"),
+        )
+
+
+@check("configuration-unreadable")
+def _configuration_unreadable(facts: Facts) -> Said:
+    for program, found in ((EXTENDER, facts.extender_configuration()), (PLUGIN, facts.plugin_configuration())):
+        if isinstance(found, ConfigurationError):
+            yield (
+                BROKEN,
+                f"{program} cannot start with its configuration: {found}",
+                ("mend the file in its ConfigMap; docs/configuration.md has every key"),
+            )
+
+
+@check("unit-differs")
+def _unit_differs(facts: Facts) -> Said:
+    units: dict[str, int] = {}
+    extender, plugin = facts.extender_configuration(), facts.plugin_configuration()
+    if isinstance(extender, ExtenderConfiguration):
+        units["the extender"] = extender.unit_bytes
+    if isinstance(plugin, DevicePluginConfiguration):
+        units["the device plugins"] = plugin.unit_bytes
+    for policy in facts.of("mutatingadmissionpolicies"):
+        for variable in policy["spec"].get("variables", ()):
+            if variable["name"] == "unit" and variable["expression"].isdigit():
+                units["the admission policy"] = int(variable["expression"])
+    if len(set(units.values())) > 1:
+        said = ", ".join(f"{who} {unit} bytes" for who, unit in units.items())
+        yield (
+            BROKEN,
+            f"one gpu-mem is not worth the same everywhere: {said}",
+            (
+                "give all of them one unit: extender-config.yaml, device-plugin-config.yaml, and the variable unit of "
+                "the policy cotenant-pods"
+            ),
+        )
+
+
+@check("domain-differs")
+def _domain_differs(facts: Facts) -> Said:
+    extender, plugin = facts.extender_configuration(), facts.plugin_configuration()
+    if isinstance(extender, ExtenderConfiguration) and isinstance(plugin, DevicePluginConfiguration):
+        domains = {"the extender": extender.domain, "the device plugins": plugin.domain}
+        policies = [str(policy["spec"]) for policy in facts.of("mutatingadmissionpolicies")]
+        if policies and not any(f"'{extender.domain}/gpu-mem'" in text for text in policies):
+            domains["the admission policies"] = "another"
+        if len(set(domains.values())) > 1:
+            said = ", ".join(f"{who} {domain}" for who, domain in domains.items())
+            yield BROKEN, f"resources have different domains: {said}", "give all of them one domain"
+
+
+def _policies(facts: Facts) -> bool:
+    bound = {
+        one["spec"]["policyName"]
+        for kind in ("mutatingadmissionpolicybindings", "validatingadmissionpolicybindings")
+        for one in facts.of(kind)
+    }
+    return {"cotenant-pods", "cotenant-requests", "cotenant-grants"} <= bound
+
+
+def _webhooks(facts: Facts) -> list[Json]:
+    kinds = ("mutatingwebhookconfigurations", "validatingwebhookconfigurations")
+    return [webhook for kind in kinds for one in facts.of(kind) for webhook in one["webhooks"]]
+
+
+@check("admission-missing")
+def _admission_missing(facts: Facts) -> Said:
+    if _policies(facts) or _webhooks(facts):
+        return
+    if "validatingadmissionpolicies" in facts.unread and "validatingwebhookconfigurations" in facts.unread:
+        return
+    major, minor = (int("".join(filter(str.isdigit, part))) for part in facts.version.lstrip("v").split(".")[:2])
+    kind = "admission/policies" if (major, minor) >= _POLICIES_SINCE else "admission/webhook"
+    yield (
+        BROKEN,
+        "nothing readies and refuses pods: anybody could write grants, and pods get no environment",
+        (f"apply manifests/{kind} (all policies and their bindings)"),
+    )
+
+
+@check("webhook-without-authority")
+def _webhook_without_authority(facts: Facts) -> Said:
+    bare = [webhook["name"] for webhook in _webhooks(facts) if not webhook["clientConfig"].get("caBundle")]
+    if bare:
+        yield (
+            BROKEN,
+            f"webhooks have no caBundle, so every call fails and our pods are refused: {', '.join(bare)}",
+            ("put the CA of the extender's certificate there; the chart does so by itself"),
+        )
+    configuration = facts.extender_configuration()
+    if _webhooks(facts) and isinstance(configuration, ExtenderConfiguration) and configuration.tls is None:
+        yield (
+            BROKEN,
+            "webhooks call the extender by HTTPS, and it has no tls in its configuration",
+            ("make a certificate and name it by tls in extender-config.yaml; the chart does so by itself"),
+        )
+
+
+@check("made-up-gpus")
+def _made_up_gpus(facts: Facts) -> Said:
+    workload = facts.workload(PLUGIN)
+    container = workload.container(PLUGIN) if workload else None
+    if container and any(flag.startswith("--fake-gpus") for flag in container.get("args", ())):
+        yield SUSPECT, "the device plugins make their GPUs up (--fake-gpus)", "leave the flag out on real nodes"
+
+
+@check("verbs-closed")
+def _verbs_closed(facts: Facts) -> Said:
+    configuration = facts.extender_configuration()
+    if isinstance(configuration, ExtenderConfiguration) and configuration.layout is Layout.ATTACHED:
+        shipped = [one for one in facts.of("networkpolicies") if _NOBODY in str(one["spec"].get("ingress"))]
+        if shipped:
+            yield (
+                BROKEN,
+                f"the NetworkPolicy {shipped[0]['metadata']['name']} lets nobody call the verbs",
+                (f"put the addresses of the control plane nodes there instead of {_NOBODY}"),
+            )
+        if not facts.of("networkpolicies") and "networkpolicies" in facts.objects:
+            yield (
+                SUSPECT,
+                "no NetworkPolicy guards the verbs: whoever reaches them can bind pods",
+                ("apply the one of manifests/attached/extender.yaml"),
+            )

@@ -1,0 +1,241 @@
+"""`cotenant doctor` finds nothing in a cluster as shipped, and each planted fault by its name, and no other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+
+from cotenant.cli.main import main
+from cotenant.contract.inventory import MIG, Family, MIGInstance, Mode
+from cotenant.contract.units import GIB
+from cotenant.standins.api_server import ApiServer
+from tests.builders import NAMES, a_grant, a_node, a_pod, granted
+from tests.cli.installed import (
+    SERVICE,
+    Objects,
+    a_healthy_node,
+    add_gpu_node,
+    container,
+    edit_file,
+    install,
+    shipped,
+)
+from tests.extender.running import Running
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from click.testing import Result
+
+
+@pytest.fixture(scope="module")
+def extender(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A real extender of another, empty cluster: the doctor asks it only whether it is well."""
+    with ApiServer() as api, Running(api, tmp_path_factory.mktemp("extender")) as running:
+        yield running
+
+
+@pytest.fixture
+def api(extender: Running) -> Iterator[ApiServer]:
+    with ApiServer() as api:
+        api.services[SERVICE] = extender.other_address
+        yield api
+
+
+def examine(api: ApiServer, folder: Path, *flags: str) -> Result:
+    kubeconfig = api.kubeconfig(folder / "kubeconfig")
+    return CliRunner().invoke(main, ["doctor", f"--kubeconfig={kubeconfig}", *flags])
+
+
+def found(api: ApiServer, folder: Path) -> list[dict[str, str]]:
+    result = examine(api, folder, "-o", "json")
+    assert isinstance(result.exception, SystemExit | None), result.exception
+    findings: list[dict[str, str]] = msgspec.json.decode(result.stdout)
+    assert int(any(one["severity"] == "broken" for one in findings)) == result.exit_code
+    return findings
+
+
+class TestWell:
+    """What is as it should be."""
+
+    @pytest.mark.parametrize("layout", ["second-scheduler"])
+    def test_nothing_is_found_where_all_is_as_shipped(self, api: ApiServer, tmp_path: Path, layout: str) -> None:
+        install(api, shipped(layout))
+        add_gpu_node(api, a_healthy_node())
+        api.add_node("no-gpus")
+        result = examine(api, tmp_path)
+        assert (0, True) == (result.exit_code, "checks: nothing found" in result.output), result.output
+
+    def test_in_the_attached_layout_it_says_what_only_a_person_can_fill_in(
+        self, api: ApiServer, tmp_path: Path
+    ) -> None:
+        install(api, shipped("attached"))
+        add_gpu_node(api, a_healthy_node())
+        assert ["verbs-closed"] == [one["check"] for one in found(api, tmp_path)]
+
+    def test_it_only_reads(self, api: ApiServer, tmp_path: Path) -> None:
+        install(api, shipped())
+        before = len(api.writes)
+        examine(api, tmp_path)
+        assert before == len(api.writes)
+
+    def test_a_cluster_without_anything_of_ours_is_told_what_to_install(self, api: ApiServer, tmp_path: Path) -> None:
+        names = {one["check"] for one in found(api, tmp_path)}
+        assert {"extender-missing", "plugin-missing", "admission-missing", "no-gpu-nodes"} == names
+
+    def test_an_api_server_that_is_not_there_is_one_sentence(self, api: ApiServer, tmp_path: Path) -> None:
+        kubeconfig = api.kubeconfig(tmp_path / "kubeconfig")
+        api.stop()
+        result = CliRunner().invoke(main, ["doctor", f"--kubeconfig={kubeconfig}"])
+        assert (1, True) == (result.exit_code, "the API server cannot be reached" in result.output)
+
+
+def scheduler(key: str, value: Any) -> Callable[[Objects], None]:
+    def plant(objects: Objects) -> None:
+        edit_file(objects, "scheduler-config.yaml", lambda config: config["extenders"][0].update({key: value}))
+
+    return plant
+
+
+def replicas(objects: Objects) -> None:
+    objects["Deployment", "cotenant-scheduler"]["spec"]["replicas"] = 2
+
+
+def image(kind: str, program: str, name: str) -> Callable[[Objects], None]:
+    return lambda objects: container(objects, kind, program).update(image=name)
+
+
+def file(name: str, key: str, value: Any) -> Callable[[Objects], None]:
+    return lambda objects: edit_file(objects, name, lambda config: config.update({key: value}))
+
+
+def without(*keys: tuple[str, str]) -> Callable[[Objects], None]:
+    def plant(objects: Objects) -> None:
+        for key in keys:
+            del objects[key]
+
+    return plant
+
+
+def policy_scheduler(objects: Objects) -> None:
+    variables = objects["MutatingAdmissionPolicy", "cotenant-pods"]["spec"]["variables"]
+    next(one for one in variables if one["name"] == "scheduler")["expression"] = "'packer'"
+
+
+def webhook_instead(objects: Objects) -> None:
+    for key in [key for key in objects if "AdmissionPolicy" in key[0]]:
+        del objects[key]
+    objects.update(shipped("admission/webhook"))
+
+
+def made_up(objects: Objects) -> None:
+    container(objects, "DaemonSet", "cotenant-device-plugin")["args"].append("--fake-gpus=/etc/gpus.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "plant"),
+    [
+        ("two-extenders", replicas),
+        ("version-skew", image("DaemonSet", "cotenant-device-plugin", "cotenant:0.0.9")),
+        ("scheduler-version", image("Deployment", "kube-scheduler", "registry.example/kube-scheduler:v1.34.0")),
+        ("configuration-unreadable", file("device-plugin-config.yaml", "unitt", "1GiB")),
+        ("unit-differs", file("device-plugin-config.yaml", "unit", "256MiB")),
+        ("domain-differs", file("device-plugin-config.yaml", "domain", "gpu.example.com")),
+        ("admission-missing", without(("ValidatingAdmissionPolicyBinding", "cotenant-grants"))),
+        ("webhook-without-authority", webhook_instead),
+        ("made-up-gpus", made_up),
+        ("plugin-missing", without(("DaemonSet", "cotenant-device-plugin"))),
+        ("scheduler-does-not-call", scheduler("urlPrefix", "http://127.0.0.1:9999")),
+        ("scheduler-does-not-call", scheduler("managedResources", [])),
+        ("scheduler-does-not-call", scheduler("bindVerb", "")),
+        ("scheduler-ignores-errors", scheduler("ignorable", value=True)),
+        ("scheduler-sends-whole-nodes", scheduler("nodeCacheCapable", value=False)),
+        ("scheduler-looks-for-managed", scheduler("managedResources", [{"name": NAMES.managed}])),
+        ("scheduler-gives-up-first", scheduler("httpTimeout", "5s")),
+        ("scheduler-name-differs", policy_scheduler),
+    ],
+)
+def test_a_fault_in_what_is_installed_is_found_by_name(
+    api: ApiServer, tmp_path: Path, name: str, plant: Callable[[Objects], None]
+) -> None:
+    objects = shipped()
+    plant(objects)
+    install(api, objects)
+    add_gpu_node(api, a_healthy_node())
+    assert {name} == {one["check"] for one in found(api, tmp_path)}
+
+
+def add(node: Any, **more: Any) -> Callable[[ApiServer], None]:
+    return lambda api: add_gpu_node(api, node, **more)
+
+
+def a_pod_without_grant(api: ApiServer) -> None:
+    api.add_pod("lost", limits={NAMES.gpu_mem: "1"}, spec={"nodeName": "n1"})
+
+
+def two_pods_too_many(api: ApiServer) -> None:
+    for n in range(2):
+        grant = a_grant(granted({"GPU-n1-0": 6 * GIB}))
+        api.add_pod(
+            f"p{n}",
+            annotations=a_pod().bound_to("n1", grant).as_json()["metadata"]["annotations"],
+            spec={"nodeName": "n1"},
+        )
+
+
+def a_clock_ahead(api: ApiServer) -> None:
+    from cotenant.standins.api_rules import LEASES  # noqa: PLC0415
+
+    lease = {"metadata": {"name": "n1"}, "spec": {"renewTime": "2099-01-01T00:00:00.000000Z"}}
+    api.create(LEASES, lease, "kube-node-lease")
+
+
+mig = MIG(unexplained=(MIGInstance(profile="1g.10gb", start=0, size=1),))
+
+
+@pytest.mark.parametrize(
+    ("name", "plant"),
+    [
+        ("plugin-not-serving", add(a_healthy_node("n2").without_inventory())),
+        ("plugin-not-serving", add(a_healthy_node("n2").not_serving())),
+        ("not-advertised", add(a_healthy_node("n2").advertising(None))),
+        ("inventory-unreadable", add(a_healthy_node("n2").annotated_as("{}"))),
+        ("node-unit-differs", add(a_healthy_node("n2").counting_in(256 << 20))),
+        ("gpu-advertised-twice", add(a_healthy_node("n2"), **{"nvidia.com__gpu": "2"})),
+        ("one-uuid-on-two-nodes", add(a_node("n2").with_gpu("10GiB", uuid="GPU-n1-0").advertising("10"))),
+        ("gpu-unhealthy", add(a_healthy_node("n2").unhealthy(1))),
+        ("mps-without-daemon", add(a_node("n2").with_gpu("10GiB", mode=Mode.MPS).advertising("10"))),
+        ("mig-unexplained", add(a_node("n2").with_gpu("10GiB", mode=Mode.MIG, family=Family.MIG_DYNAMIC, mig=mig))),
+        ("label-without-plugin", add(a_healthy_node("n2"), label=False)),
+        ("pods-without-grant", a_pod_without_grant),
+        ("overcommitted", two_pods_too_many),
+        ("clock-differs", a_clock_ahead),
+    ],
+)
+def test_a_fault_of_nodes_and_pods_is_found_by_name(
+    api: ApiServer, tmp_path: Path, name: str, plant: Callable[[ApiServer], None]
+) -> None:
+    install(api, shipped())
+    add_gpu_node(api, a_healthy_node())
+    plant(api)
+    findings = found(api, tmp_path)
+    assert {name} == {one["check"] for one in findings}
+    assert all(one["what"] and one["do"] for one in findings)
+
+
+def test_an_extender_that_is_away_is_found_by_name(api: ApiServer, tmp_path: Path) -> None:
+    install(api, shipped())
+    add_gpu_node(api, a_healthy_node())
+    api.services.clear()
+    assert {"extender-not-answering"} == {one["check"] for one in found(api, tmp_path)}
+
+
+def test_what_may_not_be_read_is_said_and_hides_nothing_else(api: ApiServer, tmp_path: Path) -> None:
+    install(api, shipped())
+    add_gpu_node(api, a_healthy_node("n1").not_serving())
+    api.faults.refuse(403, "you may not", method="GET", path="/networkpolicies")
+    assert {"not-readable", "plugin-not-serving"} == {one["check"] for one in found(api, tmp_path)}
