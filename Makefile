@@ -77,6 +77,10 @@ bench: $(ENVIRONMENT) ## measure filter and memory at 5,000 nodes; prints a tabl
 throughput: $(ENVIRONMENT) ## measure pods a second with and without us, by a real kube-scheduler; writes bench-results/
 	$(RUN)/python -m e2e.throughput
 
+.PHONY: failover
+failover: $(ENVIRONMENT) binaries ## end or freeze the extender that binds 50 times under load, as root; COUNT=, LAYOUT=
+	COTENANT_BIN=$(E2E_BIN) $(RUN)/python -m e2e.faults.failover --count $(or $(COUNT),50) --layout $(or $(LAYOUT),second-scheduler)
+
 .PHONY: stubs
 stubs: $(ENVIRONMENT) ## generate device_plugin/api again from its .proto files
 	PATH="$(CURDIR)/.uv/bin:$$PATH" scripts/generate-stubs.sh

@@ -124,8 +124,17 @@ class Ground:
 
     def run_extender(self) -> None:
         (workload,) = [one["metadata"]["name"] for one in self.found if one["kind"] == "Deployment"]
-        program = self.run(workload, "extender", f"--kubeconfig={self.kubeconfig(EXTENDER)}")
-        program.wait_ready(lambda: "cotenant-extender ready" in program.log.read_text())
+        environment = {"POD_NAME": EXTENDER}
+        program = self.run(workload, "extender", f"--kubeconfig={self.kubeconfig(EXTENDER)}", environment=environment)
+        program.wait_ready(lambda: self.answers("/readyz"))
+
+    def answers(self, path: str, expected: str = "") -> bool:
+        """Tell whether the extender answers, and with what is expected."""
+        try:
+            with urllib.request.urlopen(f"http://{self.serve}{path}", timeout=10) as answer:
+                return expected in answer.read().decode()
+        except OSError:
+            return False
 
     def run_scheduler(self) -> None:
         """Run kube-scheduler as the layout does: beside the extender as its account, or the cluster's own."""
@@ -161,11 +170,19 @@ class Ground:
                 refused.append(f"{record['verb']} {record['requestURI']}: {record['responseStatus'].get('message')}")
         return rights, refused
 
-    def granted(self, role: str) -> set[Use]:
-        """Return what a ClusterRole of ours grants."""
-        (one,) = [one for one in self.found if one["kind"] == "ClusterRole" and one["metadata"]["name"] == role]
+    def granted(self, account: str) -> set[Use]:
+        """Return what roles of ours grant to an account: one of the cluster, and where it has one its namespace's."""
+        bindings = [one for one in self.found if one["kind"] in {"ClusterRoleBinding", "RoleBinding"}]
+        references = [one["roleRef"] for one in bindings if account in {subject["name"] for subject in one["subjects"]}]
+        roles = [
+            one
+            for one in self.found
+            if {"kind": one["kind"], "name": one["metadata"]["name"]}
+            in [{"kind": ref["kind"], "name": ref["name"]} for ref in references]
+        ]
         return {
             Use(group, resource, verb)
+            for one in roles
             for rule in one["rules"]
             for group in rule["apiGroups"]
             for resource in rule["resources"]
@@ -220,8 +237,11 @@ def ground(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             cluster.api().create(node | {"spec": {"taints": [{"key": "crowd", "effect": "NoSchedule"}]}})
         nodes.register(cluster.api(), 1, nodes.Shape(gpus=0), prefix="own")
         assert wait_until(lambda: readies_pods(ground), timeout_s=60), "admission did not take effect"
+        if request.param == "attached":  # what it labels while it binds
+            cluster.api().create(plain(EXTENDER, namespace=NAMESPACE, nodeName="nowhere"))
         ground.run_extender()
         ground.run_scheduler()
+        assert wait_until(lambda: ground.answers("/metrics", "cotenant_writer 1.0"), timeout_s=60)
         yield ground
 
 
@@ -324,10 +344,22 @@ class TestExtendersRights:
         args = {"PodName": "other", "PodNamespace": "default", "PodUID": other["metadata"]["uid"], "Node": "lab-2"}
         assert {"Error": ""} == post(f"http://{ground.listen}/bind", args)
 
-        wait_until(lambda: ground.granted(EXTENDER) <= ground.used(EXTENDER, agent=OURS)[0], timeout_s=30)
+        nominated = Use("", "pods/status", "patch")
+        assert wait_until(lambda: nominated in ground.used(EXTENDER, agent=OURS)[0], timeout_s=30)
+
+        # One that starts beside a kube-scheduler that leads begins a new term.
+        ground.programs["extender"].kill()
+        ground.run_extender()
+        assert wait_until(lambda: ground.answers("/metrics", "cotenant_writer 1.0"), timeout_s=30)
+
+        # In the second-scheduler layout the account is kube-scheduler's as well, and the Lease that it holds is in it.
+        schedulers = {
+            use for use in ground.used(EXTENDER, agent="kube-scheduler")[0] if use.resource == "leases"
+        } & ground.granted(EXTENDER)
+        wait_until(lambda: ground.granted(EXTENDER) - schedulers <= ground.used(EXTENDER, agent=OURS)[0], timeout_s=30)
         used, _ = ground.used(EXTENDER, agent=OURS)
         _, refused = ground.used(EXTENDER)
-        assert ground.granted(EXTENDER) == used
+        assert ground.granted(EXTENDER) == used | schedulers
         assert [] == refused
 
     def test_it_may_evict_only_where_that_is_applied(self, ground: Ground) -> None:

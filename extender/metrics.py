@@ -29,6 +29,17 @@ class Watch(Protocol):
     counts: Counts
 
 
+class _WriterCollector(Collector):
+    def __init__(self, writing: Callable[[], bool]) -> None:
+        self._writing = writing
+
+    def collect(self) -> Iterator[Metric]:
+        """Give one sample."""
+        yield GaugeMetricFamily(
+            "cotenant_writer", "1 where this extender is the one that binds.", value=self._writing()
+        )
+
+
 class Metrics:
     """Count what the verbs do, and show the ledger."""
 
@@ -70,6 +81,10 @@ class Metrics:
         )
         self._samples = LedgerSamples(ledger, per_gpu=per_gpu)
         self._scraping = threading.Lock()
+
+    def show_writer(self, writing: Callable[[], bool]) -> None:
+        """Show whether this extender is the one that binds."""
+        self._registry.register(_WriterCollector(writing))
 
     def rejected(self, reason: Reason, count: int) -> None:
         """Count nodes that filter refused."""

@@ -14,10 +14,12 @@ from cotenant.contract.configuration import ExtenderConfiguration, Layout, Place
 from extender.admission import review
 from extender.admission.settings import Settings
 from extender.cluster.binder import Binder
+from extender.cluster.election import Elect, Election, Follow
 from extender.cluster.events import Events
 from extender.cluster.evictor import Evictor
 from extender.cluster.feed import Feed
 from extender.cluster.nominator import Nominator
+from extender.cluster.writership import Sole, Writership
 from extender.http import app as routes
 from extender.http.api import inspection
 from extender.http.pages import pages
@@ -31,6 +33,9 @@ from extender.verbs.judge import Judge
 from extender.verbs.prioritize import Prioritize
 
 _log = structlog.get_logger(__name__)
+
+# How much of its time a bind may wait for the end of a take-over, which takes `settle` and a LIST of all pods.
+_TAKE_OVER_SHARE = 0.5
 
 
 class Extender:
@@ -46,9 +51,13 @@ class Extender:
             names,
             self._events.complain,
             grace=configuration.evict_overusers_after,
+            may_write=lambda: self._writer.token() is not None,
         )
         self._feed = Feed(cluster, self._ledger, self._events.complain, self._evictor)
-        self._binder = Binder(cluster, self._ledger, bind_timeout=configuration.bind_timeout)
+        self._writer, self._election = self._election_of(configuration, cluster)
+        self._binder = Binder(
+            cluster, self._ledger, names=names, bind_timeout=configuration.bind_timeout, writer=self._writer
+        )
         judge = Judge(self._ledger, names, unit_bytes, configuration.policy)
         self._nominator = Nominator(cluster, self._ledger, judge) if configuration.nominate else None
         metrics = Metrics(
@@ -71,9 +80,17 @@ class Extender:
                 rejected=metrics.rejected,
             ),
             prioritize=Prioritize(judge),
-            bind=Bind(self._ledger, judge, self._binder, names, synced=self._feed.synced),
+            bind=Bind(
+                self._ledger,
+                judge,
+                self._binder,
+                names,
+                synced=self._feed.synced,
+                writing=lambda: self._writer.wait(_TAKE_OVER_SHARE * configuration.bind_timeout),
+            ),
             metrics=metrics,
         )
+        metrics.show_writer(lambda: self._writer.token() is not None)
         settings = Settings(
             names=names,
             unit_bytes=unit_bytes,
@@ -108,6 +125,10 @@ class Extender:
                 server.start()
             self._evictor.start(self._feed.synced)
             self._feed.start()
+            if isinstance(self._writer, Writership):
+                self._writer.start()
+            if self._election is not None:
+                self._election.start()
             while not (stopping.wait(0.02) or self._feed.synced()):
                 pass
             if not stopping.is_set():
@@ -122,9 +143,27 @@ class Extender:
             if self._nominator is not None:
                 self._nominator.stop()
             self._binder.stop()
+            # only now: what was bound until here was bound by the writer
+            if isinstance(self._writer, Writership):
+                self._writer.stop()
+            if self._election is not None:
+                self._election.stop()
             self._feed.stop()
             self._evictor.stop()
             self._events.stop()
+
+    def _election_of(
+        self, configuration: ExtenderConfiguration, cluster: Cluster
+    ) -> tuple[Writership | Sole, Election | None]:
+        """Say how it is told who binds."""
+        lease = configuration.writer
+        if lease is None:
+            return Sole(), None
+        writership = Writership(settle=lease.settle, list_again=self._feed.pods.list_again)
+        if configuration.layout is Layout.SECOND_SCHEDULER:
+            return writership, Follow(cluster, lease, writership, host=socket.gethostname())
+        pod = os.environ.get("POD_NAME") or socket.gethostname()
+        return writership, Elect(cluster, lease, writership, pod=pod, label=configuration.names.writer)
 
     def _sentence(self) -> str:
         listen, serve = self._servers[0].address, self._servers[-1].address

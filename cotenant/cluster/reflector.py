@@ -168,13 +168,16 @@ class Reflector(Generic[T]):
         self._rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
         self._backoff = Backoff(self._rng)
         self._stopping = threading.Event()
-        self._wait = wait or self._stopping.wait
+        self._wake = threading.Event()
+        self._wait = wait or self._sleep
         self._object = msgspec.json.Decoder(kind)
         # mypy takes the brackets for a type, but *kind* is known only when this runs
         self._page: msgspec.json.Decoder[_Page[T]] = msgspec.json.Decoder(cast("Any", _Page)[kind])
         self._event: msgspec.json.Decoder[_Event[T]] = msgspec.json.Decoder(cast("Any", _Event)[kind])
-        self._guard = threading.Lock()  # over _stream, which stop() closes from another thread
+        # over _stream, which stop() and list_again() close from other threads, and over _wanted
+        self._guard = threading.Lock()
         self._stream: Stream | None = None
+        self._wanted: list[threading.Event] = []
         self._thread: threading.Thread | None = None
         self._log = _log.bind(path=path, **self._selector)
 
@@ -197,21 +200,38 @@ class Reflector(Generic[T]):
         comes.
         """
         self._stopping.set()
-        with self._guard:
-            if self._stream is not None:
-                self._stream.close()
+        self._interrupt()
         if self._thread is None or self._thread is threading.current_thread():
             return True
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
+    def list_again(self) -> threading.Event:
+        """List once more, and give what is set when that LIST, sent after this call, has been handed over."""
+        done = threading.Event()
+        with self._guard:
+            self._wanted.append(done)
+        self._interrupt()
+        return done
+
+    def _interrupt(self) -> None:
+        self._wake.set()
+        with self._guard:
+            if self._stream is not None:
+                self._stream.close()
+
     # From here on everything runs in the reflector's thread.
+
+    def _sleep(self, seconds: float) -> bool:
+        self._wake.wait(seconds)
+        self._wake.clear()
+        return self._stopping.is_set()
 
     def _run(self) -> None:
         version: str | None = None  # None: what there is must be listed
         while not self._stopping.is_set():
             try:
-                if version is None:
+                if version is None or self._wanted:
                     version = self._list()
                 for newer in self._watch(version):
                     version = newer
@@ -240,6 +260,8 @@ class Reflector(Generic[T]):
 
     def _list(self) -> str:
         """Hand over all there is and return the version to watch from."""
+        with self._guard:
+            wanted = len(self._wanted)
         started = self._mark()
         try:
             objects, unreadable, version = self._pages(_PAGE_OBJECTS)
@@ -251,6 +273,10 @@ class Reflector(Generic[T]):
         self._sink.replaced(objects, started, unreadable)
         self._count(lists=1, unreadable=len(unreadable))
         self.synced.set()
+        with self._guard:
+            done, self._wanted = self._wanted[:wanted], self._wanted[wanted:]
+        for one in done:
+            one.set()
         return version
 
     def _pages(self, limit: int) -> tuple[list[T], list[Unreadable], str]:
@@ -298,7 +324,7 @@ class Reflector(Generic[T]):
             heard = True
             yield version
         least = min(_SHORT_WATCH_SECONDS, self._silence)
-        if not heard and self._clock() - opened < least and not self._stopping.is_set():
+        if not heard and self._clock() - opened < least and not (self._stopping.is_set() or self._wanted):
             raise Unreachable("the API server ended a watch at once")
 
     def _lines(self, version: str) -> Iterator[bytes]:
@@ -314,7 +340,7 @@ class Reflector(Generic[T]):
         self.last_event_at = self._clock()
         with self._guard:
             self._stream = stream
-            if self._stopping.is_set():  # stop() came while the watch was being opened
+            if self._stopping.is_set() or self._wanted:  # which came while the watch was being opened
                 stream.close()
         try:
             yield from stream.lines()

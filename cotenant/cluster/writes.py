@@ -46,9 +46,12 @@ def bind(
     uid: str,
     node: str,
     annotations: Mapping[str, str],
+    labels: Mapping[str, str] | None = None,
     timeout: float = 10.0,
 ) -> None:
     """Give the pod its node and *annotations* in one transaction (pkg/registry/core/pod/storage/storage.go).
+
+    *labels* are what admission policies select Bindings by; since 1.35 they go to the pod, too.
 
     The server checks neither the keys nor the size of annotations here, and a bad one makes every later update of the
     pod fail, the kubelet's too; so they are checked before anything is sent.
@@ -63,7 +66,13 @@ def bind(
     body = {
         "apiVersion": "v1",
         "kind": "Binding",
-        "metadata": {"name": name, "namespace": namespace, "uid": uid, "annotations": annotations},
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "uid": uid,
+            "annotations": annotations,
+            "labels": labels or {},
+        },
         "target": {"apiVersion": "v1", "kind": "Node", "name": _checked(node)},
     }
     cluster.post(f"{_pod(namespace, name)}/binding", msgspec.json.encode(body), timeout=timeout)
@@ -132,6 +141,20 @@ def evict(cluster: Cluster, *, namespace: str, name: str, uid: str, timeout: flo
         "deleteOptions": {"preconditions": {"uid": uid}},
     }
     cluster.post(f"{_pod(namespace, name)}/eviction", msgspec.json.encode(body), timeout=timeout)
+
+
+def label_pod(
+    cluster: Cluster, *, namespace: str, name: str, labels: Mapping[str, str | None], timeout: float = 10.0
+) -> None:
+    """Set the pod's *labels*, and take away those that are None; the others stay.
+
+    Raises:
+        NotFound: there is no such pod.
+
+    """
+    _check_annotations({key: value or "" for key, value in labels.items()})  # keys follow the same rules
+    body = {"metadata": {"labels": labels}}
+    cluster.patch(_pod(namespace, name), msgspec.json.encode(body), timeout=timeout)
 
 
 def annotate_node(

@@ -20,6 +20,7 @@ V = TypeVar("V")
 R = TypeVar("R")
 
 _ADDRESS = re.compile(r"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\]):([0-9]{1,5})")
+_OBJECT = re.compile(r"[a-z0-9][-a-z0-9.]*/[a-z0-9][-a-z0-9.]*")
 _LAST_PORT = 65535
 
 
@@ -97,6 +98,41 @@ class TLS(_Section, frozen=True, kw_only=True):
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=600)]
 
 
+class Writer(_Section, frozen=True, kw_only=True):
+    """Name the Lease whose holder is the one extender that may bind, and how it is held.
+
+    In the layout second-scheduler kube-scheduler holds it, and the extender beside it in its pod follows; in the layout
+    attached the extender holds it itself, and the last three keys say how, as those of kube-scheduler's leaderElection.
+    """
+
+    # NAMESPACE/NAME
+    lease: str
+    # How long API servers may go on taking the last holder's word after a take-over: until then nothing is bound.
+    settle: Seconds = 1.0
+    lease_duration: Seconds = 3.0
+    renew_deadline: Seconds = 2.0
+    retry_period: Seconds = 0.5
+
+    def __post_init__(self) -> None:
+        if not _OBJECT.fullmatch(self.lease):
+            raise ValueError(f"lease: expected NAMESPACE/NAME, got {self.lease!r}")
+        if not self.retry_period < self.renew_deadline < self.lease_duration:
+            raise ValueError(
+                "expected retryPeriod < renewDeadline < leaseDuration, got "
+                f"{self.retry_period:g}, {self.renew_deadline:g} and {self.lease_duration:g}"
+            )
+
+    @property
+    def namespace(self) -> str:
+        """Give the Lease's namespace."""
+        return self.lease.partition("/")[0]
+
+    @property
+    def name(self) -> str:
+        """Give the Lease's name."""
+        return self.lease.partition("/")[2]
+
+
 class ExtenderConfiguration(_Shared, frozen=True, kw_only=True):
     """Configure `cotenant-extender`; a flag of the same name wins over a key."""
 
@@ -113,6 +149,8 @@ class ExtenderConfiguration(_Shared, frozen=True, kw_only=True):
     scheduler_name: str = "cotenant-scheduler"
     # Who may write grants, as the API server names them; the admission webhook refuses everybody else.
     extender_user: str = "system:serviceaccount:cotenant-system:cotenant-extender"
+    # Where several extenders stand by, the Lease that says which of them binds; without it there must be one only.
+    writer: Writer | None = None
     # How long one bind may take before kube-scheduler is told that its outcome is unknown. Below its httpTimeout.
     bind_timeout: Seconds = 10.0
     # Point kube-scheduler at a node that fits when none of its sample does (status.nominatedNodeName).

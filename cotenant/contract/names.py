@@ -50,6 +50,16 @@ class Names(msgspec.Struct, frozen=True):
         return f"{self.domain}/grant"
 
     @property
+    def writer(self) -> str:
+        """Name the annotation that says under which term of the writer's Lease a grant was written."""
+        return f"{self.domain}/writer"
+
+    @property
+    def granted(self) -> str:
+        """Name the label of Bindings that carry a grant, by which the API server knows whom to hold to the Lease."""
+        return f"{self.domain}/granted"
+
+    @property
     def policy(self) -> str:
         """Name the pod annotation that wishes for a policy."""
         return f"{self.domain}/policy"

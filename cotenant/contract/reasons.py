@@ -33,6 +33,7 @@ class Reason(StrEnum):
     BOUND_ELSEWHERE = "BoundElsewhere"
     UNSETTLED = "Unsettled"
     API_ERROR = "APIError"
+    NOT_WRITER = "NotWriter"
     # about a grant, at the node
     NO_GRANT = "NoGrant"
     BAD_GRANT = "BadGrant"
@@ -73,6 +74,7 @@ _SENTENCES = {
     Reason.BOUND_ELSEWHERE: "the pod is bound already",
     Reason.UNSETTLED: "the outcome of an earlier bind is not known yet",
     Reason.API_ERROR: "the API server refused the binding",
+    Reason.NOT_WRITER: "this extender is not the one that may bind",
     Reason.NO_GRANT: "the pod has no grant, so Cotenant's scheduler did not place it",
     Reason.BAD_GRANT: "the pod's grant cannot be read",
     Reason.NOT_IDENTIFIED: "the pod being admitted cannot be told for certain",

@@ -10,8 +10,10 @@ import structlog
 
 from cotenant.cluster import Cluster, ClusterError, Conflict, NotFound, Unreachable, writes
 from cotenant.cluster.backoff import Backoff
+from cotenant.contract.names import Names
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
+from extender.cluster.writership import Sole, Writer
 from extender.ledger import Hold, Ledger, Stage
 from extender.verbs.bind import Refusal
 from extender.verbs.wire import BindArgs
@@ -50,11 +52,15 @@ class Binder:
         cluster: Cluster,
         ledger: Ledger,
         *,
+        names: Names,
         bind_timeout: float,
+        writer: Writer | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cluster = cluster
         self._ledger = ledger
+        self._names = names
+        self._writer = writer or Sole()
         self._bind_timeout = bind_timeout
         self._clock = clock
         self._stopping = threading.Event()
@@ -112,6 +118,27 @@ class Binder:
         self, args: BindArgs, annotations: dict[str, str], hold: Hold | None, seconds: float, *, again: bool
     ) -> Refusal | _Doubt | None:
         """Send the Binding once and settle *hold* by the answer."""
+        token = self._writer.token()
+        if token is not None:
+            return self._send(args, annotations, hold, token, seconds, again=again)
+        # What we are not to bind now another one may: only the watch, or our next term, can tell of an earlier try.
+        if again:
+            return _Doubt(Reason.NOT_WRITER.sentence)
+        self._ledger.forget(args.PodUID)
+        return Refusal.of(args, Reason.NOT_WRITER)
+
+    def _send(
+        self,
+        args: BindArgs,
+        annotations: dict[str, str],
+        hold: Hold | None,
+        token: str,
+        seconds: float,
+        *,
+        again: bool,
+    ) -> Refusal | _Doubt | None:
+        # what carries no grant takes no memory, and needs no fence
+        fenced = bool(token) and hold is not None
         try:
             writes.bind(
                 self._cluster,
@@ -119,7 +146,8 @@ class Binder:
                 name=args.PodName,
                 uid=args.PodUID,
                 node=args.Node,
-                annotations=annotations,
+                annotations={**annotations, self._names.writer: token} if fenced else annotations,
+                labels={self._names.granted: "true"} if fenced else None,
                 timeout=max(0.1, min(_REQUEST_SECONDS, seconds)),
             )
         except Conflict as error:

@@ -10,6 +10,7 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from cotenant import __version__
+from cotenant.contract.reasons import Reason
 from extender.metrics import CONTENT_TYPE, Metrics
 from extender.verbs.bind import Bind
 from extender.verbs.filter import Filter
@@ -80,7 +81,11 @@ def verbs(app: Flask, *, filter_: Filter, prioritize: Prioritize, bind: Bind, me
         metrics.answered("bind", "rejected" if refusal else "ok", time.perf_counter() - started)
         if refusal is not None:
             _log.warning(refusal.sentence, verb="bind", reason=str(refusal.reason))
-        return _json(BindResult(Error=refusal.sentence if refusal else ""))
+        response = _json(BindResult(Error=refusal.sentence if refusal else ""))
+        if refusal is not None and refusal.reason is Reason.NOT_WRITER:
+            # behind a Service the next connection goes to the one that may, and not before
+            response.headers["Connection"] = "close"
+        return response
 
 
 def everything_else(

@@ -49,13 +49,22 @@ class Bind:
     """Answer bind."""
 
     def __init__(
-        self, ledger: Ledger, judge: Judge, binder: Binder, names: Names, *, synced: Callable[[], bool]
+        self,
+        ledger: Ledger,
+        judge: Judge,
+        binder: Binder,
+        names: Names,
+        *,
+        synced: Callable[[], bool],
+        writing: Callable[[], bool] = lambda: True,
     ) -> None:
         self._ledger = ledger
         self._judge = judge
         self._binder = binder
         self._names = names
         self._synced = synced
+        # whether this extender is the one that may bind; may wait a little for the end of a take-over
+        self._writing = writing
         self._lock = threading.Lock()
         self._under_way: set[str] = set()
 
@@ -63,6 +72,8 @@ class Bind:
         """Bind the pod; None is a success. Called again after one, succeed again and write nothing."""
         if not self._synced():
             return Refusal.of(args, Reason.CACHE_NOT_SYNCED)
+        if not self._writing():
+            return Refusal.of(args, Reason.NOT_WRITER)
         # kube-scheduler may give up on a bind that is still under way and send it again. Two of one pod at a time could
         # undo each other's reservation, each certain of its own answer alone.
         with self._lock:

@@ -155,6 +155,45 @@ class TestList:
         assert 2 == len(waits.asked)
 
 
+class TestListAgain:
+    """Whoever must know what there is now, and not what a watch has told so far, can ask for it."""
+
+    def test_it_is_done_when_what_no_watch_has_told_has_arrived(
+        self, api: ApiServer, follow: Follow, notebook: Notebook, waits: Waits
+    ) -> None:
+        reflector = follow()
+        api.freeze_watches()
+        api.add_pod("unseen")
+
+        assert reflector.list_again().wait(20)
+
+        assert {"unseen"} == set(notebook.pods)
+        assert 2 == reflector.counts.lists
+        assert [] == waits.asked
+
+    def test_a_list_that_was_sent_before_does_not_count(
+        self, api: ApiServer, follow: Follow, notebook: Notebook
+    ) -> None:
+        held = api.faults.hold(path=LIST)
+        reflector = follow(synced=False)
+        assert held.reached.wait(20)
+
+        done = reflector.list_again()
+        held.release()
+
+        assert done.wait(20)
+        assert 2 == len(notebook.started)
+
+    def test_one_that_fails_is_asked_for_until_it_succeeds(
+        self, api: ApiServer, follow: Follow, notebook: Notebook
+    ) -> None:
+        reflector = follow()
+        api.faults.refuse(500, path=LIST, times=2)
+
+        assert reflector.list_again().wait(20)
+        assert 2 == len(notebook.started)
+
+
 class TestWatch:
     """What changes after the list arrives in order, each change once."""
 

@@ -178,22 +178,28 @@ class TestSchedulerConfiguration:
         role = of_kind(list(build(MANIFESTS / "second-scheduler")), "Role")["cotenant-scheduler"]
         election = scheduler_config("second-scheduler")["leaderElection"]
         assert role["metadata"]["namespace"] == election["resourceNamespace"]
-        assert [election["resourceName"]] == role["rules"][0]["resourceNames"]
+        assert [[election["resourceName"]]] * 2 == [rule["resourceNames"] for rule in role["rules"]]
 
 
 class TestConfigurations:
     """What is shipped is what the code does without it, but for what the layout asks for."""
 
-    def test_the_extender_of_the_second_scheduler_differs_in_where_it_serves(self) -> None:
-        shipped = msgspec.structs.replace(extender_config("second-scheduler"), serve=ExtenderConfiguration().serve)
-        assert ExtenderConfiguration() == shipped
+    def test_the_extender_of_the_second_scheduler_differs_in_where_it_serves_and_whom_it_follows(self) -> None:
+        default = ExtenderConfiguration()
+        shipped = extender_config("second-scheduler")
+        assert default == msgspec.structs.replace(shipped, serve=default.serve, writer=None)
 
-    def test_the_attached_extender_differs_in_where_it_listens_and_serves(self) -> None:
+    def test_the_attached_extender_differs_in_where_it_listens_and_serves_and_what_it_holds(self) -> None:
         default = ExtenderConfiguration()
         shipped = extender_config("attached")
         assert Layout.ATTACHED is shipped.layout
         assert default == msgspec.structs.replace(
-            shipped, listen=default.listen, serve=default.serve, layout=default.layout
+            shipped,
+            listen=default.listen,
+            serve=default.serve,
+            layout=default.layout,
+            bind_timeout=default.bind_timeout,
+            writer=None,
         )
         assert (port(default.listen), port(default.serve)) == (port(shipped.listen), port(shipped.serve))
 
@@ -213,7 +219,7 @@ class TestConfigurations:
         shown = yaml.safe_load((MANIFESTS / path).read_text())
         # null is not something a person would write
         expected = {field.encode_name for field in msgspec.structs.fields(kind) if field.default is not None}
-        assert expected == shown.keys()
+        assert expected == shown.keys() - {"writer"}
 
 
 class TestPrograms:
@@ -244,11 +250,14 @@ class TestPrograms:
             for one in containers(template["spec"]):
                 own = {entry["name"]: entry["containerPort"] for entry in one["ports"]}
                 probed = {probe["httpGet"]["port"] for key, probe in one.items() if key.endswith("Probe")}
-                assert probed <= own.keys()
+                # the scheduler's liveness is the extender's, in the same pod
+                assert probed <= own.keys() | ports.keys() | set(ports.values())
                 ports |= own
-            (service,) = [one for one in found if one["kind"] == "Service"]
-            assert service["spec"]["selector"].items() <= template["metadata"]["labels"].items()
-            assert {entry["targetPort"] for entry in service["spec"]["ports"]} <= ports.keys()
+            for service in (one for one in found if one["kind"] == "Service"):
+                # which of the replicas binds is a label that it sets itself
+                selector = {key: value for key, value in service["spec"]["selector"].items() if key != Names().writer}
+                assert selector.items() <= template["metadata"]["labels"].items()
+                assert {entry["targetPort"] for entry in service["spec"]["ports"]} <= ports.keys()
             assert workload["spec"]["selector"]["matchLabels"] == template["metadata"]["labels"]
 
     def test_the_extender_serves_on_the_port_that_is_probed(self, layout: str, found: list[Object]) -> None:
@@ -340,9 +349,31 @@ class TestPrivileges:
         strategy = of_kind(found, "DaemonSet")["cotenant-device-plugin"]["spec"]["updateStrategy"]
         assert ("RollingUpdate", 0) == (strategy["type"], strategy["rollingUpdate"]["maxSurge"])
 
-    def test_there_are_never_two_extenders(self, found: list[Object]) -> None:
+    def test_of_two_extenders_the_api_server_takes_the_word_of_one(self, layout: str, found: list[Object]) -> None:
         (deployment,) = of_kind(found, "Deployment").values()
-        assert (1, {"type": "Recreate"}) == (deployment["spec"]["replicas"], deployment["spec"]["strategy"])
+        assert 2 == deployment["spec"]["replicas"]
+        writer = extender_config(layout).writer
+        assert writer
+        reference = of_kind(found, "ValidatingAdmissionPolicyBinding")["cotenant-writer"]["spec"]["paramRef"]
+        assert (writer.namespace, writer.name, "Deny") == (
+            reference["namespace"],
+            reference["name"],
+            reference["parameterNotFoundAction"],
+        )
+        policy = of_kind(found, "ValidatingAdmissionPolicy")["cotenant-writer"]["spec"]
+        assert {Names().granted: "true"} == policy["matchConstraints"]["objectSelector"]["matchLabels"]
+        assert f"'{Names().writer}'" in policy["validations"][0]["expression"]
+        assert "Fail" == policy["failurePolicy"]
+
+    def test_the_lease_that_the_extender_follows_is_the_one_that_its_kube_scheduler_holds(self) -> None:
+        election = scheduler_config("second-scheduler")["leaderElection"]
+        writer = extender_config("second-scheduler").writer
+        assert writer
+        assert f"{election['resourceNamespace']}/{election['resourceName']}" == writer.lease
+
+    def test_the_verbs_are_served_by_the_extender_that_binds_alone(self) -> None:
+        service = of_kind(list(build(MANIFESTS / "attached")), "Service")["cotenant-verbs"]
+        assert "true" == service["spec"]["selector"][Names().writer]
 
     def test_kube_scheduler_starts_after_the_extender_is_ready_and_ends_before_it(self) -> None:
         spec = pod_specs(list(build(MANIFESTS / "second-scheduler")))["cotenant-scheduler"]

@@ -1,0 +1,222 @@
+"""Which of several extenders binds: the holder of a Lease, from the end of its take-over on, and nobody else."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cotenant.contract import grant as grants
+from cotenant.contract.reasons import Reason
+from cotenant.contract.units import GIB
+from cotenant.standins.api_rules import LEASES, PODS
+from extender.cluster.writership import Writership
+from extender.ledger import Stage
+from tests.builders import NAMES, a_grant, a_pod, granted
+from tests.extender.running import Running, bind_args, eventually, submit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from cotenant.standins.api_server import ApiServer
+
+NAMESPACE = "cotenant-system"
+LEASE = (NAMESPACE, "writer")
+WRITER = {"lease": "cotenant-system/writer", "settle": 0.01}
+QUICK = {"leaseDuration": 1.0, "renewDeadline": 0.8, "retryPeriod": 0.05}
+ME = socket.gethostname()
+OURS = f"{ME}_1"
+FOR_EVER = float("inf")
+NOBODY = ("", -1)
+
+
+@pytest.fixture(autouse=True)
+def lease(api: ApiServer) -> Iterator[None]:
+    yield
+    if held(api) != NOBODY:
+        api.store.delete(LEASES, LEASE)
+
+
+def hold(api: ApiServer, holder: str, transitions: int, *, seconds: int = 60) -> None:
+    """Have somebody hold the Lease, as a kube-scheduler would that has just taken it."""
+    spec = {"holderIdentity": holder, "leaseTransitions": transitions, "leaseDurationSeconds": seconds}
+    if held(api) == NOBODY:
+        metadata = {"name": "writer", "namespace": NAMESPACE}
+        api.create(LEASES, {"metadata": metadata, "spec": spec}, NAMESPACE)
+    else:
+        api.patch(LEASES, "writer", {"spec": spec}, namespace=NAMESPACE)
+
+
+def held(api: ApiServer) -> tuple[str, int]:
+    found = api._find(LEASES, *LEASE)
+    return (found["spec"]["holderIdentity"], found["spec"]["leaseTransitions"]) if found else NOBODY
+
+
+def binds(extender: Running) -> bool:
+    return extender.metric("cotenant_writer") == 1
+
+
+def term(api: ApiServer, name: str) -> str:
+    found = api.pod(name)
+    assert found
+    written: str = found["metadata"]["annotations"][NAMES.writer]
+    return written
+
+
+class TestSecondScheduler:
+    """The extender beside the kube-scheduler that holds the Lease binds."""
+
+    @pytest.fixture
+    def follow(self, start: Callable[..., Running]) -> Callable[[], Running]:
+        return lambda: start(layout="second-scheduler", writer=WRITER)
+
+    def test_it_binds_in_the_term_of_its_kube_scheduler(self, api: ApiServer, follow: Callable[[], Running]) -> None:
+        extender = follow()
+        hold(api, OURS, 4)
+        pod = submit(api, a_pod().asking(8))
+
+        assert "" == extender.bind(pod, "n1")
+        assert f"{OURS}/4" == term(api, "p")
+        hold(api, "gone_1", 5)
+        assert eventually(lambda: not binds(extender))
+
+    def test_beside_one_that_stands_by_it_binds_nothing_and_says_so_at_once(
+        self, api: ApiServer, follow: Callable[[], Running]
+    ) -> None:
+        hold(api, "another-pod_1", 4)
+        extender = follow()
+        pod = submit(api, a_pod().asking(8))
+
+        assert eventually(lambda: Reason.NOT_WRITER.sentence in extender.bind(pod, "n1"))
+        assert extender.stage(pod) is None
+        assert "close" == extender.post("/bind", bind_args(pod, "n1")).headers["connection"]
+        assert ["n1"] == extender.fitting(pod, "n1")
+
+    def test_without_anybody_who_holds_it_nothing_is_bound(self, api: ApiServer, follow: Callable[[], Running]) -> None:
+        extender = follow()
+        pod = submit(api, a_pod().asking(8))
+
+        assert Reason.NOT_WRITER.sentence in extender.bind(pod, "n1")
+
+    def test_one_that_starts_again_beside_it_begins_a_new_term(
+        self, api: ApiServer, follow: Callable[[], Running]
+    ) -> None:
+        hold(api, OURS, 4)
+        extender = follow()
+        pod = submit(api, a_pod().asking(8))
+
+        # what the one before it has sent carries 4, and may still be on its way
+        assert "" == extender.bind(pod, "n1")
+        assert f"{OURS}/5" == term(api, "p")
+
+
+class TestAttached:
+    """Extenders elect the one that binds among themselves."""
+
+    @pytest.fixture
+    def elect(self, api: ApiServer, start: Callable[..., Running]) -> Iterator[Callable[[], Running]]:
+        for name in (ME, "another-pod"):
+            api.add_pod(name, namespace=NAMESPACE)
+        yield lambda: start(layout="attached", writer=WRITER | QUICK)
+        for name in (ME, "another-pod"):
+            api.delete_pod(name, namespace=NAMESPACE, grace=0)
+
+    def test_the_first_takes_the_lease_labels_its_pod_and_binds(
+        self, api: ApiServer, elect: Callable[[], Running]
+    ) -> None:
+        api.patch(PODS, "another-pod", {"metadata": {"labels": {NAMES.writer: "true"}}}, namespace=NAMESPACE)
+        extender = elect()
+        pod = submit(api, a_pod().asking(8))
+
+        assert "" == extender.bind(pod, "n1")
+        holder, transitions = held(api)
+        assert f"{holder}/{transitions}" == term(api, "p")
+        assert holder.startswith(f"{ME}_")
+        # the one before may be frozen, and must not be called any more
+        assert eventually(lambda: {ME: "true", "another-pod": None} == labels(api))
+
+    def test_it_takes_what_ran_out_and_reads_what_was_bound_before_it_binds(
+        self, api: ApiServer, elect: Callable[[], Running]
+    ) -> None:
+        hold(api, "another-pod_1", 4, seconds=60)
+        extender = elect()
+        before = submit(api, a_pod().named("before").asking(10))
+        after = submit(api, a_pod().named("after").asking(10))
+        assert Reason.NOT_WRITER.sentence in extender.bind(after, "n1")
+        # The other one binds, and no watch tells of it: only a LIST can.
+        api.freeze_watches()
+        view = extender.ledger.view("n1")
+        assert view
+        grant = grants.encode(a_grant(granted({view.gpus[0].gpu.uuid: 10 * GIB})))
+        binding = {"metadata": {"name": "before", "annotations": {NAMES.grant: grant}}, "target": {"name": "n1"}}
+        api.store.bind(("default", "before"), binding)
+        hold(api, "another-pod_1", 4, seconds=1)
+
+        assert eventually(lambda: "" == extender.bind(after, "n1"))
+        assert f"{held(api)[0]}/5" == term(api, "after")
+        assert Stage.BOUND is extender.stage(before)
+
+    def test_one_that_cannot_renew_binds_no_more_and_goes_on_when_it_can(
+        self, api: ApiServer, elect: Callable[[], Running]
+    ) -> None:
+        extender = elect()
+        assert eventually(lambda: binds(extender))
+
+        api.faults.refuse(500, method="PATCH", path="/leases/", times=100_000)
+        assert eventually(lambda: not binds(extender))
+        api.faults.clear()
+
+        assert eventually(lambda: binds(extender))
+
+    def test_it_gives_the_lease_back_when_it_ends(self, api: ApiServer, elect: Callable[[], Running]) -> None:
+        extender = elect()
+        assert eventually(lambda: binds(extender))
+
+        extender.__exit__()
+
+        assert ("", 0) == held(api)
+        elect()
+
+    def test_of_two_that_begin_at_once_one_binds(
+        self, api: ApiServer, elect: Callable[[], Running], tmp_path: Path
+    ) -> None:
+        extender = elect()
+        with Running(api, tmp_path, layout="attached", writer=WRITER | QUICK) as other:
+            assert eventually(lambda: binds(extender) or binds(other))
+            assert not (binds(extender) and binds(other))
+
+
+def labels(api: ApiServer) -> dict[str, str | None]:
+    return {pod["metadata"]["name"]: pod["metadata"].get("labels", {}).get(NAMES.writer) for pod in api.pods(NAMESPACE)}
+
+
+class TestTakingOver:
+    """A term begins with a wait and a LIST, and may end before that."""
+
+    def test_a_term_that_ended_meanwhile_is_not_begun(self) -> None:
+        listed = threading.Event()
+        writership = Writership(settle=0.0, list_again=lambda: listed)
+        writership.start()
+        writership.observe("me", 1, mine=True, until=FOR_EVER)
+        writership.observe("other", 2, mine=False, until=FOR_EVER)
+        listed.set()
+
+        assert not writership.wait(0.5)
+        writership.stop()
+
+    def test_what_was_heard_long_ago_is_not_believed(self) -> None:
+        now = [0.0]
+        listed = threading.Event()
+        listed.set()
+        writership = Writership(settle=0.0, list_again=lambda: listed, clock=lambda: now[0])
+        writership.start()
+        writership.observe("me", 1, mine=True, until=10.0)
+        assert eventually(lambda: writership.token() == "me/1")
+
+        # a process that was stopped for a while finds its Lease run out, whatever the watch brings later
+        now[0] = 10.0
+        assert writership.token() is None
+        writership.stop()
