@@ -1,5 +1,7 @@
 """One writer of grants: who was it before is refused by the API server, and the next one goes on."""
 
+import json
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -7,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from cotenant.contract.names import Names
+from cotenant.contract.units import GIB
 from e2e import nodes
 from e2e.cluster import ControlPlane
 from e2e.faults import failover
+from e2e.faults.invariants import Picture, broken
 from e2e.faults.load import pod
 from e2e.processes import MissingProgramError, wait_until
 from e2e.replicas import NAMESPACE, fence, why_not
@@ -126,3 +130,66 @@ def test_when_the_writer_is_killed_or_frozen_under_load_the_other_goes_on_and_no
         assert [] == outcome.broken
         # one by kill -9, one by SIGSTOP
         assert [1, 1] == [len(gaps) for gaps in outcome.gaps.values()]
+
+
+class TestLateBinding:
+    """A Binding that was sent before a take-over and arrives after it."""
+
+    def test_it_is_refused_and_its_memory_goes_to_another_pod(self, tmp_path: Path) -> None:
+        assert 403 == arrives_late(tmp_path, fenced=True)
+
+    def test_without_the_fence_it_is_taken_which_is_what_clusters_without_the_policy_lose(self, tmp_path: Path) -> None:
+        assert 201 == arrives_late(tmp_path, fenced=False)
+
+
+def post(url: str, body: object) -> Object:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        decoded: Object = json.load(answer)
+    return decoded
+
+
+def arrives_late(directory: Path, *, fenced: bool) -> int:
+    """Have a Binding of the first of two extenders arrive after the second one has bound; give what was answered.
+
+    One node has one GPU of 80 units, and two pods ask for all of it.
+    """
+    if reason := why_not():
+        pytest.skip(reason)
+    with ExitStack() as stack:
+        try:
+            ground = failover.Ground(stack, directory, "attached", through_proxy="replica-a")
+        except MissingProgramError as missing:
+            pytest.skip(str(missing))
+        api = ground.api
+        if not fenced:
+            for kind in ("ValidatingAdmissionPolicyBinding", "ValidatingAdmissionPolicy"):
+                api.delete(kind, "cotenant-writer", api_version="admissionregistration.k8s.io/v1")
+        assert ground.proxy
+        held = ground.proxy.faults.hold(method="POST", path=r"/pods/early/binding$")
+        nodes.register(api, 1, nodes.Shape(gpus=1, gpu_bytes=80 * GIB), prefix="one")
+        api.create(pod("early", 80, node="one-0"))
+        assert held.reached.wait(60), "no Binding was sent"
+        first = ground.active()
+        assert first is ground.replicas["replica-a"]
+        # From here on this test is the scheduler: a real one would try the first pod again as well.
+        assert ground.scheduler
+        ground.cluster.stop_scheduler(ground.scheduler)
+        first.kill()
+        assert wait_until(lambda: ground.active() is ground.replicas["replica-b"], timeout_s=30)
+
+        # What the second one finds is an empty GPU.
+        late = api.create(pod("late", 80, node="one-0"))
+        args = {"PodName": "late", "PodNamespace": "default", "PodUID": late["metadata"]["uid"], "Node": "one-0"}
+        verbs = f"http://127.0.0.1:{ground.replicas['replica-b'].verbs}"
+        assert wait_until(lambda: {"Error": ""} == post(f"{verbs}/bind", args), timeout_s=30)
+        _, offset = ground.cluster.audit()
+        held.release()
+
+        def answered() -> list[int]:
+            return [one.code for one in ground.bindings(offset)[0] if one.name == "early"]
+
+        assert wait_until(lambda: bool(answered()), timeout_s=30)
+        # the judge sees what the fence has prevented
+        assert fenced is not bool(broken(Picture.of(api)))
+        return answered()[0]

@@ -18,9 +18,10 @@ import click
 from cotenant.contract.units import GIB
 from e2e import nodes
 from e2e.audit import Write
-from e2e.cluster import ControlPlane
+from e2e.cluster import ControlPlane, Scheduler
 from e2e.faults.invariants import Picture, bound_twice, broken, leaks
 from e2e.faults.load import Churn
+from e2e.faults.proxy import FaultProxy
 from e2e.kustomize import MANIFESTS, build
 from e2e.processes import wait_until
 from e2e.replicas import NAMESPACE, Replica, VerbsService
@@ -46,9 +47,10 @@ class Outcome:
 class Ground:
     """A control plane with one layout applied, two replicas of it, and pods that come and go."""
 
-    def __init__(self, stack: ExitStack, directory: Path, layout: str) -> None:
-        """Start all of it; the stack ends it."""
+    def __init__(self, stack: ExitStack, directory: Path, layout: str, *, through_proxy: str = "") -> None:
+        """Start all of it, the replica *through_proxy* behind one and first; the stack ends it."""
         self.layout = layout
+        self.scheduler: Scheduler | None = None
         self.cluster = stack.enter_context(ControlPlane(directory / "control-plane"))
         self.api: Api = self.cluster.api()
         for one in build(MANIFESTS / layout):
@@ -56,15 +58,25 @@ class Ground:
         nodes.register(self.api, NODES, nodes.Shape(gpus=4, gpu_bytes=80 * GIB), prefix="lab")
         names = ("replica-a", "replica-b")
         self.kubeconfig = self.cluster.service_account_kubeconfig("cotenant-extender", namespace=NAMESPACE)
+        self.proxy = stack.enter_context(FaultProxy(self.cluster)) if through_proxy else None
         self.replicas = {
-            name: Replica(self.cluster, directory, name, layout=layout, kubeconfig=self.kubeconfig) for name in names
+            name: Replica(
+                self.cluster,
+                directory,
+                name,
+                layout=layout,
+                kubeconfig=self.proxy.kubeconfig(self.kubeconfig)
+                if self.proxy and name == through_proxy
+                else self.kubeconfig,
+            )
+            for name in names
         }
         if layout == "attached":
             self._attach(stack)
         for replica in self.replicas.values():
             stack.callback(replica.stop)
             replica.start()
-        assert wait_until(lambda: self.active() is not None, timeout_s=60), "nobody took the Lease"
+            assert wait_until(lambda: self.active() is not None, timeout_s=60), "nobody took the Lease"
 
     def _attach(self, stack: ExitStack) -> None:
         """Run the cluster's own kube-scheduler, which calls the extenders through their Service."""
@@ -76,7 +88,7 @@ class Ground:
             VerbsService(self.api, {name: replica.verbs for name, replica in self.replicas.items()})
         )
         config = (MANIFESTS / "attached" / "scheduler-config.yaml").read_text()
-        self.cluster.start_scheduler(config.replace("CLUSTER-IP:9480", service.address))
+        self.scheduler = self.cluster.start_scheduler(config.replace("CLUSTER-IP:9480", service.address))
 
     def lease(self) -> tuple[str, int]:
         """Read who holds the Lease and in which term."""

@@ -13,8 +13,8 @@ NAMES = Names()
 SIZES = (1, 2, 4, 8, 8, 16, 24, 40)
 
 
-def pod(name: str, units: int) -> Object:
-    """Return a pod that asks for so many units, as a user writes it."""
+def pod(name: str, units: int, *, node: str = "") -> Object:
+    """Return a pod that asks for so many units, as a user writes it, on one node where that is named."""
     resources = {"limits": {NAMES.gpu_mem: str(units)}}
     return {
         "apiVersion": "v1",
@@ -23,6 +23,7 @@ def pod(name: str, units: int) -> Object:
         "spec": {
             "containers": [{"name": "main", "image": "x", "resources": resources}],
             "automountServiceAccountToken": False,
+            "nodeSelector": {"kubernetes.io/hostname": node} if node else {},
         },
     }
 
