@@ -13,9 +13,9 @@ from flask import Flask, Response, request
 
 from cotenant.cluster import Cluster, ClusterError, connect, writes
 from extender.http.server import Server
-from extender.verbs.wire import BindArgs, BindResult, ExtenderArgs, FilterResult, HostPriority
+from extender.verbs.wire import ArgsReader, BindArgs, BindResult, FilterResult, HostPriority
 
-_args = msgspec.json.Decoder(ExtenderArgs)
+_args = ArgsReader()
 _bind_args = msgspec.json.Decoder(BindArgs)
 _encode = msgspec.json.Encoder().encode
 
@@ -29,12 +29,12 @@ def app(cluster: Cluster, *, decide: bool) -> Flask:
 
     @flask.post("/filter")
     def _filter() -> Response:
-        names = _args.decode(request.get_data(cache=False)).names()
+        names = _args(request.get_data(cache=False)).candidates.names
         return answer(FilterResult(NodeNames=names[:1] if decide else names))
 
     @flask.post("/prioritize")
     def _prioritize() -> Response:
-        names = _args.decode(request.get_data(cache=False)).names()
+        names = _args(request.get_data(cache=False)).candidates.names
         return answer([HostPriority(Host=name, Score=0) for name in names])
 
     @flask.post("/bind")

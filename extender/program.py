@@ -22,6 +22,8 @@ from extender.cluster.nominator import Nominator
 from extender.cluster.writership import Sole, Writership
 from extender.http import app as routes
 from extender.http.api import inspection
+from extender.http.call_server import CallServer
+from extender.http.calls import Calls
 from extender.http.pages import pages
 from extender.http.server import Server
 from extender.inspector import Inspector
@@ -68,9 +70,7 @@ class Extender:
             per_gpu=configuration.gpu_metrics,
         )
 
-        verbs = routes.new_app()
-        routes.verbs(
-            verbs,
+        calls = Calls(
             filter_=Filter(
                 self._ledger,
                 judge,
@@ -99,7 +99,7 @@ class Extender:
         )
         # one address for both is one server, as when everything stays on loopback
         together = configuration.serve == configuration.listen and not configuration.listen.endswith(":0")
-        rest = verbs if together else routes.new_app()
+        rest = routes.new_app()
         routes.everything_else(
             rest,
             synced=self._feed.synced,
@@ -114,9 +114,12 @@ class Extender:
         pages(rest, inspector=inspector, synced=self._feed.synced)
         tls = configuration.tls
         certificate = (Path(tls.cert_file), Path(tls.key_file)) if tls else None
-        self._servers = [Server(configuration.listen, verbs, certificate=certificate if together else None)]
-        if not together:
-            self._servers.append(Server(configuration.serve, rest, certificate=certificate))
+        everything_else = Server(configuration.serve, rest, certificate=certificate)
+        if together:
+            routes.verbs(rest, calls)
+        self._servers: list[Server | CallServer] = (
+            [everything_else] if together else [CallServer(configuration.listen, calls), everything_else]
+        )
 
     def run(self, stopping: threading.Event, ready: Callable[[str], None]) -> None:
         """Serve until *stopping*; call *ready* with a sentence once the cluster has been read."""

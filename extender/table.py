@@ -58,6 +58,8 @@ class Table:
         self.most_milli = 1
         # grows whenever nodes or GPUs come or go, so that indices or the worth of a milli may be others
         self.epoch = 0
+        # grows whenever a node gets a row or loses it
+        self.membership = 0
         # how often rows have changed in all, and how many of these changes there had been when each row last did
         self.version = 0
         self._allocate(_FIRST_ROWS, 1)
@@ -167,11 +169,13 @@ class Table:
                 self._hardware.append(())
                 self._any_mps.append(False)
             self.rows[name] = row
+            self.membership += 1
             self.known[row] = True
         return row
 
     def _remove(self, name: str) -> None:
         row = self.rows.pop(name)
+        self.membership += 1
         self._spare.append(row)
         self.names[row] = ""
         self.known[row] = False

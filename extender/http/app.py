@@ -1,8 +1,6 @@
-"""The routes: JSON bytes in, JSON bytes out, and always an answer that kube-scheduler reads."""
+"""The routes of Flask: for probes, Prometheus and the API server, and for whoever shares an address with them."""
 
-import time
 from collections.abc import Callable
-from typing import TypeVar
 
 import msgspec
 import structlog
@@ -10,82 +8,36 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from cotenant import __version__
-from cotenant.contract.reasons import Reason
+from extender.http.calls import JSON, MAX_BODY, BodyError, Calls
 from extender.metrics import CONTENT_TYPE, Metrics
-from extender.verbs.bind import Bind
-from extender.verbs.filter import Filter
-from extender.verbs.prioritize import Prioritize
-from extender.verbs.wire import BindArgs, BindResult, ExtenderArgs, FilterResult, HostPriority
 
 _log = structlog.get_logger(__name__)
 
-T = TypeVar("T")
-
-JSON = "application/json"
-# 5,000 names are 86 KB; 500 whole nodes, from a scheduler without nodeCacheCapable, are 6.5 MB.
-MAX_BODY = 16 << 20
 # What is longer is still read up to here, since a client that is cut off while it sends never sees the answer.
 _MAX_DRAINED = 64 << 20
 _CHUNK = 1 << 20
 
-_extender_args = msgspec.json.Decoder(ExtenderArgs)
-_bind_args = msgspec.json.Decoder(BindArgs)
 _encode = msgspec.json.Encoder().encode
 
 
-class BodyError(ValueError):
-    """Say why a request's body cannot be used."""
+def verbs(app: Flask, calls: Calls) -> None:
+    """Add kube-scheduler's calls, for where they are answered at the same address as everything else."""
 
-
-def verbs(app: Flask, *, filter_: Filter, prioritize: Prioritize, bind: Bind, metrics: Metrics) -> None:
-    """Add filter, prioritize and bind.
-
-    They answer 200 whatever happens: of any other status kube-scheduler shows the number and drops the body, where the
-    reason stands (pkg/scheduler/extender.go, send). Only prioritize has no place for a reason in its answer.
-    """
-
-    @app.post("/filter")
-    def _filter() -> Response:
-        started = time.perf_counter()
+    def call() -> Response:
+        body: bytes | BodyError
         try:
-            result = filter_(_decode(_extender_args, "filter"))
+            body = _body()
         except BodyError as error:
-            result = FilterResult(NodeNames=[], Error=str(error))
-        fits = bool(result.NodeNames or (result.Nodes and result.Nodes.items))
-        outcome = "error" if result.Error else "ok" if fits else "rejected"
-        response = _json(result)
-        metrics.answered("filter", outcome, time.perf_counter() - started)
-        return response
-
-    @app.post("/prioritize")
-    def _prioritize() -> Response:
-        started = time.perf_counter()
-        try:
-            result: list[HostPriority] = prioritize(_decode(_extender_args, "prioritize"))
-        except BodyError as error:
-            metrics.answered("prioritize", "error", time.perf_counter() - started)
-            return Response(f"{error}\n", 400, mimetype="text/plain")
-        response = _json(result)
-        metrics.answered("prioritize", "ok", time.perf_counter() - started)
-        return response
-
-    @app.post("/bind")
-    def _bind() -> Response:
-        started = time.perf_counter()
-        try:
-            refusal = bind(_decode(_bind_args, "bind"))
-        except BodyError as error:
-            metrics.answered("bind", "error", time.perf_counter() - started)
-            return _json(BindResult(Error=str(error)))
-        metrics.bound(refusal.reason if refusal else None)
-        metrics.answered("bind", "rejected" if refusal else "ok", time.perf_counter() - started)
-        if refusal is not None:
-            _log.warning(refusal.sentence, verb="bind", reason=str(refusal.reason))
-        response = _json(BindResult(Error=refusal.sentence if refusal else ""))
-        if refusal is not None and refusal.reason is Reason.NOT_WRITER:
-            # behind a Service the next connection goes to the one that may, and not before
+            body = error
+        answer = calls(request.method, request.path, body)
+        # Bytes with a Content-Length, in one write: without the length Go opens a new connection per call.
+        response = Response(answer.body, answer.status, mimetype=answer.mimetype)
+        if answer.last:
             response.headers["Connection"] = "close"
         return response
+
+    for path in calls.paths:
+        app.add_url_rule(path, endpoint=f"call {path}", view_func=call, methods=["POST"])
 
 
 def everything_else(
@@ -138,17 +90,7 @@ def _failed(error: Exception) -> Response:
         return Response(f"{request.method} {request.path}: {error.description}\n", error.code, mimetype="text/plain")
     _log.error("request failed", verb=request.path.strip("/"), exc_info=error)
     sentence = f"{request.path.strip('/')} failed inside the extender ({type(error).__name__}); its log says more"
-    # filter and bind read Error from a 200; for others a 500 says enough
-    if request.path in {"/filter", "/bind"}:
-        return _json({"Error": sentence})
     return Response(f"{sentence}\n", 500, mimetype="text/plain")
-
-
-def _decode(decoder: msgspec.json.Decoder[T], verb: str) -> T:
-    try:
-        return decoder.decode(_body())
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        raise BodyError(f"{verb}: the request is not what kube-scheduler sends: {error}") from error
 
 
 def _body() -> bytes:
@@ -171,5 +113,4 @@ def _body() -> bytes:
 
 
 def _json(value: object) -> Response:
-    # Bytes with a Content-Length, in one write: without the length Go opens a new connection per call.
     return Response(_encode(value), mimetype=JSON)

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 
+import numpy as np
+
 from extender.policies.balanced import Balanced
 from extender.policies.best_fit import BestFit
 from extender.policies.binpack import Binpack
@@ -20,6 +22,7 @@ from extender.policies.policy import Ask, Policy
 from extender.policies.priced_leftovers import PricedLeftovers
 from extender.policies.split import Split
 from extender.policies.spread import Spread
+from extender.table import Floats
 
 __all__ = ["MAX_SCORE", "POLICIES", "Ask", "Policy", "PolicyError", "named", "scores", "with_others"]
 
@@ -72,20 +75,21 @@ def named(name: str) -> type[Policy]:
 
 
 MAX_SCORE = 10
+# what is divided by where all cost the same
+_LEAST = np.finfo(float).tiny
 
 
-def scores(costs: Iterable[float | None]) -> list[int]:
+def scores(costs: Floats) -> list[int]:
     """Map costs to kube-scheduler's integers 0..10, so that the cheapest alone gets 10, and those equal to it.
 
-    None is a node that does not fit: 0. The others are spread over 1..9 by their cost.
+    An infinite cost is a node that does not fit: 0. The others are spread over 1..9 by their cost.
     """
-    listed = list(costs)
-    known = [cost for cost in listed if cost is not None]
-    best, worst = (min(known), max(known)) if known else (0.0, 0.0)
-
-    def score(cost: float | None) -> int:
-        if cost is None:
-            return 0
-        return MAX_SCORE if cost == best else MAX_SCORE - 1 - int((MAX_SCORE - 2) * (cost - best) / (worst - best))
-
-    return [score(cost) for cost in listed]
+    known = np.isfinite(costs)
+    if not known.any():
+        return [0] * len(costs)
+    best, worst = costs[known].min(), costs[known].max()
+    steps = np.floor((MAX_SCORE - 2) * (np.where(known, costs, best) - best) / max(worst - best, _LEAST))
+    found: list[int] = (
+        np.where(known, np.where(costs == best, MAX_SCORE, MAX_SCORE - 1 - steps), 0).astype(int).tolist()
+    )
+    return found

@@ -11,6 +11,8 @@ from extender.ledger import Ledger
 from extender.verbs.judge import Judge
 from extender.verbs.wire import ExtenderArgs, FilterResult, NodeList
 
+_UNSETTLED = Reason.UNSETTLED.sentence
+
 
 class Nominator(Protocol):
     """Look for a node that fits after all, later and elsewhere: filter does not wait."""
@@ -44,46 +46,48 @@ class Filter:
         if not self._synced():
             self._rejected(Reason.CACHE_NOT_SYNCED, 1)
             return FilterResult(Error=Reason.CACHE_NOT_SYNCED.sentence)
-        names = args.names()
+        candidates = args.candidates
         try:
-            request = self._judge.request(args.Pod)
+            request = self._judge.request(args.pod)
         except RequestError as error:
-            self._rejected(error.reason, len(names))
+            self._rejected(error.reason, len(candidates.names))
             # The same text for every node: kube-scheduler shows it once, with the number of nodes.
-            return self._answer(args, [], dict.fromkeys(names, str(error)))
+            return self._answer(args, [], dict.fromkeys(candidates.names, str(error)))
         if request is None:
-            return self._answer(args, names, {})
-        hold = self._ledger.hold(args.Pod.uid)
+            return self._answer(args, None, {})
+        hold = self._ledger.hold(args.pod.uid)
         if hold is not None:
             # An earlier bind may have succeeded without our knowing: only the same node can be right.
-            fitting = [name for name in names if name == hold.node]
-            return self._answer(args, fitting, dict.fromkeys(set(names) - {hold.node}, Reason.UNSETTLED.sentence))
-        return self._judged(args, request, names)
+            fitting = [name for name in candidates.names if name == hold.node]
+            return self._answer(args, fitting, dict.fromkeys(set(candidates.names) - {hold.node}, _UNSETTLED))
+        return self._judged(args, request)
 
-    def _judged(self, args: ExtenderArgs, request: PodRequest, names: list[str]) -> FilterResult:
-        verdicts = self._judge.judge(request, names)
-        # Mostly every node fits, which is told without a look at each in Python: 0.35 of 1.4 ms at 5,000 names.
-        fitting = names
-        if not {float}.issuperset(map(type, verdicts)):
-            fitting = [name for name, verdict in zip(names, verdicts, strict=True) if not isinstance(verdict, Reason)]
-        failed: dict[str, str] = {}
-        if len(fitting) < len(names):
-            refused = {name: v for name, v in zip(names, verdicts, strict=True) if isinstance(v, Reason)}
-            failed = {name: reason.sentence for name, reason in refused.items()}
-            for reason, count in Counter(refused.values()).items():
-                self._rejected(reason, count)
-        if not fitting:
+    def _judged(self, args: ExtenderArgs, request: PodRequest) -> FilterResult:
+        names = args.candidates.names
+        verdicts = self._judge.weigh(request, args.candidates)
+        failed = {names[n]: reason.sentence for n, reason in verdicts.refused.items()}
+        for reason, count in Counter(verdicts.refused.values()).items():
+            self._rejected(reason, count)
+        if len(verdicts.refused) == len(names):
             if self._nominator is not None:
-                self._nominator.look(args.Pod, request, frozenset(names))
-        elif self._decide:
-            costs = ((v, name) for name, v in zip(names, verdicts, strict=True) if not isinstance(v, Reason))
-            fitting = [min(costs)[1]]
-        return self._answer(args, fitting, failed)
+                self._nominator.look(args.pod, request, frozenset(names))
+            return self._answer(args, [], failed)
+        if self._decide:
+            return self._answer(args, [min(names[n] for n in verdicts.cheapest())], failed)
+        if not failed:
+            return self._answer(args, None, {})
+        return self._answer(args, [name for name in names if name not in failed], failed)
 
     @staticmethod
-    def _answer(args: ExtenderArgs, fitting: list[str], failed: dict[str, str]) -> FilterResult:
-        # All failures are unresolvable: in-tree preemption sees no single GPUs, and would evict pods in vain.
-        if args.NodeNames is not None:
-            return FilterResult(NodeNames=fitting, FailedAndUnresolvableNodes=failed)
-        nodes = args.whole_nodes()
-        return FilterResult(Nodes=NodeList(items=[nodes[name] for name in fitting]), FailedAndUnresolvableNodes=failed)
+    def _answer(args: ExtenderArgs, fitting: list[str] | None, failed: dict[str, str]) -> FilterResult:
+        """Answer in the form that was asked in; *fitting* is None for all.
+
+        All failures are unresolvable: in-tree preemption sees no single GPUs, and would evict pods in vain.
+        """
+        if args.whole is not None:
+            items = [args.whole[name] for name in (args.candidates.names if fitting is None else fitting)]
+            return FilterResult(Nodes=NodeList(items=items), FailedAndUnresolvableNodes=failed)
+        if fitting is None:
+            # Mostly every node fits, and goes back in the bytes that it came as: 0.5 of 1.4 ms at 5,000 names.
+            return FilterResult(NodeNames=args.candidates.raw_names, FailedAndUnresolvableNodes=failed)
+        return FilterResult(NodeNames=fitting, FailedAndUnresolvableNodes=failed)

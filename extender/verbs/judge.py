@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,9 +15,23 @@ from extender.learning import Learner
 from extender.ledger import Ledger
 from extender.policies import PolicyError, named
 from extender.ranking import Ranking, Rankings
+from extender.table import Floats, Ints
+from extender.verbs.wire import Candidates
 
 # A node may change between its ranking and the question why it does not fit; then all is ranked again.
 _TRIES = 3
+
+
+class Verdicts(NamedTuple):
+    """Hold what N nodes are to a request: *costs* (N,), infinite for those *refused*, and why these are, by place."""
+
+    costs: Floats
+    refused: dict[int, Reason]
+
+    def cheapest(self) -> list[int]:
+        """Name the places of the nodes that cost the least."""
+        found: list[int] = np.flatnonzero(self.costs == self.costs.min()).tolist()
+        return found
 
 
 class Judge:
@@ -49,12 +64,21 @@ class Judge:
 
     def judge(self, request: PodRequest, nodes: Sequence[str]) -> list[float | Reason]:
         """Give for each node its cost to the request, the lower the better, or why it does not fit."""
+        verdicts = self.weigh(request, Candidates(list(nodes)))
+        found: list[float | Reason] = verdicts.costs.tolist()
+        for n, reason in verdicts.refused.items():
+            found[n] = reason
+        return found
+
+    def weigh(self, request: PodRequest, candidates: Candidates) -> Verdicts:
+        """Judge nodes for the request."""
         with self._lock:
             for _ in range(_TRIES):
-                verdicts = self._verdicts(self._rank(request), request, nodes)
-                if None not in verdicts:
-                    break
-            return [verdict if verdict is not None else Reason.NO_GPU_FITS for verdict in verdicts]
+                verdicts = self._verdicts(self._rank(request), request, candidates)
+                if verdicts is not None:
+                    return verdicts
+        everywhere = dict.fromkeys(range(len(candidates.names)), Reason.NO_GPU_FITS)
+        return Verdicts(np.full(len(everywhere), np.inf), everywhere)
 
     def preference(self, request: PodRequest, node: str) -> Preference:
         """Tell the fit which of the node's GPUs the policy would take; raise RequestError for an unknown policy."""
@@ -70,15 +94,31 @@ class Judge:
         self._learner.teach()
         return self._rankings.of(request, self.policy(request))
 
-    def _verdicts(self, ranking: Ranking, request: PodRequest, nodes: Sequence[str]) -> list[float | Reason | None]:
-        """Judge all nodes; None for one that has come to fit since it was ranked."""
-        rows = list(map(self._rankings.table.rows.get, nodes))
-        index = np.array([-1 if row is None else row for row in rows] if None in rows else rows, np.int64)
-        fits = ranking.feasible[index] & (index >= 0)
-        found: list[float | Reason | None] = ranking.costs()[index].tolist()
-        for n in np.flatnonzero(~fits):
-            found[n] = self._why_not(ranking, request, nodes[int(n)])
-        return found
+    def _verdicts(self, ranking: Ranking, request: PodRequest, candidates: Candidates) -> Verdicts | None:
+        """Judge all nodes; None where one has come to fit since it was ranked."""
+        rows = self._locate(candidates)
+        known = rows >= 0
+        # those without a row are asked for as the first, and their answer is dropped
+        asked = np.where(known, rows, 0)
+        costs = np.where(known, ranking.costs(asked), np.inf)
+        refused: dict[int, Reason] = {}
+        for n in np.flatnonzero(~(known & ranking.feasible[asked])).tolist():
+            reason = self._why_not(ranking, request, candidates.names[n])
+            if reason is None:
+                return None
+            refused[n] = reason
+        return Verdicts(costs, refused)
+
+    def _locate(self, candidates: Candidates) -> Ints:
+        """Find the candidates' rows, -1 for a node that is unknown, and remember them until rows come or go."""
+        table = self._rankings.table
+        if isinstance(candidates.located, tuple) and candidates.located[0] == table.membership:
+            found: Ints = candidates.located[1]
+            return found
+        rows = list(map(table.rows.get, candidates.names))
+        located = np.array([-1 if row is None else row for row in rows] if None in rows else rows, np.int64)
+        candidates.located = table.membership, located
+        return located
 
     def _why_not(self, ranking: Ranking, request: PodRequest, node: str) -> Reason | None:
         view = self._ledger.view(node)

@@ -3,9 +3,15 @@
 The Go types have no JSON tags, so the names are Go's. A decoder ignores fields that it does not know.
 """
 
+import threading
+from typing import NamedTuple
+
 import msgspec
+from cachetools import LRUCache
 
 from cotenant.contract.pods import Pod
+
+_LISTS_KEPT = 4
 
 
 class _ObjectMeta(msgspec.Struct, frozen=True):
@@ -22,30 +28,76 @@ class NodeList(msgspec.Struct, frozen=True):
     items: list[msgspec.Raw] | None = None
 
 
-class ExtenderArgs(msgspec.Struct, frozen=True):
-    """Hold what filter and prioritize are called with: a pod, and nodes by name or whole."""
+class Candidates:
+    """Be the nodes that filter or prioritize is asked about, by name, in the order sent.
 
+    *raw* is the JSON that they came as, empty where they came as whole nodes. *located* is for the judge, which keeps
+    here where in its table they are.
+    """
+
+    __slots__ = ("located", "names", "raw")
+
+    def __init__(self, names: list[str], raw: bytes = b"") -> None:
+        self.names = names
+        self.raw = raw
+        self.located: object = None
+
+    @property
+    def raw_names(self) -> list[str] | msgspec.Raw:
+        """Give the names to answer with all of them, in the bytes that they came as; none is a list without any."""
+        return msgspec.Raw(self.raw) if self.names else []
+
+
+class ExtenderArgs(NamedTuple):
+    """Hold what filter and prioritize are called with: a pod, and nodes by name or *whole*."""
+
+    pod: Pod
+    candidates: Candidates
+    whole: dict[str, msgspec.Raw] | None
+
+
+class _ExtenderArgs(msgspec.Struct, frozen=True):
     Pod: Pod
-    NodeNames: list[str] | None = None
+    NodeNames: msgspec.Raw = msgspec.Raw(b"null")
     Nodes: NodeList | None = None
 
-    def names(self) -> list[str]:
-        """Give the nodes' names in the order sent."""
-        return self.NodeNames if self.NodeNames is not None else list(self.whole_nodes())
 
-    def whole_nodes(self) -> dict[str, msgspec.Raw]:
-        """Give the nodes that were sent whole, by name."""
-        items = (self.Nodes.items if self.Nodes else None) or []
-        return {_node.decode(item).metadata.name: item for item in items}
+class ArgsReader:
+    """Read what filter and prioritize are called with; safe to use from many threads.
+
+    The last lists of names are kept as they were read: prioritize is sent what filter has answered, and a scheduler
+    that looks at all nodes sends the same list again and again. 0.5 of 0.8 ms at 5,000 names, 0.05 at 500.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._candidates: LRUCache[bytes, Candidates] = LRUCache(_LISTS_KEPT)
+
+    def __call__(self, body: bytes) -> ExtenderArgs:
+        """Read a body; raise MsgspecError where it is no such call."""
+        args = _args.decode(body)
+        raw = bytes(args.NodeNames)
+        if raw == b"null":
+            whole = {_node.decode(item).metadata.name: item for item in (args.Nodes and args.Nodes.items) or ()}
+            return ExtenderArgs(args.Pod, Candidates(list(whole)), whole)
+        with self._lock:
+            candidates = self._candidates.get(raw)
+        if candidates is None:
+            candidates = Candidates(_names.decode(raw), raw)
+            with self._lock:
+                self._candidates[raw] = candidates
+        return ExtenderArgs(args.Pod, candidates, None)
 
 
+_args = msgspec.json.Decoder(_ExtenderArgs)
+_names = msgspec.json.Decoder(list[str])
 _node = msgspec.json.Decoder(_Named)
 
 
 class FilterResult(msgspec.Struct, frozen=True):
     """Answer filter: the nodes that fit, in the form they were sent, and for each other node why not."""
 
-    NodeNames: list[str] | None = None
+    NodeNames: list[str] | msgspec.Raw | None = None
     Nodes: NodeList | None = None
     FailedNodes: dict[str, str] = {}
     FailedAndUnresolvableNodes: dict[str, str] = {}

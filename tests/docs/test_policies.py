@@ -63,7 +63,6 @@ def test_the_example_ranks() -> None:
     table = Table(ledger)
 
     ranking = Ranking(ledger, table, policy(table, Mix()), request, ask(request, table))
-    ranking.update()
     costs = ranking.costs()
     assert costs[table.rows["few"]] < costs[table.rows["many"]]
     view = ledger.view("few")

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import combinations, product
+from math import inf
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -370,23 +372,23 @@ class TestScores:
             ([1, 10], [1.0, 0.0]),
             # 9 - 8 x 5/10 = 5
             ([10, 5, 1], [0.0, 5.0, 10.0]),
-            ([0], [None]),
-            ([0, 10, 0], [None, 3.0, None]),
+            ([0], [inf]),
+            ([0, 10, 0], [inf, 3.0, inf]),
             # next to the best is not the best
             ([10, 9, 1], [0.0, 0.001, 1e15]),
         ],
     )
-    def test_costs_become_scores(self, expected: list[int], costs: list[float | None]) -> None:
-        assert expected == scores(costs)
+    def test_costs_become_scores(self, expected: list[int], costs: list[float]) -> None:
+        assert expected == scores(np.array(costs))
 
-    @given(st.lists(st.none() | st.integers(0, 1 << 60).map(float), max_size=50))
-    def test_scores_are_whole_in_order_and_in_bounds(self, costs: list[float | None]) -> None:
-        given = scores(costs)
+    @given(st.lists(st.just(inf) | st.integers(0, 1 << 60).map(float), max_size=50))
+    def test_scores_are_whole_in_order_and_in_bounds(self, costs: list[float]) -> None:
+        given = scores(np.array(costs))
 
         assert len(costs) == len(given)
         assert all(type(score) is int and 0 <= score <= 10 for score in given)
-        known = sorted((cost, score) for cost, score in zip(costs, given, strict=True) if cost is not None)
+        known = sorted((cost, score) for cost, score in zip(costs, given, strict=True) if cost < inf)
         assert [score for _, score in known] == sorted((score for _, score in known), reverse=True)
         assert [cost == known[0][0] for cost, _ in known] == [score == 10 for _, score in known]
-        assert all(score == 0 for cost, score in zip(costs, given, strict=True) if cost is None)
+        assert all(score == 0 for cost, score in zip(costs, given, strict=True) if cost == inf)
         assert all(score > 0 for _, score in known)

@@ -467,6 +467,17 @@ class TestReasons:
         cluster.with_node(a_node().with_gpus(1, "10GiB"))
         assert isinstance(self.verdict(judge, a_pod().asking(5)), float)
 
+    def test_a_node_without_a_row_is_nobody_elses(self) -> None:
+        # several containers are searched for node by node, by the row's name
+        cluster = Cluster().with_node(a_node("a").with_gpus(1, "10GiB")).with_node(a_node("b").with_gpus(1, "10GiB"))
+        judge = Judge(cluster.ledger, NAMES, GIB, "binpack")
+        pod = a_pod().asking(5).asking(4)
+
+        assert Reason.UNKNOWN_NODE is self.verdict(judge, pod, "none")
+        assert isinstance(self.verdict(judge, pod, "b"), float)
+        cluster.holding("b", 0, 9)
+        assert [Reason.UNKNOWN_NODE, Reason.NO_GPU_FITS] == judge.judge(request_of(pod), ["none", "b"])
+
     def test_nodes_are_judged_in_the_order_asked_for(self) -> None:
         cluster = Cluster().with_node(a_node("a").with_gpus(1, "10GiB")).with_node(a_node("b").with_gpus(1, "10GiB"))
         cluster.holding("a", 0, 9)

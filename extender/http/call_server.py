@@ -1,0 +1,252 @@
+"""The HTTP server of kube-scheduler's calls: one thread per connection, which reads, answers and waits for the next.
+
+It is not cheroot, which hands a connection from its selector to a worker and back for every request, nor Flask, which
+makes some forty objects of one: together they take 0.6 ms of CPU a call where this takes 0.04 (docs/decisions/0020),
+and every pod of the cluster waits for two calls or three. It knows as much of HTTP/1.1 as its callers use, and of the
+rest says so and hangs up. Everything that is not on this path is Flask's.
+"""
+
+import contextlib
+import http
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import BinaryIO, NamedTuple, cast
+
+import structlog
+
+from extender.http.calls import MAX_BODY, Answer, BodyError
+
+_log = structlog.get_logger(__name__)
+
+# Go's http.Transport keeps idle connections for 90 s and does not send a POST again that met a closing one, so the
+# server must be the one that waits longer.
+_IDLE_SECONDS = 120
+# kube-scheduler opens a connection for every bind that runs beside others; what is beyond this waits in the backlog.
+_MOST_CONNECTIONS = 2048
+_BACKLOG = 1024
+# Requests under way when SIGTERM comes get this long, which is less than the 10 s that we promise to be gone in.
+_STOP_SECONDS = 6.0
+_MAX_HEAD = 64 << 10
+_BUFFER = 64 << 10
+# A body that is too long is still read up to here, since a client that is cut off while it sends never sees the answer.
+_MAX_DRAINED = 64 << 20
+_CHUNK = 1 << 20
+
+_LINGER_SECONDS = 2.0
+
+_OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+
+
+class _BadRequestError(Exception):
+    """Say why what came is no request that can be answered; the connection ends."""
+
+
+class _Head(NamedTuple):
+    """Hold what is read of a request before its body."""
+
+    method: str
+    path: str
+    # None where the body comes in chunks
+    length: int | None
+    keep: bool
+    # the client waits to be told before it sends the body
+    hesitates: bool
+
+
+class CallServer:
+    """Serve *answer*, which is given method, path and body, on one address."""
+
+    def __init__(self, address: str, answer: Callable[[str, str, bytes | BodyError], Answer]) -> None:
+        host, _, port = address.rpartition(":")
+        self._where = host.strip("[]"), int(port)
+        self._answer = answer
+        self._listener = socket.socket(socket.AF_INET6 if ":" in self._where[0] else socket.AF_INET)
+        self._room = threading.Semaphore(_MOST_CONNECTIONS)
+        self._guard = threading.Lock()
+        self._connections: dict[socket.socket, threading.Thread] = {}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._accept, name=f"calls {address}", daemon=True)
+
+    @property
+    def address(self) -> str:
+        """Name where it listens; the port is the one that port 0 became."""
+        host, port = self._listener.getsockname()[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def start(self) -> None:
+        """Listen and begin to serve; raise OSError when the address cannot be had."""
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._listener.bind(self._where)
+        self._listener.listen(_BACKLOG)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take no more connections, finish requests under way, and end."""
+        self._stopping.set()
+        self._room.release()
+        with contextlib.suppress(OSError):  # it never listened
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        if self._thread.is_alive():
+            self._thread.join()
+        with self._guard:
+            left = dict(self._connections)
+        for connection in left:
+            # whoever waits for a request reads the end; whoever answers one can still send
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RD)
+        deadline = time.monotonic() + _STOP_SECONDS
+        for thread in left.values():
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _accept(self) -> None:
+        while not self._stopping.is_set():
+            self._room.acquire()
+            try:
+                connection, _ = self._listener.accept()
+            except OSError as error:
+                self._room.release()
+                if not self._stopping.wait(0.1):  # out of file descriptors, or the client has gone again
+                    _log.warning("a connection was not accepted", error=str(error))
+                continue
+            thread = threading.Thread(target=self._serve, args=(connection,), name="call", daemon=True)
+            with self._guard:
+                self._connections[connection] = thread
+            thread.start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        try:
+            connection.settimeout(_IDLE_SECONDS)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with cast("BinaryIO", connection.makefile("rb", _BUFFER)) as source:
+                while not self._stopping.is_set() and self._one(connection, source):
+                    pass
+        except _BadRequestError as error:
+            with contextlib.suppress(OSError):
+                connection.sendall(_response(Answer(400, f"{error}\n".encode(), "text/plain"), keep=False))
+                _linger(connection)
+        except OSError:
+            pass  # the client has gone, or was silent for too long
+        finally:
+            with self._guard:
+                del self._connections[connection]
+            connection.close()
+            self._room.release()
+
+    def _one(self, connection: socket.socket, source: BinaryIO) -> bool:
+        """Answer one request; tell whether the connection goes on."""
+        head = _read_head(source)
+        if head is None:
+            return False
+        if head.hesitates:
+            connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        body, whole = _read_body(source, head)
+        answer = self._answer(head.method, head.path, body)
+        keep = head.keep and whole and not answer.last and not self._stopping.is_set()
+        # In one write: a second one would wait for the client's acknowledgement of the first, up to 40 ms.
+        connection.sendall(_response(answer, keep=keep))
+        if not whole:
+            _linger(connection)
+        return keep
+
+
+def _linger(connection: socket.socket) -> None:
+    """Wait until the client has read its answer: a close on top of what it still sends would take that away again."""
+    connection.shutdown(socket.SHUT_WR)
+    until = time.monotonic() + _LINGER_SECONDS
+    while (left := until - time.monotonic()) > 0:
+        connection.settimeout(left)
+        if not connection.recv(_BUFFER):
+            return
+
+
+def _response(answer: Answer, *, keep: bool) -> bytes:
+    # Always with its length: without one Go opens a new connection per call.
+    if keep and answer.status == http.HTTPStatus.OK and answer.mimetype == "application/json":
+        return _OK % len(answer.body) + answer.body
+    status = http.HTTPStatus(answer.status)
+    head = (
+        f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {answer.mimetype}\r\n"
+        f"Content-Length: {len(answer.body)}\r\n{'' if keep else 'Connection: close' + chr(13) + chr(10)}\r\n"
+    )
+    return head.encode() + answer.body
+
+
+def _read_head(source: BinaryIO) -> _Head | None:
+    """Read a request up to its body; None where the client has hung up."""
+    line = source.readline(_MAX_HEAD)
+    if not line:
+        return None
+    words = line.decode("latin-1").split()
+    if len(words) != 3 or not words[2].startswith("HTTP/1."):  # noqa: PLR2004 - method, target and version
+        raise _BadRequestError("this is not HTTP/1.1")
+    method, target, version = words
+    fields: dict[bytes, bytes] = {}
+    left = _MAX_HEAD - len(line)
+    while (line := source.readline(max(0, left))) not in {b"\r\n", b"\n"}:
+        left -= len(line)
+        if not line.endswith(b"\n"):
+            raise _BadRequestError(f"the head of the request is longer than {_MAX_HEAD} bytes, or ends early")
+        name, _, value = line.partition(b":")
+        fields[name.lower()] = value.strip()
+    return _Head(
+        method=method,
+        path=target.partition("?")[0],
+        length=_length(fields),
+        keep=version != "HTTP/1.0" and method != "HEAD" and fields.get(b"connection", b"").lower() != b"close",
+        hesitates=fields.get(b"expect", b"").lower() == b"100-continue",
+    )
+
+
+def _length(fields: dict[bytes, bytes]) -> int | None:
+    coding, length = fields.get(b"transfer-encoding"), fields.get(b"content-length", b"0")
+    if coding is not None:
+        if coding.lower() != b"chunked" or b"content-length" in fields:
+            raise _BadRequestError("of the ways to send a body, only chunks or a Content-Length are read here")
+        return None
+    if not length.isdigit() or len(length) > 18:  # noqa: PLR2004 - digits of what fits into 64 bits
+        raise _BadRequestError("the Content-Length is no number")
+    return int(length)
+
+
+def _read_body(source: BinaryIO, head: _Head) -> tuple[bytes | BodyError, bool]:
+    """Read the body, and tell whether all of it was read; one that is too long is read and dropped."""
+    if head.length is None:
+        return _read_chunks(source)
+    if head.length > MAX_BODY:
+        left = min(head.length, _MAX_DRAINED)
+        while left > 0 and (chunk := source.read(min(left, _CHUNK))):
+            left -= len(chunk)
+        error = BodyError(
+            f"the request has {head.length} bytes, more than the {MAX_BODY} allowed; set nodeCacheCapable: true, so "
+            "that kube-scheduler sends names instead of whole nodes"
+        )
+        return error, left == 0 and head.length <= _MAX_DRAINED
+    body = source.read(head.length)
+    if len(body) < head.length:
+        raise _BadRequestError("the body ends before its Content-Length")
+    return body, True
+
+
+def _read_chunks(source: BinaryIO) -> tuple[bytes | BodyError, bool]:
+    """Read a body that comes in chunks, which Go does not send of one that it has whole."""
+    parts: list[bytes] = []
+    total = 0
+    while True:
+        size, _, _ = source.readline(_MAX_HEAD).partition(b";")
+        try:
+            length = int(size.strip(), 16)
+        except ValueError as error:
+            raise _BadRequestError("a chunk's size is no number") from error
+        if length < 0 or total + length > MAX_BODY:
+            # it is not waited for an end that may never come
+            return BodyError(f"the request has more than the {MAX_BODY} bytes allowed"), False
+        if length == 0:
+            while source.readline(_MAX_HEAD).strip():
+                pass  # trailers
+            return b"".join(parts), True
+        parts.append(source.read(length))
+        total += length
+        source.readline(_MAX_HEAD)

@@ -1,0 +1,148 @@
+"""The server of kube-scheduler's calls: what it understands of HTTP, what it does with the rest, and how it ends."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from extender.http.call_server import CallServer
+from extender.http.calls import Answer, BodyError
+from tests.extender.running import PATIENCE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Echo:
+    """Answer with what came; a body that is `wait` is held until it is let go."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.go_on = threading.Event()
+        self.server = CallServer("127.0.0.1:0", self)
+        self.server.start()
+        host, _, port = self.server.address.rpartition(":")
+        self.where = host, int(port)
+
+    def __call__(self, method: str, path: str, body: bytes | BodyError) -> Answer:
+        if body == b"wait":
+            self.reached.set()
+            assert self.go_on.wait(PATIENCE)
+        return Answer(200, b"%s %s %s" % (method.encode(), path.encode(), body if isinstance(body, bytes) else b"!"))
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(self.where, PATIENCE)
+
+    def say(self, *parts: bytes) -> bytes:
+        """Send the parts, and nothing more, and give all that comes back."""
+        with self.connect() as connection:
+            for part in parts:
+                connection.sendall(part)
+            connection.shutdown(socket.SHUT_WR)
+            with connection.makefile("rb") as answer:
+                return answer.read()
+
+
+@pytest.fixture
+def echo() -> Iterator[Echo]:
+    echo = Echo()
+    yield echo
+    echo.go_on.set()
+    echo.server.stop()
+
+
+def test_many_requests_come_over_one_connection(echo: Echo) -> None:
+    connection = http.client.HTTPConnection(*echo.where, timeout=PATIENCE)
+    answers = []
+    for n in range(3):
+        connection.request("POST", f"/filter?n={n}", str(n))
+        answers.append(connection.getresponse().read())
+    connection.close()
+
+    assert [b"POST /filter 0", b"POST /filter 1", b"POST /filter 2"] == answers
+
+
+def test_two_requests_at_once_are_answered_one_after_the_other(echo: Echo) -> None:
+    one = b"POST /a HTTP/1.1\r\nContent-Length: 1\r\n\r\n1"
+
+    assert 2 == echo.say(one + one).count(b"POST /a 1")
+
+
+def test_a_request_may_come_byte_by_byte(echo: Echo) -> None:
+    request = b"POST /a HTTP/1.1\r\nHost: x\r\ncontent-LENGTH:  4 \r\n\r\nbody"
+
+    assert echo.say(*(request[n : n + 1] for n in range(len(request)))).endswith(b"\r\n\r\nPOST /a body")
+
+
+def test_chunks_are_put_together(echo: Echo) -> None:
+    head = b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+    answer = echo.say(head + b"2;x=y\r\nbo\r\n2\r\ndy\r\n0\r\nTrailer: 1\r\n\r\n")
+
+    assert answer.endswith(b"POST /a body")
+
+
+def test_a_client_that_asks_first_is_told_to_go_on(echo: Echo) -> None:
+    answer = echo.say(b"POST /a HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\nhi")
+
+    assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n")
+
+
+@pytest.mark.parametrize(
+    "head", [b"POST /a HTTP/1.0\r\nContent-Length: 2", b"POST /a HTTP/1.1\r\nConnection: close\r\nContent-Length: 2"]
+)
+def test_a_client_that_wants_no_more_is_let_go(echo: Echo, head: bytes) -> None:
+    answer = echo.say(head + b"\r\n\r\nhi" + b"POST /b HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
+
+    assert b"Connection: close" in answer
+    assert answer.endswith(b"POST /a hi")
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",  # TLS
+        b"POST /a SPDY/3\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nContent-Length: 1e3\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nContent-Length: " + b"9" * 30 + b"\r\n\r\n",
+        # smuggling: two lengths that another reader may take otherwise
+        b"POST /a HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nsize\r\n",
+        b"POST /a HTTP/1.1\r\nContent-Length: 10\r\n\r\nshort",
+        b"POST /a HTTP/1.1\r\nX: " + b"x" * (70 << 10),
+        b"POST /a HTTP/1.1\r\nUnfinished",
+    ],
+    ids=lambda request: repr(request)[2:60],
+)
+def test_what_is_no_request_is_told_so_and_nothing_is_called(echo: Echo, request_: bytes) -> None:
+    answer = echo.say(request_)
+
+    assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert b"\r\nConnection: close\r\n" in answer
+    assert b"POST /a" not in answer
+    assert echo.say(b"POST /b HTTP/1.1\r\nContent-Length: 1\r\n\r\n1").endswith(b"POST /b 1")
+
+
+def test_stopping_ends_what_is_idle_and_finishes_what_is_under_way(echo: Echo) -> None:
+    idle, busy = echo.connect(), echo.connect()
+    busy.sendall(b"POST /a HTTP/1.1\r\nContent-Length: 4\r\n\r\nwait")
+    assert echo.reached.wait(PATIENCE)
+
+    stopping = threading.Thread(target=echo.server.stop)
+    stopping.start()
+    assert b"" == idle.recv(1)
+    echo.go_on.set()
+
+    assert busy.recv(1000).endswith(b"POST /a wait")
+    assert b"" == busy.recv(1)
+    stopping.join(PATIENCE)
+    assert not stopping.is_alive()
+    with pytest.raises(OSError, match="refused"):
+        echo.connect()
