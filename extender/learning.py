@@ -4,18 +4,17 @@ from collections import OrderedDict
 
 from cotenant.contract.request import PodRequest
 from extender.ledger import Ledger
-from extender.mix import Mix, PodClass
+from extender.mix import PodClass
 from extender.ranking import Rankings, ask
 from extender.table import MILLI
 
-# How many of the latest pods count, and after how many new ones the mix is taken anew: policies make their tables
-# again then, which takes them up to 0.2 s.
+# How many of the latest pods count, and after how many new ones the mix is taken anew.
 WINDOW = 5_000
 _STEP = 250
 
 
 class Learner:
-    """Keep the latest pods that got GPUs in mind, and tell rankings the mix; not safe to use from many threads.
+    """Keep the latest pods that got GPUs in mind; not safe to use from many threads.
 
     After a restart, the pods that hold something stand for those that came before.
     """
@@ -35,14 +34,18 @@ class Learner:
         asked = ask(request, self._rankings.table)
         self._add(uid, PodClass(asked.cpu_milli, asked.gpus, asked.share_milli, request.wishes.models))
 
-    def teach(self) -> None:
-        """Hand the mix on where enough has come since it was last taken."""
+    @property
+    def due(self) -> bool:
+        """Tell whether so many pods have come since that the mix should be taken anew."""
+        return not self._started or self._news >= min(_STEP, 1 + len(self._latest) // 4)
+
+    def pods(self) -> list[PodClass]:
+        """Give the pods that the mix is to be taken of now."""
         if not self._started:
             self._started = True
             self._read_holds()
-        if self._news >= min(_STEP, 1 + len(self._latest) // 4):
-            self._news = 0
-            self._rankings.mix = Mix.of(self._latest.values())
+        self._news = 0
+        return list(self._latest.values())
 
     def _read_holds(self) -> None:
         table = self._rankings.table

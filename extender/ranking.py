@@ -1,5 +1,8 @@
 """What every node is worth to a request: feasibility and a policy's cost, both kept until the node changes."""
 
+from collections.abc import Iterable, Iterator
+from typing import Any
+
 import numpy as np
 from cachetools import LRUCache
 
@@ -18,6 +21,8 @@ _SHAPES = 32
 # Fewer pods than this tell nothing of what is to come; until then policies that go by the mix are stood in for.
 _FEWEST_PODS = 20
 _STAND_IN = "binpack"
+# How many rows a policy that is made for a new mix takes over at once.
+_STEP_ROWS = 500
 
 _NO_GPU = -1
 _NEVER = np.iinfo(np.int64).max
@@ -33,7 +38,7 @@ class Rankings:
         self._epoch = self.table.epoch
         # each policy, and the version of the table that it has been told of
         self._policies: dict[str, tuple[Policy, int]] = {}
-        self._rankings: LRUCache[object, Ranking] = LRUCache(shapes)
+        self._rankings: LRUCache[tuple[Any, ...], Ranking] = LRUCache(shapes)
 
     @property
     def mix(self) -> Mix:
@@ -44,7 +49,31 @@ class Rankings:
     def mix(self, mix: Mix) -> None:
         if mix != self._mix:
             self._mix = mix
-            self._forget()
+            self._forget(only_by_mix=True)
+
+    def adopt(self, mix: Mix, policies: Iterable[str]) -> Iterator[None]:
+        """Go over to *mix* in steps of some milliseconds, between which of() may be asked and goes by the old one.
+
+        *policies* are made for it beforehand, beside those that are in use now; so the first question after the last
+        step takes no longer than any of a new shape. What goes by no mix stays as it is.
+        """
+        table, epoch = self.table, self.table.epoch
+        made: dict[str, tuple[Policy, int]] = {}
+        for name in sorted({*policies, *self._policies}):
+            if named(name).needs_mix and sum(mix.counts) >= _FEWEST_PODS:
+                policy, seen = named(name)(table, mix), table.version
+                yield
+                rows, _ = table.shape
+                for start in range(0, rows, _STEP_ROWS):
+                    if table.epoch != epoch:
+                        break
+                    policy.changed(np.arange(start, min(rows, start + _STEP_ROWS)))
+                    yield
+                made[name] = policy, seen
+        self.mix = mix
+        # where nodes have come or gone meanwhile, what was made counts for nothing
+        if table.epoch == epoch:
+            self._policies.update(made)
 
     def of(self, request: PodRequest, policy: str) -> "Ranking":
         """Rank all nodes for *request* as they are now."""
@@ -68,9 +97,11 @@ class Rankings:
             ranking = self._rankings[key] = Ranking(self._ledger, table, made, request, asked)
         return ranking
 
-    def _forget(self) -> None:
-        self._policies.clear()
-        self._rankings.clear()
+    def _forget(self, *, only_by_mix: bool = False) -> None:
+        for name in [name for name in self._policies if named(name).needs_mix or not only_by_mix]:
+            del self._policies[name]
+        for key in [key for key in self._rankings if named(key[0]).needs_mix or not only_by_mix]:
+            del self._rankings[key]
 
 
 def ask(request: PodRequest, table: Table) -> Ask:

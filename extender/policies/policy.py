@@ -46,8 +46,16 @@ class Policy(ABC):
         self.table = table
         self.mix = mix
 
+    @classmethod  # noqa: B027 (most tabulate nothing)
+    def foresee(cls, mix: Mix, *, most_milli: int, most_cpu: int) -> None:
+        """Make what hangs on the mix and the largest node alone, for whoever is made next; may take long.
+
+        Called from another thread than everything else, while policies of another mix are in use: what is found must be
+        kept by a cache that many threads may use.
+        """
+
     def changed(self, rows: Ints) -> None:  # noqa: B027 (most keep nothing)
-        """Take over that these rows of the table changed; called first with all of them."""
+        """Take over that these rows of the table changed; called first with all of them, in one call or several."""
 
     def gpus(self, rows: Ints, fits: Bools, ask: Ask) -> Ints:  # noqa: ARG002
         """Name the GPUs worth weighing for a pod that takes one; the first of equal costs is taken.

@@ -55,6 +55,12 @@ class PricedLeftovers(Policy):
         self._free_by_model = np.zeros(len(table.models) + 1, np.int64)
         self._prices: Floats | None = None
 
+    @classmethod
+    def foresee(cls, mix: Mix, *, most_milli: int, most_cpu: int) -> None:
+        """Tabulate leftovers: 0.01 s for ten classes of pods, 0.2 s for 400."""
+        waste.of_gpu(mix)
+        waste.of_node(mix, most_milli=most_milli, most_cpu=most_cpu)
+
     def changed(self, rows: Ints) -> None:
         """Count anew what these nodes waste, how many blocks they have, and so the prices."""
         table = self.table

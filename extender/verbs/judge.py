@@ -1,7 +1,7 @@
 """What every node is worth to a request, as the policy and the mix of pods have it."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from cotenant.contract.request import PodRequest, RequestError, parse
 from extender.fit import Placement, Preference, place
 from extender.learning import Learner
 from extender.ledger import Ledger
+from extender.mix import Mix
 from extender.policies import PolicyError, named
 from extender.ranking import Ranking, Rankings
 from extender.table import Floats, Ints
@@ -20,6 +21,7 @@ from extender.verbs.wire import Candidates
 
 # A node may change between its ranking and the question why it does not fit; then all is ranked again.
 _TRIES = 3
+_DONE = object()
 
 
 class Verdicts(NamedTuple):
@@ -45,6 +47,8 @@ class Judge:
         self._rankings = Rankings(ledger)
         self._learner = Learner(ledger, self._rankings)
         self._lock = threading.Lock()
+        self.news = threading.Event()
+        """Is set when learn() has something to learn."""
 
     def request(self, pod: Pod) -> PodRequest | None:
         """Read what *pod* asks of us, None for nothing; raise RequestError where that cannot be met anywhere."""
@@ -86,12 +90,36 @@ class Judge:
             return self._rank(request).preference(node)
 
     def bound(self, uid: str, request: PodRequest) -> None:
-        """Learn from a pod that has been given its place what pods this cluster gets."""
+        """Note a pod that has been given its place, from which learn() may learn what pods this cluster gets."""
         with self._lock:
             self._learner.note(uid, request)
+            if self._learner.due:
+                self.news.set()
+
+    def learn(self, pause: Callable[[], None] = lambda: None) -> None:
+        """Take the mix of pods anew where enough have come; *pause* is called when others should have a turn.
+
+        It may take half a second, is done by one thread at a time, and never keeps a verdict waiting for longer than
+        some milliseconds: tables are made beside the lock, and what must be made under it is made in pieces.
+        """
+        with self._lock:
+            self.news.clear()
+            if not self._learner.due:
+                return
+            pods, table = self._learner.pods(), self._rankings.table
+            largest = {"most_milli": table.most_milli, "most_cpu": table.most_cpu}
+        mix = Mix.of(pods)
+        if mix == self._rankings.mix:
+            return
+        named(self._default_policy).foresee(mix, **largest)
+        steps = self._rankings.adopt(mix, [self._default_policy])
+        while True:
+            with self._lock:
+                if next(steps, _DONE) is _DONE:
+                    return
+            pause()
 
     def _rank(self, request: PodRequest) -> Ranking:
-        self._learner.teach()
         return self._rankings.of(request, self.policy(request))
 
     def _verdicts(self, ranking: Ranking, request: PodRequest, candidates: Candidates) -> Verdicts | None:

@@ -1,0 +1,37 @@
+"""Have the judge learn in the background, so that no pod waits for what is made for the pods after it."""
+
+import threading
+
+from extender.verbs.judge import Judge
+
+# Between two pieces of the work, so that a verdict that waits for the judge's lock gets it.
+_PAUSE_SECONDS = 0.001
+
+
+class Lessons:
+    """Call judge.learn() whenever there is something to learn."""
+
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="learn", daemon=True)
+
+    def start(self) -> None:
+        """Learn from the pods that are there; then go on in a thread."""
+        self._judge.learn()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the lesson under way."""
+        self._stopping.set()
+        self._judge.news.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._judge.news.wait()
+            self._judge.learn(pause=self._pause)
+
+    def _pause(self) -> None:
+        self._stopping.wait(_PAUSE_SECONDS)
