@@ -131,6 +131,8 @@ class Extender:
 
     def run(self, stopping: threading.Event, ready: Callable[[str], None]) -> None:
         """Serve until *stopping*; call *ready* with a sentence once the cluster has been read."""
+        # what is read at the start is kept, so looking for garbage in it is in vain
+        gc.set_threshold(*_GC_THRESHOLDS)
         try:
             for server in self._servers:
                 server.start()
@@ -194,7 +196,6 @@ def _let_the_ledger_be() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(*_GC_THRESHOLDS)
     sys.setswitchinterval(_SWITCH_SECONDS)
 
 

@@ -136,6 +136,8 @@ class Reflector(Generic[T]):
         kind: the msgspec type of one object; only its fields are decoded.
         sink: who is told.
         mark: gives the sequence token that *sink* gets back as *started*.
+        by_page: is handed each page of a LIST as it comes, and gives what of it is kept until all are here, for kinds
+            of which all objects together are too large: 50,000 pods are 100 MB.
         selector: ``fieldSelector`` and ``labelSelector``, where only some objects are wanted.
         silence: seconds without any event or bookmark after which another watch is opened.
         clock: monotonic seconds.
@@ -152,6 +154,7 @@ class Reflector(Generic[T]):
         sink: Sink[T],
         *,
         mark: Callable[[], int] = lambda: 0,
+        by_page: Callable[[list[T]], list[T]] = lambda page: page,
         selector: Mapping[str, str] | None = None,
         silence: float = _SILENCE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
@@ -162,6 +165,7 @@ class Reflector(Generic[T]):
         self._path = path
         self._sink = sink
         self._mark = mark
+        self._by_page = by_page
         self._selector = dict(selector or {})
         self._silence = silence
         self._clock = clock
@@ -288,10 +292,11 @@ class Reflector(Generic[T]):
             try:
                 page = self._page.decode(body)
             except msgspec.MsgspecError:
-                metadata = self._piecemeal(body, objects, unreadable)
+                items: list[T] = []
+                metadata = self._piecemeal(body, items, unreadable)
             else:
-                objects.extend(page.items or ())
-                metadata = page.metadata
+                items, metadata = page.items or [], page.metadata
+            objects.extend(self._by_page(items))
             if not metadata.continue_:
                 return objects, unreadable, metadata.resource_version
             # The continue token carries the version of the first page: the pages are one snapshot.

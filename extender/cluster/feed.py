@@ -7,7 +7,7 @@ import structlog
 
 from cotenant.cluster import Cluster, Reflector, Unreadable
 from cotenant.cluster.reflector import Change
-from cotenant.contract.pods import Pod
+from cotenant.contract.pods import Metadata, Pod
 from cotenant.contract.reasons import Reason
 from extender.ledger import Ledger, Node
 
@@ -38,8 +38,9 @@ class Feed:
 
     def __init__(self, cluster: Cluster, ledger: Ledger, complain: Complain, onlooker: Onlooker) -> None:
         self.nodes: Reflector[Node] = Reflector(cluster, "/api/v1/nodes", Node, _Nodes(ledger, onlooker))
+        pods = _Pods(ledger, complain, onlooker)
         self.pods: Reflector[Pod] = Reflector(
-            cluster, "/api/v1/pods", Pod, _Pods(ledger, complain, onlooker), mark=ledger.mark
+            cluster, "/api/v1/pods", Pod, pods, mark=ledger.mark, by_page=pods.take_page
         )
 
     def start(self) -> None:
@@ -86,10 +87,16 @@ class _Pods:
         self._complain = complain
         self._onlooker = onlooker
 
-    def replaced(self, objects: list[Pod], started: int, unreadable: list[Unreadable]) -> None:
-        self._ledger.pods_replaced(objects, started, [pod.uid for pod in unreadable if pod.uid])
+    def take_page(self, objects: list[Pod]) -> list[Pod]:
+        """Take over part of a LIST, and keep who was in it."""
+        self._ledger.observe_pods(objects)
         for pod in objects:
             self._onlooker.pod_seen(pod.uid, pod.key, pod.metadata.annotations)
+        return [Pod(metadata=Metadata(name="", uid=pod.uid)) for pod in objects]
+
+    def replaced(self, objects: list[Pod], started: int, unreadable: list[Unreadable]) -> None:
+        unread = [pod.uid for pod in unreadable if pod.uid]
+        self._ledger.pods_replaced((), started, [*(pod.uid for pod in objects), *unread])
         for hold in self._ledger.holds():
             if hold.problem:
                 self._complain(hold.uid, hold.key, Reason.BAD_GRANT, hold.problem)

@@ -83,6 +83,22 @@ class TestList:
         assert 1201 == len(notebook.pods)
         assert 1 == len(notebook.started)
 
+    def test_pages_may_be_taken_one_by_one_and_only_what_is_kept_of_them_arrives_as_the_list(
+        self, api: ApiServer, follow: Follow, notebook: Notebook
+    ) -> None:
+        for number in range(501):
+            api.add_pod(f"pod-{number}")
+        pages: list[int] = []
+
+        def keep_the_first(page: list[Pod]) -> list[Pod]:
+            pages.append(len(page))
+            return page[:1]
+
+        follow(by_page=keep_the_first)
+
+        assert [500, 1] == pages
+        assert 2 == len(notebook.pods)
+
     def test_a_list_whose_snapshot_expires_between_two_pages_is_asked_for_in_one_piece(
         self, api: ApiServer, follow: Follow, notebook: Notebook, waits: Waits
     ) -> None:

@@ -342,7 +342,7 @@ class TestLists:
     def test_a_pod_it_could_not_read_keeps_what_it_holds(self, ledger: Ledger) -> None:
         ledger.observe_pod(a_pod().asking(8).bound_to("n", EIGHT).build())
 
-        ledger.pods_replaced([], ledger.mark(), unreadable=["uid-of-p"])
+        ledger.pods_replaced([], ledger.mark(), others=["uid-of-p"])
 
         assert [2, 10] == free(ledger)
 
