@@ -166,6 +166,14 @@ class Life(RuleBasedStateMachine):
         self.world.sync()  # the pod is old news by the time the plugin comes
         self.the_plugin_restarts(forgets=synced)
 
+    @rule(name=st.sampled_from(["a", "b", "c", "d"]), grants=shapes())
+    def a_kubelet_asks_which_ids_to_take_and_dies(self, name: str, grants: tuple[ContainerGrant, ...]) -> None:
+        self.vacate(name)
+        self.world.add(name, self.uid(), *grants)
+        self.admission.prefer(Asked(GPU_MEM, grants[0].units), self.world.free(), set())
+        self.vacate(name)  # the next kubelet never sees it
+        self.admission.overtaken()
+
     @rule(forgets=st.booleans())
     def the_plugin_restarts(self, forgets: bool) -> None:  # noqa: FBT001
         if forgets:
@@ -247,6 +255,26 @@ class TestRefusals:
             RefusedError, match=r"gave container main the device ids .* 8 units of each of GPU-00000000"
         ):
             world.admission().allocate(GPU_MEM, device_ids(uuid(1), 8))
+
+    def test_who_was_asked_about_is_not_asked_for_again_but_only_once(self, world: World) -> None:
+        admission = world.admission()
+        world.add("p", "uid-p", container_grant("c", gpus=[0], units=2))
+        chosen = admission.prefer(Asked(GPU_MEM, 2), world.free(), set())
+        world.list_fails = True
+
+        assert "uid-p" == getattr(admission.allocate(GPU_MEM, chosen).pod, "uid", None)
+        with pytest.raises(RefusedError):
+            admission.allocate(GPU_MEM, chosen)
+
+    def test_other_ids_than_those_told_are_allocated_to_whom_the_kubelet_lists(self, world: World) -> None:
+        admission = world.admission()
+        world.add("p", "uid-p", container_grant("c", gpus=[0], units=2))
+        told = admission.prefer(Asked(GPU_MEM, 2), world.free(), set())
+        other = sorted({device for device in world.free() if device in device_ids(uuid(0), UNITS)} - set(told))[:2]
+        world.list_fails = True
+
+        with pytest.raises(RefusedError, match="does not list"):
+            admission.allocate(GPU_MEM, other)
 
     def test_a_container_may_not_start_with_ids_answered_for_another_pod(self, world: World) -> None:
         entry = world.add("p", "u", container_grant(gpus=[0], units=8))
