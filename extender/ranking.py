@@ -121,8 +121,7 @@ class Ranking:
     So the cost of a question grows with the nodes asked for, not with the cluster: the first one of a new shape takes
     1 ms for 500 of 5,000 nodes, and 5 to 10 ms for all of them.
 
-    feasible (N,): bool, whether the node's GPUs could take the pod, right for rows that were asked for since they have
-    changed. reasons: why not, by node, filled by who asks.
+    reasons: why a node does not fit, by name, filled by who asks.
     """
 
     def __init__(self, ledger: Ledger, table: Table, policy: Policy, request: PodRequest, asked: Ask) -> None:
@@ -134,7 +133,7 @@ class Ranking:
         rows, _ = table.shape
         # which version of the table each row was last weighed in
         self._weighed_at: Ints = np.full(rows, -1)
-        self.feasible: Bools = np.zeros(rows, np.bool_)
+        self._feasible: Bools = np.zeros(rows, np.bool_)
         self.reasons: dict[str, Reason] = {}
         # Each node's best GPU and its cost; or, where prices change, K candidates and the T terms of their costs.
         candidates = policy.candidates if policy.priced else 1
@@ -160,9 +159,14 @@ class Ranking:
         asked, candidates, terms = of_rows.shape
         # as one flat product, which is several times quicker than one of many small ones
         priced = (of_rows.reshape(-1, terms) @ self._policy.prices()).reshape(asked, candidates)
-        cost = np.where(self.feasible[at], priced.min(axis=1), np.inf)
+        cost = np.where(self._feasible[at], priced.min(axis=1), np.inf)
         step = self._policy.step
         return np.floor(cost / step + 0.5) if step else cost
+
+    def fits(self, rows: Ints | None = None) -> Bools:
+        """Tell of *rows*, or of all, whether the node's GPUs could take the pod."""
+        self._update(rows)
+        return self._feasible if rows is None else self._feasible[rows]
 
     def preference(self, node: str) -> Preference:
         """Tell the fit which GPU to take: the policy's, then the tightest, should that one be gone meanwhile."""
@@ -178,7 +182,7 @@ class Ranking:
 
     def _column(self, row: int) -> int:
         self._update(np.array([row]))
-        if not self.feasible[row]:
+        if not self._feasible[row]:
             return _NO_GPU
         best = (self._terms[row] @ self._policy.prices()).argmin() if self._policy.priced else 0
         return int(self._gpu[row, best])
@@ -201,7 +205,7 @@ class Ranking:
                 self.reasons.pop(table.names[row], None)
         self._cost[rows] = np.inf
         if not self._ask.gpus:
-            self.feasible[rows] = table.known[rows]
+            self._feasible[rows] = table.known[rows]
             rows = rows[table.known[rows]]
             if len(rows):
                 self._weigh_whole(rows, table.free_milli[rows])
@@ -216,7 +220,7 @@ class Ranking:
         else:
             searched = np.zeros(len(rows), np.bool_)
         weighed = enough & ~searched
-        self.feasible[rows] = weighed
+        self._feasible[rows] = weighed
         if weighed.any():
             self._weigh_fitting(rows[weighed], fits[weighed])
         for row in rows[searched]:
@@ -312,5 +316,5 @@ class Ranking:
         for column, state in enumerate(view.gpus):
             if state.gpu.uuid in left:
                 after[0, column] = left[state.gpu.uuid] * MILLI // self._table.largest_bytes
-        self.feasible[row] = True
+        self._feasible[row] = True
         self._weigh_whole(np.array([row]), after)

@@ -69,7 +69,7 @@ class Scheduler:
 
     def fitting(self, asked: PodRequest, among: frozenset[str] | None = None) -> Bools:
         """Tell which rows could take a pod now, (N,)."""
-        return self._ranking(asked).feasible & self._able(asked, among)
+        return self._ranking(asked).fits() & self._able(asked, among)
 
     def remove(self, uid: str) -> None:
         """End a pod."""
@@ -87,8 +87,8 @@ class Scheduler:
         self.table.refresh()
 
     def _ranking(self, asked: PodRequest) -> Ranking:
-        if self._learner is not None:
-            self._learner.teach()
+        if self._learner is not None and self._learner.due:
+            self.rankings.mix = Mix.of(self._learner.pods())
         ranking = self.rankings.of(asked, self.policy)
         if self._epoch != self.table.epoch:
             self._epoch = self.table.epoch
@@ -114,7 +114,7 @@ class Scheduler:
         if self._sampler is None:
             return able
         amount = sum(container.share_bytes for container in asked.containers) * asked.wishes.gpu_count
-        return self._sampler.shown(able, ranking.feasible, amount)
+        return self._sampler.shown(able, ranking.fits(), amount)
 
 
 def _cheapest(costs: Floats, shown: Bools, rank: Ints) -> int:

@@ -130,7 +130,7 @@ class Judge:
         asked = np.where(known, rows, 0)
         costs = np.where(known, ranking.costs(asked), np.inf)
         refused: dict[int, Reason] = {}
-        for n in np.flatnonzero(~(known & ranking.feasible[asked])).tolist():
+        for n in np.flatnonzero(~(known & ranking.fits(asked))).tolist():
             reason = self._why_not(ranking, request, candidates.names[n])
             if reason is None:
                 return None

@@ -103,6 +103,7 @@ def scheduler(key: str, value: Any) -> Callable[[Objects], None]:
 
 def replicas(objects: Objects) -> None:
     objects["Deployment", "cotenant-scheduler"]["spec"]["replicas"] = 2
+    edit_file(objects, "extender-config.yaml", lambda config: config.pop("writer"))
 
 
 def image(kind: str, program: str, name: str) -> Callable[[Objects], None]:

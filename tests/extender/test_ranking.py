@@ -259,7 +259,7 @@ class TestAgreement:
             view = cluster.ledger.view(name)
             assert view is not None
             fits = isinstance(place(view, request), Placement)
-            assert fits == bool(ranking.feasible[row])
+            assert fits == bool(ranking.fits()[row])
             assert fits == np.isfinite(costs[row])
             # and what the policy prefers can be had
             assert fits == isinstance(place(view, request, ranking.preference(name)), Placement)

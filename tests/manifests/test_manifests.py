@@ -32,7 +32,8 @@ from tests.manifests.kustomization import (
 LAYOUTS = ("second-scheduler", "attached")
 ROOTS = [
     *(MANIFESTS / layout for layout in LAYOUTS),
-    *(MANIFESTS / other for other in ("admission/webhook", "dev-fake-gpus", "eviction", "monitoring", "network-policy")),
+    *(MANIFESTS / other for other in ("admission/webhook", "dev-fake-gpus", "eviction", "monitoring")),
+    MANIFESTS / "network-policy",
 ]
 # What is not for `kubectl apply -k`.
 FOR_PEOPLE = {MANIFESTS / "attached" / "scheduler-config.yaml", MANIFESTS / "examples" / "pod.yaml"}

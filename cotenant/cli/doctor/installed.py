@@ -70,11 +70,15 @@ def _not_answering(facts: Facts) -> Said:
 def _two_extenders(facts: Facts) -> Said:
     workload = facts.workload(EXTENDER)
     replicas = workload.body["spec"].get("replicas", 1) if workload else 1
-    if replicas > 1:
+    configuration = facts.extender_configuration()
+    if replicas > 1 and isinstance(configuration, ExtenderConfiguration) and configuration.writer is None:
         yield (
             BROKEN,
-            f"{replicas} extenders run at once: neither knows what the other is just binding",
-            ("set replicas: 1 and strategy: Recreate"),
+            (
+                f"{replicas} extenders run at once and no Lease says which of them binds: neither knows what the other "
+                "is just binding"
+            ),
+            ("name a Lease in the extender's configuration, key writer, or set replicas: 1 and strategy: Recreate"),
         )
 
 
