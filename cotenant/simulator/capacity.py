@@ -87,7 +87,7 @@ def largest(ledger: Ledger, *, unit_bytes: int, closed: Collection[str] = ()) ->
     CPU and memory are not looked at. *closed* names nodes that take nothing new.
     """
     found: defaultdict[str, dict[int, Largest]] = defaultdict(dict)
-    for view in ledger.views():
+    for view in sorted(ledger.views(), key=lambda view: view.name):
         if view.problem is not None or view.name in closed:
             continue
         # one process can use the GPUs of one MPS daemon together, or those without
