@@ -38,6 +38,12 @@ class Metrics:
         self._binds = Counter(
             "cotenant_bind", "Binds by outcome: ok, or the reason for a no.", ["outcome"], registry=self._registry
         )
+        self._evictions = Counter(
+            "cotenant_evictions",
+            "Evictions of pods that used more GPU memory than they were granted, by outcome.",
+            ["outcome"],
+            registry=self._registry,
+        )
         self._registry.register(_LedgerCollector(ledger, synced, unsettled))
 
     def rejected(self, reason: Reason, count: int) -> None:
@@ -51,6 +57,10 @@ class Metrics:
     def answered(self, verb: str, outcome: str, seconds: float) -> None:
         """Count an answer to kube-scheduler; *outcome* is ok, rejected or error."""
         self._requests.labels(verb, outcome).observe(seconds)
+
+    def evicted(self, outcome: str) -> None:
+        """Count an eviction; *outcome* is ok, blocked by a disruption budget, forbidden or error."""
+        self._evictions.labels(outcome).inc()
 
     def expose(self) -> bytes:
         """Write all metrics in Prometheus' text format."""

@@ -51,7 +51,7 @@ class Extender:
         self._binder = Binder(cluster, self._ledger, bind_timeout=configuration.bind_timeout)
         judge = Judge(self._ledger, names, unit_bytes, configuration.policy)
         self._nominator = Nominator(cluster, self._ledger, judge) if configuration.nominate else None
-        metrics = Metrics(self._ledger, self._feed.synced, self._binder.unsettled)
+        self._metrics = metrics = Metrics(self._ledger, self._feed.synced, self._binder.unsettled)
 
         verbs = routes.new_app()
         routes.verbs(
@@ -100,7 +100,7 @@ class Extender:
         try:
             for server in self._servers:
                 server.start()
-            self._evictor.start(self._feed.synced)
+            self._evictor.start(self._feed.synced, self._metrics.evicted)
             self._feed.start()
             while not (stopping.wait(0.02) or self._feed.synced()):
                 pass
