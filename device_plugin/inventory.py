@@ -49,6 +49,14 @@ def next_inventory(published: Inventory | None, gpus: tuple[GPU, ...], *, unit_b
 def _ailment(gpu: PhysicalGPU, assigned: Assigned) -> str:
     if gpu.fault:
         return gpu.fault
+    if gpu.guest:
+        if assigned.mode is Mode.MIG:
+            return (
+                "a vGPU is cut by the hypervisor, not in the virtual machine: take it out of the rules of family "
+                f"{assigned.family}, or have the hypervisor give another profile"
+            )
+        # on a vGPU with MIG behind it, the mode is on and its one instance there
+        return ""
     if gpu.mig_enabled and assigned.mode is not Mode.MIG:
         # CUDA finds no device on such a GPU before instances are made on it
         return f"MIG mode is on, and gpu-mem needs it off: `nvidia-smi -i {gpu.index} -mig 0`"

@@ -344,12 +344,16 @@ state = "{self._state}"
         lines = (line.split(" ", 3)[3] for file in files for line in file.read_text().splitlines(keepends=True))
         return "".join(lines)
 
-    def environment(self, pod: Object, container: str = "main") -> dict[str, str]:
-        """Return the environment that a running container's first process was started with."""
+    def pid(self, pod: Object, container: str = "main") -> int:
+        """Return the number of a running container's first process."""
         statuses = pod["status"].get("containerStatuses", []) + pod["status"].get("initContainerStatuses", [])
         ids = [status["containerID"] for status in statuses if status["name"] == container]
         bundle = self._state / "io.containerd.runtime.v2.task" / _CONTAINERD_NAMESPACE / ids[0].split("//")[1]
-        pid = (bundle / "init.pid").read_text()
+        return int((bundle / "init.pid").read_text())
+
+    def environment(self, pod: Object, container: str = "main") -> dict[str, str]:
+        """Return the environment that a running container's first process was started with."""
+        pid = self.pid(pod, container)
         found: dict[str, str] = {}
 
         def read() -> bool:

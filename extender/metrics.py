@@ -71,6 +71,12 @@ class Metrics:
         self._binds = Counter(
             "cotenant_bind", "Binds by outcome: ok, or the reason for a no.", ["outcome"], registry=self._registry
         )
+        self._evictions = Counter(
+            "cotenant_evictions",
+            "Evictions of pods that used more GPU memory than they were granted, by outcome.",
+            ["outcome"],
+            registry=self._registry,
+        )
         self._scrape_seconds = Counter(
             "cotenant_extender_scrape_cpu_seconds",
             "CPU time that writing these metrics took.",
@@ -97,6 +103,10 @@ class Metrics:
     def answered(self, verb: str, outcome: str, seconds: float) -> None:
         """Count an answer to kube-scheduler; *outcome* is ok, rejected or error."""
         self._requests.labels(verb, outcome).observe(seconds)
+
+    def evicted(self, outcome: str) -> None:
+        """Count an eviction; *outcome* is ok, blocked by a disruption budget, forbidden or error."""
+        self._evictions.labels(outcome).inc()
 
     def expose(self) -> list[bytes]:
         """Write all metrics in Prometheus' text format, in pieces; one scrape at a time."""

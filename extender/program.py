@@ -70,7 +70,7 @@ class Extender:
         judge = Judge(self._ledger, names, unit_bytes, configuration.policy)
         self._lessons = Lessons(judge)
         self._nominator = Nominator(cluster, self._ledger, judge) if configuration.nominate else None
-        metrics = Metrics(
+        self._metrics = metrics = Metrics(
             self._ledger,
             self._feed.synced,
             self._binder.unsettled,
@@ -136,7 +136,7 @@ class Extender:
         try:
             for server in self._servers:
                 server.start()
-            self._evictor.start(self._feed.synced)
+            self._evictor.start(self._feed.synced, self._metrics.evicted)
             self._feed.start()
             if isinstance(self._writer, Writership):
                 self._writer.start()

@@ -138,8 +138,8 @@ class NVML:
     def close(self) -> None:
         """Shut NVML down; do nothing when it cannot."""
         try:
-            self.call(pynvml.nvmlShutdown)
-        except pynvml.NVMLError as error:
+            self._patience.one("shutdown", partial(self.call, pynvml.nvmlShutdown))
+        except (pynvml.NVMLError, Unanswered) as error:
             log.warning("nvml.shutdown_failed", error=_sentence(error))
 
     def driver_version(self) -> str | None:
@@ -205,6 +205,24 @@ class NVML:
                 raise NVMLUnavailableError(f"NVML tells the MIG placements of GPU {index} to root only") from error
             raise NVMLUnavailableError(f"the MIG profiles of GPU {index} cannot be read: {_sentence(error)}") from error
 
+    def handle(self, index: int) -> Any:
+        """Give the handle of a GPU; raise pynvml.NVMLError."""
+        # A handle stays valid until shutdown, and asking for it again wakes GPUs from their sleep.
+        if index not in self._handles:
+            self._handles[index] = self.call(pynvml.nvmlDeviceGetHandleByIndex, index)
+        return self._handles[index]
+
+    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call one function of pynvml; raise pynvml.NVMLError."""
+        with _turn.of(self._library):
+            return function(*arguments)
+
+    def function(self, name: str) -> Callable[..., int]:
+        """Find a function of the library itself; raise pynvml.NVMLError where it has none of that name."""
+        with _turn.of(self._library):
+            found: Callable[..., int] = pynvml._nvmlGetFunctionPointer(name)  # noqa: SLF001 - what pynvml calls itself
+            return found
+
     def _read(self, index: int) -> PhysicalGPU:
         handle = self.handle(index)
         total, reserved, used = self._memory(handle)
@@ -224,18 +242,11 @@ class NVML:
             compute_capability=self._optional(pynvml.nvmlDeviceGetCudaComputeCapability, handle),
             mig_enabled=None if mig is None else mig[0] == pynvml.NVML_DEVICE_MIG_ENABLE,
             virtualization=virtualization,
-            vitals=vitals.read(self._optional, handle, used_bytes=used, guest=virtualization == _GUEST),
+            vitals=vitals.read(self._hint, handle, used_bytes=used, guest=virtualization == _GUEST),
         )
 
     def _processes(self, index: int) -> tuple[GPUProcess, ...]:
         return processes.read(self._optional, self.handle(index))
-
-    def handle(self, index: int) -> Any:
-        """Give the handle of a GPU; raise pynvml.NVMLError."""
-        # A handle stays valid until shutdown, and asking for it again wakes GPUs from their sleep.
-        if index not in self._handles:
-            self._handles[index] = self.call(pynvml.nvmlDeviceGetHandleByIndex, index)
-        return self._handles[index]
 
     def _memory(self, handle: Any) -> tuple[int, int, int]:
         """Read total, reserved and used bytes; drivers before 510 know no reserved bytes and count them as used."""
@@ -253,16 +264,14 @@ class NVML:
                 return None
             raise
 
-    def call(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Call one function of pynvml; raise pynvml.NVMLError."""
-        with _turn.of(self._library):
-            return function(*arguments)
-
-    def function(self, name: str) -> Callable[..., int]:
-        """Find a function of the library itself; raise pynvml.NVMLError where it has none of that name."""
-        with _turn.of(self._library):
-            found: Callable[..., int] = pynvml._nvmlGetFunctionPointer(name)  # noqa: SLF001 - what pynvml calls itself
-            return found
+    def _hint(self, function: Callable[..., T], *arguments: Any) -> T | None:
+        """Call what says how a GPU is: a driver that fails to tell it is no worse than one that does not know it."""
+        try:
+            return self.call(function, *arguments)
+        except pynvml.NVMLError as error:
+            if error.value in _LOST:
+                raise
+            return None
 
 
 def _system_path(minor: int) -> str:

@@ -48,6 +48,7 @@ class Evictor:
         self._tell = tell
         self._grace = grace
         self._synced: Callable[[], bool] = lambda: False
+        self._counted: Callable[[str], None] = lambda _: None
         self._may_write = may_write
         self._clock = clock
         self._reports = Reports(self._node_of)
@@ -62,9 +63,12 @@ class Evictor:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="overuse", daemon=True)
 
-    def start(self, synced: Callable[[], bool]) -> None:
-        """Begin to follow; *synced* tells whether all nodes and pods have been read once."""
-        self._synced = synced
+    def start(self, synced: Callable[[], bool], counted: Callable[[str], None]) -> None:
+        """Begin to follow.
+
+        *synced* tells whether all nodes and pods have been read once; *counted* is told the outcome of each eviction.
+        """
+        self._synced, self._counted = synced, counted
         self._thread.start()
 
     def stop(self) -> None:
@@ -174,6 +178,7 @@ class Evictor:
         try:
             writes.evict(self._cluster, namespace=namespace, name=name, uid=suspect.uid, timeout=_REQUEST_SECONDS)
         except TooManyRequests as error:
+            self._counted("blocked")
             _log.info("eviction not allowed now", pod=hold.key, pod_uid=suspect.uid, why=str(error))
             self._tell(
                 suspect.uid,
@@ -182,6 +187,7 @@ class Evictor:
                 f"{suspect.sentence}; a disruption budget keeps it from being evicted",
             )
         except Forbidden as error:
+            self._counted("forbidden")
             self._tell(
                 suspect.uid,
                 hold.key,
@@ -192,9 +198,10 @@ class Evictor:
         except NotFound:
             return
         except ClusterError as error:
-            # the next report tries again
+            self._counted("error")  # the next report tries again
             _log.warning("eviction failed", pod=hold.key, pod_uid=suspect.uid, why=str(error))
         else:
+            self._counted("ok")
             self._evicted[suspect.uid] = None
             _log.warning("evicted", pod=hold.key, pod_uid=suspect.uid, node=hold.node, why=suspect.sentence)
             self._tell(

@@ -39,6 +39,13 @@ def test_vitals_are_read_and_what_a_gpu_does_not_tell_is_unknown(file: Path) -> 
     assert "" == silent.fault
 
 
+def test_a_driver_that_fails_to_say_how_a_gpu_is_makes_it_no_worse(file: Path) -> None:
+    fail = "{nvmlDeviceGetTotalEccErrors: 999, nvmlDeviceGetRemappedRows: 999, nvmlDeviceGetFieldValues: 999}"
+    write(file, f"fail: {fail}", "fail: {nvmlDeviceGetRemappedRows: 15}")
+    (silent,) = NVML.open(fake=file).gpus()  # the other one is lost, and not told of before it says who it is
+    assert ("", Vitals(used_bytes=0)) == (silent.fault, silent.vitals)
+
+
 @pytest.mark.parametrize(("virtualization", "licensed"), [(2, False), (0, None)])
 def test_the_licence_is_read_of_vgpu_guests_alone(file: Path, virtualization: int, licensed: object) -> None:
     write(file, f"licensed: false, virtualization: {virtualization}")
