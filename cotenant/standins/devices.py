@@ -130,9 +130,11 @@ class DeviceManager(rpc.RegistrationServicer):
         with self._lock:
             self._clients[endpoint.resource] = endpoint
         try:
-            grpc.channel_ready_future(endpoint.channel).result(timeout=_DIAL_SECONDS)
-            endpoint.options = endpoint.stub.GetDevicePluginOptions(pb.Empty())
-        except (grpc.FutureTimeoutError, grpc.RpcError) as error:
+            # not grpc.channel_ready_future, whose thread raises when the channel is closed under it
+            endpoint.options = endpoint.stub.GetDevicePluginOptions(
+                pb.Empty(), timeout=_DIAL_SECONDS, wait_for_ready=True
+            )
+        except (grpc.RpcError, ValueError) as error:  # ValueError: our own stop() closed the channel
             with self._lock:
                 self._clients.pop(endpoint.resource, None)
             context.abort(grpc.StatusCode.UNKNOWN, f"failed to dial device plugin: {error}")
