@@ -1,7 +1,7 @@
 """What a GPU's troubles mean for new pods, as the device plugin's configuration says and the node records."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 
@@ -26,12 +26,43 @@ class Severity(StrEnum):
 
 XID = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
-# After NVIDIA's "XID Errors" and what its device plugin ignores (13, 31, 43, 45, 68, 109); docs/health.md says why.
-DEFAULT_XIDS: dict[int, Severity] = (
-    dict.fromkeys((8, 13, 31, 32, 43, 45, 63, 66, 68, 69, 94, 109, 121, 154), Severity.APPLICATION)
-    | dict.fromkeys((48, 61, 62, 64, 74, 95, 119, 120, 140, 143), Severity.RESET)
-    | dict.fromkeys((79, 110), Severity.FATAL)
-)
+
+class KnownXID(NamedTuple):
+    """Say what an XID is taken for, and what it is."""
+
+    severity: Severity
+    words: str
+
+
+# After NVIDIA's "XID Errors" and what its device plugin ignores (13, 31, 43, 45, 68, 109).
+KNOWN_XIDS: dict[int, KnownXID] = {
+    8: KnownXID(Severity.APPLICATION, "a channel stopped"),
+    13: KnownXID(Severity.APPLICATION, "graphics engine exception, such as an index out of bounds in a kernel"),
+    31: KnownXID(Severity.APPLICATION, "memory page fault: a program's bad pointer"),
+    32: KnownXID(Severity.APPLICATION, "corrupted push buffer of a program"),
+    43: KnownXID(Severity.APPLICATION, "a program that had failed was stopped"),
+    45: KnownXID(Severity.APPLICATION, "clean-up after a program that was ended or had failed"),
+    48: KnownXID(Severity.RESET, "double-bit memory error"),
+    61: KnownXID(Severity.RESET, "the GPU's microcontroller warns"),
+    62: KnownXID(Severity.RESET, "the GPU's microcontroller has halted"),
+    63: KnownXID(Severity.APPLICATION, "a bad page or row of memory was noted, to be replaced with the next reset"),
+    64: KnownXID(Severity.RESET, "a bad page or row of memory could not be noted"),
+    66: KnownXID(Severity.APPLICATION, "a program did what the driver does not allow"),
+    68: KnownXID(Severity.APPLICATION, "exception of the video decoder"),
+    69: KnownXID(Severity.APPLICATION, "graphics engine class error"),
+    74: KnownXID(Severity.RESET, "NVLink error"),
+    79: KnownXID(Severity.FATAL, "the GPU has fallen off the bus"),
+    94: KnownXID(Severity.APPLICATION, "a memory error that was contained: only the program that met it ends"),
+    95: KnownXID(Severity.RESET, "a memory error that was not contained: other programs may have met it"),
+    109: KnownXID(Severity.APPLICATION, "a program's context did not switch in time"),
+    110: KnownXID(Severity.FATAL, "security fault"),
+    119: KnownXID(Severity.RESET, "the GPU's system processor does not answer"),
+    120: KnownXID(Severity.RESET, "error of the GPU's system processor"),
+    121: KnownXID(Severity.APPLICATION, "corrected error of the link to the CPU"),
+    140: KnownXID(Severity.RESET, "a memory error that was not recovered"),
+    143: KnownXID(Severity.RESET, "the GPU could not be initialized"),
+    154: KnownXID(Severity.APPLICATION, "the driver's advice has changed, which the next probe reads"),
+}
 
 
 class XIDs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -56,7 +87,8 @@ class XIDs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         for severity in Severity:
             if xid in getattr(self, severity):
                 return severity
-        return DEFAULT_XIDS.get(xid, self.others)
+        known = KNOWN_XIDS.get(xid)
+        return self.others if known is None else known.severity
 
 
 class HealthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
@@ -73,6 +105,12 @@ class HealthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     row_remap_failure: Severity = Severity.FATAL
     # For how many seconds a vGPU may be without a licence before it is unhealthy; null: for ever.
     unlicensed_grace: Annotated[float, msgspec.Meta(ge=0, le=604_800)] | None = None
+
+
+def name_xid(xid: int) -> str:
+    """Say what an XID is, as far as that is known."""
+    known = KNOWN_XIDS.get(xid)
+    return f"XID {xid}" if known is None else f"XID {xid}, {known.words}"
 
 
 class FaultRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -22,6 +22,7 @@ log = structlog.get_logger(__name__)
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _ACTION = "HealthCheck"
+_CORDONED = "cordoned by the node's annotation"
 
 
 class Care:
@@ -110,7 +111,7 @@ class Care:
     def _judged(self, gpu: GPU, cordoned: Cordon) -> GPU:
         detail = self.keeper.ailment(gpu.uuid) or gpu.detail
         if not detail and gpu.uuid in cordoned.uuids:
-            detail = f"cordoned by the node's annotation {self._names.gpu_cordon}"
+            detail = f"{_CORDONED} {self._names.gpu_cordon}"
         if not detail:
             return gpu
         return msgspec.structs.replace(gpu, health=Health.UNHEALTHY, detail=detail)
@@ -132,7 +133,10 @@ class Care:
             if (before.detail if before else "") == gpu.detail:
                 continue
             name = f"GPU {gpu.index} ({gpu.uuid})"
-            if gpu.detail:
+            if gpu.detail.startswith(_CORDONED):
+                log.info("gpu.cordoned", gpu=gpu.uuid, index=gpu.index)
+                self._events.about_node("GPUCordoned", _ACTION, f"{name} gets no new pods: {gpu.detail}", normal=True)
+            elif gpu.detail:
                 log.warning("gpu.unhealthy", gpu=gpu.uuid, index=gpu.index, why=gpu.detail)
                 self._events.about_node("GPUUnhealthy", _ACTION, f"{name} gets no new pods: {gpu.detail}")
             else:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import structlog
 
-from cotenant.contract.health import FaultRecord, FaultRecords, HealthSettings, Severity
+from cotenant.contract.health import FaultRecord, FaultRecords, HealthSettings, Severity, name_xid
 from device_plugin.health import faults
 from device_plugin.health.faults import Faults, Finding, Probe
 from device_plugin.nvml import GPUEvent, PhysicalGPU, Recovery
@@ -65,7 +65,7 @@ class HealthKeeper:
             sentence = f"a double-bit memory error; {_ENDS.get(severity, '')}"
         else:
             severity, key = self._settings.xids.severity(event.xid), f"xid-{event.xid}"
-            sentence = f"XID {event.xid}; {_ENDS.get(severity, '')}"
+            sentence = f"{name_xid(event.xid)}; {_ENDS.get(severity, '')}"
         log.warning("gpu.event", gpu=event.uuid, xid=event.xid, gpu_instance=event.gpu_instance, severity=str(severity))
         with self._lock:
             if event.xid is not None:

@@ -89,7 +89,7 @@ class TestXIDs:
         with Node(config="health: {cleanProbes: 1, xids: {application: [79], fatal: [31]}}") as node:
             node.write_gpus([{"xids": [79]}, {"xids": [31]}])
             unhealthy(node, 1)
-            assert "XID 31; reboot the node" == detail(node, 1)
+            assert "XID 31, memory page fault: a program's bad pointer; reboot the node" == detail(node, 1)
 
     def test_a_grave_one_outlasts_the_plugin_until_somebody_takes_the_record_away(self) -> None:
         with Node(config=QUICK) as node:
@@ -212,6 +212,7 @@ class TestCordon:
             annotate(node, gpu_cordon=uuid(1))
             unhealthy(node, 1)
             assert "cordoned by the node's annotation cotenant.io/gpu-cordon" == detail(node, 1)
+            assert told(node, "GPUCordoned", f"GPU 1 ({uuid(1)}) gets no new pods: cordoned")
             annotate(node, gpu_cordon=f"{uuid(0)}, {uuid(1)}")
             unhealthy(node, 0, 1)
             annotate(node, gpu_cordon=None)

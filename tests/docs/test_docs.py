@@ -17,7 +17,7 @@ from cotenant.contract import inventory as inventories
 from cotenant.contract.configuration import DevicePluginConfiguration, ExtenderConfiguration, convert
 from cotenant.contract.environment import INJECTED, informative, injected
 from cotenant.contract.grant import ContainerGrant, Isolation
-from cotenant.contract.health import DEFAULT_XIDS, HealthSettings, Severity, XIDs
+from cotenant.contract.health import KNOWN_XIDS, HealthSettings, Severity, XIDs
 from cotenant.contract.inventory import GPU, Inventory
 from cotenant.contract.names import ALIASES_IN_GIB, ALIASES_IN_MIB, Names
 from cotenant.contract.overuse import WatchdogSettings
@@ -189,14 +189,14 @@ class TestHealth:
         numbers = {row[0]: row[1] for row in classes}
         assert [*Severity] == [*numbers]
         for severity in Severity:
-            known = sorted(xid for xid, one in DEFAULT_XIDS.items() if one is severity)
+            known = sorted(xid for xid, one in KNOWN_XIDS.items() if one.severity is severity)
             others = "all others" if XIDs().others is severity else ""
             assert ", ".join(map(str, known)) or others == numbers[severity]
 
     def test_every_xid_of_the_table_is_explained(self) -> None:
         _, explained = tables(section("health.md", "XIDs"))
-        assert sorted(DEFAULT_XIDS) == [int(row[0]) for row in explained]
-        assert [DEFAULT_XIDS[int(row[0])] for row in explained] == [row[1] for row in explained]
+        known = [[str(xid), str(one.severity), one.words] for xid, one in sorted(KNOWN_XIDS.items())]
+        assert known == explained
 
     def test_its_configuration_and_its_made_up_gpus_are_ones(self, tmp_path: Path) -> None:
         configuration, gpus = blocks((DOCS / "health.md").read_text(), "yaml")
