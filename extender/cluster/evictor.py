@@ -55,7 +55,7 @@ class Evictor:
         self._texts: dict[str, str] = {}
         # what stands on pods, as the watch shows it
         self._marks: dict[str, tuple[str, str]] = {}
-        # marked by somebody before us, and perhaps no longer over
+        # marked by somebody else, and perhaps no longer over
         self._unsure: set[str] = set()
         self._told: TTLCache[str, None] = TTLCache(_REMEMBERED, _HOUR)
         self._evicted: TTLCache[str, None] = TTLCache(_REMEMBERED, _HOUR)
@@ -123,7 +123,7 @@ class Evictor:
                 self._follow(node, text)
             elif text is not None:
                 self._unsure.add(text)
-            if self._queue.empty():
+            if self._queue.empty() and self._may_write():
                 for uid in self._unsure - self._reports.all_over():
                     self._unmark(uid)
                 self._unsure.clear()
@@ -135,6 +135,7 @@ class Evictor:
                 self._told[problem] = None
                 _log.warning("overuse not believed", node=node, why=problem)
         if not self._may_write():
+            self._unsure.update(outcome.ended)  # for when we are the one that writes
             return
         for uid in outcome.ended:
             self._unmark(uid)

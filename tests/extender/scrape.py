@@ -42,6 +42,7 @@ def a_metrics(ledger: Ledger, *, clock: Callable[[], float] = lambda: 100.0, per
     metrics.answered("filter", "ok", 0.001)
     metrics.rejected(Reason.NO_GPU_FITS, 1)
     metrics.bound(None)
+    metrics.evicted("ok")
     return metrics
 
 
