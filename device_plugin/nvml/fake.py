@@ -25,6 +25,7 @@ from cotenant.contract.boards import Board, BoardProfile, UnknownBoardError, boa
 from cotenant.contract.configuration import ConfigurationError
 from cotenant.contract.units import parse_bytes
 from device_plugin.nvml.fake_health import FakeHealth, HealthSymbols
+from device_plugin.nvml.fake_mig import MIG_DEVICE, MIGFunctions, StateFile, struck
 
 log = structlog.get_logger(__name__)
 
@@ -49,6 +50,8 @@ class FakeGPU(FakeHealth, frozen=True, kw_only=True):
     device: str = ""
     # whose MIG profiles it has, by a name that `cotenant mig profiles` lists; that of the model where it is not given
     board: str = ""
+    # its PCI device and vendor, 0x20B010DE
+    pci_device_id: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)] = 0
     # None: off, or where there are no MIG profiles, a model that knows no MIG
     mig: bool | None = None
     compute_capability: tuple[int, int] = (9, 0)
@@ -101,8 +104,10 @@ class FakeGPUs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return single
 
 
-class FakeLibrary(HealthSymbols):
+class FakeLibrary(HealthSymbols, MIGFunctions):
     """Answer NVML's symbols from the YAML file at *path*, read again whenever it changes.
+
+    MIG instances are kept beside it, in *path*.mig.json.
 
     Raises ConfigurationError when the file is bad at the start; later the last good one stays.
     """
@@ -110,6 +115,7 @@ class FakeLibrary(HealthSymbols):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._path = path
+        self.state_file = StateFile(path.with_name(f"{path.name}.mig.json"))
         # which also keeps two threads from both taking what a changed file says for news
         self._reading = threading.RLock()
         self._stamp: tuple[int, ...] = ()
@@ -126,15 +132,30 @@ class FakeLibrary(HealthSymbols):
         # an nvmlReturn_t, of nvmlErrorString alone a text
         def call(*arguments: Any) -> Any:
             self._reload(first=False)
-            if _takes_device(function):
-                return self._on_device(symbol, function, arguments)
-            return function(self, *arguments) or 0
+            try:
+                if _takes_device(function):
+                    return self._on_device(symbol, function, arguments)
+                return function(self, *arguments) or 0
+            except Exception as error:
+                answer = struck(error)
+                if answer is None:
+                    raise
+                return answer
 
         return call
 
     def device_path(self, minor: int) -> str:
         """Name the device node of the GPU with that minor number."""
         return next((gpu.device for gpu in self._gpus if gpu.minor == minor and gpu.device), f"/dev/nvidia{minor}")
+
+    @property
+    def mig_minors(self) -> Path:
+        """Say where the made-up driver lists the numbers of capabilities: beside the file, in *path*.mig-minors."""
+        return self._path.with_name(f"{self._path.name}.mig-minors")
+
+    def capability_path(self, path: str) -> str:
+        """Name what stands for the device node of a capability: the same as for the first GPU that names one."""
+        return next((gpu.device for gpu in self._gpus if gpu.device), path)
 
     def _look(self) -> None:
         self._reload(first=False)
@@ -169,6 +190,8 @@ class FakeLibrary(HealthSymbols):
     def _on_device(self, symbol: str, function: Callable[..., int | None], arguments: tuple[Any, ...]) -> int:
         # A handle is index + 1: null is no device.
         index = (ctypes.cast(arguments[0], ctypes.c_void_p).value or 0) - 1
+        if index >= MIG_DEVICE:
+            return self.on_mig_device(symbol, index + 1 - MIG_DEVICE, arguments[1:])
         if not 0 <= index < len(self._gpus):
             return int(pynvml.NVML_ERROR_INVALID_ARGUMENT)
         while self._gpus[index].hang:
@@ -215,6 +238,14 @@ class FakeLibrary(HealthSymbols):
     def _nvmlDeviceGetName(self, gpu: FakeGPU, text: Any, _length: Any) -> None:
         text.value = gpu.model.encode()
 
+    # Of a MIG device's handle alone; a GPU has none of these.
+
+    def _nvmlDeviceGetGpuInstanceId(self, gpu: FakeGPU, _id: Any) -> int:  # noqa: ARG002
+        return int(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    def _nvmlDeviceGetComputeInstanceId(self, gpu: FakeGPU, _id: Any) -> int:  # noqa: ARG002
+        return int(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
     def _nvmlDeviceGetMinorNumber(self, gpu: FakeGPU, minor: Any) -> None:
         minor._obj.value = gpu.minor
 
@@ -227,12 +258,6 @@ class FakeLibrary(HealthSymbols):
         used = gpu.used_bytes()
         memory._obj.total, memory._obj.reserved = total, reserved
         memory._obj.used, memory._obj.free = used, max(0, total - reserved - used)
-
-    def _nvmlDeviceGetMigMode(self, gpu: FakeGPU, current: Any, pending: Any) -> int:
-        if gpu.mig is None and gpu.cut() is None:
-            return int(pynvml.NVML_ERROR_NOT_SUPPORTED)
-        current._obj.value = pending._obj.value = int(bool(gpu.mig))
-        return 0
 
     def _nvmlDeviceGetGpuInstanceProfileInfo(self, gpu: FakeGPU, profile: int, info: Any) -> int:
         if not 0 <= profile < pynvml.NVML_GPU_INSTANCE_PROFILE_COUNT:
@@ -279,6 +304,7 @@ class FakeLibrary(HealthSymbols):
 
     def _nvmlDeviceGetPciInfo_v3(self, gpu: FakeGPU, info: Any) -> None:
         info._obj.bus = (gpu.minor or 0) + 1
+        info._obj.pciDeviceId = gpu.pci_device_id
         info._obj.busId = b"00000000:%02X:00.0" % info._obj.bus
 
 

@@ -1,7 +1,8 @@
 """Reads NVML through pynvml, so that one bad GPU hides no other and a missing answer is no wrong answer."""
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -62,6 +63,14 @@ class NVMLUnavailableError(Exception):
     """Say why NVML cannot be used at all, and what to do."""
 
 
+class MIGError(Exception):
+    """Say what could not be done with a GPU instance, and why; *in_use* is what ends when a process does."""
+
+    def __init__(self, sentence: str, *, in_use: bool = False) -> None:
+        super().__init__(sentence)
+        self.in_use = in_use
+
+
 class PhysicalGPU(msgspec.Struct, frozen=True, kw_only=True):
     """Describe one GPU as NVML does; None is what NVML does not say."""
 
@@ -76,6 +85,8 @@ class PhysicalGPU(msgspec.Struct, frozen=True, kw_only=True):
     minor: int | None = None
     device_path: str | None = None
     pci_bus_id: str | None = None
+    # device and vendor, as `lspci -nn` shows them: 0x20B010DE is an A100
+    pci_device_id: int | None = None
     compute_capability: tuple[int, int] | None = None
     mig_enabled: bool | None = None
     # nvmlGpuVirtualizationMode_t: 0 none, 1 passthrough, 2 a vGPU guest, 3 and 4 hosts of vGPUs
@@ -107,8 +118,11 @@ class NVML:
         """
         self._library = Library(library)
         self._device_path = device_path
+        self._mig_minors = mig.MINORS
+        self._capability_path: Callable[[str], str] = str
         self._patience = Patience(patience)
         self._handles: dict[int, Any] = {}
+        self._profiles: dict[int, tuple[MIGProfile, ...]] = {}
         self._known: dict[int, PhysicalGPU] = {}
 
     @classmethod
@@ -122,6 +136,7 @@ class NVML:
         if fake is not None:
             library = FakeLibrary(fake)
             nvml = cls(library, library.device_path, patience)
+            nvml._mig_minors, nvml._capability_path = library.mig_minors, library.capability_path
         elif library_path is not None:
             try:
                 nvml = cls(ctypes.CDLL(str(library_path)), _system_path, patience)
@@ -199,7 +214,7 @@ class NVML:
         Raises NVMLUnavailableError with a sentence when it does not say, as to users that are not root.
         """
         try:
-            return mig.profiles(self.call, self.handle(index))
+            return self._mig_profiles(index)
         except pynvml.NVMLError as error:
             if error.value == pynvml.NVML_ERROR_NO_PERMISSION:
                 raise NVMLUnavailableError(f"NVML tells the MIG placements of GPU {index} to root only") from error
@@ -223,6 +238,54 @@ class NVML:
             found: Callable[..., int] = pynvml._nvmlGetFunctionPointer(name)  # noqa: SLF001 - what pynvml calls itself
             return found
 
+    def mig_instances(self, index: int) -> tuple[mig.GPUInstance, ...]:
+        """Read which GPU instances there are on the GPU of that index; raise MIGError."""
+        with _about_mig(f"the MIG instances of GPU {index} cannot be read"):
+            return mig.instances(self.call, self.handle(index), self._mig_profiles(index))
+
+    def create_mig_instance(self, index: int, profile: str, start: int) -> None:
+        """Make a GPU instance with its compute instance; raise MIGError."""
+        with _about_mig(f"{profile} cannot be made at {start} of GPU {index}"):
+            mig.create(self.call, self.handle(index), self._mig_profile(index, profile), start)
+
+    def complete_mig_instance(self, index: int, instance: mig.GPUInstance) -> None:
+        """Make the compute instance that a GPU instance lacks; raise MIGError."""
+        with _about_mig(f"{instance.profile} at {instance.start} of GPU {index} cannot be completed"):
+            mig.complete(self.call, self.handle(index), self._mig_profile(index, instance.profile), instance.id)
+
+    def destroy_mig_instance(self, index: int, instance: mig.GPUInstance) -> None:
+        """Destroy a GPU instance and what is in it, as far as it is there; raise MIGError."""
+        with _about_mig(f"{instance.profile} at {instance.start} of GPU {index} cannot be destroyed"):
+            mig.destroy(self.call, self.handle(index), self._mig_profile(index, instance.profile), instance.id)
+
+    def mig_nodes(self, gpu: PhysicalGPU, instance: mig.GPUInstance) -> list[tuple[str, str]]:
+        """Name the device nodes of an instance: the container's path and the host's; none where the driver has none.
+
+        The instance's own are capabilities, by numbers that the driver lists in mig-minors.
+        """
+        nodes = [] if gpu.device_path is None else [(f"/dev/nvidia{gpu.minor}", gpu.device_path)]
+        capabilities = mig.capabilities(self._mig_minors, gpu.minor, instance)
+        return [*nodes, *((path, self._capability_path(path)) for path in capabilities)]
+
+    def set_mig_mode(self, index: int, *, on: bool) -> None:
+        """Switch MIG mode; raise MIGError where that cannot be done now, as where the GPU would need a reset."""
+        with _about_mig(f"MIG mode of GPU {index} cannot be switched {'on' if on else 'off'}"):
+            status = self.call(pynvml.nvmlDeviceSetMigMode, self.handle(index), int(on))
+            if status:
+                raise pynvml.NVMLError(status)
+
+    def _mig_profiles(self, index: int) -> tuple[MIGProfile, ...]:
+        # what a GPU can be cut into does not change while the driver is loaded
+        if index not in self._profiles:
+            self._profiles[index] = mig.profiles(self.call, self.handle(index))
+        return self._profiles[index]
+
+    def _mig_profile(self, index: int, name: str) -> MIGProfile:
+        for profile in self._mig_profiles(index):
+            if profile.name == name:
+                return profile
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_INVALID_ARGUMENT)
+
     def _read(self, index: int) -> PhysicalGPU:
         handle = self.handle(index)
         total, reserved, used = self._memory(handle)
@@ -239,6 +302,7 @@ class NVML:
             minor=minor,
             device_path=None if minor is None else self._device_path(minor),
             pci_bus_id=None if pci is None else str(pci.busId),
+            pci_device_id=None if pci is None else int(pci.pciDeviceId) or None,
             compute_capability=self._optional(pynvml.nvmlDeviceGetCudaComputeCapability, handle),
             mig_enabled=None if mig is None else mig[0] == pynvml.NVML_DEVICE_MIG_ENABLE,
             virtualization=virtualization,
@@ -272,6 +336,16 @@ class NVML:
             if error.value in _LOST:
                 raise
             return None
+
+
+@contextmanager
+def _about_mig(what: str) -> Iterator[None]:
+    try:
+        yield
+    except pynvml.NVMLError as error:
+        in_use = error.value == pynvml.NVML_ERROR_IN_USE
+        why = "it is in use" if in_use else _sentence(error)
+        raise MIGError(f"{what}: {why}", in_use=in_use) from error
 
 
 def _system_path(minor: int) -> str:

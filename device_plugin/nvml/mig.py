@@ -1,13 +1,16 @@
-"""Reads from NVML what a GPU can be cut into."""
+"""Reads from NVML what a GPU can be cut into and is cut into, and cuts it."""
 
 import ctypes
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pynvml
 
-from cotenant.contract.inventory import MIGProfile
+from cotenant.contract.inventory import MIGInstance, MIGProfile
 from cotenant.contract.units import GIB, MIB
 
 # NVML's call with its arguments, made where this library's pynvml is in place
@@ -25,6 +28,184 @@ _ENDINGS = {
     pynvml.NVML_GPU_INSTANCE_PROFILE_1_SLICE_REV1: "+me",
     pynvml.NVML_GPU_INSTANCE_PROFILE_2_SLICE_REV1: "+me",
 }
+
+
+class GPUInstance(msgspec.Struct, frozen=True, kw_only=True):
+    """Describe a GPU instance that is there; *uuid* is its MIG device's, empty while it has no compute instance.
+
+    *compute_id* is NVML's id of that compute instance. start and size count memory slices.
+    """
+
+    id: int
+    profile: str
+    start: int
+    size: int
+    uuid: str = ""
+    compute_id: int | None = None
+
+    @property
+    def instance(self) -> MIGInstance:
+        """Give it as the inventory has it."""
+        return MIGInstance(profile=self.profile, start=self.start, size=self.size, uuid=self.uuid)
+
+
+def instances(call: Call, handle: Any, known: Sequence[MIGProfile]) -> tuple[GPUInstance, ...]:
+    """Read the GPU instances of the profiles *known*, by start; none where MIG mode is off. Raises pynvml.NVMLError."""
+    devices = _mig_devices(call, handle)
+    found = []
+    for profile in known:
+        for made in _handles(call, handle, profile):
+            try:
+                info = call(pynvml.nvmlGpuInstanceGetInfo, made)
+            except pynvml.NVMLError as error:
+                if error.value == pynvml.NVML_ERROR_NOT_FOUND:
+                    continue  # destroyed meanwhile
+                raise
+            uuid, compute_id = devices.get(info.id, ("", None))
+            place = info.placement
+            found.append(
+                GPUInstance(
+                    id=info.id,
+                    profile=profile.name,
+                    start=place.start,
+                    size=place.size,
+                    uuid=uuid,
+                    compute_id=compute_id,
+                )
+            )
+    return tuple(sorted(found, key=lambda one: one.start))
+
+
+def create(call: Call, handle: Any, profile: MIGProfile, start: int) -> None:
+    """Make a GPU instance at *start*, and its one compute instance. Raises pynvml.NVMLError."""
+    place = pynvml.c_nvmlGpuInstancePlacement_t(start, profile.size)
+    made = call(pynvml.nvmlDeviceCreateGpuInstanceWithPlacement, handle, profile.profile_id, ctypes.byref(place))
+    _create_compute(call, made, profile)
+
+
+def complete(call: Call, handle: Any, profile: MIGProfile, instance_id: int) -> None:
+    """Make the compute instance that a GPU instance lacks. Raises pynvml.NVMLError."""
+    made = _handle_of(call, handle, profile, instance_id)
+    if made is not None:
+        _create_compute(call, made, profile)
+
+
+def destroy(call: Call, handle: Any, profile: MIGProfile, instance_id: int) -> None:
+    """Destroy a GPU instance and what is in it; one that is not there is none to destroy. Raises pynvml.NVMLError.
+
+    A call before this one may have got as far as the compute instance.
+    """
+    made = _handle_of(call, handle, profile, instance_id)
+    if made is None:
+        return
+    for compute in _computes(call, made):
+        with _gone_is_done():
+            call(pynvml.nvmlComputeInstanceDestroy, compute)
+    with _gone_is_done():
+        call(pynvml.nvmlGpuInstanceDestroy, made)
+
+
+# Where the driver lists the numbers of capabilities: lines as "gpu0/gi1/ci0/access 13".
+MINORS = Path("/proc/driver/nvidia-caps/mig-minors")
+
+
+def capabilities(minors: Path, gpu_minor: int | None, instance: GPUInstance) -> list[str]:
+    """Name the device nodes that let a container use an instance; none where the driver lists none."""
+    try:
+        lines = minors.read_text().splitlines()
+    except OSError:
+        return []
+    numbers = {name: number for name, _, number in (line.partition(" ") for line in lines)}
+    base = f"gpu{gpu_minor}/gi{instance.id}"
+    keys = (f"{base}/access", f"{base}/ci{instance.compute_id or 0}/access")
+    return [f"/dev/nvidia-caps/nvidia-cap{numbers[key]}" for key in keys if key in numbers]
+
+
+@contextmanager
+def _gone_is_done() -> Iterator[None]:
+    try:
+        yield
+    except pynvml.NVMLError as error:
+        if error.value != pynvml.NVML_ERROR_NOT_FOUND:
+            raise
+
+
+def _handles(call: Call, handle: Any, profile: MIGProfile) -> list[Any]:
+    count = ctypes.c_uint(profile.max_instances)
+    made = (pynvml.c_nvmlGpuInstance_t * max(1, profile.max_instances))()
+    try:
+        call(pynvml.nvmlDeviceGetGpuInstances, handle, profile.profile_id, made, ctypes.byref(count))
+    except pynvml.NVMLError as error:
+        if error.value == pynvml.NVML_ERROR_NOT_SUPPORTED:
+            return []  # MIG mode is off
+        raise
+    return list(made[: count.value])
+
+
+def _handle_of(call: Call, handle: Any, profile: MIGProfile, instance_id: int) -> Any:
+    for made in _handles(call, handle, profile):
+        if call(pynvml.nvmlGpuInstanceGetInfo, made).id == instance_id:
+            return made
+    return None
+
+
+def _compute_profiles(call: Call, made: Any) -> Iterator[Any]:
+    for number in range(pynvml.NVML_COMPUTE_INSTANCE_PROFILE_COUNT):
+        try:
+            yield call(
+                pynvml.nvmlGpuInstanceGetComputeInstanceProfileInfo,
+                made,
+                number,
+                pynvml.NVML_COMPUTE_INSTANCE_ENGINE_PROFILE_SHARED,
+                1,
+            )
+        except pynvml.NVMLError as error:
+            if error.value not in _NO_SUCH_PROFILE:
+                raise
+
+
+def _create_compute(call: Call, made: Any, profile: MIGProfile) -> None:
+    """Make the compute instance that has all of the GPU instance's compute slices."""
+    for info in _compute_profiles(call, made):
+        if info.sliceCount == profile.compute_slices:
+            call(pynvml.nvmlGpuInstanceCreateComputeInstance, made, info.id)
+            return
+    raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+
+def _computes(call: Call, made: Any) -> list[Any]:
+    found: list[Any] = []
+    for info in _compute_profiles(call, made):
+        count = ctypes.c_uint(info.instanceCount)
+        computes = (pynvml.c_nvmlComputeInstance_t * max(1, info.instanceCount))()
+        call(pynvml.nvmlGpuInstanceGetComputeInstances, made, info.id, computes, ctypes.byref(count))
+        found += computes[: count.value]
+    return found
+
+
+def _mig_devices(call: Call, handle: Any) -> dict[int, tuple[str, int]]:
+    """Read the UUIDs of all MIG devices and the ids of their compute instances, by the ids of their GPU instances."""
+    found = {}
+    try:
+        count = call(pynvml.nvmlDeviceGetMaxMigDeviceCount, handle)
+    except pynvml.NVMLError as error:
+        if error.value in {pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND}:
+            return {}
+        raise
+    for index in range(count):
+        try:
+            device = call(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, index)
+            instance_id = call(pynvml.nvmlDeviceGetGpuInstanceId, device)
+            compute_id = call(pynvml.nvmlDeviceGetComputeInstanceId, device)
+            found[instance_id] = (_text(call(pynvml.nvmlDeviceGetUUID, device)), compute_id)
+        except pynvml.NVMLError as error:
+            if error.value not in {pynvml.NVML_ERROR_NOT_FOUND, pynvml.NVML_ERROR_NOT_SUPPORTED}:
+                raise
+    return found
+
+
+def _text(text: str | bytes) -> str:
+    return text.decode() if isinstance(text, bytes) else text
 
 
 def profiles(call: Call, handle: Any) -> tuple[MIGProfile, ...]:

@@ -1,0 +1,94 @@
+"""GPU instances through the real pynvml, on the made-up library, whose state outlives the process."""
+
+from pathlib import Path
+
+import pytest
+
+from device_plugin.nvml import NVML, MIGError
+from device_plugin.nvml.fake_mig import CrashError, Fault, StateFile
+
+A100 = "gpus: [{model: NVIDIA A100-SXM4-40GB, memory: 40GiB, uuid: GPU-0, mig: true, computeCapability: [8, 0]}]"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "gpus.yaml"
+    path.write_text(A100)
+    return path
+
+
+def state(file: Path) -> StateFile:
+    return StateFile(file.with_name(f"{file.name}.mig.json"))
+
+
+def there(nvml: NVML) -> list[tuple[str, int, bool]]:
+    return [(one.profile, one.start, bool(one.uuid)) for one in nvml.mig_instances(0)]
+
+
+def test_an_instance_lies_where_it_was_placed_and_another_process_sees_it(file: Path) -> None:
+    nvml = NVML.open(fake=file)
+    nvml.create_mig_instance(0, "3g.20gb", 4)
+    nvml.create_mig_instance(0, "1g.5gb", 0)
+    other = NVML.open(fake=file)
+    assert [("1g.5gb", 0, True), ("3g.20gb", 4, True)] == there(other)
+    assert nvml.mig_instances(0) == other.mig_instances(0)
+    uuids = {one.uuid for one in nvml.mig_instances(0)}
+    assert 2 == len(uuids)
+
+
+def test_an_instance_that_would_overlap_another_is_refused(file: Path) -> None:
+    nvml = NVML.open(fake=file)
+    nvml.create_mig_instance(0, "1g.5gb", 4)
+    with pytest.raises(MIGError, match=r"3g\.20gb cannot be made at 4 of GPU 0"):
+        nvml.create_mig_instance(0, "3g.20gb", 4)
+
+
+def test_an_instance_in_use_stays(file: Path) -> None:
+    nvml = NVML.open(fake=file)
+    nvml.create_mig_instance(0, "2g.10gb", 2)
+    with state(file).change() as changed:
+        changed.instances[0].in_use = True
+    with pytest.raises(MIGError, match="it is in use") as refused:
+        nvml.destroy_mig_instance(0, *nvml.mig_instances(0))
+    assert refused.value.in_use
+    assert [("2g.10gb", 2, True)] == there(nvml)
+
+
+def test_a_crash_between_any_two_calls_leaves_what_the_next_call_completes_or_clears(file: Path) -> None:
+    for calls in range(1, 60):
+        for when in ("before", "after"):
+            nvml = NVML.open(fake=file)
+            state(file).arm(Fault(calls=calls, do="crash", when=when))
+            crashed = False
+            try:
+                nvml.create_mig_instance(0, "1g.5gb", 6)
+            except CrashError:
+                crashed = True
+            state(file).arm(None)
+            for one in nvml.mig_instances(0):
+                if not one.uuid:
+                    nvml.complete_mig_instance(0, one)
+            assert there(nvml) in ([], [("1g.5gb", 6, True)])
+            (one,) = nvml.mig_instances(0) or (None,)
+            if one is not None:
+                state(file).arm(Fault(calls=calls, do="crash", when=when))
+                try:
+                    nvml.destroy_mig_instance(0, one)
+                except CrashError:
+                    crashed = True
+                state(file).arm(None)
+                nvml.destroy_mig_instance(0, one)
+            assert [] == there(nvml)
+        if not crashed:
+            break
+    assert calls > 10, "the fault never struck late enough to matter"
+
+
+def test_mig_mode_is_switched_without_a_reset_only_from_hopper_on(file: Path) -> None:
+    file.write_text(A100.replace("mig: true", "mig: false"))
+    with pytest.raises(MIGError, match="needs a reset"):
+        NVML.open(fake=file).set_mig_mode(0, on=True)
+    file.write_text("gpus: [{model: NVIDIA H100 80GB HBM3, memory: 80GiB, mig: false}]")
+    nvml = NVML.open(fake=file)
+    nvml.set_mig_mode(0, on=True)
+    assert nvml.gpus()[0].mig_enabled
