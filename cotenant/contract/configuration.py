@@ -11,7 +11,7 @@ import yaml
 
 from cotenant.contract.health import HealthSettings
 from cotenant.contract.inventory import Family, Mode
-from cotenant.contract.names import DEFAULT_DOMAIN, Names
+from cotenant.contract.names import DEFAULT_DOMAIN, NVIDIA_DOMAIN, Names
 from cotenant.contract.overuse import WatchdogSettings
 from cotenant.contract.units import GIB, MIB, format_bytes, parse_bytes
 
@@ -54,11 +54,14 @@ class _Shared(_Section, frozen=True, kw_only=True):
 
     # The prefix of resources and annotations.
     domain: str = DEFAULT_DOMAIN
+    # The prefix of the resources that count MIG instances: NVIDIA's, or *domain* beside a plugin that serves those.
+    mig_domain: str = NVIDIA_DOMAIN
     # Bytes of one gpu-mem, as "1GiB" or "256MiB". One for the whole cluster: kube-scheduler adds up numbers, not sizes.
     unit: str | int = "1GiB"
 
     def __post_init__(self) -> None:
         _read("domain", Names, self.domain)
+        _read("migDomain", Names, self.mig_domain)
         unit = _read("unit", parse_bytes, self.unit)
         if unit < MIB or unit % MIB or unit > 1024 * GIB:
             raise ValueError(f"unit: expected whole MiB from 1MiB to 1TiB, got {format_bytes(unit)}")
@@ -66,7 +69,7 @@ class _Shared(_Section, frozen=True, kw_only=True):
     @property
     def names(self) -> Names:
         """Give the names under the configured domain."""
-        return Names(self.domain)
+        return Names(self.domain, self.mig_domain)
 
     @property
     def unit_bytes(self) -> int:
@@ -175,6 +178,17 @@ class DeviceListStrategy(StrEnum):
     CDI_CRI = "cdi-cri"
 
 
+class MIGStrategy(StrEnum):
+    """Say under which names the instances of static MIG GPUs are offered, as NVIDIA's plugin does."""
+
+    # the GPU whole, as if there was no MIG
+    NONE = "none"
+    # nvidia.com/gpu, where all are of one profile
+    SINGLE = "single"
+    # nvidia.com/mig-<profile>
+    MIXED = "mixed"
+
+
 class GPURule(_Section, frozen=True, kw_only=True):
     """Put GPUs into a family; a rule names those that meet all it says, and without a word it names every GPU."""
 
@@ -209,6 +223,12 @@ class DevicePluginConfiguration(_Shared, frozen=True, kw_only=True):
     cdi_kind: str = "nvidia.com/gpu"
     # How each GPU is counted and shared: the first rule that names it decides. Without one, by memory and in turns.
     gpus: tuple[GPURule, ...] = ()
+    # How instances of GPUs in the family mig-static are called.
+    mig_strategy: MIGStrategy = MIGStrategy.MIXED
+    # Named geometries of static MIG GPUs, in mig-parted's format; the node label nvidia.com/mig.config chooses one.
+    mig_configs: str | None = None
+    # Where the container runtime looks for CDI specs; those of instances that are made for pods are written there.
+    cdi_directory: str = "/var/run/cdi"
     # How often NVML is asked whether the GPUs are still what they were.
     inventory_interval: Seconds = 10.0
     # What makes a GPU unhealthy, and healthy again.
@@ -223,6 +243,12 @@ class DevicePluginConfiguration(_Shared, frozen=True, kw_only=True):
         if self.serve is not None and not is_address(self.serve):
             raise ValueError(f"serve: expected HOST:PORT, such as 127.0.0.1:9482, got {self.serve!r}")
         _read("reservePerGpu", parse_bytes, self.reserve_per_gpu)
+        dynamic = any(rule.family is Family.MIG_DYNAMIC for rule in self.gpus)
+        if dynamic and self.device_list_strategy is not DeviceListStrategy.CDI_CRI:
+            raise ValueError(
+                "deviceListStrategy: expected cdi-cri with a rule of family mig-dynamic, whose instances are made "
+                f"after the kubelet has been answered; got {self.device_list_strategy}"
+            )
 
     @property
     def reserve_per_gpu_bytes(self) -> int:

@@ -27,14 +27,20 @@ def injected(container: ContainerGrant) -> dict[str, str]:
     it says what CUDA would do without it.
     """
     return {
-        VISIBLE_DEVICES: NO_DEVICES
-        if container.family is Family.MIG_DYNAMIC
-        else ",".join(share.uuid for share in container.gpus),
+        VISIBLE_DEVICES: _visible(container),
         # Ordinals count the container's visible GPUs, not the node's. Without MPS nothing reads this.
         MPS_MEMORY: ",".join(f"{n}={share.bytes // MIB}M" for n, share in enumerate(container.gpus)),
         MPS_THREADS: str(container.threads),
         MPS_PIPE: container.mps_pipe or NEUTRAL_PIPE,
     }
+
+
+def _visible(container: ContainerGrant) -> str:
+    if container.family is Family.MIG_DYNAMIC:
+        return NO_DEVICES
+    if container.mig is not None and container.mig.uuid:
+        return container.mig.uuid
+    return ",".join(share.uuid for share in container.gpus)
 
 
 def informative(container: ContainerGrant) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 
 from cotenant.contract import versions
-from cotenant.contract.inventory import Family, Mode, Text, _Wire
+from cotenant.contract.inventory import Family, MIGInstance, Mode, Text, _Wire
 from cotenant.contract.mps import UNSET_USER, Clients
 from cotenant.contract.names import is_dns_label
 
@@ -68,11 +68,20 @@ class GPUShare(_Wire, frozen=True, kw_only=True):
 
 
 class MIGPlacement(_Wire, frozen=True, kw_only=True):
-    """Place a GPU instance on its parent, the container's only GPU; start and size count memory slices."""
+    """Place a GPU instance on its parent, the container's only GPU; start and size count memory slices.
+
+    *uuid* is the MIG device's in the static family; in the dynamic one it does not exist yet.
+    """
 
     profile: Text
     start: Annotated[int, msgspec.Meta(ge=0, le=64)]
     size: Annotated[int, msgspec.Meta(ge=1, le=64)]
+    uuid: str = ""
+
+    @property
+    def instance(self) -> MIGInstance:
+        """Give it as the inventory has it."""
+        return MIGInstance(profile=self.profile, start=self.start, size=self.size, uuid=self.uuid)
 
 
 class ContainerGrant(_Wire, frozen=True, kw_only=True):
@@ -101,6 +110,8 @@ class ContainerGrant(_Wire, frozen=True, kw_only=True):
             raise ValueError(f"{self.units} units of container {self.name} do not split over {len(self.gpus)} GPUs")
         if (self.mig is not None) != (self.mode is Mode.MIG):
             raise ValueError(f"container {self.name} of mode {self.mode} has {'a' if self.mig else 'no'} MIG placement")
+        if self.mig is not None and len(self.gpus) > 1:
+            raise ValueError(f"container {self.name} has a MIG placement on {len(self.gpus)} GPUs")
 
     @property
     def under_mps(self) -> bool:

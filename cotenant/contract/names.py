@@ -5,6 +5,7 @@ import re
 import msgspec
 
 DEFAULT_DOMAIN = "cotenant.io"
+NVIDIA_DOMAIN = "nvidia.com"
 
 # A DNS label or subdomain as Kubernetes validates it (apimachinery/pkg/util/validation).
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -17,13 +18,18 @@ ALIASES_IN_MIB = ("volcano.sh/vgpu-memory", "nvidia.com/gpumem", "nvidia.com/gpu
 
 
 class Names(msgspec.Struct, frozen=True):
-    """Name resources and annotations under one domain; raise ValueError for a domain that Kubernetes would refuse."""
+    """Name resources and annotations under one domain; raise ValueError for a domain that Kubernetes would refuse.
+
+    MIG instances have a domain of their own: NVIDIA's, so that pods written for NVIDIA's plugin need no change.
+    """
 
     domain: str = DEFAULT_DOMAIN
+    mig_domain: str = NVIDIA_DOMAIN
 
     def __post_init__(self) -> None:
-        if not _SUBDOMAIN.fullmatch(self.domain) or len(self.domain) > _DOMAIN_MAX:
-            raise ValueError(f"{self.domain!r} is not a DNS subdomain of at most {_DOMAIN_MAX} lower-case characters")
+        for domain in (self.domain, self.mig_domain):
+            if not _SUBDOMAIN.fullmatch(domain) or len(domain) > _DOMAIN_MAX:
+                raise ValueError(f"{domain!r} is not a DNS subdomain of at most {_DOMAIN_MAX} lower-case characters")
 
     @property
     def gpu_mem(self) -> str:
@@ -32,7 +38,22 @@ class Names(msgspec.Struct, frozen=True):
 
     def is_granted(self, resource: str) -> bool:
         """Tell whether a container gets *resource* by a grant of the extender's, so that its ids follow a choice."""
-        return resource == self.gpu_mem
+        return resource == self.gpu_mem or resource.startswith(self.mig_prefix)
+
+    @property
+    def mig_prefix(self) -> str:
+        """Say what the resources of MIG instances begin with."""
+        return f"{self.mig_domain}/mig-"
+
+    def mig(self, profile: str) -> str:
+        """Name the resource that counts instances of a MIG profile, as NVIDIA's plugin does."""
+        return f"{self.mig_prefix}{mig_suffix(profile)}"
+
+    def is_gpu(self, resource: str) -> bool:
+        """Tell whether *resource* counts GPUs, or parts of them, in whatever way: a container may ask one such."""
+        return resource in {self.gpu_mem, "nvidia.com/gpu", "nvidia.com/gpu.shared"} or resource.startswith(
+            (self.mig_prefix, f"{NVIDIA_DOMAIN}/mig-", f"{self.domain}/mig-")
+        )
 
     @property
     def managed(self) -> str:
@@ -109,6 +130,18 @@ class Names(msgspec.Struct, frozen=True):
         """Name the pod annotation that says by how much the pod uses more than it was granted."""
         return f"{self.domain}/gpu-mem-overuse"
 
+    # NVIDIA's mig-manager reads and writes these two, so they are the same under every domain.
+
+    @property
+    def mig_config(self) -> str:
+        """Name the node label that says which geometry its static MIG GPUs are to have."""
+        return f"{NVIDIA_DOMAIN}/mig.config"
+
+    @property
+    def mig_config_state(self) -> str:
+        """Name the node label that says how far that has come: pending, success or failed."""
+        return f"{NVIDIA_DOMAIN}/mig.config.state"
+
     @property
     def vgpu_licensed(self) -> str:
         """Name the node label that says whether all vGPUs of the node have a licence."""
@@ -137,6 +170,11 @@ class Names(msgspec.Struct, frozen=True):
     def env_prefixes(self) -> tuple[str, ...]:
         """List the prefixes of all annotations that containers read their environment from."""
         return tuple(name("") for name in (self.visible_devices, self.mps_memory, self.mps_threads, self.mps_pipe))
+
+
+def mig_suffix(profile: str) -> str:
+    """Write a MIG profile as resource names and CDI can have it: 1g.5gb+me is 1g.5gb.me."""
+    return profile.replace("+", ".")
 
 
 def is_dns_label(name: str) -> bool:

@@ -23,6 +23,7 @@ class Reason(StrEnum):
     MODE_CONFLICT = "ModeConflict"
     TOO_MANY_CLIENTS = "TooManyClients"
     NO_MIG_PROFILE = "NoMIGProfile"
+    NO_MIG_ROOM = "NoMIGRoom"
     TOO_FEW_GPUS = "TooFewGPUs"
     TOO_LARGE = "TooLarge"
     NO_GPU_FITS = "NoGPUFits"
@@ -57,7 +58,7 @@ _SENTENCES = {
     Reason.NO_INVENTORY: "the node publishes no GPU inventory",
     Reason.BAD_INVENTORY: "the node's GPU inventory cannot be read",
     Reason.UNIT_MISMATCH: "the node counts GPU memory in another unit than the extender",
-    Reason.NOT_ADVERTISED: "the node's kubelet does not advertise GPU memory",
+    Reason.NOT_ADVERTISED: "the node's kubelet does not advertise what the pod asks",
     Reason.PLUGIN_GONE: "the node's device plugin is not serving",
     Reason.UNHEALTHY_GPU: "the GPUs that could take the pod are unhealthy",
     Reason.NO_SUCH_GPU: "no GPU of the wished model or UUID",
@@ -65,6 +66,7 @@ _SENTENCES = {
     Reason.MODE_CONFLICT: "the GPU's mode conflicts with the pod",
     Reason.TOO_MANY_CLIENTS: "the GPUs that have room serve as many MPS clients as they can",
     Reason.NO_MIG_PROFILE: "no GPU offers the MIG profile",
+    Reason.NO_MIG_ROOM: "no GPU has room for another instance of the MIG profile",
     Reason.TOO_FEW_GPUS: "the node has fewer GPUs than the pod asks for",
     Reason.TOO_LARGE: "the request is larger than any GPU",
     Reason.NO_GPU_FITS: "no single GPU has the requested memory free",

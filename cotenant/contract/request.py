@@ -10,7 +10,7 @@ from cotenant.contract.compute import NOTHING, Compute, requests
 from cotenant.contract.grant import Isolation, Role, peak
 from cotenant.contract.mps import UNSET_USER, Clients
 from cotenant.contract.names import ALIASES_IN_GIB, ALIASES_IN_MIB, Names
-from cotenant.contract.pods import Container, Pod
+from cotenant.contract.pods import Container, Pod, Resources
 from cotenant.contract.reasons import Reason
 from cotenant.contract.units import format_bytes, parse_quantity
 
@@ -35,6 +35,7 @@ class RequestError(ValueError):
 class ContainerRequest(msgspec.Struct, frozen=True):
     """Say what one container asks for: *units* in all, *share_bytes* of each of its GPUs.
 
+    Or one MIG instance, whose *profile* is written as in the resource's name; then it is one unit of no bytes.
     *user* is its runAsUser, which a GPU under MPS goes by; None where nobody names one.
     """
 
@@ -42,6 +43,7 @@ class ContainerRequest(msgspec.Struct, frozen=True):
     role: Role
     units: int
     share_bytes: int
+    profile: str = ""
     user: int | None = None
 
     @property
@@ -70,13 +72,18 @@ class PodRequest(msgspec.Struct, frozen=True):
     compute: Compute = NOTHING
 
     @property
-    def shape(self) -> tuple[tuple[tuple[Role, int], ...], tuple[int | None, ...], Wishes, Compute]:
+    def shape(self) -> tuple[tuple[tuple[Role, int | str], ...], tuple[int | None, ...], Wishes, Compute]:
         """Give all of the request that decides where it belongs, so not the containers' names.
 
         The users decide on nodes with GPUs under MPS alone.
         """
-        roles = tuple((container.role, container.share_bytes) for container in self.containers)
+        roles = tuple((container.role, container.share_bytes or container.profile) for container in self.containers)
         return roles, tuple(container.user for container in self.containers), self.wishes, self.compute
+
+    @property
+    def profiles(self) -> tuple[str, ...]:
+        """List the MIG profiles that the containers ask, one each; none where they ask memory."""
+        return tuple(container.profile for container in self.containers if container.profile)
 
     @property
     def whole(self) -> bool:
@@ -101,6 +108,8 @@ class PodRequest(msgspec.Struct, frozen=True):
 
     def describe(self) -> str:
         """Say it for a person: "8 GiB", "2 x 40 GiB", "8 GiB + 4 GiB"."""
+        if self.profiles:
+            return " + ".join(f"MIG {profile}" for profile in self.profiles)
         count = self.wishes.gpu_count
         shares = [format_bytes(c.share_bytes) for c in self.containers]
         return " + ".join(f"{count} x {share}" if count > 1 else share for share in shares)
@@ -113,6 +122,9 @@ def parse(pod: Pod, names: Names, unit_bytes: int) -> PodRequest | None:
     limits that differ from requests, memory that does not split over its GPUs, wishes that mean nothing, two families.
     """
     asking = [(c, role, amount) for c, role in pod.start_order if (amount := _amount(c, names)) is not None]
+    instances = [(c, role, asked) for c, role in pod.start_order if (asked := _asked_instances(c, names))]
+    if instances:
+        return _partitioned(pod, [c for c, _, _ in asking], instances, names)
     if not asking:
         return None
     if len(asking) > MAX_CONTAINERS:
@@ -123,7 +135,7 @@ def parse(pod: Pod, names: Names, unit_bytes: int) -> PodRequest | None:
     wishes = _wishes(pod.annotations, names)
     containers = []
     for container, role, units in asking:
-        _refuse_other_families(container, names)
+        _refuse_other_families(container, names, names.gpu_mem)
         if units % wishes.gpu_count:
             raise RequestError(
                 Reason.BAD_REQUEST,
@@ -151,6 +163,64 @@ def parse(pod: Pod, names: Names, unit_bytes: int) -> PodRequest | None:
     return request
 
 
+def _asked_instances(container: Container, names: Names) -> list[str]:
+    """List the resources of MIG instances that *container* names, sorted."""
+    if container.resources is None:
+        return []
+    asked = {*(container.resources.limits or ()), *(container.resources.requests or ())}
+    return sorted(resource for resource in asked if resource.startswith(names.mig_prefix))
+
+
+def _partitioned(
+    pod: Pod, others: list[Container], asking: Sequence[tuple[Container, str, list[str]]], names: Names
+) -> PodRequest:
+    """Read a pod whose containers ask MIG instances; *others* ask memory."""
+    if len(asking) > MAX_CONTAINERS:
+        raise RequestError(
+            Reason.BAD_REQUEST, f"{len(asking)} containers ask MIG instances; ask in {MAX_CONTAINERS} or fewer of them"
+        )
+    wishes = _wishes(pod.annotations, names)
+    containers = []
+    for container, role, resources in asking:
+        resource = resources[0]
+        _refuse_other_families(container, names, resource)
+        _refuse_mixed(container, resource, others, names)
+        if _whole_amount(container, resource) != 1:
+            raise RequestError(
+                Reason.BAD_REQUEST,
+                f"container {container.name} asks {resource}: {_whole_amount(container, resource)}; "
+                "ask for 1, since a process can use one MIG instance",
+            )
+        if Role(role) is Role.INIT:
+            raise RequestError(
+                Reason.BAD_REQUEST,
+                f"init container {container.name} asks {resource}; the kubelet would hand its instance on to the next "
+                "container, so let only main containers and sidecars ask",
+            )
+        profile = resource.removeprefix(names.mig_prefix)
+        containers.append(ContainerRequest(container.name, Role(role), units=1, share_bytes=0, profile=profile))
+    if wishes.gpu_count > 1:
+        raise RequestError(
+            Reason.BAD_REQUEST,
+            f"{names.gpu_count}: {wishes.gpu_count} in a pod that asks MIG instances; leave it out",
+        )
+    if wishes.isolation is Isolation.EXCLUSIVE:
+        raise RequestError(
+            Reason.BAD_REQUEST,
+            f"{names.isolation}: exclusive in a pod that asks MIG instances, whose GPU has others; ask strict",
+        )
+    return PodRequest(containers=tuple(containers), wishes=wishes, compute=requests(pod))
+
+
+def _refuse_mixed(container: Container, resource: str, others: list[Container], names: Names) -> None:
+    if others:
+        raise RequestError(
+            Reason.TWO_FAMILIES,
+            f"container {others[0].name} asks {names.gpu_mem} and container {container.name} asks {resource}; "
+            "ask for one of them in a pod",
+        )
+
+
 def _amount(container: Container, names: Names) -> int | None:
     """Read how many units *container* asks for; None when it names neither our resource nor an alias."""
     if container.resources is None:
@@ -166,41 +236,45 @@ def _amount(container: Container, names: Names) -> int | None:
             )
     if names.gpu_mem not in limits and names.gpu_mem not in requests:
         return None
-    limit, request = limits.get(names.gpu_mem), requests.get(names.gpu_mem)
+    return _whole_amount(container, names.gpu_mem)
+
+
+def _whole_amount(container: Container, resource: str) -> int:
+    """Read how many of *resource*, which it names, a container asks."""
+    amounts = container.resources or Resources()
+    limit, request = (amounts.limits or {}).get(resource), (amounts.requests or {}).get(resource)
     if (
         limit is not None
         and request is not None
-        and _units(container, names, limit) != _units(container, names, request)
+        and _units(container, resource, limit) != _units(container, resource, request)
     ):
         raise RequestError(
             Reason.BAD_REQUEST,
-            f"container {container.name} has limit {limit} and request {request} of {names.gpu_mem}; make them equal",
+            f"container {container.name} has limit {limit} and request {request} of {resource}; make them equal",
         )
-    return _units(container, names, limit if limit is not None else request)
+    return _units(container, resource, limit if limit is not None else request)
 
 
-def _units(container: Container, names: Names, amount: str | int | None) -> int:
+def _units(container: Container, resource: str, amount: str | int | None) -> int:
     try:
         units = parse_quantity(amount if amount is not None else "")
     except ValueError as error:
-        raise RequestError(Reason.BAD_REQUEST, f"container {container.name} asks {names.gpu_mem}: {error}") from error
+        raise RequestError(Reason.BAD_REQUEST, f"container {container.name} asks {resource}: {error}") from error
     if units < 1:
         raise RequestError(
-            Reason.BAD_REQUEST, f"container {container.name} asks {names.gpu_mem}: {units}; ask for 1 unit or more"
+            Reason.BAD_REQUEST, f"container {container.name} asks {resource}: {units}; ask for 1 unit or more"
         )
     return units
 
 
-def _refuse_other_families(container: Container, names: Names) -> None:
+def _refuse_other_families(container: Container, names: Names, resource: str) -> None:
     resources = container.resources or None
     asked = set((resources and resources.limits) or ()) | set((resources and resources.requests) or ())
     for other in sorted(asked):
-        if other in {"nvidia.com/gpu", "nvidia.com/gpu.shared"} or other.startswith(
-            ("nvidia.com/mig-", f"{names.domain}/mig-")
-        ):
+        if other != resource and names.is_gpu(other):
+            first, second = (names.gpu_mem, resource) if other == names.gpu_mem else (resource, other)
             raise RequestError(
-                Reason.TWO_FAMILIES,
-                f"container {container.name} asks both {names.gpu_mem} and {other}; ask for one of them",
+                Reason.TWO_FAMILIES, f"container {container.name} asks both {first} and {second}; ask for one of them"
             )
 
 
