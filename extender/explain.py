@@ -12,8 +12,9 @@ import msgspec
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest
 from cotenant.contract.units import format_bytes
+from extender import partition
 from extender.fit import is_wished, largest, objection, pieces
-from extender.ledger import GPUState, Hold, NodeView
+from extender.ledger import GPUState, Hold, MIGState, NodeView
 from extender.remedies import UNTIL_A_POD_ENDS, Change, Search
 
 
@@ -96,7 +97,11 @@ def node_verdict(view: NodeView, reason: Reason | None, request: PodRequest) -> 
         reason=reason,
         detail=view.detail,
         shortfall_bytes=0 if reason is None else _shortfall(view, request),
-        gpus=tuple(_gpu_verdict(state, request) for state in view.gpus),
+        gpus=tuple(
+            [_mig_verdict(state, request) for state in view.mig]
+            if request.profiles
+            else [_gpu_verdict(state, request) for state in view.gpus]
+        ),
     )
 
 
@@ -123,8 +128,25 @@ def _gpu_verdict(state: GPUState, request: PodRequest) -> GPUVerdict:
     )
 
 
+def _mig_verdict(state: MIGState, request: PodRequest) -> GPUVerdict:
+    """Judge a MIG GPU by the first profile that it has no room for; free bytes are those of its free memory slices."""
+    judged = (partition.objection(state, request.wishes, profile) for profile in request.profiles)
+    return GPUVerdict(
+        index=state.gpu.index,
+        uuid=state.gpu.uuid,
+        model=state.gpu.model,
+        usable_bytes=state.gpu.usable_bytes,
+        free_bytes=partition.free_bytes(state),
+        pods=state.pods,
+        reason=next(filter(None, judged), None),
+        shortfall_bytes=0,
+    )
+
+
 def _shortfall(view: NodeView, request: PodRequest) -> int | None:
     """Count the bytes that must be freed on the node's best GPUs; None where no freed byte helps."""
+    if request.profiles:
+        return None  # room is a matter of where instances lie
     needs, count = pieces(request), request.wishes.gpu_count
     judged = [(state, *objection(state, request.wishes, *largest(request))) for state in view.gpus]
     open_to = [(state, lacking) for state, reason, lacking in judged if reason is None or reason in UNTIL_A_POD_ENDS]

@@ -11,6 +11,7 @@ from cotenant.contract.inventory import Family, Mode
 from cotenant.contract.mps import NONE, Clients
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import ContainerRequest, PodRequest, Wishes, model_wished
+from extender import partition
 from extender.ledger import GPUState, NodeView
 
 # Packing several containers onto several GPUs is a search. Real pods need a handful of steps; beyond this many the node
@@ -28,18 +29,24 @@ def tightest(state: GPUState, share_bytes: int) -> float:
 
 
 class Placement(msgspec.Struct, frozen=True):
-    """Say which GPUs each asking container would get, in the request's order."""
+    """Say which GPUs each asking container would get, in the request's order; or which MIG instance."""
 
     gpus: tuple[tuple[GPUState, ...], ...]
+    slots: tuple[partition.Slot, ...] = ()
 
 
-def place(view: NodeView, request: PodRequest, prefer: Preference = tightest) -> Placement | Reason:
+def place(
+    view: NodeView, request: PodRequest, prefer: Preference = tightest, *, spread: bool = False
+) -> Placement | Reason:
     """Choose GPUs for every container of *request* on one node, or say why that cannot be.
 
-    Where a choice is left it is *prefer*'s.
+    Where a choice is left it is *prefer*'s; for MIG instances, the emptiest GPU's with *spread*.
 
     Exact: a Reason comes back only when no choice of healthy GPUs holds the whole pod (within MAX_STEPS).
     """
+    if request.profiles:
+        slots = partition.place(view, request, spread=spread)
+        return slots if isinstance(slots, Reason) else Placement(gpus=(), slots=slots)
     if view.problem is not None:
         return view.problem
     wishes = request.wishes
@@ -120,6 +127,8 @@ def objection(state: GPUState, wishes: Wishes, need: int, clients: Clients) -> t
 
 def grant(request: PodRequest, placement: Placement) -> Grant:
     """Write down a placement as the grant that goes into the pod."""
+    if placement.slots:
+        return partition.grant(request, placement.slots)
     return Grant(
         containers=tuple(
             _container(container, states, request.wishes)

@@ -13,12 +13,14 @@ from typing import NamedTuple, Protocol, TypeAlias
 import msgspec
 
 from cotenant.contract import grant as grants
+from cotenant.contract.inventory import MIGInstance
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest, RequestError
 from cotenant.contract.units import format_bytes
 from extender.explain import counts, explain, node_verdict
-from extender.ledger import GPUState, Hold, Ledger, NodeView, Stage, Waiting
-from extender.rows import GPURow, Holder, NodePage, NodeRow, PodExplanation, PodPage, PodRow, Share, State, Totals
+from extender.ledger import GPUState, Hold, Ledger, MIGState, NodeView, Stage, Waiting
+from extender.partition import free_bytes
+from extender.rows import GPURow, Holder, NodePage, NodeRow, PodExplanation, PodPage, PodRow, Share, Slot, State, Totals
 
 # Judged at a time: kube-scheduler's next filter waits for the judge meanwhile.
 _PIECE = 250
@@ -63,9 +65,10 @@ class Inspector:
             found = [view for view in wanted if view.name > after and _mentions(view, query.lower())]
             page = found[:limit]
             holders = self._holders({view.name for view in page})
+            slots = self._slots({view.name for view in page})
             return NodePage(
                 cluster=self._totals(views),
-                items=tuple(_node_row(view, holders) for view in page),
+                items=tuple(_node_row(view, holders, slots) for view in page),
                 remaining=len(found) - len(page),
                 continue_=page[-1].name if len(found) > len(page) else "",
             )
@@ -74,7 +77,7 @@ class Inspector:
         """Show one node; None where the API server has none of that name."""
         view = self._ledger.view(name)
         with self._lock:
-            return None if view is None else _node_row(view, self._holders({name}))
+            return None if view is None else _node_row(view, self._holders({name}), self._slots({name}))
 
     def pods(
         self, *, limit: int, after: str = "", query: str = "", namespace: str = "", state: State | None = None
@@ -198,7 +201,7 @@ class Inspector:
     def _held_row(self, hold: Hold) -> PodRow:
         namespace, _, name = hold.key.partition("/")
         view = self._ledger.view(hold.node)
-        indices = {state.gpu.uuid: state.gpu.index for state in view.gpus} if view else {}
+        indices = {state.gpu.uuid: state.gpu.index for state in view.states} if view else {}
         try:
             enforced = {container.isolation.enforced_by for container in grants.decode(hold.grant).containers}
         except grants.GrantError:
@@ -226,9 +229,18 @@ class Inspector:
                     found[hold.node, ""].append(Holder(hold.key, hold.everywhere_bytes, _state(hold)))
         return found
 
+    def _slots(self, nodes: set[str]) -> dict[tuple[str, str], list[tuple[MIGInstance, str]]]:
+        """List who holds which MIG instance of the nodes' GPUs, by node and UUID."""
+        found: defaultdict[tuple[str, str], list[tuple[MIGInstance, str]]] = defaultdict(list)
+        for hold in self._ledger.holds():
+            if hold.slots and hold.node in nodes:
+                for slot in hold.slots:
+                    found[hold.node, slot.uuid].append((slot.instance, hold.key))
+        return found
+
     def _totals(self, views: Sequence[NodeView]) -> Totals:
-        states = [(view, state) for view in views for state in view.gpus]
-        free = [state.free_bytes for view, state in states if view.problem is None and state.healthy]
+        states = [(view, state) for view in views for state in view.states]
+        free = [_free(state) for view, state in states if view.problem_of(state) is None and state.healthy]
         bare = sum(view.problem is Reason.NO_INVENTORY for view in views)
         holds = self._ledger.holds()
         held = {hold.uid for hold in holds}
@@ -294,15 +306,37 @@ def _has_gpus(view: NodeView) -> bool:
 def _mentions(view: NodeView, query: str) -> bool:
     if not query or query in view.name.lower() or (view.problem is not None and query in view.problem.lower()):
         return True
-    return any(query in state.gpu.model.lower() or query == state.gpu.health for state in view.gpus)
+    return any(query in state.gpu.model.lower() or query == state.gpu.health for state in view.states)
 
 
-def _node_row(view: NodeView, holders: dict[tuple[str, str], list[Holder]]) -> NodeRow:
-    gpus = tuple(_gpu_row(view, state, holders) for state in view.gpus)
+def _free(state: GPUState | MIGState) -> int:
+    return free_bytes(state) if isinstance(state, MIGState) else state.free_bytes
+
+
+def _node_row(
+    view: NodeView,
+    holders: dict[tuple[str, str], list[Holder]],
+    slots: dict[tuple[str, str], list[tuple[MIGInstance, str]]],
+) -> NodeRow:
+    gpus = tuple(_gpu_row(view, state, holders, slots) for state in view.states)
     return NodeRow(node=view.name, problem=view.problem, detail=view.detail, gpus=gpus)
 
 
-def _gpu_row(view: NodeView, state: GPUState, holders: dict[tuple[str, str], list[Holder]]) -> GPURow:
+def _slot_rows(state: MIGState, held: Sequence[tuple[MIGInstance, str]]) -> tuple[Slot, ...]:
+    """List the instances of a MIG GPU, those that nobody holds too."""
+    rows = [Slot(one.profile, one.start, one.size, pod) for one, pod in held]
+    known = {(row.profile, row.start) for row in rows}
+    there = (*state.taken, *state.instances)
+    rows += {Slot(one.profile, one.start, one.size, "") for one in there if (one.profile, one.start) not in known}
+    return tuple(sorted(rows, key=lambda row: (row.start, row.size, row.profile, row.pod)))
+
+
+def _gpu_row(
+    view: NodeView,
+    state: GPUState | MIGState,
+    holders: dict[tuple[str, str], list[Holder]],
+    slots: dict[tuple[str, str], list[tuple[MIGInstance, str]]],
+) -> GPURow:
     gpu = state.gpu
     held = [*holders.get((view.name, gpu.uuid), ()), *holders.get((view.name, ""), ())]
     return GPURow(
@@ -314,6 +348,8 @@ def _gpu_row(view: NodeView, state: GPUState, holders: dict[tuple[str, str], lis
         detail=gpu.detail,
         usable_bytes=gpu.usable_bytes,
         held_bytes=state.held_bytes,
-        free_bytes=state.free_bytes,
+        free_bytes=_free(state),
         holders=tuple(sorted(held, key=lambda holder: (-holder.bytes, holder.pod))),
+        slices=state.geometry.slices if isinstance(state, MIGState) else 0,
+        slots=_slot_rows(state, slots.get((view.name, gpu.uuid), ())) if isinstance(state, MIGState) else (),
     )

@@ -51,7 +51,7 @@ class Learner:
         table = self._rankings.table
         table.refresh()
         for hold in self._ledger.holds():
-            if hold.charges:
+            if hold.charges and not hold.slots:
                 share = min(MILLI, table.milli(max(hold.charges.values())))
                 self._add(hold.uid, PodClass(self._ledger.takes(hold.uid).cpu_milli, len(hold.charges), share))
 

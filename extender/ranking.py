@@ -13,6 +13,7 @@ from cotenant.contract.request import PodRequest
 from extender.fit import Placement, Preference, parts, pieces, place
 from extender.ledger import GPUState, Ledger
 from extender.mix import Mix
+from extender.partition_ranking import PartitionRanking, spreads
 from extender.policies import Ask, Policy, named
 from extender.table import MILLI, NO_USER, Bools, Floats, Ints, Table
 
@@ -38,7 +39,7 @@ class Rankings:
         self._epoch = self.table.epoch
         # each policy, and the version of the table that it has been told of
         self._policies: dict[str, tuple[Policy, int]] = {}
-        self._rankings: LRUCache[tuple[Any, ...], Ranking] = LRUCache(shapes)
+        self._rankings: LRUCache[tuple[Any, ...], Ranking | PartitionRanking] = LRUCache(shapes)
 
     @property
     def mix(self) -> Mix:
@@ -75,13 +76,15 @@ class Rankings:
         if table.epoch == epoch:
             self._policies.update(made)
 
-    def of(self, request: PodRequest, policy: str) -> "Ranking":
+    def of(self, request: PodRequest, policy: str) -> "Ranking | PartitionRanking":
         """Rank all nodes for *request* as they are now."""
         table = self.table
         table.refresh()
         if table.epoch != self._epoch:
             self._epoch = table.epoch
             self._forget()
+        if request.profiles:
+            return self._partitioned(request, policy)
         if named(policy).needs_mix and sum(self._mix.counts) < _FEWEST_PODS:
             policy = "/".join(_STAND_IN if named(level).needs_mix else level for level in policy.split("/"))
         made, seen = self._policies.get(policy) or (named(policy)(table, self._mix), -1)
@@ -93,8 +96,17 @@ class Rankings:
         roles, users, wishes, _ = request.shape
         key = policy, roles, wishes, asked.cpu_milli, users if table.mps.any() else ()
         ranking = self._rankings.get(key)
-        if ranking is None:
+        if not isinstance(ranking, Ranking):
             ranking = self._rankings[key] = Ranking(self._ledger, table, made, request, asked)
+        return ranking
+
+    def _partitioned(self, request: PodRequest, policy: str) -> PartitionRanking:
+        roles, _, wishes, _ = request.shape
+        key = policy, roles, wishes
+        ranking = self._rankings.get(key)
+        if not isinstance(ranking, PartitionRanking):
+            spread = spreads(policy)
+            ranking = self._rankings[key] = PartitionRanking(self._ledger, self.table, request, spread=spread)
         return ranking
 
     def _forget(self, *, only_by_mix: bool = False) -> None:

@@ -11,11 +11,12 @@ import msgspec
 from cotenant.contract.grant import Isolation
 from cotenant.contract.inventory import Health, Mode
 from cotenant.contract.mps import NONE
+from cotenant.contract.names import mig_suffix
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest
 from cotenant.contract.units import format_bytes
 from extender.fit import Placement, conflict, daemon, largest, objection, parts, pieces, place
-from extender.ledger import GPUState, Hold, NodeView
+from extender.ledger import GPUState, Hold, MIGState, NodeView
 
 # So many changes of a kind are offered: the first is the least, the others let people choose.
 CHANGES = 3
@@ -24,7 +25,9 @@ _NODES_TRIED = 10
 # A sentence names so many pods; Change.pods has all of them.
 _PODS_NAMED = 3
 # Reasons that end when a pod does, when the node or a GPU is mended, and when the pod wishes for less.
-UNTIL_A_POD_ENDS = frozenset({Reason.NO_GPU_FITS, Reason.NO_EMPTY_GPU, Reason.TOO_MANY_CLIENTS, Reason.MODE_CONFLICT})
+UNTIL_A_POD_ENDS = frozenset(
+    {Reason.NO_GPU_FITS, Reason.NO_EMPTY_GPU, Reason.NO_MIG_ROOM, Reason.TOO_MANY_CLIENTS, Reason.MODE_CONFLICT}
+)
 # Those of them that are not for want of memory: MPS serves other clients.
 _UNTIL_CLIENTS_END = frozenset({Reason.TOO_MANY_CLIENTS, Reason.MODE_CONFLICT})
 _UNTIL_MENDED = frozenset({Reason.PLUGIN_GONE, Reason.NOT_ADVERTISED})
@@ -54,7 +57,7 @@ class Search:
         self._request = request
         self._order = order
         self._refused = refused
-        self._one_piece = len(pieces(request)) == request.wishes.gpu_count == 1
+        self._one_piece = len(pieces(request)) == request.wishes.gpu_count == 1 and not request.profiles
         self._holds: defaultdict[str, list[Hold]] = defaultdict(list)
         for hold in holds:
             self._holds[hold.node].append(hold)
@@ -63,6 +66,9 @@ class Search:
         """Find the most that one container could ask for now, in whole units."""
         if len(self._request.containers) > 1:
             return  # of which container would it be taken?
+        if self._request.profiles:
+            yield from islice(self._smaller_instance(), 1)
+            return
         (container,) = self._request.containers
         count = self._request.wishes.gpu_count
         unit = container.share_bytes * count // container.units
@@ -79,6 +85,25 @@ class Search:
         if isinstance(placed, Placement):
             gpus = _indices(placed)
             yield Change("smaller", f"{smaller.describe()} fit now on {_name(where.name, gpus)}", where.name, gpus)
+
+    def _smaller_instance(self) -> Iterator[Change]:
+        """Find the largest of the smaller MIG profiles that fits somewhere now."""
+        (container,) = self._request.containers
+        known = {mig_suffix(p.name): p for view in self._order for state in view.mig for p in state.geometry.profiles}
+        if container.profile not in known:
+            return
+        asked = known[container.profile]
+        smaller = [p for p in known.values() if (p.size, p.compute_slices) < (asked.size, asked.compute_slices)]
+        for profile in sorted(smaller, key=lambda p: (-p.size, -p.compute_slices, p.name)):
+            less = msgspec.structs.replace(container, profile=mig_suffix(profile.name))
+            request = msgspec.structs.replace(self._request, containers=(less,))
+            for view in self._order:
+                placed = place(view, request)
+                if isinstance(placed, Placement):
+                    gpus = _indices(placed)
+                    what = f"{request.describe()} fits now on {_name(view.name, gpus)}"
+                    yield Change("smaller", what, view.name, gpus)
+                    break
 
     def ended(self) -> Iterator[Change]:
         """Find the fewest and smallest pods whose end makes room."""
@@ -98,9 +123,9 @@ class Search:
             for view in self._order:
                 reason = self._refused[view.name]
                 if reason in _UNTIL_MENDED:
-                    placed = place(msgspec.structs.replace(view, problem=None), self._request)
+                    placed = place(_unproblematic(view, self._request), self._request)
                     what = reason.sentence
-                elif view.problem is None and len(view.healthy) < len(view.gpus):
+                elif _some_unhealthy(view, self._request):
                     placed = place(_all_healthy(view), self._request)
                     what = Reason.UNHEALTHY_GPU.sentence
                 else:
@@ -152,6 +177,11 @@ class Search:
     def _ended_by_trying(self, names: Collection[str]) -> Iterator[tuple[tuple[Hold, ...], int, Change]]:
         near = (v for v in self._order if v.name in names and self._refused[v.name] in UNTIL_A_POD_ENDS)
         for view in islice(near, _NODES_TRIED):
+            alone = self._ended_alone(view) if self._request.profiles else None
+            if alone is not None:
+                hold, after = alone
+                yield (hold,), _size(hold), _ending(view.name, _indices(after), (hold,))
+                continue
             ending: list[Hold] = []
             # where memory is not what lacks, the smallest will do
             for_memory = self._refused[view.name] not in _UNTIL_CLIENTS_END
@@ -167,6 +197,14 @@ class Search:
             placed = self._after(view, ending)
             if placed is not None:
                 yield tuple(ending), sum(map(_size, ending)), _ending(view.name, _indices(placed), tuple(ending))
+
+    def _ended_alone(self, view: NodeView) -> tuple[Hold, Placement] | None:
+        """Find the smallest pod whose end alone makes room: of instances it matters where they lie, not how large."""
+        for hold in sorted(self._holds[view.name], key=_size):
+            placed = self._after(view, [hold])
+            if placed is not None:
+                return hold, placed
+        return None
 
     def _after(self, view: NodeView, ended: Sequence[Hold]) -> Placement | None:
         placed = place(_without(view, ended, self._holds[view.name]), self._request)
@@ -200,6 +238,17 @@ def _fewest(holders: Sequence[tuple[int, Hold]], lacking: int) -> list[tuple[int
     return []
 
 
+def _unproblematic(view: NodeView, request: PodRequest) -> NodeView:
+    advertised = view.advertised | {*request.profiles}
+    return msgspec.structs.replace(view, problem=None, mig_problem=None, advertised=advertised)
+
+
+def _some_unhealthy(view: NodeView, request: PodRequest) -> bool:
+    if request.profiles:
+        return view.mig_problem is None and not all(state.healthy for state in view.mig)
+    return view.problem is None and len(view.healthy) < len(view.gpus)
+
+
 def _without(view: NodeView, ended: Sequence[Hold], holds: Sequence[Hold]) -> NodeView:
     """Show the node as it would be without some of its *holds*."""
     clients, users = _clients(view, [hold for hold in holds if hold not in ended])
@@ -220,6 +269,8 @@ def _without(view: NodeView, ended: Sequence[Hold], holds: Sequence[Hold]) -> No
         gpus.append(
             msgspec.structs.replace(state, held_bytes=held, pods=pods, free_bytes=free, clients=served, users=as_whom)
         )
+    if any(hold.slots or hold.closes_mig for hold in ended):
+        view = msgspec.structs.replace(view, mig=tuple(_without_slots(state, ended) for state in view.mig))
     return _viewed(view, gpus)
 
 
@@ -236,8 +287,26 @@ def _clients(view: NodeView, holds: Iterable[Hold]) -> tuple[Counter[str], dict[
     return counts, users
 
 
+def _without_slots(state: MIGState, ended: Sequence[Hold]) -> MIGState:
+    gone = {slot.instance for hold in ended for slot in hold.slots if slot.uuid == state.gpu.uuid}
+    pods = state.pods - sum(
+        hold.closes_mig or any(slot.uuid == state.gpu.uuid for slot in hold.slots) for hold in ended
+    )
+    left = tuple(one for one in state.taken if one not in gone)
+    # what closes the GPU besides pods that end is not known here
+    closed = state.closed and pods > 0
+    return msgspec.structs.replace(state, taken=left, pods=pods, closed=closed)
+
+
 def _all_healthy(view: NodeView) -> NodeView:
     healthy = (msgspec.structs.replace(state.gpu, health=Health.HEALTHY) for state in view.gpus)
+    view = msgspec.structs.replace(
+        view,
+        mig=tuple(
+            msgspec.structs.replace(state, gpu=msgspec.structs.replace(state.gpu, health=Health.HEALTHY))
+            for state in view.mig
+        ),
+    )
     return _viewed(view, [msgspec.structs.replace(s, gpu=gpu) for s, gpu in zip(view.gpus, healthy, strict=True)])
 
 
@@ -260,7 +329,8 @@ def _ending(node: str, gpus: tuple[int, ...], ended: tuple[Hold, ...]) -> Change
 
 
 def _indices(placed: Placement) -> tuple[int, ...]:
-    return tuple(sorted({state.gpu.index for states in placed.gpus for state in states}))
+    on_gpus = {state.gpu.index for states in placed.gpus for state in states}
+    return tuple(sorted(on_gpus | {slot.state.gpu.index for slot in placed.slots}))
 
 
 def _name(node: str, gpus: tuple[int, ...]) -> str:

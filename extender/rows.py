@@ -31,6 +31,15 @@ class Holder(msgspec.Struct, frozen=True, rename="camel"):
     state: State
 
 
+class Slot(msgspec.Struct, frozen=True, rename="camel"):
+    """Show one MIG instance of a GPU; start and size count memory slices, and nobody holds it where *pod* is empty."""
+
+    profile: str
+    start: int
+    size: int
+    pod: str
+
+
 class GPURow(msgspec.Struct, frozen=True, rename="camel"):
     """Show one GPU and who holds what of it, the largest first."""
 
@@ -44,6 +53,9 @@ class GPURow(msgspec.Struct, frozen=True, rename="camel"):
     held_bytes: int
     free_bytes: int
     holders: tuple[Holder, ...]
+    # of a MIG GPU: how many memory slices it has, and the instances that are there or held, by start
+    slices: int = 0
+    slots: tuple[Slot, ...] = ()
 
 
 class NodeRow(msgspec.Struct, frozen=True, rename="camel"):

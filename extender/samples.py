@@ -11,7 +11,7 @@ from itertools import starmap
 import numpy as np
 import numpy.typing as npt
 
-from extender.ledger import GPUState, Hold, Ledger, NodeView, Stage
+from extender.ledger import GPUState, Hold, Ledger, MIGState, NodeView, Stage
 
 # Of every GPU, by name: what it says, and how the ledger knows.
 _OF_GPUS = {
@@ -36,23 +36,23 @@ class _NodeLines:
         self.sizes = view.sizes
         # by model and mode: GPUs, those that are open, their capacity, and what is held
         self.sums: dict[tuple[str, str], list[int]] = {}
-        for state in view.gpus:
+        for state in view.states:
             total = self.sums.setdefault((state.gpu.model, str(state.gpu.mode)), [0, 0, 0, 0])
             total[0] += 1
-            total[1] += state.healthy and view.problem is None
+            total[1] += state.healthy and view.problem_of(state) is None
             total[2] += state.gpu.usable_bytes
             total[3] += state.held_bytes
         self.largest = self._largest() if view.gpus else ""
-        self.lines = tuple(map("".join, zip(*self._gpus(), strict=True))) if per_gpu and view.gpus else ()
+        self.lines = tuple(map("".join, zip(*self._gpus(), strict=True))) if per_gpu and self.sums else ()
 
     def _largest(self) -> str:
         return f'{_LARGEST}{{node="{_escaped(self.view.name)}"}} {max(self.free, default=0)}\n'
 
     def _gpus(self) -> Iterator[tuple[str, ...]]:
-        for state in self.view.gpus:
+        for state in self.view.states:
             labels = _labels(self.view.name, state)
             model = f'{labels},model="{_escaped(state.gpu.model)}",mode="{state.gpu.mode}"'
-            well = int(state.healthy and self.view.problem is None)
+            well = int(state.healthy and self.view.problem_of(state) is None)
             yield (
                 f"cotenant_gpu_memory_capacity_bytes{{{model}}} {state.gpu.usable_bytes}\n",
                 f"cotenant_gpu_memory_allocated_bytes{{{labels}}} {state.held_bytes}\n",
@@ -78,7 +78,7 @@ class LedgerSamples:
         nodes = self._nodes.values()
         yield from self._sums()
         yield _family("cotenant_nodes", "GPU nodes, by why nothing can be placed on them; none is no problem.", "gauge")
-        problems = Counter(node.view.problem for node in nodes if node.view.gpus or node.view.problem != "NoInventory")
+        problems = Counter(node.view.problem for node in nodes if node.sums or node.view.problem != "NoInventory")
         yield "".join(
             f'cotenant_nodes{{problem="{problem or "none"}"}} {count}\n' for problem, count in problems.items()
         ).encode()
@@ -152,7 +152,7 @@ def _pod_line(hold: Hold) -> str:
     )
 
 
-def _labels(node: str, state: GPUState) -> str:
+def _labels(node: str, state: GPUState | MIGState) -> str:
     return f'node="{_escaped(node)}",gpu="{state.gpu.index}",uuid="{_escaped(state.gpu.uuid)}"'
 
 

@@ -7,18 +7,22 @@ gives a new builder. as_json() is the object as the API server has it, build() w
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
 from cotenant.contract import inventory as inventories
+from cotenant.contract.boards import board
 from cotenant.contract.environment import annotations
 from cotenant.contract.grant import GIVEN, ContainerGrant, GPUShare, Grant, Isolation, IsolationRecord, Role
-from cotenant.contract.inventory import GPU, Family, Health, Inventory, Mode
+from cotenant.contract.inventory import GPU, MIG, Family, Health, Inventory, MIGInstance, Mode
 from cotenant.contract.names import Names
 from cotenant.contract.pods import Pod
 from cotenant.contract.units import GIB, parse_bytes
 from extender.ledger import Node
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 NAMES = Names()
 
@@ -131,6 +135,7 @@ class NodeBuilder:
     advertised: str | None = "1000"
     text: str | None = field(default=None)
     bare: bool = False
+    no_instances: bool = False
 
     def with_gpus(self, count: int, size: str = "80GiB", **fields: Any) -> Self:
         """Add *count* GPUs of *size* usable memory; their UUIDs are GPU-<node>-<index>."""
@@ -150,6 +155,30 @@ class NodeBuilder:
             for index in range(first, first + count)
         )
         return replace(self, gpus=(*self.gpus, *added))
+
+    def with_mig(
+        self, board_name: str = "A100-SXM4-40GB", *, static: Sequence[str] | None = None, **fields: Any
+    ) -> Self:
+        """Add a GPU that is cut on demand; or one with instances, *static* as "3g.20gb@4"."""
+        known = board(board_name)
+        instances = tuple(an_instance(text) for text in static or ())
+        return self.with_gpus(
+            1,
+            f"{known.memory_mib}MiB",
+            **{
+                "model": known.model,
+                "family": Family.MIG_DYNAMIC if static is None else Family.MIG_STATIC,
+                "mode": Mode.MIG,
+                "mig": MIG(profiles=tuple(p.profile for p in known.profiles), instances=instances),
+                **fields,
+            },
+        )
+
+    def with_unexplained(self, *texts: str) -> Self:
+        """Say that the last GPU has instances that no grant explains."""
+        *others, last = self.gpus
+        mig = msgspec.structs.replace(last.mig or MIG(), unexplained=tuple(map(an_instance, texts)))
+        return replace(self, gpus=(*others, msgspec.structs.replace(last, mig=mig)))
 
     def with_gpu(self, size: str = "80GiB", **fields: Any) -> Self:
         return self.with_gpus(1, size, **fields)
@@ -185,6 +214,9 @@ class NodeBuilder:
         """Say what stands in allocatable."""
         return replace(self, advertised=units)
 
+    def advertising_no_instances(self) -> Self:
+        return replace(self, no_instances=True)
+
     def annotated_as(self, text: str) -> Self:
         """Have *text* stand where the inventory belongs."""
         return replace(self, text=text)
@@ -204,7 +236,11 @@ class NodeBuilder:
 
     @property
     def allocatable(self) -> dict[str, str]:
-        return {} if self.advertised is None else {NAMES.gpu_mem: self.advertised}
+        memory = {} if self.advertised is None else {NAMES.gpu_mem: self.advertised}
+        if self.no_instances:
+            return memory
+        known = {p.name for gpu in self.gpus if gpu.mig for p in (*gpu.mig.profiles,)}
+        return memory | {NAMES.mig(profile): "7" for profile in known}
 
     def as_json(self) -> Json:
         return {
@@ -214,6 +250,13 @@ class NodeBuilder:
 
     def build(self) -> Node:
         return msgspec.json.decode(msgspec.json.encode(self.as_json()), type=Node)
+
+
+def an_instance(text: str) -> MIGInstance:
+    """Read 3g.20gb@4 as an instance of the A100 with 40 GB; its UUID tells where it is."""
+    profile, _, start = text.partition("@")
+    size = next(p.size for p in board("A100-SXM4-40GB").profiles if p.name == profile)
+    return MIGInstance(profile=profile, start=int(start), size=size, uuid=f"MIG-{text}")
 
 
 def a_node(name: str = "n") -> NodeBuilder:

@@ -90,6 +90,8 @@ class Scheduler:
         if self._learner is not None and self._learner.due:
             self.rankings.mix = Mix.of(self._learner.pods())
         ranking = self.rankings.of(asked, self.policy)
+        if not isinstance(ranking, Ranking):
+            raise TypeError("traces ask memory, and no MIG instances")
         if self._epoch != self.table.epoch:
             self._epoch = self.table.epoch
             self._rank = np.full(self.table.shape[0], len(self._ranks))

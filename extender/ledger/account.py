@@ -2,17 +2,20 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import lru_cache
+from sys import intern
 
 import msgspec
 
 from cotenant.contract import inventory as inventories
 from cotenant.contract.compute import NOTHING, Compute, allocatable
-from cotenant.contract.inventory import GPU, Family, Inventory, Mode
+from cotenant.contract.inventory import GPU, MIG, Family, Inventory, MIGProfile, Mode
+from cotenant.contract.mig import Geometry
 from cotenant.contract.mps import Clients
 from cotenant.contract.names import Names
 from cotenant.contract.reasons import Reason
 from cotenant.contract.units import parse_quantity
-from extender.ledger.values import GPUState, Hold, Node, NodeView
+from extender.ledger.values import GPUState, Hold, MIGSlot, MIGState, Node, NodeView
 
 
 class Account(msgspec.Struct):
@@ -23,7 +26,7 @@ class Account(msgspec.Struct):
     problem: Reason | None = Reason.UNKNOWN_NODE
     detail: str = ""
     # the raw annotation and allocatable that inventory and problem were read from
-    read_from: tuple[str | None, str | int | None] | None = None
+    read_from: tuple[str | None, str | int | None, frozenset[str]] | None = None
     compute: Compute = NOTHING
     # the sums of what its pods take of that, ours or not, and how many they are
     cpu_milli: int = 0
@@ -38,6 +41,11 @@ class Account(msgspec.Struct):
     clients: Counter[str] = msgspec.field(default_factory=Counter)
     users: Counter[tuple[str, int]] = msgspec.field(default_factory=Counter)
     everywhere_clients: dict[str, Clients] = msgspec.field(default_factory=dict)
+    # the same for MIG: instances held, how many pods hold some of a GPU, and the pods that may hold any
+    mig_problem: Reason | None = Reason.UNKNOWN_NODE
+    slots: Counter[MIGSlot] = msgspec.field(default_factory=Counter)
+    partitioned: Counter[str] = msgspec.field(default_factory=Counter)
+    closing: set[str] = msgspec.field(default_factory=set)
 
     def read(self, node: Node, names: Names, unit_bytes: int) -> bool:
         """Take over what the API server says of the node; tell whether that is news.
@@ -47,20 +55,25 @@ class Account(msgspec.Struct):
         annotation = (node.metadata.annotations or {}).get(names.inventory)
         advertised = (node.status.allocatable or {}).get(names.gpu_mem)
         compute = allocatable(node.status.allocatable)
-        if self.read_from == (annotation, advertised) and self.compute == compute:
+        instances = _advertised_instances(node, names)
+        if self.read_from == (annotation, advertised, instances) and self.compute == compute:
             return False
-        self.compute, self.read_from = compute, (annotation, advertised)
-        self.inventory, self.problem, self.detail = _inventory(annotation, advertised, unit_bytes)
+        self.compute, self.read_from = compute, (annotation, advertised, instances)
+        self.inventory, problem, self.detail = _inventory(annotation, unit_bytes)
+        self.problem = self.mig_problem = problem
+        if problem is None and not _advertises_memory(self.inventory, advertised):
+            self.problem = Reason.NOT_ADVERTISED
         return True
 
     def gone(self) -> None:
         """Note that the API server has no such node."""
         self.inventory, self.problem, self.read_from = None, Reason.UNKNOWN_NODE, None
+        self.mig_problem = Reason.UNKNOWN_NODE
 
     @property
     def idle(self) -> bool:
         """Tell whether the node is gone and nothing is held on it, so that nobody needs to remember it."""
-        return self.read_from is None and not (self.pods or self.everywhere or self.residents)
+        return self.read_from is None and not (self.pods or self.everywhere or self.residents or self.closing)
 
     def settle_in(self, compute: Compute) -> None:
         """Count what a pod takes of the node besides GPUs."""
@@ -76,7 +89,7 @@ class Account(msgspec.Struct):
 
     def put(self, hold: Hold) -> None:
         """Count what a pod holds."""
-        if hold.charges:
+        if hold.charges and not hold.slots:
             self.sizes[_size(hold)] += 1
         for uuid, amount in hold.charges.items():
             self.held[uuid] += amount
@@ -89,6 +102,11 @@ class Account(msgspec.Struct):
             self.everywhere_clients[hold.uid] = hold.everywhere_clients
         if hold.everywhere_bytes:
             self.everywhere[hold.uid] = hold.everywhere_bytes
+        if hold.slots:
+            self.slots.update(hold.slots)
+            self.partitioned.update({slot.uuid for slot in hold.slots})
+        if hold.closes_mig:
+            self.closing.add(hold.uid)
 
     def drop(self, hold: Hold) -> None:
         """Take back what put counted."""
@@ -97,7 +115,7 @@ class Account(msgspec.Struct):
             self.pods[uuid] -= 1
             if not self.pods[uuid]:
                 del self.held[uuid], self.pods[uuid]
-        if hold.charges:
+        if hold.charges and not hold.slots:
             self.sizes -= Counter([_size(hold)])
         self.alone -= Counter(hold.alone)
         for uuid, clients in hold.clients.items():
@@ -105,6 +123,10 @@ class Account(msgspec.Struct):
             self.users -= Counter((uuid, user) for user in clients.users)
         self.everywhere_clients.pop(hold.uid, None)
         self.everywhere.pop(hold.uid, None)
+        if hold.slots:
+            self.slots -= Counter(hold.slots)
+            self.partitioned -= Counter({slot.uuid for slot in hold.slots})
+        self.closing.discard(hold.uid)
 
     def view(self) -> NodeView:
         """Show the node as it is now."""
@@ -127,6 +149,9 @@ class Account(msgspec.Struct):
                 memory_bytes=max(0, self.compute.memory_bytes - self.memory_bytes),
             ),
             sizes=tuple(sorted(self.sizes.items())),
+            mig=self._partitioned(),
+            mig_problem=self.mig_problem,
+            advertised=self.read_from[2] if self.read_from else frozenset(),
         )
 
     def _users(self) -> dict[str, frozenset[int]]:
@@ -138,6 +163,29 @@ class Account(msgspec.Struct):
                 here = (user for uuid, user in self.users if uuid == gpu.uuid)
                 found[gpu.mps_pipe] = found.get(gpu.mps_pipe, anywhere) | frozenset(here)
         return found
+
+    def _partitioned(self) -> tuple[MIGState, ...]:
+        """Show the MIG GPUs; of nodes without any nothing is looked at."""
+        found = []
+        for gpu in self.inventory.gpus if self.inventory else ():
+            if gpu.mode is Mode.MIG:
+                mig = gpu.mig or MIG()
+                here = [slot.instance for slot in self.slots if slot.uuid == gpu.uuid]
+                # one that is there without a grant may be on its way out, and its place be given to the next pod
+                there = [msgspec.structs.replace(one, uuid="") for one in mig.unexplained]
+                taken = sorted({*here, *there}, key=lambda one: (one.start, one.size, one.profile))
+                pods = self.pods.get(gpu.uuid, 0)
+                found.append(
+                    MIGState(
+                        gpu=gpu,
+                        geometry=_geometry(mig.profiles),
+                        taken=tuple(taken),
+                        closed=bool(self.closing) or pods > self.partitioned.get(gpu.uuid, 0),
+                        held_bytes=self.held.get(gpu.uuid, 0),
+                        pods=pods + len(self.closing),
+                    )
+                )
+        return tuple(found)
 
     def _state(self, gpu: GPU, everywhere_bytes: int, users: Mapping[str, frozenset[int]]) -> GPUState:
         held = self.held.get(gpu.uuid, 0) + everywhere_bytes
@@ -156,9 +204,13 @@ class Account(msgspec.Struct):
         return msgspec.structs.replace(state, clients=clients, users=users[gpu.mps_pipe])
 
 
-def _inventory(
-    annotation: str | None, advertised: str | int | None, unit_bytes: int
-) -> tuple[Inventory | None, Reason | None, str]:
+# GPUs that are alike share one geometry, and what it remembers.
+@lru_cache(maxsize=256)
+def _geometry(profiles: tuple[MIGProfile, ...]) -> Geometry:
+    return Geometry(profiles)
+
+
+def _inventory(annotation: str | None, unit_bytes: int) -> tuple[Inventory | None, Reason | None, str]:
     """Read a node's inventory, and say why the node cannot be used where it cannot."""
     if annotation is None:
         return None, Reason.NO_INVENTORY, ""
@@ -174,13 +226,35 @@ def _inventory(
         )
     if not inventory.serving:
         return inventory, Reason.PLUGIN_GONE, ""
-    # Without it in allocatable the kubelet would start the pod without asking the plugin
-    # (pkg/kubelet/lifecycle/predicate.go, removeMissingExtendedResources).
+    return inventory, None, ""
+
+
+# What is not in allocatable the kubelet starts a pod with without asking the plugin
+# (pkg/kubelet/lifecycle/predicate.go, removeMissingExtendedResources).
+
+
+def _advertises_memory(inventory: Inventory | None, advertised: str | int | None) -> bool:
+    """Tell whether gpu-mem can be had; a node whose GPUs are all of other families need not have any."""
+    gpus = inventory.gpus if inventory else ()
+    return _some(advertised) or (bool(gpus) and not any(gpu.family is Family.MEMORY for gpu in gpus))
+
+
+def _advertised_instances(node: Node, names: Names) -> frozenset[str]:
+    """Name the MIG profiles of which the kubelet has some, as they stand in the resources' names."""
+    allocatable = node.status.allocatable or {}
+    prefix = names.mig_prefix
+    return frozenset(
+        intern(name.removeprefix(prefix))
+        for name, amount in allocatable.items()
+        if name.startswith(prefix) and _some(amount)
+    )
+
+
+def _some(amount: str | int | None) -> bool:
     try:
-        units = parse_quantity(advertised if advertised is not None else 0)
+        return parse_quantity(amount if amount is not None else 0) > 0
     except ValueError:
-        units = 0
-    return inventory, None if units > 0 else Reason.NOT_ADVERTISED, ""
+        return False
 
 
 def _size(hold: Hold) -> tuple[int, int]:

@@ -3,6 +3,8 @@
 from sys import intern
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from cotenant.contract import grant as grants
 from cotenant.contract import inventory as inventories
 from cotenant.contract.grant import Grant, GrantError
@@ -10,7 +12,7 @@ from cotenant.contract.mps import NONE, UNSET_USER, Clients
 from cotenant.contract.names import Names
 from cotenant.contract.pods import Pod
 from cotenant.contract.request import RequestError, parse
-from extender.ledger.values import Hold, Stage
+from extender.ledger.values import Hold, MIGSlot, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +29,7 @@ def assumed(grant: Grant, *, uid: str, key: str, node: str, since: int) -> Hold:
         charges=grant.charges(),
         alone=_alone(grant),
         clients=grant.clients(),
+        slots=_slots(grant),
         since=since,
     )
 
@@ -36,14 +39,16 @@ def bound(pod: Pod, node: str, text: str, names: Names, unit_bytes: int, *, sinc
     charges: Mapping[str, int] = {}
     clients: Mapping[str, Clients] = {}
     alone: frozenset[str] = frozenset()
-    everywhere, unknown, problem = 0, NONE, ""
+    slots: tuple[MIGSlot, ...] = ()
+    everywhere, unknown, closes_mig, problem = 0, NONE, False, ""
     try:
         grant = grants.decode(text)
         charges = {intern(uuid): amount for uuid, amount in grant.charges().items()}
-        alone, clients = _alone(grant), grant.clients()
+        alone, clients, slots = _alone(grant), grant.clients(), _slots(grant)
     except GrantError as error:
         unknown = _possible_clients(pod)
-        everywhere, problem = _upper_bound(pod, names, unit_bytes), str(error)
+        everywhere, closes_mig = _upper_bound(pod, names, unit_bytes)
+        problem = str(error)
     return Hold(
         uid=pod.uid,
         key=pod.key,
@@ -55,22 +60,38 @@ def bound(pod: Pod, node: str, text: str, names: Names, unit_bytes: int, *, sinc
         everywhere_bytes=everywhere,
         clients=clients,
         everywhere_clients=unknown,
+        slots=slots,
+        closes_mig=closes_mig,
         problem=problem,
         since=since,
     )
 
 
-def _upper_bound(pod: Pod, names: Names, unit_bytes: int) -> int:
-    """Count the most that a pod with an unreadable grant can hold of one GPU; a GPU for itself counts whole."""
+def _upper_bound(pod: Pod, names: Names, unit_bytes: int) -> tuple[int, bool]:
+    """Count the most that a pod with an unreadable grant can hold of one GPU, and tell whether it can be of a MIG GPU.
+
+    A GPU for itself counts whole.
+    """
     try:
         request = parse(pod, names, unit_bytes)
     except RequestError:
-        return inventories.MAX_GPU_BYTES
+        return inventories.MAX_GPU_BYTES, True
     if request is None:
-        return 0
+        return 0, False
+    if request.profiles:
+        return 0, True
     if request.wishes.isolation.whole_gpu:
-        return inventories.MAX_GPU_BYTES
-    return sum(container.units for container in request.containers) * unit_bytes
+        return inventories.MAX_GPU_BYTES, False
+    return sum(container.units for container in request.containers) * unit_bytes, False
+
+
+def _slots(grant: Grant) -> tuple[MIGSlot, ...]:
+    """List the MIG instances that *grant* gives."""
+    return tuple(
+        MIGSlot(intern(c.gpus[0].uuid), msgspec.structs.replace(c.mig.instance, uuid=""))
+        for c in grant.containers
+        if c.mig is not None
+    )
 
 
 def _possible_clients(pod: Pod) -> Clients:

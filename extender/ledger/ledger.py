@@ -34,7 +34,7 @@ from cotenant.contract.pods import Pod
 from cotenant.contract.request import RequestError, parse
 from extender.ledger import holds
 from extender.ledger.account import Account
-from extender.ledger.values import Hold, Node, NodeView, Stage, Waiting
+from extender.ledger.values import Hold, Node, NodeView, Stage, Waiting, overlap
 
 R = TypeVar("R")
 
@@ -160,7 +160,9 @@ class Ledger:
                 return chosen
             hold = holds.assumed(chosen, uid=uid, key=key, node=node, since=self.mark())
             free = {state.gpu.uuid: state.free_bytes for state in view.gpus}
-            for uuid, amount in hold.charges.items():
+            if hold.slots:
+                _check_slots(view, hold, chosen)
+            for uuid, amount in hold.charges.items() if not hold.slots else ():
                 if amount > free.get(uuid, 0):
                     raise ValueError(
                         f"pod {key} was to get {amount} bytes of GPU {uuid}, which has {free.get(uuid, 0)} free"
@@ -289,7 +291,7 @@ class Ledger:
             self.confirm(pod.uid)
             return
         if text is None:
-            if self._asks(pod):
+            if self._asks(pod, node):
                 self._ungranted[pod.uid] = pod.key
             # bound, and not by us: what we assumed for it cannot come true any more
             self._drop(pod.uid)
@@ -301,11 +303,14 @@ class Ledger:
         self._drop(pod.uid)
         self._put(hold)
 
-    def _asks(self, pod: Pod) -> bool:
+    def _asks(self, pod: Pod, node: str) -> bool:
+        """Tell whether the pod asks what is ours to give; on a node without our plugin an instance is another's."""
         try:
-            return parse(pod, self._names, self._unit_bytes) is not None
+            request = parse(pod, self._names, self._unit_bytes)
         except RequestError:
             return True
+        account = self._accounts.get(node)
+        return request is not None and not (request.profiles and (account is None or account.inventory is None))
 
     def _settle_in(self, uid: str, node: str, compute: Compute, *, show: bool = True) -> None:
         """Count what a pod takes of its node; a pod that was resized in place counts anew.
@@ -378,3 +383,21 @@ class Ledger:
     def _note_change(self, node: str) -> None:
         self._changed.append(node)
         self._changes += 1
+
+
+def _check_slots(view: NodeView, hold: Hold, chosen: grants.Grant) -> None:
+    """Raise ValueError unless every instance of *chosen* is free, whoever chose it."""
+    states = {state.gpu.uuid: state for state in view.mig}
+    taken = {uuid: list(state.taken) for uuid, state in states.items()}
+    for container in chosen.containers:
+        uuid, placement = container.gpus[0].uuid, container.mig
+        state = states.get(uuid)
+        if placement is None or state is None or state.closed:
+            raise ValueError(f"pod {hold.key} was to get an instance of GPU {uuid}, which has none to give")
+        instance = msgspec.structs.replace(placement.instance, uuid="")
+        if state.static:
+            if placement.instance not in state.instances or any(overlap(instance, one) for one in taken[uuid]):
+                raise ValueError(f"pod {hold.key} was to get {instance.profile} at {instance.start}, which is not free")
+        else:
+            state.geometry.check(instance, taken[uuid])  # PlacementError is a ValueError
+        taken[uuid].append(instance)

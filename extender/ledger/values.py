@@ -6,7 +6,8 @@ from enum import StrEnum
 import msgspec
 
 from cotenant.contract.compute import NOTHING, Compute
-from cotenant.contract.inventory import GPU, Health
+from cotenant.contract.inventory import GPU, Family, Health, MIGInstance
+from cotenant.contract.mig import Geometry
 from cotenant.contract.mps import NONE, Clients
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest, RequestError
@@ -50,6 +51,49 @@ class GPUState(msgspec.Struct, frozen=True, gc=False):
         return self.gpu.health is Health.HEALTHY
 
 
+class MIGSlot(msgspec.Struct, frozen=True):
+    """Name a GPU instance that a pod holds, by its parent's UUID; it need not exist yet."""
+
+    uuid: str
+    instance: MIGInstance
+
+
+class MIGState(msgspec.Struct, frozen=True):
+    """Show one MIG GPU: what it can be cut into, and the instances that are held, or are there for nobody to have."""
+
+    gpu: GPU
+    geometry: Geometry
+    taken: tuple[MIGInstance, ...]
+    # somebody may hold any of it: a grant that cannot be read, or memory of before it was a MIG GPU
+    closed: bool
+    held_bytes: int
+    pods: int
+
+    @property
+    def healthy(self) -> bool:
+        """Tell whether new pods may be placed on it."""
+        return self.gpu.health is Health.HEALTHY
+
+    @property
+    def static(self) -> bool:
+        """Tell whether its instances are given, and none is made."""
+        return self.gpu.family is Family.MIG_STATIC
+
+    @property
+    def instances(self) -> tuple[MIGInstance, ...]:
+        """List the instances of a static GPU."""
+        return self.gpu.mig.instances if self.gpu.mig is not None else ()
+
+    def free_instances(self) -> list[MIGInstance]:
+        """List the instances of a static GPU that nothing held lies on."""
+        return [one for one in self.instances if not any(overlap(one, other) for other in self.taken)]
+
+
+def overlap(one: MIGInstance, other: MIGInstance) -> bool:
+    """Tell whether two instances share a memory slice."""
+    return one.start < other.start + other.size and other.start < one.start + one.size
+
+
 class NodeView(msgspec.Struct, frozen=True):
     """Show one node at one moment."""
 
@@ -66,6 +110,19 @@ class NodeView(msgspec.Struct, frozen=True):
     free_compute: Compute = NOTHING
     # how many of its pods hold so many GPUs, so many bytes of the one they hold most of
     sizes: tuple[tuple[tuple[int, int], int], ...] = ()
+    # the GPUs that MIG partitions, why no instance can be had of the node, and the profiles its kubelet advertises
+    mig: tuple[MIGState, ...] = ()
+    mig_problem: Reason | None = None
+    advertised: frozenset[str] = frozenset()
+
+    @property
+    def states(self) -> list[GPUState | MIGState]:
+        """List the GPUs of every family, by index."""
+        return sorted([*self.gpus, *self.mig], key=lambda state: state.gpu.index)
+
+    def problem_of(self, state: GPUState | MIGState) -> Reason | None:
+        """Say why nothing can be placed on this GPU of the node, be it well."""
+        return self.mig_problem if isinstance(state, MIGState) else self.problem
 
 
 class Stage(StrEnum):
@@ -78,8 +135,9 @@ class Stage(StrEnum):
 class Hold(msgspec.Struct, frozen=True):
     """Show what one pod holds on one node.
 
-    *charges* are bytes by GPU UUID. A grant that cannot be read (*problem* says why) is of a GPU that cannot be named,
-    so *everywhere_bytes* count on every GPU of the node: never too little on the right one.
+    *charges* are bytes by GPU UUID, and *slots* the MIG instances that they lie in, if in any. A grant that cannot be
+    read (*problem* says why) is of a GPU that cannot be named, so *everywhere_bytes* count on every GPU of the
+    node, or every MIG GPU is closed: never too little on the right one.
     """
 
     uid: str
@@ -94,6 +152,8 @@ class Hold(msgspec.Struct, frozen=True):
     # what it is to MPS: by GPU UUID, or like everywhere_bytes, on every GPU
     clients: Mapping[str, Clients] = {}
     everywhere_clients: Clients = NONE
+    slots: tuple[MIGSlot, ...] = ()
+    closes_mig: bool = False
     problem: str = ""
     # what mark() said when it was assumed
     since: int = 0

@@ -109,12 +109,12 @@ class Bind:
             request = self._request(args)
             if request is None or isinstance(request, Refusal):
                 return request
-            prefer = self._judge.preference(request, args.Node)
+            prefer, spread = self._judge.preference(request, args.Node), self._judge.spreads(request)
         except RequestError as error:
             return Refusal.of(args, error.reason, str(error))
 
         def choose(view: NodeView) -> grants.Grant | Reason:
-            placed = place(view, request, prefer)
+            placed = place(view, request, prefer, spread=spread)
             return grant(request, placed) if isinstance(placed, Placement) else placed
 
         if self._ledger.view(args.Node) is None:

@@ -14,6 +14,7 @@ from extender.fit import Placement, Preference, place
 from extender.learning import Learner
 from extender.ledger import Ledger
 from extender.mix import Mix
+from extender.partition_ranking import PartitionRanking, spreads
 from extender.policies import PolicyError, named
 from extender.ranking import Ranking, Rankings
 from extender.table import Floats, Ints
@@ -89,8 +90,17 @@ class Judge:
         with self._lock:
             return self._rank(request).preference(node)
 
+    def spreads(self, request: PodRequest) -> bool:
+        """Tell whether the pod's MIG instances are to be kept apart; raise RequestError for an unknown policy."""
+        return spreads(self.policy(request))
+
     def bound(self, uid: str, request: PodRequest) -> None:
-        """Note a pod that has been given its place, from which learn() may learn what pods this cluster gets."""
+        """Note a pod that has been given its place, from which learn() may learn what pods this cluster gets.
+
+        Those of MIG instances are no part of that.
+        """
+        if request.profiles:
+            return
         with self._lock:
             self._learner.note(uid, request)
             if self._learner.due:
@@ -119,10 +129,12 @@ class Judge:
                     return
             pause()
 
-    def _rank(self, request: PodRequest) -> Ranking:
+    def _rank(self, request: PodRequest) -> Ranking | PartitionRanking:
         return self._rankings.of(request, self.policy(request))
 
-    def _verdicts(self, ranking: Ranking, request: PodRequest, candidates: Candidates) -> Verdicts | None:
+    def _verdicts(
+        self, ranking: Ranking | PartitionRanking, request: PodRequest, candidates: Candidates
+    ) -> Verdicts | None:
         """Judge all nodes; None where one has come to fit since it was ranked."""
         rows = self._locate(candidates)
         known = rows >= 0
@@ -148,7 +160,7 @@ class Judge:
         candidates.located = table.membership, located
         return located
 
-    def _why_not(self, ranking: Ranking, request: PodRequest, node: str) -> Reason | None:
+    def _why_not(self, ranking: Ranking | PartitionRanking, request: PodRequest, node: str) -> Reason | None:
         view = self._ledger.view(node)
         if view is None:
             return Reason.UNKNOWN_NODE

@@ -1,0 +1,269 @@
+"""Which MIG GPUs of a node could take a pod's instances, where on them, and why none could. Pure.
+
+A static GPU gives an instance that is there and free; a dynamic one has it made where the geometry says. A free one is
+taken before one is made: that costs no room.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+
+import msgspec
+
+from cotenant.contract.grant import GIVEN, ContainerGrant, GPUShare, Grant, IsolationRecord, MIGPlacement
+from cotenant.contract.inventory import Family, MIGInstance, Mode
+from cotenant.contract.mig import Geometry
+from cotenant.contract.names import mig_suffix
+from cotenant.contract.reasons import Reason
+from cotenant.contract.request import PodRequest, Wishes, model_wished
+from extender.ledger import MIGState, NodeView
+
+# Several containers on several GPUs are a search; beyond this many steps the node counts as full.
+MAX_STEPS = 1_000
+# A dynamic GPU comes after every static one.
+_MADE = 1e6
+
+
+class Slot(msgspec.Struct, frozen=True):
+    """Name an instance for one container, and the GPU that it is on; its UUID is empty where it is yet to be made."""
+
+    state: MIGState
+    instance: MIGInstance
+
+
+def place(view: NodeView, request: PodRequest, *, spread: bool = False) -> tuple[Slot, ...] | Reason:
+    """Choose an instance for each container of *request*, in its order, or say why that cannot be.
+
+    With *spread* the emptiest GPUs are preferred, otherwise those that lose the least room for large instances.
+    """
+    if view.mig_problem is not None:
+        return view.mig_problem
+    usable = _usable(view, request)
+    if isinstance(usable, Reason):
+        return usable
+    if len(request.profiles) == 1:
+        found = _best(usable, request.profiles[0], spread=spread)
+        return Reason.NO_MIG_ROOM if found is None else (found[1],)
+    return _search(usable, request.profiles, spread=spread) or Reason.NO_MIG_ROOM
+
+
+def cost(view: NodeView, request: PodRequest, *, spread: bool) -> tuple[float, Reason | None]:
+    """Say what *request* would cost the node, the lower the better, or infinity and why it does not fit."""
+    placed = place(view, request, spread=spread)
+    if isinstance(placed, Reason):
+        return float("inf"), placed
+    return sum(_price(slot.state, slot.instance, spread=spread) for slot in placed), None
+
+
+def objection(state: MIGState, wishes: Wishes, profile: str) -> Reason | None:
+    """Say why one GPU by itself has no room for an instance of *profile*; None where it has."""
+    if not _wished(state, wishes):
+        return Reason.NO_SUCH_GPU
+    if not offers(state, profile):
+        return Reason.NO_MIG_PROFILE
+    if not state.healthy:
+        return Reason.UNHEALTHY_GPU
+    return None if _choice(state, profile) is not None else Reason.NO_MIG_ROOM
+
+
+def offers(state: MIGState, profile: str) -> bool:
+    """Tell whether the GPU, were it empty, had an instance of *profile*."""
+    if state.static:
+        return any(mig_suffix(one.profile) == profile for one in state.instances)
+    return _name(state.geometry, profile) is not None
+
+
+def free_slices(state: MIGState) -> int:
+    """Count the memory slices that nothing lies on, or for a static GPU those of its free instances."""
+    if state.closed:
+        return 0
+    if state.static:
+        return sum(one.size for one in state.free_instances())
+    mask = 0
+    for one in state.taken:
+        mask |= ((1 << one.size) - 1) << one.start
+    return max(0, state.geometry.slices - mask.bit_count())
+
+
+def free_bytes(state: MIGState) -> int:
+    """Count the bytes of the free memory slices, as a part of what the GPU has."""
+    slices = state.geometry.slices or sum(one.size for one in state.instances)
+    return state.gpu.usable_bytes * free_slices(state) // slices if slices else 0
+
+
+def grant(request: PodRequest, slots: Sequence[Slot]) -> Grant:
+    """Write down a placement as the grant that goes into the pod."""
+    given, enforced_by = GIVEN[Mode.MIG]
+    return Grant(
+        containers=tuple(
+            ContainerGrant(
+                name=container.name,
+                role=container.role,
+                family=slot.state.gpu.family,
+                mode=Mode.MIG,
+                gpus=(GPUShare(uuid=slot.state.gpu.uuid, bytes=_bytes(slot)),),
+                units=1,
+                mig=MIGPlacement(
+                    profile=slot.instance.profile,
+                    start=slot.instance.start,
+                    size=slot.instance.size,
+                    uuid=slot.instance.uuid,
+                ),
+                isolation=IsolationRecord(asked=request.wishes.isolation, given=given, enforced_by=enforced_by),
+            )
+            for container, slot in zip(request.containers, slots, strict=True)
+        )
+    )
+
+
+def _bytes(slot: Slot) -> int:
+    """Count the instance's bytes; a part of the GPU's by slices where the inventory does not say."""
+    gpu = slot.state.gpu
+    known = next((p.bytes for p in slot.state.geometry.profiles if p.name == slot.instance.profile), 0)
+    slices = max(slot.state.geometry.slices, slot.instance.size)
+    return known or max(1, gpu.total_bytes * slot.instance.size // slices)
+
+
+def _usable(view: NodeView, request: PodRequest) -> list[MIGState] | Reason:
+    wished = [state for state in view.mig if _wished(state, request.wishes)]
+    if view.mig and not wished:
+        return Reason.NO_SUCH_GPU
+    for profile in request.profiles:
+        offering = [state for state in wished if offers(state, profile)]
+        if not offering:
+            return Reason.NO_MIG_PROFILE
+        if profile not in view.advertised:
+            return Reason.NOT_ADVERTISED
+        if not any(state.healthy for state in offering):
+            return Reason.UNHEALTHY_GPU
+    return [state for state in wished if state.healthy]
+
+
+def _wished(state: MIGState, wishes: Wishes) -> bool:
+    return (not wishes.uuids or state.gpu.uuid in wishes.uuids) and model_wished(state.gpu.model, wishes.models)
+
+
+@lru_cache(maxsize=4096)
+def _name(geometry: Geometry, profile: str) -> str | None:
+    """Find the profile whose resource is called so; 1g.5gb.me is that of 1g.5gb+me."""
+    return next((one.name for one in geometry.profiles if mig_suffix(one.name) == profile), None)
+
+
+def _choice(state: MIGState, profile: str) -> MIGInstance | None:
+    """Choose the instance that one more container would get of the GPU."""
+    if state.closed:
+        return None
+    if state.static:
+        return next((one for one in state.free_instances() if mig_suffix(one.profile) == profile), None)
+    name = _name(state.geometry, profile)
+    return None if name is None else state.geometry.place(name, state.taken)
+
+
+def _best(usable: Iterable[MIGState], profile: str, *, spread: bool) -> tuple[float, Slot] | None:
+    found: tuple[float, Slot] | None = None
+    # of GPUs that are alike and taken alike the first is as good as any
+    seen: set[object] = set()
+    for state in usable:
+        likeness = state.geometry, state.taken, state.instances, state.closed
+        if likeness in seen:
+            continue
+        seen.add(likeness)
+        instance = _choice(state, profile)
+        if instance is not None:
+            price = _price(state, instance, spread=spread)
+            if found is None or price < found[0]:
+                found = price, Slot(state, instance)
+    return found
+
+
+def _price(state: MIGState, instance: MIGInstance, *, spread: bool) -> float:
+    """Price an instance: in spread by what is taken, else by the room that is lost, and then by what is left free."""
+    left = free_slices(state) - instance.size
+    if spread:
+        return -left
+    if state.static:
+        return left
+    return _MADE + _lost(state.geometry, state.taken, instance) + left / 1000
+
+
+@lru_cache(maxsize=1 << 16)
+def _lost(geometry: Geometry, taken: tuple[MIGInstance, ...], instance: MIGInstance) -> int:
+    """Count the instances of each profile that could no longer be made, in memory slices, the largest first of all.
+
+    An empty GPU loses its largest profile to whatever is put on it, so GPUs in use come first.
+    """
+    before, after = geometry.room(taken), geometry.room((*taken, instance))
+    return sum((before[p.name] - after[p.name]) * p.size for p in geometry.profiles)
+
+
+def _search(  # noqa: C901 - a search and its way back
+    usable: Sequence[MIGState], profiles: Sequence[str], *, spread: bool
+) -> tuple[Slot, ...] | None:
+    """Find instances for all containers together, the largest first, each on the GPU that is best for it."""
+    by_uuid = {state.gpu.uuid: state for state in usable}
+    sizes = {profile: _size(usable, profile) for profile in profiles}
+    order = sorted(range(len(profiles)), key=lambda n: -sizes[profiles[n]])
+    chosen: dict[str, list[int]] = {uuid: [] for uuid in by_uuid}
+    steps = 0
+
+    def together(uuid: str) -> tuple[MIGInstance, ...] | None:
+        return _together(by_uuid[uuid], tuple(profiles[n] for n in chosen[uuid]))
+
+    def settle(depth: int) -> bool:
+        nonlocal steps
+        if depth == len(order):
+            return True
+        profile = profiles[order[depth]]
+        tried: set[object] = set()
+        for uuid in _favourites(by_uuid, profile, spread=spread):
+            state = by_uuid[uuid]
+            # GPUs that are alike and have been given alike: what failed on one fails on the other
+            likeness = (state.geometry, state.taken, state.instances, tuple(profiles[n] for n in chosen[uuid]))
+            if likeness in tried:
+                continue
+            tried.add(likeness)
+            steps += 1
+            if steps > MAX_STEPS:
+                return False
+            chosen[uuid].append(order[depth])
+            if together(uuid) is not None and settle(depth + 1):
+                return True
+            chosen[uuid].remove(order[depth])
+        return False
+
+    if not settle(0):
+        return None
+    slots: dict[int, Slot] = {}
+    for uuid, containers in chosen.items():
+        for n, instance in zip(containers, together(uuid) or (), strict=True):
+            slots[n] = Slot(by_uuid[uuid], instance)
+    return tuple(slots[n] for n in range(len(profiles)))
+
+
+def _favourites(by_uuid: dict[str, MIGState], profile: str, *, spread: bool) -> Iterator[str]:
+    priced = []
+    for uuid, state in by_uuid.items():
+        instance = _choice(state, profile)
+        if instance is not None:
+            priced.append((_price(state, instance, spread=spread), state.gpu.index, uuid))
+    return iter([uuid for _, _, uuid in sorted(priced)])
+
+
+def _size(usable: Iterable[MIGState], profile: str) -> int:
+    return max((one.size for state in usable if (one := _choice(state, profile)) is not None), default=0)
+
+
+def _together(state: MIGState, profiles: tuple[str, ...]) -> tuple[MIGInstance, ...] | None:
+    """Find an instance of the GPU for each of *profiles*, in their order."""
+    if state.gpu.family is Family.MIG_STATIC:
+        free = list(state.free_instances())
+        found = []
+        for profile in profiles:
+            one = next((one for one in free if mig_suffix(one.profile) == profile), None)
+            if one is None:
+                return None
+            free.remove(one)
+            found.append(one)
+        return tuple(found)
+    names = [_name(state.geometry, profile) for profile in profiles]
+    known = [name for name in names if name is not None]
+    return state.geometry.place_together(known, state.taken) if len(known) == len(names) else None

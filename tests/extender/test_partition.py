@@ -1,0 +1,273 @@
+"""MIG instances: who holds which slot, where the next one lies, and why none fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cotenant.contract.boards import board
+from cotenant.contract.environment import VISIBLE_DEVICES, injected
+from cotenant.contract.grant import Grant, decode
+from cotenant.contract.reasons import Reason
+from cotenant.contract.request import PodRequest, parse
+from cotenant.contract.units import GIB, MIB
+from extender.explain import explain
+from extender.fit import Placement, grant, place
+from extender.ledger import Hold, Ledger, NodeView
+from extender.ranking import Rankings
+from tests.builders import NAMES, NodeBuilder, PodBuilder, a_node, a_pod, an_instance
+
+PROFILES = ["1g.5gb", "2g.10gb", "3g.20gb", "4g.20gb", "7g.40gb"]
+
+
+def asking(*profiles: str, name: str = "p", **wishes: str) -> PodBuilder:
+    pod = a_pod().named(name).wishing(**wishes)
+    for profile in profiles:
+        pod = pod.asking("1", of=NAMES.mig(profile))
+    return pod
+
+
+def request_of(pod: PodBuilder) -> PodRequest:
+    request = parse(pod.build(), NAMES, GIB)
+    assert request is not None
+    return request
+
+
+@dataclass
+class Cluster:
+    """A ledger, and pods that are placed on it as filter and bind do."""
+
+    ledger: Ledger = field(default_factory=lambda: Ledger(NAMES, GIB))
+    pods: dict[str, PodBuilder] = field(default_factory=dict)
+    made: int = 0
+
+    def with_node(self, node: NodeBuilder) -> Cluster:
+        self.ledger.observe_node(node.build())
+        return self
+
+    def view(self, name: str = "n") -> NodeView:
+        view = self.ledger.view(name)
+        assert view is not None
+        return view
+
+    def put(self, *profiles: str, name: str | None = None, node: str = "n", **wishes: str) -> Hold | Reason:
+        pod = asking(*profiles, name=name or f"p{self.made}", **wishes)
+        self.made += 1
+        request = request_of(pod)
+
+        def choose(view: NodeView) -> Grant | Reason:
+            placed = place(view, request)
+            return grant(request, placed) if isinstance(placed, Placement) else placed
+
+        held = self.ledger.assume(f"uid-of-{pod.name}", f"default/{pod.name}", node, choose)
+        if isinstance(held, Hold):
+            self.pods[pod.name] = pod.bound_to(node, decode(held.grant))
+        return held
+
+    def where(self, *profiles: str, **more: str) -> list[tuple[str, str, int]] | Reason:
+        held = self.put(*profiles, **more)
+        if isinstance(held, Reason):
+            return held
+        return [(slot.uuid, slot.instance.profile, slot.instance.start) for slot in held.slots]
+
+    def end(self, name: str) -> None:
+        del self.pods[name]
+        self.ledger.pod_gone(f"uid-of-{name}")
+
+
+class TestDynamic:
+    def test_instances_lie_where_large_ones_still_fit_and_the_grant_says_so(self) -> None:
+        cluster = Cluster().with_node(a_node().with_mig())
+        gpu = "GPU-n-0"
+        assert [(gpu, "3g.20gb", 4)] == cluster.where("3g.20gb")
+        assert [(gpu, "2g.10gb", 2)] == cluster.where("2g.10gb")
+        held = cluster.put("2g.10gb")
+        assert isinstance(held, Hold)
+        (container,) = decode(held.grant).containers
+        assert ("2g.10gb", 0, 2, "") == (
+            container.mig.profile,
+            container.mig.start,
+            container.mig.size,
+            container.mig.uuid,
+        )
+        assert 9856 * MIB == container.gpus[0].bytes  # nvidia-smi mig -lgip of an A100 with 40 GB: 9.62 GiB
+        assert "void" == injected(container)[VISIBLE_DEVICES]
+        assert Reason.NO_MIG_ROOM == cluster.put("1g.5gb")
+
+    def test_a_gpu_in_use_is_filled_before_an_empty_one_and_spread_does_the_opposite(self) -> None:
+        node = a_node().with_mig().with_mig()
+        cluster = Cluster().with_node(node)
+        assert [("GPU-n-0", "1g.5gb", 6)] == cluster.where("1g.5gb")
+        assert [("GPU-n-0", "1g.5gb", 5)] == cluster.where("1g.5gb")
+        placed = place(cluster.view(), request_of(asking("1g.5gb")), spread=True)
+        assert isinstance(placed, Placement)
+        assert "GPU-n-1" == placed.slots[0].state.gpu.uuid
+
+    def test_containers_are_placed_together_where_one_by_one_would_not_do(self) -> None:
+        # a 2g goes to 4 or above of an empty GPU, which leaves no 3g beside another 2g
+        cluster = Cluster().with_node(a_node().with_mig())
+        placed = cluster.where("2g.10gb", "3g.20gb", "2g.10gb")
+        assert {("2g.10gb", 0), ("2g.10gb", 2), ("3g.20gb", 4)} == {(p, start) for _, p, start in placed}
+
+    def test_what_no_grant_explains_is_taken(self) -> None:
+        cluster = Cluster().with_node(a_node().with_mig().with_unexplained("3g.20gb@0"))
+        assert [("GPU-n-0", "3g.20gb", 4)] == cluster.where("3g.20gb")
+        assert Reason.NO_MIG_ROOM == cluster.put("1g.5gb")
+
+    def test_a_pod_that_ends_gives_its_place_back_and_one_that_terminates_does_not(self) -> None:
+        cluster = Cluster().with_node(a_node().with_mig())
+        cluster.put("7g.40gb", name="whole")
+        cluster.ledger.observe_pod(cluster.pods["whole"].terminating().build())
+        assert Reason.NO_MIG_ROOM == cluster.put("1g.5gb")
+        cluster.ledger.observe_pod(cluster.pods["whole"].in_phase("Succeeded").build())
+        assert isinstance(cluster.put("1g.5gb"), Hold)
+
+    def test_a_ledger_that_starts_anew_knows_the_same_from_the_api_alone(self) -> None:
+        node = a_node().with_mig().with_mig()
+        cluster = Cluster().with_node(node)
+        for profile in ("3g.20gb", "1g.5gb", "4g.20gb", "2g.10gb"):
+            cluster.put(profile)
+        again = Cluster()
+        for pod in reversed(cluster.pods.values()):
+            again.ledger.observe_pod(pod.build())
+        again.with_node(node)
+        assert cluster.view().mig == again.view().mig
+        # and when the node goes and comes back
+        again.ledger.node_gone("n")
+        again.with_node(node)
+        assert cluster.view().mig == again.view().mig
+
+    def test_a_grant_that_cannot_be_read_closes_every_mig_gpu_of_its_node_and_no_other(self) -> None:
+        cluster = Cluster().with_node(a_node().with_mig().with_gpus(1)).with_node(a_node("m").with_mig())
+        cluster.ledger.observe_pod(asking("1g.5gb", name="odd").bound_to("n", "{not json").build())
+        assert Reason.NO_MIG_ROOM == cluster.put("1g.5gb")
+        assert isinstance(cluster.put("1g.5gb", node="m"), Hold)
+        assert 80 * GIB == cluster.view().gpus[0].free_bytes
+        cluster.ledger.pod_gone("uid-of-odd")
+        assert isinstance(cluster.put("1g.5gb"), Hold)
+
+    def test_another_extenders_choice_of_a_taken_place_is_never_assumed(self) -> None:
+        cluster = Cluster().with_node(a_node().with_mig())
+        first = cluster.put("3g.20gb")
+        assert isinstance(first, Hold)
+        with pytest.raises(ValueError, match=r"3g\.20gb at 4 overlaps 3g\.20gb at 4"):
+            cluster.ledger.assume("uid-of-q", "default/q", "n", lambda _: decode(first.grant))
+
+
+class TestStatic:
+    def test_a_free_instance_is_given_by_its_uuid(self) -> None:
+        cluster = Cluster().with_node(a_node().with_mig(static=["3g.20gb@4", "1g.5gb@0", "1g.5gb@1"]))
+        seen = []
+        for _ in range(2):
+            held = cluster.put("1g.5gb")
+            assert isinstance(held, Hold)
+            seen.append(injected(decode(held.grant).containers[0])[VISIBLE_DEVICES])
+        assert ["MIG-1g.5gb@0", "MIG-1g.5gb@1"] == seen
+        assert Reason.NO_MIG_ROOM == cluster.put("1g.5gb")
+        assert Reason.NO_MIG_PROFILE == cluster.put("2g.10gb")
+        cluster.end("p0")
+        assert [("GPU-n-0", "1g.5gb", 0)] == cluster.where("1g.5gb")
+
+    def test_an_instance_that_is_there_is_taken_before_one_is_made(self) -> None:
+        cluster = Cluster().with_node(a_node().with_mig().with_mig(static=["1g.5gb@0"]))
+        assert [("GPU-n-1", "1g.5gb", 0)] == cluster.where("1g.5gb")
+        assert [("GPU-n-0", "1g.5gb", 6)] == cluster.where("1g.5gb")
+
+
+class TestNodes:
+    def test_a_node_of_mig_gpus_alone_needs_no_gpu_memory(self) -> None:
+        cluster = Cluster().with_node(a_node().with_mig().advertising("0"))
+        assert isinstance(cluster.put("1g.5gb"), Hold)
+        assert Reason.TOO_FEW_GPUS == place(cluster.view(), request_of(a_pod().asking(1)))
+
+    @pytest.mark.parametrize(
+        ("reason", "node"),
+        [
+            (Reason.NOT_ADVERTISED, a_node().with_mig().advertising_no_instances()),
+            (Reason.NO_MIG_PROFILE, a_node().with_gpus(2)),
+            (Reason.NO_MIG_PROFILE, a_node().with_mig("A30-24GB")),
+            (Reason.UNHEALTHY_GPU, a_node().with_mig().unhealthy(0)),
+            (Reason.PLUGIN_GONE, a_node().with_mig().not_serving()),
+            (Reason.UNIT_MISMATCH, a_node().with_mig().counting_in(1 << 20)),
+            (Reason.NO_INVENTORY, a_node().with_mig().without_inventory()),
+        ],
+    )
+    def test_each_thing_wrong_with_a_node_has_its_reason(self, reason: Reason, node: NodeBuilder) -> None:
+        assert reason == Cluster().with_node(node).put("1g.5gb")
+
+    def test_wishes_choose_among_mig_gpus_too(self) -> None:
+        cluster = Cluster().with_node(a_node().with_mig().with_mig())
+        assert [("GPU-n-1", "1g.5gb", 6)] == cluster.where("1g.5gb", gpu_uuid="GPU-n-1")
+        assert Reason.NO_SUCH_GPU == cluster.put("1g.5gb", gpu_model="H100")
+
+
+class TestRanking:
+    def test_every_node_is_ranked_as_it_is_now(self) -> None:
+        cluster = Cluster()
+        for n in range(4):
+            cluster.with_node(a_node(f"n{n}").with_mig().with_gpus(n % 2))
+        rankings = Rankings(cluster.ledger)
+        request = request_of(asking("3g.20gb"))
+        for n in (1, 1, 2, 3, 1):
+            ranking = rankings.of(request, "priced-leftovers")
+            for row, name in enumerate(rankings.table.names):
+                placed = place(cluster.view(name), request)
+                assert isinstance(placed, Placement) == bool(ranking.fits()[row])
+            cluster.put("3g.20gb", node=f"n{n}")
+        # n1 is full, n2 and n3 have lost the room for a 7g already, n0 would lose it
+        ranking = rankings.of(request, "priced-leftovers")
+        costs = dict(zip(rankings.table.names, ranking.costs().tolist(), strict=False))
+        assert float("inf") == costs["n1"]
+        assert costs["n2"] == costs["n3"] < costs["n0"]
+        spread = rankings.of(request, "spread").costs().tolist()
+        assert min(spread) == dict(zip(rankings.table.names, spread, strict=False))["n0"]
+
+    def test_the_least_that_would_help_is_a_smaller_profile_or_a_pod_that_ends(self) -> None:
+        cluster = Cluster().with_node(a_node().with_mig())
+        for name, profile in (("a", "3g.20gb"), ("b", "2g.10gb")):
+            cluster.put(profile, name=name)
+        request = request_of(asking("3g.20gb"))
+        view = cluster.view()
+        told = explain(request, [view], {"n": Reason.NO_MIG_ROOM}, cluster.ledger.holds())
+        said = [change.sentence for change in told.changes]
+        assert "MIG 2g.10gb fits now on n GPU 0" == said[0]
+        assert "it fits on n GPU 0 if default/b (9.6 GiB) ended" == said[1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    steps=st.lists(
+        st.tuples(st.integers(0, 3), st.lists(st.sampled_from(PROFILES), min_size=1, max_size=3)), max_size=30
+    ),
+    static=st.booleans(),
+)
+def test_no_two_slots_ever_overlap_and_a_refusal_has_no_place_left(
+    steps: list[tuple[int, list[str]]],
+    static: bool,  # noqa: FBT001 - Hypothesis names it
+) -> None:
+    node = a_node().with_mig().with_mig()
+    cluster = Cluster().with_node(node.with_mig(static=["3g.20gb@0", "2g.10gb@4", "1g.5gb@6"]) if static else node)
+    for end, profiles in steps:
+        if end == 0 and cluster.pods:
+            cluster.end(next(iter(cluster.pods)))
+        placed = cluster.put(*profiles)
+        if isinstance(placed, Reason) and len(profiles) == 1:
+            for state in cluster.view().mig:
+                if not state.static:
+                    assert () == state.geometry.starts(profiles[0], state.taken)
+        taken: dict[str, set[int]] = {}
+        for hold in cluster.ledger.holds():
+            for slot in hold.slots:
+                slices = set(range(slot.instance.start, slot.instance.start + slot.instance.size))
+                assert not slices & taken.setdefault(slot.uuid, set())
+                taken[slot.uuid] |= slices
+
+
+def test_a_static_gpu_is_shown_with_its_free_instances() -> None:
+    cluster = Cluster().with_node(a_node().with_mig(static=["3g.20gb@4", "1g.5gb@0"]))
+    (state,) = cluster.view().mig
+    assert [an_instance("3g.20gb@4"), an_instance("1g.5gb@0")] == state.free_instances()
+    assert board("A100-SXM4-40GB").geometry.slices == state.geometry.slices
