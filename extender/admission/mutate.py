@@ -1,4 +1,4 @@
-"""What is added to a pod that asks for GPU memory before it is stored."""
+"""What is added to a pod that asks for GPU memory or MIG instances before it is stored."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -45,7 +45,7 @@ def _resources(pointer: str, container: Container, settings: Settings) -> Iterat
         if amounts.get(names.managed) != "0":
             yield {"op": "add", "path": at(names.managed), "value": "0"}
         # Asked under two names it is not ours to choose, nor to add up.
-        if len(asked) > 1 or asked[0] not in ALIASES or asked[0] not in amounts:
+        if len(asked) != 1 or asked[0] not in ALIASES or asked[0] not in amounts:
             continue
         units = _units(asked[0], amounts[asked[0]], settings.unit_bytes)
         if units is not None:

@@ -49,6 +49,14 @@ class Container(msgspec.Struct, frozen=True):
         asked = {name for _, amounts in self.sections() for name in amounts}
         return [name for name in (names.gpu_mem, *ALIASES) if name in asked]
 
+    def asks(self, names: Names) -> bool:
+        """Tell whether GPU memory or a MIG instance is asked for."""
+        return any(
+            name == names.gpu_mem or name in ALIASES or name.startswith(names.mig_prefix)
+            for _, amounts in self.sections()
+            for name in amounts
+        )
+
 
 class Metadata(msgspec.Struct, frozen=True):
     """Hold a pod's annotations; it may not have a name yet."""
@@ -72,12 +80,12 @@ class Pod(msgspec.Struct, frozen=True):
     spec: Spec = Spec()
 
     def asking(self, names: Names) -> list[tuple[str, Container]]:
-        """List the containers that ask for GPU memory, each with its JSON pointer in the pod."""
+        """List the containers that ask for GPU memory or a MIG instance, each with its JSON pointer in the pod."""
         placed = [
             *((f"/spec/containers/{i}", c) for i, c in enumerate(self.spec.containers or ())),
             *((f"/spec/initContainers/{i}", c) for i, c in enumerate(self.spec.init_containers or ())),
         ]
-        return [(pointer, container) for pointer, container in placed if container.asked_names(names)]
+        return [(pointer, container) for pointer, container in placed if container.asks(names)]
 
 
 def read(pod: Mapping[str, Any]) -> Pod:

@@ -81,7 +81,7 @@ def _misnamed(container: Container, settings: Settings) -> str | None:
         return (
             f"container {container.name} asks for GPU memory under two names, {' and '.join(asked)}; keep one of them"
         )
-    if asked[0] in ALIASES:
+    if asked and asked[0] in ALIASES:
         return (
             f"container {container.name} asks for {asked[0]}, which could not be rewritten to "
             f"{settings.names.gpu_mem}; ask for a whole number of {settings.names.gpu_mem}"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from tests.admission.pods import MANAGED, MEMORY, SCHEDULER, Object, container, injected
+from tests.admission.pods import INSTANCE, MANAGED, MEMORY, SCHEDULER, Object, container, injected
 
 EXTENDER = "system:serviceaccount:cotenant-system:cotenant-extender"
 ALICE = "alice"
@@ -58,6 +58,12 @@ def ready(name: str = "main", *, units: str = "8", env: list[Object] | None = No
     """What admission makes of a container that asks for *units*; *others* are its other limits."""
     limits = {MEMORY: units, MANAGED: "0", **others}
     return {"name": name, "resources": {"limits": limits, "requests": limits}, "env": [*injected(name), *(env or [])]}
+
+
+def ready_instance(name: str = "main", *, resource: str = INSTANCE) -> Object:
+    """What admission makes of a container that asks a MIG instance."""
+    limits = {resource: "1", MANAGED: "0"}
+    return {"name": name, "resources": {"limits": limits, "requests": limits}, "env": injected(name)}
 
 
 def plain(name: str, *, env: list[Object] | None = None) -> Object:

@@ -6,6 +6,7 @@ Object = dict[str, Any]
 
 MEMORY = "cotenant.io/gpu-mem"
 MANAGED = "cotenant.io/managed"
+INSTANCE = "nvidia.com/mig-1g.5gb"
 SCHEDULER = "cotenant-scheduler"
 
 SOURCES = {

@@ -1,7 +1,18 @@
 """Pods that are readied, and pods that are none of ours."""
 
-from tests.admission.outcomes import Creation, Ready, Untouched, alias, plain, ready
-from tests.admission.pods import MANAGED, MEMORY, SCHEDULER, Object, asking, container, from_annotation, injected, pod
+from tests.admission.outcomes import Creation, Ready, Untouched, alias, plain, ready, ready_instance
+from tests.admission.pods import (
+    INSTANCE,
+    MANAGED,
+    MEMORY,
+    SCHEDULER,
+    Object,
+    asking,
+    container,
+    from_annotation,
+    injected,
+    pod,
+)
 
 # One of every kind of value that env knows.
 EVERY_KIND_OF_VALUE: list[Object] = [
@@ -15,6 +26,19 @@ EVERY_KIND_OF_VALUE: list[Object] = [
 ]
 
 READY = [
+    Creation(
+        "a container that asks a MIG instance gets all it needs, and keeps its resource",
+        pod(container(limits={INSTANCE: 1}), container("web")),
+        Ready([ready_instance(), plain("web")]),
+    ),
+    Creation(
+        "a sidecar may ask an instance of its own",
+        pod(
+            container(limits={INSTANCE: 1}),
+            init=[container("proxy", limits={"nvidia.com/mig-2g.10gb": 1}, restartPolicy="Always")],
+        ),
+        Ready([ready_instance()], init=[ready_instance("proxy", resource="nvidia.com/mig-2g.10gb")]),
+    ),
     Creation("a container that asks gets all it needs", pod(asking()), Ready([ready()])),
     Creation(
         "the user's own variables stay as they are, behind ours",

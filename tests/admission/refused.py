@@ -1,7 +1,18 @@
 """Pods that are refused when they are created, each for one reason."""
 
 from tests.admission.outcomes import Creation, Ready, Refused, alias, by_hand, ready
-from tests.admission.pods import MANAGED, MEMORY, SCHEDULER, SOURCES, asking, container, from_annotation, injected, pod
+from tests.admission.pods import (
+    INSTANCE,
+    MANAGED,
+    MEMORY,
+    SCHEDULER,
+    SOURCES,
+    asking,
+    container,
+    from_annotation,
+    injected,
+    pod,
+)
 from tests.admission.readied import UNTOUCHED
 
 
@@ -10,6 +21,54 @@ def overriding(variable: str) -> Refused:
 
 
 REFUSED = [
+    Creation(
+        "a MIG instance on a preset node",
+        pod(container(limits={INSTANCE: 1}), nodeName="n1"),
+        Refused("spec.nodeName is n1, which goes past the scheduler that chooses the GPU"),
+    ),
+    Creation(
+        "a MIG instance and a variable of ours",
+        pod(container(limits={INSTANCE: 1}, env=[{"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"}])),
+        overriding("NVIDIA_VISIBLE_DEVICES"),
+    ),
+    Creation(
+        "two MIG instances for one process",
+        pod(container(limits={INSTANCE: 2})),
+        Refused(f"container main asks {INSTANCE}: 2; ask for 1, since a process can use one MIG instance"),
+    ),
+    Creation(
+        "no MIG instance",
+        pod(container(limits={INSTANCE: 0})),
+        Refused(f"container main asks {INSTANCE}: 0; ask for 1 unit or more"),
+    ),
+    *(
+        Creation(
+            f"a MIG instance and {other}",
+            pod(container(limits={INSTANCE: 1, other: 1})),
+            Refused(f"container main asks both {INSTANCE} and {other}; ask for one of them"),
+        )
+        for other in ("nvidia.com/gpu", "nvidia.com/mig-2g.10gb")
+    ),
+    Creation(
+        "memory and a MIG instance in two containers",
+        pod(asking(name="a"), container("b", limits={INSTANCE: 1})),
+        Refused(f"container a asks {MEMORY} and container b asks {INSTANCE}; ask for one of them in a pod"),
+    ),
+    Creation(
+        "a MIG instance for an init container",
+        pod(container("web"), init=[container("warm", limits={INSTANCE: 1})]),
+        Refused(f"init container warm asks {INSTANCE}; the kubelet would hand its instance on to the next container"),
+    ),
+    Creation(
+        "a MIG instance over two GPUs",
+        pod(container(limits={INSTANCE: 1}), annotations={"cotenant.io/gpu-count": "2"}),
+        Refused("cotenant.io/gpu-count: 2 in a pod that asks MIG instances; leave it out"),
+    ),
+    Creation(
+        "a MIG instance of a GPU for the pod itself",
+        pod(container(limits={INSTANCE: 1}), annotations={"cotenant.io/isolation": "exclusive"}),
+        Refused("cotenant.io/isolation: exclusive in a pod that asks MIG instances, whose GPU has others; ask strict"),
+    ),
     Creation(
         "another scheduler",
         pod(asking(), schedulerName="volcano"),

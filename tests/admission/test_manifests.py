@@ -44,7 +44,9 @@ def test_every_manifest_tells_our_pods_by_the_same_condition() -> None:
     stems, expressions = zip(*conditions(), strict=True)
     assert ["mutating", "pods", "requests", "validating"] == sorted(stems)
     assert 1 == len(set(expressions))
-    assert ASKED_NAMES == re.findall(r"'([a-z.]+/[a-z-]+)'", expressions[0])
+    # in limits and in requests
+    prefixes = [NAMES.mig_prefix] * 2
+    assert [*ASKED_NAMES, *prefixes] == re.findall(r"'([a-z.]+/[a-z-]+)'", expressions[0])
 
 
 def test_the_unit_is_the_extender_s() -> None:
