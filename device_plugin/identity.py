@@ -27,7 +27,7 @@ from cotenant.contract.units import parse_quantity
 from device_plugin.refusal import RefusedError
 
 # What this plugin can set up for a container; a grant of anything else was not meant for it.
-_SERVED_MODES = frozenset({Mode.TIME_SLICING, Mode.EXCLUSIVE})
+_SERVED_MODES = frozenset({Mode.TIME_SLICING, Mode.EXCLUSIVE, Mode.MIG})
 
 
 class PodName(NamedTuple):
@@ -142,11 +142,20 @@ def read_grant(pod: Pod, container: str, asked: Asked, names: Names) -> Containe
         problem = "does not name it"
     elif found.units != asked.count:
         problem = f"has {found.units} units for it, but it asks for {asked}"
-    elif found.family is not Family.MEMORY or found.mode not in _SERVED_MODES:
+    elif _resource(found, names) != asked.resource:
+        problem = f"is of {_resource(found, names)}, but it asks for {asked}"
+    elif found.mode not in _SERVED_MODES:
         problem = f"is of family {found.family} and mode {found.mode}, which this device plugin does not serve"
     if found is None or problem:
         raise RefusedError(Reason.BAD_GRANT, f"pod {pod.key}, container {container}: the grant {problem}", pod)
     return found
+
+
+def _resource(grant: ContainerGrant, names: Names) -> str:
+    """Name the resource whose ids the kubelet must hold for *grant*."""
+    if grant.mig is not None:
+        return names.mig(grant.mig.profile)
+    return names.gpu_mem if grant.family is Family.MEMORY else f"family {grant.family}"
 
 
 def asks(container: Container, names: Names) -> Asked | None:

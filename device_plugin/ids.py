@@ -6,8 +6,9 @@ An id says which GPU it is counted on and nothing else; amounts are bytes in the
 from collections import Counter
 from collections.abc import Collection, Iterable
 
-from cotenant.contract.grant import ContainerGrant
-from cotenant.contract.inventory import GPU, Family, Health
+from cotenant.contract.grant import ContainerGrant, GPUShare
+from cotenant.contract.inventory import GPU, Family, Health, MIGProfile
+from cotenant.contract.names import mig_suffix
 from cotenant.contract.reasons import Reason
 from cotenant.contract.units import device_ids, format_bytes, id_prefix
 from device_plugin.refusal import RefusedError
@@ -42,14 +43,30 @@ def advertised(gpus: Iterable[GPU], unit_bytes: int) -> dict[str, bool]:
     }
 
 
+def instance_ids(uuid: str, profile: MIGProfile) -> list[str]:
+    """Make the ids that stand for instances of a profile of one GPU: always as many as an empty GPU could hold.
+
+    So a node's allocatable never says no where the extender says yes, and no id goes while a pod holds it.
+    """
+    return [f"{_instances_of(uuid, profile.name)}-{n}" for n in range(profile.max_instances)]
+
+
+def _instances_of(uuid: str, profile: str) -> str:
+    return f"{id_prefix(uuid)}-{mig_suffix(profile)}"
+
+
 def layout(ids: Iterable[str]) -> dict[str, int]:
-    """Count ids by the GPU they are counted on, named by prefix."""
+    """Count ids by the GPU they are counted on, or its instances of one profile, named by prefix."""
     return dict(Counter(device.rpartition("-")[0] for device in ids))
 
 
 def wanted(grant: ContainerGrant) -> dict[str, int]:
     """Say how many ids of which GPU, by prefix, the kubelet must hold for *grant*."""
-    return {id_prefix(share.uuid): grant.units // len(grant.gpus) for share in grant.gpus}
+    return {_prefix(grant, share): grant.units // len(grant.gpus) for share in grant.gpus}
+
+
+def _prefix(grant: ContainerGrant, share: GPUShare) -> str:
+    return id_prefix(share.uuid) if grant.mig is None else _instances_of(share.uuid, grant.mig.profile)
 
 
 def pick(
@@ -63,9 +80,11 @@ def pick(
 
     Raises RefusedError where that cannot be: the kubelet would take other GPUs' ids instead.
     """
+    if grant.family is Family.MIG_STATIC:
+        return _pick_instance(grant, available, must)
     chosen: list[str] = []
     for share in grant.gpus:
-        prefix, count = id_prefix(share.uuid), grant.units // len(grant.gpus)
+        prefix, count = _prefix(grant, share), grant.units // len(grant.gpus)
         own = sorted(device for device in {*available, *must} if device.rpartition("-")[0] == prefix)
         first = sorted(own, key=lambda device: (device not in must, device in held))
         if len(own) < count:
@@ -84,9 +103,25 @@ def pick(
     return chosen
 
 
+def _pick_instance(grant: ContainerGrant, available: Collection[str], must: Collection[str]) -> list[str]:
+    """Choose the instance that was granted: its UUID is its id."""
+    uuid = "" if grant.mig is None else grant.mig.uuid
+    if uuid not in {*available, *must} or not set(must) <= {uuid}:
+        raise RefusedError(
+            Reason.WRONG_DEVICES,
+            f"container {grant.name} was granted the MIG instance {uuid}, which the kubelet has not free: something "
+            "else holds it, or it is gone",
+        )
+    return [uuid]
+
+
 def check(grant: ContainerGrant, ids: Collection[str]) -> None:
     """Raise RefusedError unless *ids* lie on the granted GPUs in the right numbers."""
-    if layout(ids) != wanted(grant):
+    if grant.family is Family.MIG_STATIC:
+        right = grant.mig is not None and set(ids) == {grant.mig.uuid}
+    else:
+        right = layout(ids) == wanted(grant)
+    if not right:
         raise RefusedError(
             Reason.WRONG_DEVICES,
             f"the kubelet gave container {grant.name} the device ids {', '.join(sorted(ids))}, but its grant is "

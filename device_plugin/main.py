@@ -13,8 +13,9 @@ from cotenant import logs
 from cotenant.cluster import NoCluster, connect
 from cotenant.contract import configuration
 from cotenant.contract.configuration import ConfigurationError, DevicePluginConfiguration, is_address
-from cotenant.contract.inventory import GPU
+from cotenant.contract.inventory import GPU, Family
 from cotenant.contract.units import format_bytes
+from device_plugin.families.partitions import StrategyError
 from device_plugin.ids import TooManyIdsError
 from device_plugin.nvml import NVML, NVMLUnavailableError
 from device_plugin.plugin import DevicePlugin
@@ -73,7 +74,7 @@ def main(
         raise click.ClickException(str(error)) from error
 
     def say_ready(gpus: tuple[GPU, ...]) -> None:
-        units = sum(gpu.usable_bytes for gpu in gpus) // settings.unit_bytes
+        units = sum(gpu.usable_bytes for gpu in gpus if gpu.family is Family.MEMORY) // settings.unit_bytes
         click.echo(
             f"cotenant-device-plugin ready: {len(gpus)} GPUs, {units} units of {format_bytes(settings.unit_bytes)} "
             f"on node {node}"
@@ -95,7 +96,7 @@ def main(
         raise click.ClickException(f"serve: {settings.serve} cannot be had: {error}") from error
     try:
         plugin.start()
-    except (TooManyIdsError, NVMLUnavailableError) as error:
+    except (TooManyIdsError, NVMLUnavailableError, StrategyError) as error:
         raise click.ClickException(str(error)) from error
     stop.wait()
     plugin.stop()

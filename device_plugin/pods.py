@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 
 import msgspec
 import structlog
@@ -18,8 +19,10 @@ _pod = msgspec.json.Decoder(Pod)
 class NodePods:
     """Follow the pods of *node*."""
 
-    def __init__(self, cluster: Cluster, node: str) -> None:
+    def __init__(self, cluster: Cluster, node: str, *, gone: Callable[[], None] = lambda: None) -> None:
+        """Follow them; *gone* is told when a pod is gone or has ended, and must not block."""
         self._cluster = cluster
+        self._gone = gone
         self._lock = threading.Lock()
         self._pods: dict[PodName, Pod] = {}
         self._reflector = Reflector(
@@ -76,6 +79,7 @@ class NodePods:
         """Take the pods for all there are."""
         with self._lock:
             self._pods = {_name(pod): pod for pod in objects}
+        self._gone()
 
     def changed(self, change: str, obj: Pod) -> None:
         """Take one pod's newest state."""
@@ -84,6 +88,8 @@ class NodePods:
                 self._pods[_name(obj)] = obj
             elif (known := self._pods.get(_name(obj))) is not None and known.uid == obj.uid:
                 del self._pods[_name(obj)]
+        if change == "DELETED" or obj.ended:
+            self._gone()
 
     def unreadable(self, change: str, obj: Unreadable) -> None:
         """Forget a pod that no longer decodes, so that it is asked for anew."""

@@ -15,7 +15,7 @@ def gpu(index: int = 0, model: str = A100) -> PhysicalGPU:
 
 
 def assigned(rules: str, of: PhysicalGPU) -> Assigned:
-    return assign(of, convert(f"gpus: [{rules}]", DevicePluginConfiguration).gpus)
+    return assign(of, convert(f"deviceListStrategy: cdi-cri\ngpus: [{rules}]", DevicePluginConfiguration).gpus)
 
 
 MEMORY = Assigned(Family.MEMORY, Mode.TIME_SLICING)

@@ -1,0 +1,177 @@
+"""Applies a named geometry to the static MIG GPUs of this node: mig-parted's format, asked for by a label of the node.
+
+A GPU is cut anew only when nobody holds any of it. First it is published as unfit, so that nothing new is placed there;
+at the next look, when what was under way has shown itself, it is cut.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import structlog
+
+from cotenant.contract import grant as grants
+from cotenant.contract import mig_parted
+from cotenant.contract.configuration import ConfigurationError
+from cotenant.contract.grant import GrantError
+from cotenant.contract.mig import Geometry
+from cotenant.contract.mig_parted import Cut, CutGPU, GeometryError
+from cotenant.contract.names import Names
+from cotenant.contract.pods import Pod
+from device_plugin.events import PodEvents
+from device_plugin.identity import asks
+from device_plugin.notes import NodeMetadata, NodeNotes
+from device_plugin.nvml import NVML, GPUInstance, MIGError, NVMLUnavailableError, PhysicalGPU
+
+log = structlog.get_logger(__name__)
+
+_ACTION = "MIGGeometry"
+_PODS_NAMED = 5
+
+
+class _Refused(Exception):  # noqa: N818 - not an error of ours
+    """Say why a geometry is not applied now."""
+
+
+class Cutter:
+    """Follow the node's label; *whole* are resources whose pods hold GPUs or instances without a grant."""
+
+    def __init__(
+        self,
+        nvml: NVML,
+        file: Path | None,
+        names: Names,
+        notes: NodeNotes,
+        events: PodEvents,
+        *,
+        pods: Callable[[], Sequence[Pod] | None],
+        whole: str,
+    ) -> None:
+        self._nvml = nvml
+        self._file = file
+        self._names = names
+        self._notes = notes
+        self._events = events
+        self._pods = pods
+        self._whole = whole
+        self._lock = threading.Lock()
+        self._wanted: str | None = None
+        self._told = ""
+        # the GPUs that were published as unfit at an earlier look, by UUID
+        self._announced: frozenset[str] = frozenset()
+
+    @property
+    def announced(self) -> frozenset[str]:
+        """Name the GPUs that are about to be cut, by UUID: nothing new may be placed on them."""
+        return self._announced
+
+    def noticed(self, node: NodeMetadata | None) -> None:
+        """Take the label that says which geometry is wanted."""
+        with self._lock:
+            self._wanted = (node.labels or {}).get(self._names.mig_config) if node is not None else None
+
+    def look(self, gpus: Iterable[PhysicalGPU]) -> None:
+        """Take one step towards the geometry that is wanted for *gpus*, the static ones."""
+        with self._lock:
+            wanted = self._wanted
+        if not wanted or self._file is None:
+            self._announced = frozenset()
+            return
+        try:
+            done = self._step(wanted, list(gpus))
+        except (_Refused, GeometryError, ConfigurationError, MIGError, NVMLUnavailableError, OSError) as error:
+            self._announced = frozenset()
+            self._say("failed", f"geometry {wanted}: {error}")
+        else:
+            self._say("success" if done else "pending", f"geometry {wanted} is {'applied' if done else 'under way'}")
+
+    def _step(self, wanted: str, gpus: list[PhysicalGPU]) -> bool:
+        """Announce, or cut; tell whether all is as wanted."""
+        if self._file is None or not gpus:
+            raise _Refused("no GPU of this node is of family mig-static")
+        geometries = mig_parted.parse(self._file.read_text(encoding="utf-8"))
+        cuttable = [
+            CutGPU(
+                uuid=gpu.uuid,
+                index=gpu.index,
+                device_id=gpu.pci_device_id,
+                geometry=Geometry(self._nvml.mig_profiles(gpu.index)),
+            )
+            for gpu in gpus
+        ]
+        cuts = mig_parted.plan(geometries, wanted, cuttable)
+        if not cuts:
+            raise _Refused("it names no GPU of family mig-static")
+        due = {gpu.uuid: gpu for gpu in gpus if gpu.uuid in cuts and not self._is_so(gpu, cuts[gpu.uuid])}
+        if not due:
+            self._announced = frozenset()
+            return True
+        self._refuse_held(due)
+        if not due.keys() <= self._announced:
+            self._announced = frozenset(due)
+            return False
+        for uuid, gpu in due.items():
+            self._cut(gpu, cuts[uuid])
+        self._announced = frozenset()
+        return True
+
+    def _is_so(self, gpu: PhysicalGPU, cut: Cut) -> bool:
+        there = self._nvml.mig_instances(gpu.index) if gpu.mig_enabled else ()
+        profiles = sorted(one.profile for one in there)
+        wanted = sorted(one.profile for one in cut.instances)
+        return bool(gpu.mig_enabled) == cut.enabled and profiles == wanted and all(one.uuid for one in there)
+
+    def _refuse_held(self, due: Mapping[str, PhysicalGPU]) -> None:
+        pods = self._pods()
+        if pods is None:
+            raise _Refused("the pods of this node are not known yet")
+        holding = sorted(pod.key for pod in pods if not pod.ended and self._holds(pod, due))
+        if holding:
+            more = f" and {len(holding) - _PODS_NAMED} more" if len(holding) > _PODS_NAMED else ""
+            raise _Refused(
+                f"GPU {', '.join(str(gpu.index) for gpu in due.values())} would have to be cut anew, which pods use: "
+                f"{', '.join(holding[:_PODS_NAMED])}{more}; it is tried again when they have ended"
+            )
+
+    def _holds(self, pod: Pod, due: Mapping[str, PhysicalGPU]) -> bool:
+        if any(
+            self._whole in ((container.resources and container.resources.limits) or ())
+            for container, _ in pod.start_order
+        ):
+            return True
+        text = pod.annotations.get(self._names.grant)
+        if text is None:
+            return False
+        try:
+            grant = grants.decode(text)
+        except GrantError:
+            return any(asks(container, self._names) is not None for container, _ in pod.start_order)
+        return any(share.uuid in due for container in grant.containers for share in container.gpus)
+
+    def _cut(self, gpu: PhysicalGPU, cut: Cut) -> None:
+        """Bring one GPU there, as far as it is not there yet: an earlier attempt may have ended half-way."""
+        there = list(self._nvml.mig_instances(gpu.index)) if gpu.mig_enabled else []
+        keep = {(one.profile, one.start) for one in cut.instances}
+        for one in there:
+            if (one.profile, one.start) not in keep:
+                self._nvml.destroy_mig_instance(gpu.index, one)
+        if bool(gpu.mig_enabled) != cut.enabled:
+            self._nvml.set_mig_mode(gpu.index, on=cut.enabled)
+        have: dict[tuple[str, int], GPUInstance] = {(one.profile, one.start): one for one in there}
+        for wanted in cut.instances:
+            one_there = have.get((wanted.profile, wanted.start))
+            if one_there is None:
+                self._nvml.create_mig_instance(gpu.index, wanted.profile, wanted.start)
+            elif not one_there.uuid:
+                self._nvml.complete_mig_instance(gpu.index, one_there)
+        log.info("mig.cut", gpu=gpu.uuid, instances=[f"{one.profile}@{one.start}" for one in cut.instances])
+
+    def _say(self, state: str, sentence: str) -> None:
+        self._notes.label(self._names.mig_config_state, state)
+        if sentence == self._told:
+            return
+        self._told = sentence
+        failed = state == "failed"
+        (log.warning if failed else log.info)("mig.geometry", state=state, why=sentence)
+        reason = "MIGGeometryRefused" if failed else "MIGGeometry"
+        self._events.about_node(reason, _ACTION, sentence, normal=not failed)

@@ -1,0 +1,96 @@
+"""Looks for another device plugin that serves the names we are to serve: two would hand out the same silicon."""
+
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from cotenant.cluster import Cluster, ClusterError
+from cotenant.contract import inventory as inventories
+from cotenant.contract.inventory import InventoryError, Mode
+from cotenant.contract.names import NVIDIA_DOMAIN, Names
+from cotenant.contract.units import parse_quantity
+from device_plugin.families.partitions import StrategyError
+
+_SECONDS = 3.0
+
+
+class _Node(msgspec.Struct):
+    class Metadata(msgspec.Struct):
+        annotations: dict[str, str] | None = None
+
+    class Status(msgspec.Struct):
+        allocatable: dict[str, str] | None = None
+
+    metadata: Metadata
+    status: Status
+
+
+class _Nodes(msgspec.Struct):
+    items: list[_Node]
+
+
+class Occupants:
+    """Look at the sockets in *folder* and at what *node* offers."""
+
+    def __init__(self, cluster: Cluster, node: str, folder: Path, names: Names) -> None:
+        self._cluster = cluster
+        self._node = node
+        self._folder = folder
+        self._names = names
+
+    def refuse(self, resources: Sequence[str]) -> None:
+        """Raise StrategyError where another plugin serves one of *resources*."""
+        foreign = [name for name in resources if name.startswith(f"{NVIDIA_DOMAIN}/")]
+        for name in foreign:
+            # NVIDIA's plugin: internal/plugin/server.go
+            path = self._folder / f"nvidia-{name.partition('/')[2]}.sock"
+            if _is_served(path):
+                self._fail(name, f"{path} answers")
+        for name in self._offered_by_another(foreign):
+            self._fail(name, f"node {self._node} offers it, and publishes no MIG GPU of ours")
+
+    def _fail(self, resource: str, why: str) -> None:
+        raise StrategyError(
+            f"another device plugin serves {resource}: {why}. Remove it from this node, or set migDomain: "
+            f"{self._names.domain} here, in the extender's configuration and in the admission policies"
+        )
+
+    def _offered_by_another(self, resources: Sequence[str]) -> list[str]:
+        """Name those of *resources* that the kubelet has, though no plugin of ours has published MIG GPUs."""
+        if not resources:
+            return []
+        try:
+            query = {"fieldSelector": f"metadata.name={self._node}"}
+            reply = msgspec.json.decode(
+                self._cluster.get("/api/v1/nodes", query=query, timeout=_SECONDS).body, type=_Nodes
+            )
+        except (ClusterError, msgspec.MsgspecError):
+            return []  # the sockets have said what can be said
+        for node in reply.items:
+            text = (node.metadata.annotations or {}).get(self._names.inventory, "")
+            try:
+                ours = any(gpu.mode is Mode.MIG for gpu in inventories.decode(text).gpus)
+            except InventoryError:
+                ours = False
+            if not ours:
+                offered = node.status.allocatable or {}
+                return [name for name in resources if _some(offered.get(name, "0"))]
+        return []
+
+
+def _some(amount: str) -> bool:
+    try:
+        return parse_quantity(amount) > 0
+    except ValueError:
+        return False
+
+
+def _is_served(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True

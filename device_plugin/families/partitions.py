@@ -1,0 +1,188 @@
+"""GPUs that MIG partitions: which instances this node offers under which names, and how each is handed out."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+import structlog
+
+from cotenant.contract.configuration import GPURule, MIGStrategy
+from cotenant.contract.grant import ContainerGrant
+from cotenant.contract.inventory import GPU, MIG, Family, Health, MIGInstance
+from cotenant.contract.names import Names
+from device_plugin.admission import Admission
+from device_plugin.api import deviceplugin_pb2 as pb
+from device_plugin.families.maker import Maker
+from device_plugin.families.rules import assign
+from device_plugin.identity import Asked
+from device_plugin.ids import instance_ids
+from device_plugin.nvml import NVML, MIGError, NVMLUnavailableError, PhysicalGPU
+
+log = structlog.get_logger(__name__)
+
+WHOLE = "nvidia.com/gpu"
+
+
+class StrategyError(Exception):
+    """Say why this node's GPUs cannot be offered as configured."""
+
+
+class Partition:
+    """Answer for *resource*, instances of one MIG profile; *answer* makes the response for a grant.
+
+    Every method may be called from any thread and raises RefusedError.
+    """
+
+    def __init__(
+        self,
+        resource: str,
+        admission: Admission,
+        answer: Callable[[ContainerGrant], pb.ContainerAllocateResponse],
+        maker: Maker,
+    ) -> None:
+        self._resource = resource
+        self._admission = admission
+        self._answer = answer
+        self._maker = maker
+
+    def prefer(self, available: Collection[str], must: Collection[str], count: int) -> list[str]:
+        """Steer the kubelet to the granted instance, or to an id of the granted GPU."""
+        return self._admission.prefer(Asked(self._resource, count), available, must)
+
+    def allocate(self, ids: Collection[str]) -> pb.ContainerAllocateResponse:
+        """Give the container being admitted what it was granted; NVML is not asked."""
+        admitted = self._admission.allocate(self._resource, ids)
+        log.info("allocate.answered", **admitted.keys(), resource=self._resource)
+        return self._answer(admitted.grant)
+
+    def start(self, ids: Collection[str]) -> None:
+        """Hold back a container that is not the one its ids were answered for; have the instance there of one that is.
+
+        In the kubelet's pod worker, which calls it again when it fails.
+        """
+        admitted = self._admission.pre_start(self._resource, ids)
+        if admitted.grant.family is Family.MIG_DYNAMIC and admitted.pod is not None:
+            self._maker.ensure(admitted.pod, admitted.grant)
+        log.info("container.starts", **admitted.keys(), resource=self._resource)
+
+
+class Unguided:
+    """Answer for GPUs or instances whose ids are the allocation, as NVIDIA's plugin does: any will do, no grant."""
+
+    def __init__(self, answer: Callable[[Sequence[str]], pb.ContainerAllocateResponse]) -> None:
+        self._answer = answer
+
+    def prefer(self, available: Collection[str], must: Collection[str], count: int) -> list[str]:
+        """Take what must be taken, then the first."""
+        return [*sorted(must), *sorted(set(available) - set(must))][:count]
+
+    def allocate(self, ids: Collection[str]) -> pb.ContainerAllocateResponse:
+        """Give what the kubelet has chosen."""
+        return self._answer(sorted(ids))
+
+    def start(self, ids: Collection[str]) -> None:
+        """Let every container start."""
+
+
+class Partitions:
+    """Look at the MIG GPUs of this node."""
+
+    def __init__(self, nvml: NVML, rules: Sequence[GPURule], strategy: MIGStrategy, names: Names) -> None:
+        self._nvml = nvml
+        self._rules = rules
+        self._strategy = strategy
+        self._names = names
+
+    def families(self, gpus: Iterable[PhysicalGPU], family: Family) -> dict[str, PhysicalGPU]:
+        """Give the GPUs of one family that are fit to be asked, by UUID."""
+        return {
+            gpu.uuid: gpu
+            for gpu in gpus
+            if assign(gpu, self._rules).family is family and gpu.mig_enabled and not gpu.fault
+        }
+
+    def static(self, gpus: Iterable[PhysicalGPU]) -> list[PhysicalGPU]:
+        """List the GPUs whose instances are given, be MIG mode on or not yet."""
+        return [
+            gpu for gpu in gpus if assign(gpu, self._rules).family is Family.MIG_STATIC and not (gpu.guest or gpu.fault)
+        ]
+
+    def switch_on(self, gpus: Iterable[PhysicalGPU]) -> bool:
+        """Switch MIG mode on where a rule wants instances made and that needs no reset; tell whether any was."""
+        switched = False
+        for gpu in gpus:
+            wanted = assign(gpu, self._rules).family is Family.MIG_DYNAMIC
+            if wanted and gpu.mig_enabled is False and not (gpu.guest or gpu.fault):
+                try:
+                    self._nvml.set_mig_mode(gpu.index, on=True)
+                    switched = True
+                    log.info("mig.switched_on", gpu=gpu.uuid)
+                except MIGError as error:
+                    log.warning("mig.not_switched_on", gpu=gpu.uuid, error=str(error))
+        return switched
+
+    def look(self, gpus: Sequence[PhysicalGPU], unexplained: Mapping[str, tuple[MIGInstance, ...]]) -> dict[str, MIG]:
+        """Read what the MIG GPUs can be cut into and are cut into, by UUID."""
+        found = {}
+        for family in (Family.MIG_STATIC, Family.MIG_DYNAMIC):
+            for uuid, gpu in self.families(gpus, family).items():
+                try:
+                    profiles = self._nvml.mig_profiles(gpu.index)
+                    there = self._nvml.mig_instances(gpu.index) if family is Family.MIG_STATIC else ()
+                except (MIGError, NVMLUnavailableError) as error:
+                    log.warning("mig.not_read", gpu=uuid, error=str(error))
+                    continue
+                # one without a compute instance is being made by somebody, or was left behind
+                instances = tuple(one.instance for one in there if one.uuid)
+                found[uuid] = MIG(profiles=profiles, instances=instances, unexplained=unexplained.get(uuid, ()))
+        return found
+
+    def nodes(self, gpus: Sequence[PhysicalGPU]) -> dict[str, list[tuple[str, str]]]:
+        """Name the device nodes of the instances that are given, by MIG UUID."""
+        found = {}
+        for gpu in self.families(gpus, Family.MIG_STATIC).values():
+            try:
+                for one in self._nvml.mig_instances(gpu.index):
+                    found[one.uuid] = self._nvml.mig_nodes(gpu, one)
+            except MIGError as error:
+                log.warning("mig.not_read", gpu=gpu.uuid, error=str(error))
+        return found
+
+    def offers(self, gpus: Sequence[GPU]) -> dict[str, dict[str, bool]]:
+        """List the device ids of every resource that MIG GPUs are offered under, each with whether it is healthy.
+
+        Raises StrategyError where the strategy single finds anything but one profile.
+        """
+        static = [gpu for gpu in gpus if gpu.family is Family.MIG_STATIC]
+        offered: dict[str, dict[str, bool]] = {}
+        if static and self._strategy is MIGStrategy.MIXED:
+            for gpu in static:
+                for one in gpu.mig.instances if gpu.mig else ():
+                    ids = offered.setdefault(self._names.mig(one.profile), {})
+                    ids[one.uuid] = gpu.health is Health.HEALTHY
+        elif static:
+            offered[WHOLE] = self._whole(gpus, static)
+        for gpu in gpus:
+            if gpu.family is Family.MIG_DYNAMIC:
+                for profile in gpu.mig.profiles if gpu.mig else ():
+                    ids = offered.setdefault(self._names.mig(profile.name), {})
+                    ids.update(dict.fromkeys(instance_ids(gpu.uuid, profile), gpu.health is Health.HEALTHY))
+        return offered
+
+    def _whole(self, gpus: Sequence[GPU], static: Sequence[GPU]) -> dict[str, bool]:
+        others = [gpu for gpu in gpus if gpu.family is Family.REPLICAS]
+        if others:
+            raise StrategyError(
+                f"migStrategy: {self._strategy} offers instances as {WHOLE}, which GPU {others[0].index} is offered as "
+                "too; use mixed"
+            )
+        if self._strategy is MIGStrategy.NONE:
+            return {gpu.uuid: gpu.health is Health.HEALTHY for gpu in static}
+        instances = [(one, gpu) for gpu in static for one in (gpu.mig.instances if gpu.mig else ())]
+        profiles = sorted({one.profile for one, _ in instances})
+        empty = [gpu.index for gpu in static if gpu.health is Health.HEALTHY and not (gpu.mig and gpu.mig.instances)]
+        if len(profiles) > 1 or empty:
+            found = f"there are {', '.join(profiles)}" if len(profiles) > 1 else f"GPU {empty[0]} has no instances"
+            raise StrategyError(
+                f"migStrategy: single needs instances of one profile on every GPU of family mig-static, and {found}; "
+                "use mixed, or cut the GPUs alike"
+            )
+        return {one.uuid: gpu.health is Health.HEALTHY for one, gpu in instances}

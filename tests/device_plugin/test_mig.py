@@ -1,0 +1,344 @@
+"""MIG on a node: the device plugin against a stand-in kubelet and API server, and a made-up NVML that outlives it."""
+
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from cotenant.cluster import connect, writes
+from cotenant.contract.configuration import ConfigurationError, DevicePluginConfiguration, convert
+from cotenant.contract.grant import ContainerGrant, GPUShare, Isolation, IsolationRecord, MIGPlacement, Role
+from cotenant.contract.inventory import Family, Health, MIGInstance, Mode
+from cotenant.contract.units import GIB, id_prefix
+from device_plugin.families.partitions import StrategyError
+from device_plugin.nvml import NVML
+from device_plugin.nvml.fake_mig import Fault, StateFile
+from tests.device_plugin.node import NAMES, SECONDS, Node, container, granted, uuid
+
+A100 = {"model": "NVIDIA A100-SXM4-40GB", "memory": "40GiB", "mig": "true", "computeCapability": "[8, 0]"}
+DYNAMIC = "gpus: [{family: mig-dynamic}]\ndeviceListStrategy: cdi-cri\n"
+STATIC = "gpus: [{family: mig-static}]\n"
+SIZES = {"1g.5gb": 1, "2g.10gb": 2, "3g.20gb": 4, "7g.40gb": 8}
+
+
+class Cut:
+    """A node whose GPUs are cut by MIG."""
+
+    def __init__(self, node: Node, config: str) -> None:
+        self.node = node
+        self.cdi = node.folder / "cdi"
+        self.config = f"inventoryInterval: 0.1\ncdiDirectory: {self.cdi}\n{config}"
+        self.state = StateFile(node.gpu_file.with_name(f"{node.gpu_file.name}.mig.json"))
+
+    def start(self, *gpus: dict[str, Any], resource: str = NAMES.mig("1g.5gb")) -> None:
+        """Start the plugin with these GPUs, and wait until the kubelet has *resource*."""
+        if gpus:
+            self.node.write_gpus(gpus)
+        self.node.configuration = convert(self.config, DevicePluginConfiguration)
+        try:
+            self.node.start_plugin(wait=False)
+        except StrategyError:
+            self.node.plugin = None  # it has not begun
+            raise
+        self.node.kubelet.wait(lambda: self.node.kubelet.allocatable(resource), resource)
+        found = self.node.wait_published("serving", lambda inventory: inventory.serving)
+        # a kubelet that has not had a plugin's list yet starts pods without asking it
+        for gpu in found.gpus:
+            for profile in gpu.mig.profiles if gpu.family is Family.MIG_DYNAMIC and gpu.mig else ():
+                name = NAMES.mig(profile.name)
+                self.node.kubelet.wait(lambda name=name: self.node.kubelet.allocatable(name), name)  # type: ignore[misc]
+
+    def cut(self, *instances: tuple[str, int], gpu: int = 0) -> None:
+        """Make instances as a person would."""
+        nvml = NVML.open(fake=self.node.gpu_file)
+        for profile, start in instances:
+            nvml.create_mig_instance(gpu, profile, start)
+
+    def there(self) -> list[tuple[str, int]]:
+        """List the instances that are there, complete ones."""
+        return sorted((one.profile, one.start) for one in self.state.read().instances if one.uuid)
+
+    def uuid_at(self, start: int) -> str:
+        return next(one.uuid for one in self.state.read().instances if one.start == start)
+
+    def add(self, name: str, *grants: ContainerGrant) -> str:
+        containers = [
+            {**container(one.name, 1), "resources": {"limits": {NAMES.mig(one.mig.profile if one.mig else ""): "1"}}}
+            for one in grants
+        ]
+        spec = {"nodeName": "gpu-1", "containers": containers}
+        return self.node.add_pod(name, annotations=granted(*grants), spec=spec)
+
+    def wait(self, condition: Callable[[], Any], what: str) -> None:
+        deadline = time.monotonic() + SECONDS
+        while not condition():
+            assert time.monotonic() < deadline, f"waited {SECONDS} s for {what}"
+            time.sleep(0.02)
+
+    def spec(self, name: str) -> dict[str, Any]:
+        """Read the CDI spec that has a device of that name."""
+        found = [json.loads(path.read_text()) for path in self.cdi.glob("*.json")]
+        return next(one for one in found if f"{one['kind']}={one['devices'][0]['name']}" == name)
+
+
+def label(node: Node, geometry: str) -> None:
+    """Ask for a geometry as kubectl label does."""
+    labels = {"nvidia.com/mig.config": geometry}
+    with connect(node.kubeconfig) as cluster:
+        writes.annotate_node(cluster, "gpu-1", {}, labels=labels)
+
+
+def placed(profile: str, start: int, *, gpu: int = 0, name: str = "main", instance: str = "") -> ContainerGrant:
+    return ContainerGrant(
+        name=name,
+        role=Role.MAIN,
+        family=Family.MIG_STATIC if instance else Family.MIG_DYNAMIC,
+        mode=Mode.MIG,
+        gpus=(GPUShare(uuid=uuid(gpu), bytes=SIZES[profile] * 5 * GIB),),
+        units=1,
+        mig=MIGPlacement(profile=profile, start=start, size=SIZES[profile], uuid=instance),
+        isolation=IsolationRecord(asked=Isolation.NONE, given=Isolation.STRICT, enforced_by="MIG partition"),
+    )
+
+
+@pytest.fixture
+def dynamic() -> Iterator[Cut]:
+    with Node(plugin=False) as node:
+        yield Cut(node, DYNAMIC)
+
+
+@pytest.fixture
+def static() -> Iterator[Cut]:
+    with Node(plugin=False) as node:
+        yield Cut(node, STATIC)
+
+
+class TestDynamic:
+    def test_an_instance_is_made_for_a_pod_and_goes_with_it(self, dynamic: Cut) -> None:
+        dynamic.start(A100)
+        kubelet = dynamic.node.kubelet
+        # what an empty A100 could hold, whatever is there
+        bound = {"1g.5gb": 7, "2g.10gb": 3, "3g.20gb": 2, "7g.40gb": 1}
+        kubelet.wait(lambda: bound == {one: kubelet.allocatable(NAMES.mig(one)) for one in SIZES}, "all profiles")
+
+        pod = dynamic.add("p", placed("3g.20gb", 4, name="a"), placed("1g.5gb", 0, name="b"))
+        dynamic.node.running(pod)
+
+        assert [("1g.5gb", 0), ("3g.20gb", 4)] == dynamic.there()
+        (response,) = kubelet.devices.responses(pod, "a")
+        (device,) = response.cdi_devices
+        assert f"cotenant.io/mig={id_prefix(uuid(0))}-4-3g.20gb" == device.name
+        edits = dynamic.spec(device.name)["devices"][0]["containerEdits"]
+        assert f"NVIDIA_VISIBLE_DEVICES={dynamic.uuid_at(4)}" in edits["env"]
+        assert "void" == dynamic.node.gpus_seen(pod, "a")
+
+        before = dynamic.uuid_at(4)
+        kubelet.restart_container(pod, "a")
+        assert before == dynamic.uuid_at(4), "a container that starts again keeps its instance"
+
+        dynamic.node.api.delete_pod("p")
+        dynamic.wait(lambda: dynamic.there() == [], "the instances to go")
+        dynamic.wait(lambda: not list(dynamic.cdi.glob("cotenant-mig-*")), "their specs to go")
+
+    def test_whichever_call_fails_the_container_starts_in_the_end(self, dynamic: Cut) -> None:
+        dynamic.start(A100)
+        for calls in range(1, 40, 3):
+            dynamic.state.arm(Fault(calls=calls, error=999, when="after" if calls % 2 else "before"))
+            pod = dynamic.add(f"p{calls}", placed("2g.10gb", 2))
+            dynamic.node.running(pod)
+            assert [("2g.10gb", 2)] == dynamic.there()
+            dynamic.node.api.delete_pod(f"p{calls}")
+            dynamic.wait(lambda: dynamic.state.read().instances == [], "the instance to go")
+
+    def test_a_plugin_that_starts_anew_clears_what_nobody_holds_and_touches_nothing_else(self, dynamic: Cut) -> None:
+        dynamic.start(A100, A100)
+        pod = dynamic.add("p", placed("3g.20gb", 4))
+        dynamic.node.running(pod)
+        before = dynamic.uuid_at(4)
+        dynamic.node.stop_plugin()
+        dynamic.cut(("1g.5gb", 0), ("2g.10gb", 2))  # left behind
+        with dynamic.state.change() as state:
+            state.instances[1].in_use = True  # by a process that we know nothing of
+            state.instances[2].uuid = ""  # a destroy that was cut short
+
+        dynamic.start()
+
+        dynamic.wait(lambda: dynamic.there() == [("1g.5gb", 0), ("3g.20gb", 4)], "the orphan to go")
+        assert before == dynamic.uuid_at(4)
+        found = dynamic.node.wait_published(
+            "aware of it", lambda inventory: inventory.gpus[0].mig and inventory.gpus[0].mig.unexplained
+        )
+        (odd,) = found.gpus[0].mig.unexplained if found.gpus[0].mig else ()
+        assert MIGInstance(profile="1g.5gb", start=0, size=1, uuid=dynamic.uuid_at(0)) == odd
+        with dynamic.state.change() as state:
+            state.instances[1].in_use = False
+        dynamic.node.wait_published(
+            "rid of it", lambda inventory: inventory.gpus[0].mig and not inventory.gpus[0].mig.unexplained
+        )
+
+    def test_what_is_in_the_way_and_in_use_holds_the_pod_back_until_it_ends(self, dynamic: Cut) -> None:
+        dynamic.start(A100)
+        first = dynamic.add("p", placed("1g.5gb", 5))
+        dynamic.node.running(first)
+        with dynamic.state.change() as state:
+            state.instances[0].in_use = True
+        dynamic.node.api.delete_pod("p")
+        second = dynamic.add("q", placed("3g.20gb", 4))
+        kubelet = dynamic.node.kubelet
+        kubelet.wait(lambda: "it is in use; it is tried again" in kubelet.last_error(second), "a refusal")
+        assert [("1g.5gb", 5)] == dynamic.there()
+        with dynamic.state.change() as state:
+            state.instances[0].in_use = False
+        dynamic.node.running(second)
+        assert [("3g.20gb", 4)] == dynamic.there()
+
+    def test_a_pod_with_another_ones_place_is_never_given_it(self, dynamic: Cut) -> None:
+        dynamic.start(A100)
+        first = dynamic.add("p", placed("3g.20gb", 4))
+        dynamic.node.running(first)
+        second = dynamic.add("q", placed("1g.5gb", 5))  # no extender of ours grants that
+        kubelet = dynamic.node.kubelet
+        kubelet.wait(lambda: "pod default/p holds 3g.20gb at 4" in kubelet.last_error(second), "a refusal")
+        assert [("3g.20gb", 4)] == dynamic.there()
+
+    def test_mig_mode_is_switched_on_where_that_needs_no_reset(self, dynamic: Cut) -> None:
+        h100 = {"model": "NVIDIA H100 80GB HBM3", "memory": "80GiB", "mig": "false"}
+        guest = {**h100, "virtualization": 2}
+        dynamic.start(h100, {**A100, "mig": "false"}, guest, resource=NAMES.mig("1g.10gb"))
+        found = dynamic.node.wait_published("complete", lambda inventory: len(inventory.gpus) == 3).gpus
+        assert [Health.HEALTHY, Health.UNHEALTHY, Health.UNHEALTHY] == [gpu.health for gpu in found]
+        assert "MIG mode is off: `nvidia-smi -i 1 -mig 1`" == found[1].detail
+        assert found[2].detail.startswith("a vGPU is cut by the hypervisor, not in the virtual machine")
+
+    def test_instances_are_made_only_where_cdi_names_can_be_handed_out(self) -> None:
+        with pytest.raises(
+            ConfigurationError, match="deviceListStrategy: expected cdi-cri with a rule of family mig-dyn"
+        ):
+            convert("gpus: [{family: mig-dynamic}]", DevicePluginConfiguration)
+
+
+class TestStatic:
+    def test_a_pod_gets_the_instance_that_it_was_granted(self, static: Cut) -> None:
+        static.node.write_gpus([A100, {"memory": "80GiB"}])
+        static.cut(("3g.20gb", 4), ("1g.5gb", 0), ("1g.5gb", 1))
+        static.config = static.config.replace("{family", "{indices: [0], family")
+        static.start()
+        kubelet = static.node.kubelet
+        assert (2, 1, 80) == tuple(
+            kubelet.allocatable(name) for name in (NAMES.mig("1g.5gb"), NAMES.mig("3g.20gb"), NAMES.gpu_mem)
+        )
+        wanted = static.uuid_at(1)
+        pod = static.add("p", placed("1g.5gb", 1, instance=wanted))
+        static.node.running(pod)
+        assert wanted == static.node.gpus_seen(pod)
+        assert frozenset({wanted}) == kubelet.devices.held(pod, "main")[NAMES.mig("1g.5gb")]
+        other = static.add("q", placed("1g.5gb", 1, instance=wanted))
+        static.node.settled(other)
+        assert f"was granted the MIG instance {wanted}, which the kubelet has not free" in kubelet.message(other)
+
+    def test_instances_that_a_person_makes_and_destroys_are_followed(self, static: Cut) -> None:
+        static.node.write_gpus([A100])
+        static.cut(("1g.5gb", 0))
+        static.start()
+        static.cut(("2g.10gb", 2))
+        kubelet = static.node.kubelet
+        kubelet.wait(lambda: kubelet.allocatable(NAMES.mig("2g.10gb")) == 1, "the new one")
+        nvml = NVML.open(fake=static.node.gpu_file)
+        nvml.destroy_mig_instance(0, nvml.mig_instances(0)[0])
+        kubelet.wait(lambda: kubelet.allocatable(NAMES.mig("1g.5gb")) == 0, "the old one to go")
+
+    @pytest.mark.parametrize(("strategy", "count"), [("single", 2), ("none", 1)])
+    def test_strategies_that_call_everything_a_gpu(self, static: Cut, strategy: str, count: int) -> None:
+        static.config += f"migStrategy: {strategy}\n"
+        static.node.write_gpus([A100])
+        static.cut(("3g.20gb", 0), ("3g.20gb", 4))
+        static.start(resource="nvidia.com/gpu")
+        assert count == static.node.kubelet.allocatable("nvidia.com/gpu")
+        pod = static.node.add_pod(
+            "p",
+            annotations={},
+            spec={
+                "nodeName": "gpu-1",
+                "containers": [{"name": "main", "resources": {"limits": {"nvidia.com/gpu": 1}}}],
+            },
+        )
+        static.node.running(pod)
+        (held,) = static.node.kubelet.devices.held(pod, "main")["nvidia.com/gpu"]
+        assert held == static.node.gpus_seen(pod)
+        assert held in ({static.uuid_at(0), static.uuid_at(4)} if strategy == "single" else {uuid(0)})
+
+    def test_the_strategy_single_needs_one_profile(self, static: Cut) -> None:
+        static.config += "migStrategy: single\n"
+        static.node.write_gpus([A100])
+        static.cut(("3g.20gb", 4), ("1g.5gb", 0))
+        with pytest.raises(StrategyError, match=r"and there are 1g\.5gb, 3g\.20gb; use mixed, or cut the GPUs alike"):
+            static.start()
+
+    def test_names_that_another_plugin_serves_are_left_to_it(self, static: Cut) -> None:
+        static.node.write_gpus([A100])
+        static.cut(("1g.5gb", 0))
+        path = static.node.folder / "kubelet" / "device-plugins" / "nvidia-mig-1g.5gb.sock"
+        with socket.socket(socket.AF_UNIX) as theirs:
+            theirs.bind(str(path))
+            theirs.listen()
+            with pytest.raises(StrategyError, match=r"another device plugin serves nvidia\.com/mig-1g\.5gb"):
+                static.start()
+            static.config += "migDomain: cotenant.io\n"
+            static.start(resource="cotenant.io/mig-1g.5gb")
+
+
+class TestGeometries:
+    """mig-parted's format, chosen by a label of the node."""
+
+    FILE = """
+version: v1
+mig-configs:
+  large: [{devices: all, mig-enabled: true, mig-devices: {2g.10gb: 2, 3g.20gb: 1}}]
+  small: [{devices: [0], mig-enabled: true, mig-devices: {1g.5gb: 7}}]
+  odd: [{devices: all, mig-enabled: true, mig-devices: {2g.10gb: 4}}]
+"""
+
+    def test_a_label_cuts_gpus_that_nobody_uses_and_names_the_pods_of_those_that_are_used(self, static: Cut) -> None:
+        file = static.node.folder / "geometries.yaml"
+        file.write_text(self.FILE)
+        static.config += f"migConfigs: {file}\n"
+        node = static.node
+        label(node, "large")
+        static.start(A100, {**A100, "mig": "true"}, resource=NAMES.mig("3g.20gb"))
+        static.wait(lambda: self.state(static) == "success", "the geometry")
+        # on both GPUs
+        assert sorted([("2g.10gb", 0), ("2g.10gb", 2), ("3g.20gb", 4)] * 2) == static.there()
+        node.wait_published("well again", lambda inventory: all(gpu.health == "healthy" for gpu in inventory.gpus))
+
+        held = next(one.uuid for one in static.state.read().instances if one.gpu == uuid(0) and one.start == 4)
+        node.kubelet.wait(lambda: node.kubelet.allocatable(NAMES.mig("3g.20gb")) == 2, "both 3g")
+        pod = static.add("busy", placed("3g.20gb", 4, instance=held))
+        node.running(pod)
+        label(node, "small")
+        static.wait(lambda: self.state(static) == "failed", "a no")
+        static.wait(
+            lambda: any("which pods use: default/busy" in note for note in self.notes(static)), "the pod's name"
+        )
+        assert ("3g.20gb", 4) in static.there()
+
+        node.api.delete_pod("busy")
+        static.wait(lambda: self.state(static) == "success", "the geometry, once the pod is gone")
+        on_first = [one.profile for one in static.state.read().instances if one.gpu == uuid(0)]
+        assert ["1g.5gb"] * 7 == on_first
+
+        label(node, "odd")
+        static.wait(lambda: any("cannot hold 4 x 2g.10gb together" in note for note in self.notes(static)), "a no")
+        assert ["1g.5gb"] * 7 == [one.profile for one in static.state.read().instances if one.gpu == uuid(0)]
+
+    @staticmethod
+    def state(static: Cut) -> str | None:
+        node = static.node.api.node("gpu-1") or {}
+        found = (node["metadata"].get("labels") or {}).get("nvidia.com/mig.config.state")
+        return None if found is None else str(found)
+
+    @staticmethod
+    def notes(static: Cut) -> list[str]:
+        return [str(event["note"]) for event in static.node.api.events()]
