@@ -65,6 +65,10 @@ generated: $(ENVIRONMENT) ## write again what is made: schema of the chart, dash
 	$(RUN)/python scripts/chart-schema.py
 	$(RUN)/python scripts/dashboard.py
 
+.PHONY: mig-storm
+mig-storm: $(ENVIRONMENT) binaries ## as root: 200 MIG pods on the real kubelet, the plugin killed 10 times by NVML's calls
+	COTENANT_BIN=$(E2E_BIN) COTENANT_STORM_PODS=200 COTENANT_STORM_KILLS=10 $(RUN)/pytest e2e/test_mig.py -k storm -s
+
 .PHONY: packing
 packing: $(ENVIRONMENT) ## replay the openb trace 150 times against the published results, on all cores
 	$(RUN)/pytest packing

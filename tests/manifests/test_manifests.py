@@ -36,7 +36,7 @@ ROOTS = [
     MANIFESTS / "network-policy",
 ]
 # What is not for `kubectl apply -k`.
-FOR_PEOPLE = {MANIFESTS / "attached" / "scheduler-config.yaml", MANIFESTS / "examples" / "pod.yaml"}
+FOR_PEOPLE = {MANIFESTS / "attached" / "scheduler-config.yaml", *(MANIFESTS / "examples").glob("*.yaml")}
 PROGRAMS: dict[str, click.Command] = {"cotenant-extender": extender, "cotenant-device-plugin": device_plugin}
 # Read by the NVIDIA container runtime, when it starts the container.
 FOR_THE_RUNTIME = {"NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES"}
