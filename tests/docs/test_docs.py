@@ -14,11 +14,13 @@ from click.testing import CliRunner
 from cotenant.cli.main import main as cotenant
 from cotenant.contract import grant as grants
 from cotenant.contract import inventory as inventories
+from cotenant.contract.boards import board
 from cotenant.contract.configuration import DevicePluginConfiguration, ExtenderConfiguration, convert
 from cotenant.contract.environment import INJECTED, informative, injected
 from cotenant.contract.grant import ContainerGrant, Isolation
 from cotenant.contract.health import KNOWN_XIDS, HealthSettings, Severity, XIDs
-from cotenant.contract.inventory import GPU, Inventory
+from cotenant.contract.inventory import GPU, Family, Inventory
+from cotenant.contract.mig_parted import CutGPU, parse, plan
 from cotenant.contract.names import ALIASES_IN_GIB, ALIASES_IN_MIB, Names
 from cotenant.contract.overuse import WatchdogSettings
 from cotenant.contract.reasons import Reason
@@ -174,8 +176,20 @@ class TestMIG:
             assert command.startswith("$ cotenant ")
             assert output == CliRunner().invoke(cotenant, shlex.split(command)[2:]).output
 
+    def test_its_rules_are_a_configuration(self) -> None:
+        _, text, *_ = blocks((DOCS / "mig.md").read_text(), "yaml")
+        families = [rule.family for rule in convert(text, DevicePluginConfiguration).gpus]
+        assert [Family.MIG_STATIC, Family.MIG_DYNAMIC] == families
+
+    def test_its_geometries_are_what_the_text_says(self) -> None:
+        *_, text, _ = blocks((DOCS / "mig.md").read_text(), "yaml")
+        geometry = board("A100-SXM4-40GB").geometry
+        gpu = CutGPU(uuid="GPU-0", index=0, device_id=0x20B010DE, geometry=geometry)
+        for name, profiles in (("one-large", 3), ("mixed", 3)):
+            assert profiles == len(plan(parse(text), name, [gpu])["GPU-0"].instances)
+
     def test_its_file_of_made_up_gpus_is_one(self, tmp_path: Path) -> None:
-        (text,) = blocks((DOCS / "mig.md").read_text(), "yaml")
+        *_, text = blocks((DOCS / "mig.md").read_text(), "yaml")
         (tmp_path / "gpus.yaml").write_text(text)
         nvml = NVML.open(fake=tmp_path / "gpus.yaml")
         assert [7, 7, 5] == [len(nvml.mig_profiles(gpu.index)) for gpu in nvml.gpus()]
