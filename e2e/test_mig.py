@@ -6,6 +6,7 @@ the pods were granted and saw.
 
 import os
 import random
+import stat
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ import yaml
 
 from cotenant.contract import grant as grants
 from cotenant.contract.grant import MIGPlacement
+from device_plugin.nvml import NVML
 from device_plugin.nvml.fake_mig import Fault, StateFile
 from e2e import policies
 from e2e.cluster import ControlPlane
@@ -27,7 +29,15 @@ from e2e.programs import RunningExtender, RunningPlugin
 from e2e.rest import Api, ApiError, Object
 
 GRANT = "cotenant.io/grant"
-GPUS = "gpus: [{model: NVIDIA A100-SXM4-40GB, memory: 40GiB, mig: true, computeCapability: [8, 0], count: 5}]"
+COUNT = 5
+GPU = "{{model: NVIDIA A100-SXM4-40GB, memory: 40GiB, mig: true, computeCapability: [8, 0], device: {device}}}"
+# What the driver lists in /proc/driver/nvidia-caps/mig-minors: a number for each instance that there may be.
+MINORS = "".join(
+    f"gpu{gpu}/gi{instance}/{what} {100 * gpu + 2 * instance + number}\n"
+    for gpu in range(COUNT)
+    for instance in range(1, 15)
+    for number, what in enumerate(("access", "ci0/access"))
+)
 # How many pods the storm has, and how often the plugin is killed in it: `make mig-storm` has 200 and 10.
 PODS = int(os.environ.get("COTENANT_STORM_PODS", "40"))
 KILLS = int(os.environ.get("COTENANT_STORM_KILLS", "4"))
@@ -58,15 +68,18 @@ def ground(
 ) -> Iterator[Ground]:
     directory = tmp_path_factory.mktemp("mig")
     api = control_plane.api()
+    device = directory / "fake-gpu"
+    os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(1, 3))  # what /dev/null is
     plugin = RunningPlugin(
         control_plane,
         directory / "plugin",
         node=real_node.name,
         pod_resources=real_node.pod_resources_socket,
-        gpus=GPUS,
+        gpus=f"gpus: [{', '.join([GPU.format(device=device)] * COUNT)}]",
         configuration=f"gpus: [{{family: mig-dynamic}}]\ndeviceListStrategy: cdi-cri\ninventoryInterval: 2\n"
         f"cdiDirectory: {real_node.cdi_directory}\n",
     )
+    plugin.fake_gpus.with_name(f"{plugin.fake_gpus.name}.mig-minors").write_text(MINORS)
     state = StateFile(plugin.fake_gpus.with_name(f"{plugin.fake_gpus.name}.mig.json"))
     with policies.installed(api), RunningExtender(control_plane, directory / "extender") as extender:
         scheduler = control_plane.start_scheduler(extender.scheduler_config())
@@ -157,7 +170,8 @@ def instantiate(workload: Object, number: int) -> Object:
 
 
 def runnable(one: Object) -> Object:
-    return container(one["name"], "env; sleep 1000000") | {"env": one.get("env", []), "resources": one["resources"]}
+    script = "echo DEVICES=$(ls -d /dev/nvidia?* /dev/nvidia-caps/*); sleep 1000000"
+    return container(one["name"], script) | {"env": one.get("env", []), "resources": one["resources"]}
 
 
 @pytest.mark.parametrize(
@@ -200,6 +214,7 @@ def test_an_example_gives_every_container_an_instance_of_its_own(
         assert (gpu, profile, place.start) == ground.instance(uuid)
         uuids.add(uuid)
         on[gpu] += 1
+        assert expected_devices(ground, uuid) == printed_devices(ground, one)
     assert count == len(uuids)
     # packed: as few GPUs as hold them, so that the others stay whole
     assert gpus == dict(Counter(on.values()))
@@ -208,6 +223,23 @@ def test_an_example_gives_every_container_an_instance_of_its_own(
         small["spec"]["containers"][0]["resources"] = {"limits": {"nvidia.com/mig-1g.5gb": 1}}
         with pytest.raises(ApiError, match="exceeded quota"):
             ground.api.create(small)
+
+
+def expected_devices(ground: Ground, uuid: str) -> list[str]:
+    """List what a container must find in /dev: the parent's node, and the capabilities of its instance alone."""
+    found = next(one for one in ground.state.read().instances if one.uuid == uuid)
+    nodes = [gpu.minor for gpu in NVML.open(fake=ground.plugin.fake_gpus).gpus() if gpu.uuid == found.gpu]
+    first = 100 * int(nodes[0] or 0) + 2 * found.id
+    return sorted(
+        ["/dev/nvidia-caps", f"/dev/nvidia{nodes[0]}", *(f"/dev/nvidia-caps/nvidia-cap{first + n}" for n in (0, 1))]
+    )
+
+
+def printed_devices(ground: Ground, seen: Object) -> list[str]:
+    name = seen["spec"]["containers"][0]["name"]
+    assert wait_until(lambda: "DEVICES=" in ground.node.logs(seen, name), timeout_s=10)
+    (line,) = [line for line in ground.node.logs(seen, name).splitlines() if line.startswith("DEVICES=")]
+    return sorted(line.removeprefix("DEVICES=").split())
 
 
 @dataclass
