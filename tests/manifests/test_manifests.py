@@ -32,7 +32,7 @@ from tests.manifests.kustomization import (
 LAYOUTS = ("second-scheduler", "attached")
 ROOTS = [
     *(MANIFESTS / layout for layout in LAYOUTS),
-    *(MANIFESTS / other for other in ("admission/webhook", "dev-fake-gpus", "eviction", "monitoring")),
+    *(MANIFESTS / other for other in ("admission/webhook", "dev-fake-gpus", "eviction", "mig", "monitoring")),
     MANIFESTS / "network-policy",
 ]
 # What is not for `kubectl apply -k`.
