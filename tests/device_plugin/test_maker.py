@@ -1,0 +1,173 @@
+"""The maker of MIG instances is killed at every call of NVML; whatever it left, the next one puts right."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from cotenant.cluster import ClusterError
+from cotenant.contract.pods import Pod
+from cotenant.contract.reasons import Reason
+from device_plugin.cdi import SpecFolder
+from device_plugin.families.maker import Maker
+from device_plugin.identity import PodName
+from device_plugin.nvml import NVML
+from device_plugin.nvml.fake_mig import CrashError, Fault, StateFile
+from device_plugin.refusal import RefusedError
+from tests.builders import NAMES, a_grant, a_pod
+from tests.device_plugin.node import uuid
+from tests.device_plugin.test_mig import placed
+
+A100 = f"gpus: [{{model: NVIDIA A100-SXM4-40GB, memory: 40GiB, mig: true, uuid: {uuid(0)}}}]"
+
+
+@dataclass
+class Pods:
+    """The API server's pods, and those of them that the cache has heard of."""
+
+    stored: dict[str, Pod] = field(default_factory=dict)
+    heard: set[str] = field(default_factory=set)
+    synced: bool = True
+    away: bool = False
+
+    def all_known(self) -> Sequence[Pod]:
+        return [pod for name, pod in self.stored.items() if name in self.heard]
+
+    def read(self, name: PodName, *, deadline: float) -> Pod | None:
+        del deadline
+        if self.away:
+            raise ClusterError("nobody answers")
+        return self.stored.get(name.name)
+
+    def add(self, name: str, profile: str, start: int, *, heard: bool = True) -> Pod:
+        builder = a_pod().named(name).asking("1", of=NAMES.mig(profile))
+        pod = builder.bound_to("gpu-1", a_grant(placed(profile, start, name="main-0"))).build()
+        self.stored[name] = pod
+        if heard:
+            self.heard.add(name)
+        return pod
+
+
+class Bench:
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "gpus.yaml"
+        self.file.write_text(A100)
+        self.cdi = folder / "cdi"
+        self.state = StateFile(folder / "gpus.yaml.mig.json")
+        self.pods = Pods()
+
+    def maker(self) -> Maker:
+        """Start a plugin anew: nothing is remembered but what lies in files."""
+        nvml = NVML.open(fake=self.file)
+        gpus = {gpu.uuid: gpu for gpu in nvml.gpus()}
+        return Maker(nvml, SpecFolder(self.cdi, NAMES, "nvidia.com/gpu"), self.pods, NAMES, gpus=lambda: gpus)
+
+    def ensure(self, pod: Pod, profile: str, start: int) -> None:
+        self.maker().ensure(pod, placed(profile, start, name="main-0"))
+
+    def there(self) -> dict[int, tuple[str, str]]:
+        return {one.start: (one.profile, one.uuid) for one in self.state.read().instances}
+
+    def specs(self) -> int:
+        return len(list(self.cdi.glob("cotenant-mig-*.json")))
+
+    def killed(self, calls: int, when: str, work: Callable[[], object]) -> bool:
+        """Do *work*, killed at the *calls*-th call; tell whether it came so far."""
+        self.state.arm(Fault(calls=calls, do="crash", when="after" if when == "after" else "before"))
+        try:
+            work()
+        except CrashError:
+            return True
+        finally:
+            self.state.arm(None)
+        return False
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_crash_at_any_call_loses_no_instance_in_use_and_leaks_none(bench: Bench, when: str) -> None:
+    steady = bench.pods.add("steady", "3g.20gb", 4)
+    bench.ensure(steady, "3g.20gb", 4)
+    before = bench.there()[4]
+    struck = 0
+    for calls in range(1, 400):
+        pod = bench.pods.add("p", "2g.10gb", 0)
+        made = bench.killed(calls, when, lambda pod=pod: bench.ensure(pod, "2g.10gb", 0))  # type: ignore[misc]
+        bench.maker().sweep()
+        bench.ensure(pod, "2g.10gb", 0)
+        assert {0, 4} == bench.there().keys()
+        assert ("2g.10gb", True) == (bench.there()[0][0], bool(bench.there()[0][1]))
+
+        del bench.pods.stored["p"]
+        bench.pods.heard.discard("p")
+        cleared = bench.killed(calls, when, lambda: bench.maker().sweep())
+        bench.maker().sweep()
+        assert {4: before} == bench.there()
+        assert 1 == bench.specs()
+        struck += made + cleared
+        if not (made or cleared):
+            break
+    assert struck > 60, "the faults hardly ever struck"
+    assert calls < 399, "calls after the last that was tried were not killed"
+
+
+def test_an_instance_is_kept_whose_pod_the_cache_has_not_heard_of(bench: Bench) -> None:
+    pod = bench.pods.add("new", "1g.5gb", 6, heard=False)
+    bench.ensure(pod, "1g.5gb", 6)
+    bench.maker().sweep()
+    assert [6] == list(bench.there())
+    # and while the API server cannot be asked
+    del bench.pods.stored["new"]
+    bench.pods.away = True
+    bench.maker().sweep()
+    assert [6] == list(bench.there())
+    bench.pods.away = False
+    bench.maker().sweep()
+    assert {} == bench.there()
+
+
+def test_nothing_is_swept_before_the_pods_are_known_or_while_a_grant_cannot_be_read(bench: Bench) -> None:
+    NVML.open(fake=bench.file).create_mig_instance(0, "1g.5gb", 6)
+    bench.pods.synced = False
+    bench.maker().sweep()
+    assert [6] == list(bench.there())
+    bench.pods.synced = True
+    odd = a_pod().named("odd").asking("1", of=NAMES.mig("1g.5gb")).bound_to("gpu-1", "{not json").build()
+    bench.pods.stored["odd"] = odd
+    bench.pods.heard.add("odd")
+    bench.maker().sweep()
+    assert [6] == list(bench.there())
+    del bench.pods.stored["odd"]
+    bench.maker().sweep()
+    assert {} == bench.there()
+
+
+def test_the_next_pod_of_a_place_gets_an_instance_of_its_own(bench: Bench) -> None:
+    first = bench.pods.add("first", "1g.5gb", 6)
+    bench.ensure(first, "1g.5gb", 6)
+    before = bench.there()[6]
+    del bench.pods.stored["first"]
+    second = bench.pods.add("second", "1g.5gb", 6)
+    bench.ensure(second, "1g.5gb", 6)
+    assert before != bench.there()[6]
+    assert 1 == bench.specs()
+
+
+def test_a_container_that_starts_again_keeps_its_instance_and_what_another_pod_holds_is_not_touched(
+    bench: Bench,
+) -> None:
+    pod = bench.pods.add("p", "3g.20gb", 4)
+    bench.ensure(pod, "3g.20gb", 4)
+    before = bench.there()
+    bench.ensure(pod, "3g.20gb", 4)
+    assert before == bench.there()
+    thief = bench.pods.add("thief", "1g.5gb", 5)
+    with pytest.raises(RefusedError, match=r"pod default/p holds 3g\.20gb at 4") as refused:
+        bench.ensure(thief, "1g.5gb", 5)
+    assert Reason.NO_MIG_ROOM is refused.value.reason
+    assert before == bench.there()
