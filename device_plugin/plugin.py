@@ -278,7 +278,8 @@ class DevicePlugin:
                     reserve_per_gpu=self._configuration.reserve_per_gpu_bytes,
                     mig=self._mig,
                     cutting=self._cutter.announced,
-                )
+                ),
+                self._partitions.numbers,
             )
             if described == self._described:
                 return

@@ -15,7 +15,7 @@ from cotenant.contract import inventory as inventories
 from cotenant.contract.boards import board
 from cotenant.contract.environment import annotations
 from cotenant.contract.grant import GIVEN, ContainerGrant, GPUShare, Grant, Isolation, IsolationRecord, Role
-from cotenant.contract.inventory import GPU, MIG, Family, Health, Inventory, MIGInstance, Mode
+from cotenant.contract.inventory import GPU, MIG, Family, Health, Inventory, MIGInstance, Mode, UnhealthyInstance
 from cotenant.contract.names import Names
 from cotenant.contract.pods import Pod
 from cotenant.contract.units import GIB, parse_bytes
@@ -173,6 +173,13 @@ class NodeBuilder:
                 **fields,
             },
         )
+
+    def with_ill_instances(self, *texts: str) -> Self:
+        """Say that some of the last GPU's instances get no new pods."""
+        *others, last = self.gpus
+        ill = tuple(UnhealthyInstance(uuid=an_instance(text).uuid, detail="XID 1000") for text in texts)
+        mig = msgspec.structs.replace(last.mig or MIG(), unhealthy=ill)
+        return replace(self, gpus=(*others, msgspec.structs.replace(last, mig=mig)))
 
     def with_unexplained(self, *texts: str) -> Self:
         """Say that the last GPU has instances that no grant explains."""

@@ -67,6 +67,13 @@ class MIGInstance(_Wire, frozen=True, kw_only=True):
     uuid: str = ""
 
 
+class UnhealthyInstance(_Wire, frozen=True, kw_only=True):
+    """Name an instance of the static family that gets no new pods, though its GPU does, and say why."""
+
+    uuid: Text
+    detail: str = ""
+
+
 class MIG(_Wire, frozen=True, kw_only=True):
     """Describe the partitioning of one GPU.
 
@@ -77,6 +84,12 @@ class MIG(_Wire, frozen=True, kw_only=True):
     profiles: tuple[MIGProfile, ...] = ()
     instances: tuple[MIGInstance, ...] = ()
     unexplained: tuple[MIGInstance, ...] = ()
+    unhealthy: tuple[UnhealthyInstance, ...] = ()
+
+    @property
+    def unfit(self) -> frozenset[str]:
+        """Name the instances that get no new pods, by UUID."""
+        return frozenset(one.uuid for one in self.unhealthy)
 
 
 class GPU(_Wire, frozen=True, kw_only=True):

@@ -90,6 +90,9 @@ class Partitions:
         self._rules = rules
         self._strategy = strategy
         self._names = names
+        self._last: dict[str, MIG] = {}
+        # MIG UUIDs by GPU and NVML's number of the GPU instance, by which events name it
+        self.numbers: Mapping[tuple[str, int], str] = {}
 
     def families(self, gpus: Iterable[PhysicalGPU], family: Family) -> dict[str, PhysicalGPU]:
         """Give the GPUs of one family that are fit to be asked, by UUID."""
@@ -120,8 +123,12 @@ class Partitions:
         return switched
 
     def look(self, gpus: Sequence[PhysicalGPU], unexplained: Mapping[str, tuple[MIGInstance, ...]]) -> dict[str, MIG]:
-        """Read what the MIG GPUs can be cut into and are cut into, by UUID."""
-        found = {}
+        """Read what the MIG GPUs can be cut into and are cut into, by UUID.
+
+        A GPU that fails keeps what it was: its device ids become unhealthy, and must not go under pods that hold them.
+        """
+        found = {gpu.uuid: self._last[gpu.uuid] for gpu in gpus if gpu.fault and gpu.uuid in self._last}
+        numbers: dict[tuple[str, int], str] = {}
         for family in (Family.MIG_STATIC, Family.MIG_DYNAMIC):
             for uuid, gpu in self.families(gpus, family).items():
                 try:
@@ -132,7 +139,9 @@ class Partitions:
                     continue
                 # one without a compute instance is being made by somebody, or was left behind
                 instances = tuple(one.instance for one in there if one.uuid)
+                numbers.update({(uuid, one.id): one.uuid for one in there if one.uuid})
                 found[uuid] = MIG(profiles=profiles, instances=instances, unexplained=unexplained.get(uuid, ()))
+        self._last, self.numbers = found, numbers
         return found
 
     def nodes(self, gpus: Sequence[PhysicalGPU]) -> dict[str, list[tuple[str, str]]]:
@@ -157,7 +166,7 @@ class Partitions:
             for gpu in static:
                 for one in gpu.mig.instances if gpu.mig else ():
                     ids = offered.setdefault(self._names.mig(one.profile), {})
-                    ids[one.uuid] = gpu.health is Health.HEALTHY
+                    ids[one.uuid] = _is_well(gpu, one)
         elif static:
             offered[WHOLE] = self._whole(gpus, static)
         for gpu in gpus:
@@ -185,4 +194,8 @@ class Partitions:
                 f"migStrategy: single needs instances of one profile on every GPU of family mig-static, and {found}; "
                 "use mixed, or cut the GPUs alike"
             )
-        return {one.uuid: gpu.health is Health.HEALTHY for one, gpu in instances}
+        return {one.uuid: _is_well(gpu, one) for one, gpu in instances}
+
+
+def _is_well(gpu: GPU, instance: MIGInstance) -> bool:
+    return gpu.health is Health.HEALTHY and (gpu.mig is None or instance.uuid not in gpu.mig.unfit)

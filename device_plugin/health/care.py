@@ -1,14 +1,14 @@
 """Cares for the GPUs of one node: brings health, cordons and record together, and tells people of changes."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 import structlog
 
 from cotenant.contract.health import HealthSettings, decode_faults, encode_faults
-from cotenant.contract.inventory import GPU, Health
+from cotenant.contract.inventory import GPU, Health, UnhealthyInstance
 from cotenant.contract.names import Names
 from device_plugin.events import PodEvents
 from device_plugin.health import cordon
@@ -51,7 +51,8 @@ class Care:
         self._gpus: tuple[PhysicalGPU, ...] = ()
         self._cordon_text: str | None = None
         self._problems: tuple[str, ...] = ()
-        self._shown: dict[str, GPU] = {}
+        # what is wrong with whom, as people were told
+        self._shown: dict[str, str] = {}
         self._read = False
 
     def start(self) -> None:
@@ -98,26 +99,41 @@ class Care:
             self.keeper.acknowledge()
             self._changed()
 
-    def judged(self, gpus: Sequence[GPU]) -> tuple[GPU, ...]:
-        """Mark the GPUs that are unfit or cordoned, tell people of changes, and write down what must last."""
+    def judged(self, gpus: Sequence[GPU], instances: Mapping[tuple[str, int], str]) -> tuple[GPU, ...]:
+        """Mark the GPUs that are unfit or cordoned, tell people of changes, and write down what must last.
+
+        *instances* are MIG UUIDs by GPU and NVML's number of the GPU instance: these are marked each by itself.
+        """
         with self._lock:
-            cordoned = self._cordoned()
-            judged = tuple(self._judged(gpu, cordoned) for gpu in gpus)
+            cordoned = self._cordoned(instances.values())
+            judged = tuple(self._judged(gpu, cordoned, instances) for gpu in gpus)
             self._tell(judged)
             if self._read:
                 self._write_down()
             return judged
 
-    def _judged(self, gpu: GPU, cordoned: Cordon) -> GPU:
+    def _judged(self, gpu: GPU, cordoned: Cordon, instances: Mapping[tuple[str, int], str]) -> GPU:
         detail = self.keeper.ailment(gpu.uuid) or gpu.detail
         if not detail and gpu.uuid in cordoned.uuids:
             detail = f"{_CORDONED} {self._names.gpu_cordon}"
         if not detail:
-            return gpu
+            return self._with_instances(gpu, cordoned, instances) if gpu.mig is not None else gpu
         return msgspec.structs.replace(gpu, health=Health.UNHEALTHY, detail=detail)
 
-    def _cordoned(self) -> Cordon:
-        found = cordon.read(self._cordon_text, {gpu.uuid for gpu in self._gpus})
+    def _with_instances(self, gpu: GPU, cordoned: Cordon, instances: Mapping[tuple[str, int], str]) -> GPU:
+        unfit = {}
+        for (uuid, number), mig_uuid in instances.items():
+            detail = self.keeper.ailment(uuid, number) if uuid == gpu.uuid else ""
+            if not detail and mig_uuid in cordoned.uuids:
+                detail = f"{_CORDONED} {self._names.gpu_cordon}"
+            if detail and gpu.mig is not None and mig_uuid in {one.uuid for one in gpu.mig.instances}:
+                unfit[mig_uuid] = UnhealthyInstance(uuid=mig_uuid, detail=detail)
+        if gpu.mig is None or not unfit:
+            return gpu
+        return msgspec.structs.replace(gpu, mig=msgspec.structs.replace(gpu.mig, unhealthy=tuple(unfit.values())))
+
+    def _cordoned(self, instances: Iterable[str]) -> Cordon:
+        found = cordon.read(self._cordon_text, {*(gpu.uuid for gpu in self._gpus), *instances})
         for problem in found.problems:
             if problem not in self._problems:
                 note = f"annotation {self._names.gpu_cordon}: {problem}; the other parts of it are followed"
@@ -127,21 +143,25 @@ class Care:
         return found
 
     def _tell(self, judged: Sequence[GPU]) -> None:
+        shown: dict[str, str] = {}
         for gpu in judged:
-            before = self._shown.get(gpu.uuid)
-            self._shown[gpu.uuid] = gpu
-            if (before.detail if before else "") == gpu.detail:
+            shown[f"GPU {gpu.index} ({gpu.uuid})"] = gpu.detail
+            for one in gpu.mig.unhealthy if gpu.mig is not None else ():
+                shown[f"MIG instance {one.uuid} of GPU {gpu.index}"] = one.detail
+        for name in dict.fromkeys((*self._shown, *shown)):
+            detail = shown.get(name, "")
+            if self._shown.get(name, "") == detail:
                 continue
-            name = f"GPU {gpu.index} ({gpu.uuid})"
-            if gpu.detail.startswith(_CORDONED):
-                log.info("gpu.cordoned", gpu=gpu.uuid, index=gpu.index)
-                self._events.about_node("GPUCordoned", _ACTION, f"{name} gets no new pods: {gpu.detail}", normal=True)
-            elif gpu.detail:
-                log.warning("gpu.unhealthy", gpu=gpu.uuid, index=gpu.index, why=gpu.detail)
-                self._events.about_node("GPUUnhealthy", _ACTION, f"{name} gets no new pods: {gpu.detail}")
+            if detail.startswith(_CORDONED):
+                log.info("gpu.cordoned", which=name)
+                self._events.about_node("GPUCordoned", _ACTION, f"{name} gets no new pods: {detail}", normal=True)
+            elif detail:
+                log.warning("gpu.unhealthy", which=name, why=detail)
+                self._events.about_node("GPUUnhealthy", _ACTION, f"{name} gets no new pods: {detail}")
             else:
-                log.info("gpu.healthy", gpu=gpu.uuid, index=gpu.index)
+                log.info("gpu.healthy", which=name)
                 self._events.about_node("GPUHealthy", _ACTION, f"{name} gets new pods again", normal=True)
+        self._shown = shown
 
     def _restore(self, text: str) -> None:
         try:

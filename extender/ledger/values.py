@@ -85,8 +85,13 @@ class MIGState(msgspec.Struct, frozen=True):
         return self.gpu.mig.instances if self.gpu.mig is not None else ()
 
     def free_instances(self) -> list[MIGInstance]:
-        """List the instances of a static GPU that nothing held lies on."""
-        return [one for one in self.instances if not any(overlap(one, other) for other in self.taken)]
+        """List the instances of a static GPU that nothing held lies on, and that are well."""
+        unfit = self.gpu.mig.unfit if self.gpu.mig is not None else frozenset()
+        return [
+            one
+            for one in self.instances
+            if one.uuid not in unfit and not any(overlap(one, other) for other in self.taken)
+        ]
 
 
 def overlap(one: MIGInstance, other: MIGInstance) -> bool:

@@ -13,10 +13,11 @@ from cotenant.contract.configuration import ConfigurationError, DevicePluginConf
 from cotenant.contract.grant import ContainerGrant, GPUShare, Isolation, IsolationRecord, MIGPlacement, Role
 from cotenant.contract.inventory import Family, Health, MIGInstance, Mode
 from cotenant.contract.units import GIB, id_prefix
+from cotenant.standins.api_rules import NODES
 from device_plugin.families.partitions import StrategyError
 from device_plugin.nvml import NVML
 from device_plugin.nvml.fake_mig import Fault, StateFile
-from tests.device_plugin.node import NAMES, SECONDS, Node, container, granted, uuid
+from tests.device_plugin.node import NAMES, NODE, SECONDS, Node, container, granted, uuid
 
 A100 = {"model": "NVIDIA A100-SXM4-40GB", "memory": "40GiB", "mig": "true", "computeCapability": "[8, 0]"}
 DYNAMIC = "gpus: [{family: mig-dynamic}]\ndeviceListStrategy: cdi-cri\n"
@@ -238,6 +239,46 @@ class TestStatic:
         other = static.add("q", placed("1g.5gb", 1, instance=wanted))
         static.node.settled(other)
         assert f"was granted the MIG instance {wanted}, which the kubelet has not free" in kubelet.message(other)
+
+    def test_one_ill_or_cordoned_instance_gets_no_new_pods_and_the_others_do(self, static: Cut) -> None:
+        static.node.write_gpus([A100])
+        static.cut(("1g.5gb", 0), ("1g.5gb", 1), ("1g.5gb", 2))
+        static.config += "health: {cleanProbes: 20}\n"
+        static.start()
+        kubelet, resource = static.node.kubelet, NAMES.mig("1g.5gb")
+        kubelet.wait(lambda: kubelet.allocatable(resource) == 3, "all three")
+        ill, cordoned = static.uuid_at(1), static.uuid_at(2)
+        number = next(one.id for one in NVML.open(fake=static.node.gpu_file).mig_instances(0) if one.uuid == ill)
+        static.node.write_gpus([{**A100, "xids": f"[{{xid: 1000, gpuInstance: {number}, computeInstance: 0}}]"}])
+        static.node.api.patch(NODES, NODE, {"metadata": {"annotations": {NAMES.gpu_cordon: cordoned}}})
+        found = static.node.wait_published(
+            "unhealthy in two", lambda i: i.gpus[0].mig is not None and i.gpus[0].mig.unfit == {ill, cordoned}
+        )
+        kubelet.wait(lambda: kubelet.allocatable(resource) == 1, "one to be left")
+        (gpu,) = found.gpus
+        assert gpu.mig is not None
+        details = {one.uuid: one.detail for one in gpu.mig.unhealthy}
+        assert details[ill].startswith("XID 1000;")
+        assert "cordoned by the node's annotation cotenant.io/gpu-cordon" == details[cordoned]
+        assert (Health.HEALTHY, 3) == (gpu.health, len(gpu.mig.instances))
+        # well again after 20 clean probes
+        static.node.wait_published("well", lambda i: i.gpus[0].mig is not None and i.gpus[0].mig.unfit == {cordoned})
+        kubelet.wait(lambda: kubelet.allocatable(resource) == 2, "two")
+
+    def test_a_gpu_that_fails_keeps_its_instances_and_offers_none_of_them(self, static: Cut) -> None:
+        static.node.write_gpus([A100])
+        static.cut(("1g.5gb", 0))
+        static.start()
+        pod = static.add("p", placed("1g.5gb", 0, instance=static.uuid_at(0)))
+        static.node.running(pod)
+        static.node.write_gpus([{**A100, "lost": True}])
+        kubelet, resource = static.node.kubelet, NAMES.mig("1g.5gb")
+        kubelet.wait(lambda: kubelet.allocatable(resource) == 0, "none to be left")
+        found = static.node.wait_published("lost", lambda i: i.gpus[0].health is Health.UNHEALTHY)
+        assert found.gpus[0].mig is not None
+        assert 1 == len(found.gpus[0].mig.instances)
+        assert 1 == kubelet.devices.capacity()[0][resource]
+        assert "Running" == kubelet.phase(pod)
 
     def test_instances_that_a_person_makes_and_destroys_are_followed(self, static: Cut) -> None:
         static.node.write_gpus([A100])

@@ -171,6 +171,18 @@ class TestStatic:
         cluster.end("p0")
         assert [("GPU-n-0", "1g.5gb", 0)] == cluster.where("1g.5gb")
 
+    def test_an_ill_instance_is_not_given_and_keeps_whom_it_has(self) -> None:
+        node = a_node().with_mig(static=["1g.5gb@0", "1g.5gb@1", "1g.5gb@2"])
+        cluster = Cluster().with_node(node)
+        assert [("GPU-n-0", "1g.5gb", 0)] == cluster.where("1g.5gb", name="first")
+        cluster.with_node(node.with_ill_instances("1g.5gb@0", "1g.5gb@1"))
+        assert [("GPU-n-0", "1g.5gb", 2)] == cluster.where("1g.5gb")
+        assert Reason.NO_MIG_ROOM == cluster.put("1g.5gb")
+        cluster.end("first")
+        assert Reason.NO_MIG_ROOM == cluster.put("1g.5gb")
+        cluster.with_node(node)
+        assert [("GPU-n-0", "1g.5gb", 0)] == cluster.where("1g.5gb")
+
     def test_an_instance_that_is_there_is_taken_before_one_is_made(self) -> None:
         cluster = Cluster().with_node(a_node().with_mig().with_mig(static=["1g.5gb@0"]))
         assert [("GPU-n-1", "1g.5gb", 0)] == cluster.where("1g.5gb")
