@@ -34,7 +34,8 @@ from cotenant.contract.pods import Pod
 from cotenant.contract.request import RequestError, parse
 from extender.ledger import holds
 from extender.ledger.account import Account
-from extender.ledger.values import Hold, Node, NodeView, Stage, Waiting, overlap
+from extender.ledger.slots import check_slots
+from extender.ledger.values import Hold, Node, NodeView, Stage, Waiting
 
 R = TypeVar("R")
 
@@ -61,6 +62,8 @@ class Ledger:
         self._residents: dict[str, tuple[str, Compute]] = {}
         # pods bound to a node with our resource but without a grant: somebody went around the extender
         self._ungranted: dict[str, str] = {}
+        # the same for MIG instances, with the node: where none is ours, another plugin serves them
+        self._without_slots: dict[str, tuple[str, str]] = {}
         self._sequence = 0
         # names of nodes in the order they changed, and how many there have ever been
         self._changed: deque[str] = deque(maxlen=_CHANGES_KEPT)
@@ -123,11 +126,13 @@ class Ledger:
     def ungranted(self) -> dict[str, str]:
         """Name the bound pods that ask our resource without a grant, namespace/name by UID."""
         with self._lock:
-            return dict(self._ungranted)
+            others = {uid: key for uid, (key, node) in self._without_slots.items() if self._cuts(node)}
+            return self._ungranted | others
 
     def is_ungranted(self, uid: str) -> bool:
         """Tell whether the pod of that UID is bound, asks our resource, and has no grant."""
-        return uid in self._ungranted
+        _, node = self._without_slots.get(uid, ("", ""))
+        return uid in self._ungranted or self._cuts(node)
 
     def mark(self) -> int:
         """Count up: assumptions made from now on are younger than this mark."""
@@ -161,7 +166,7 @@ class Ledger:
             hold = holds.assumed(chosen, uid=uid, key=key, node=node, since=self.mark())
             free = {state.gpu.uuid: state.free_bytes for state in view.gpus}
             if hold.slots:
-                _check_slots(view, hold, chosen)
+                check_slots(view, hold, chosen)
             for uuid, amount in hold.charges.items() if not hold.slots else ():
                 if amount > free.get(uuid, 0):
                     raise ValueError(
@@ -244,6 +249,7 @@ class Ledger:
         with self._lock:
             self._waiting.pop(uid, None)
             self._ungranted.pop(uid, None)
+            self._without_slots.pop(uid, None)
             self._leave(uid)
             self._drop(uid)
 
@@ -264,7 +270,7 @@ class Ledger:
             for pod in pods:
                 listed.add(pod.uid)
                 self.observe_pod(pod)
-            known = {*self._holds, *self._waiting, *self._ungranted, *self._residents}
+            known = {*self._holds, *self._waiting, *self._ungranted, *self._without_slots, *self._residents}
             for uid in known - listed:
                 hold = self._holds.get(uid)
                 if hold is None or hold.since <= started:
@@ -291,26 +297,33 @@ class Ledger:
             self.confirm(pod.uid)
             return
         if text is None:
-            if self._asks(pod, node):
-                self._ungranted[pod.uid] = pod.key
+            self._note_ungranted(pod, node)
             # bound, and not by us: what we assumed for it cannot come true any more
             self._drop(pod.uid)
             return
         self._ungranted.pop(pod.uid, None)
+        self._without_slots.pop(pod.uid, None)
         # a LIST under way may still be older than the pod
         since = held.since if held is not None else 0
         hold = holds.bound(pod, node, text, self._names, self._unit_bytes, since=since)
         self._drop(pod.uid)
         self._put(hold)
 
-    def _asks(self, pod: Pod, node: str) -> bool:
-        """Tell whether the pod asks what is ours to give; on a node without our plugin an instance is another's."""
+    def _note_ungranted(self, pod: Pod, node: str) -> None:
         try:
             request = parse(pod, self._names, self._unit_bytes)
         except RequestError:
-            return True
-        account = self._accounts.get(node)
-        return request is not None and not (request.profiles and (account is None or account.inventory is None))
+            self._ungranted[pod.uid] = pod.key
+            return
+        if request is not None and request.profiles:
+            self._without_slots[pod.uid] = pod.key, node
+        elif request is not None:
+            self._ungranted[pod.uid] = pod.key
+
+    def _cuts(self, node: str) -> bool:
+        """Tell whether a node has MIG GPUs of ours."""
+        view = self.view(node)
+        return view is not None and bool(view.mig)
 
     def _settle_in(self, uid: str, node: str, compute: Compute, *, show: bool = True) -> None:
         """Count what a pod takes of its node; a pod that was resized in place counts anew.
@@ -383,21 +396,3 @@ class Ledger:
     def _note_change(self, node: str) -> None:
         self._changed.append(node)
         self._changes += 1
-
-
-def _check_slots(view: NodeView, hold: Hold, chosen: grants.Grant) -> None:
-    """Raise ValueError unless every instance of *chosen* is free, whoever chose it."""
-    states = {state.gpu.uuid: state for state in view.mig}
-    taken = {uuid: list(state.taken) for uuid, state in states.items()}
-    for container in chosen.containers:
-        uuid, placement = container.gpus[0].uuid, container.mig
-        state = states.get(uuid)
-        if placement is None or state is None or state.closed:
-            raise ValueError(f"pod {hold.key} was to get an instance of GPU {uuid}, which has none to give")
-        instance = msgspec.structs.replace(placement.instance, uuid="")
-        if state.static:
-            if placement.instance not in state.instances or any(overlap(instance, one) for one in taken[uuid]):
-                raise ValueError(f"pod {hold.key} was to get {instance.profile} at {instance.start}, which is not free")
-        else:
-            state.geometry.check(instance, taken[uuid])  # PlacementError is a ValueError
-        taken[uuid].append(instance)

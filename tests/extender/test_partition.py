@@ -156,6 +156,14 @@ class TestDynamic:
         with pytest.raises(ValueError, match=r"3g\.20gb at 4 overlaps 3g\.20gb at 4"):
             cluster.ledger.assume("uid-of-q", "default/q", "n", lambda _: decode(first.grant))
 
+    def test_a_pod_that_went_around_us_is_told_of_only_where_the_instances_are_ours(self) -> None:
+        cluster = Cluster()
+        for node in ("ours", "theirs"):
+            cluster.ledger.observe_pod(asking("1g.5gb", name=f"on-{node}").bound_to(node).build())
+        cluster.with_node(a_node("ours").with_mig()).with_node(a_node("theirs").without_inventory())
+        assert {"uid-of-on-ours": "default/on-ours"} == cluster.ledger.ungranted()
+        assert (True, False) == tuple(cluster.ledger.is_ungranted(f"uid-of-on-{node}") for node in ("ours", "theirs"))
+
 
 class TestStatic:
     def test_a_free_instance_is_given_by_its_uuid(self) -> None:
