@@ -122,7 +122,8 @@ def parse(pod: Pod, names: Names, unit_bytes: int) -> PodRequest | None:
     limits that differ from requests, memory that does not split over its GPUs, wishes that mean nothing, two families.
     """
     asking = [(c, role, amount) for c, role in pod.start_order if (amount := _amount(c, names)) is not None]
-    instances = [(c, role, asked) for c, role in pod.start_order if (asked := _asked_instances(c, names))]
+    prefix = names.mig_prefix
+    instances = [(c, role, asked) for c, role in pod.start_order if (asked := _asked_instances(c, prefix))]
     if instances:
         return _partitioned(pod, [c for c, _, _ in asking], instances, names)
     if not asking:
@@ -163,12 +164,13 @@ def parse(pod: Pod, names: Names, unit_bytes: int) -> PodRequest | None:
     return request
 
 
-def _asked_instances(container: Container, names: Names) -> list[str]:
-    """List the resources of MIG instances that *container* names, sorted."""
+def _asked_instances(container: Container, prefix: str) -> list[str]:
+    """List the resources of MIG instances, which begin with *prefix*, that *container* names, sorted."""
     if container.resources is None:
         return []
-    asked = {*(container.resources.limits or ()), *(container.resources.requests or ())}
-    return sorted(resource for resource in asked if resource.startswith(names.mig_prefix))
+    # the API server sees to it that limits and requests name the same, but not everybody who asks is one
+    named = [*(container.resources.limits or ()), *(container.resources.requests or ())]
+    return sorted({resource for resource in named if resource.startswith(prefix)})
 
 
 def _partitioned(
