@@ -145,11 +145,10 @@ class Maker:
             self._nvml.complete_mig_instance(gpu.index, same)
         else:
             self._nvml.create_mig_instance(gpu.index, wanted.profile, wanted.start)
-        made = next(
-            one
-            for one in self._nvml.mig_instances(gpu.index)
-            if (one.profile, one.start) == (wanted.profile, wanted.start)
-        )
+        there = self._nvml.mig_instances(gpu.index)
+        made = next((one for one in there if (one.profile, one.start) == (wanted.profile, wanted.start)), None)
+        if made is None or not made.uuid:
+            raise MIGError(f"NVML made {wanted.profile} at {wanted.start} of GPU {gpu.index}, and does not list it")
         self._specs.write(
             gpu.uuid,
             wanted,
