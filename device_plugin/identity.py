@@ -27,7 +27,7 @@ from cotenant.contract.units import parse_quantity
 from device_plugin.refusal import RefusedError
 
 # What this plugin can set up for a container; a grant of anything else was not meant for it.
-_SERVED_MODES = frozenset({Mode.TIME_SLICING, Mode.EXCLUSIVE, Mode.MIG})
+_SERVED_MODES = frozenset({Mode.TIME_SLICING, Mode.MPS, Mode.EXCLUSIVE, Mode.MIG})
 
 
 class PodName(NamedTuple):

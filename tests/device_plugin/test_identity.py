@@ -205,7 +205,7 @@ class TestGrants:
     """A grant is used when it is readable, for this container, of this amount, and of a kind that is served here."""
 
     def test_a_mode_that_is_not_served_is_refused(self) -> None:
-        text = granted(EIGHT)[NAMES.grant].replace('"time-slicing"', '"mps"')
+        text = granted(EIGHT)[NAMES.grant].replace('"family":"memory"', '"family":"replicas"')
         served = pod("p", EIGHT, metadata={"name": "p", "uid": "u", "annotations": {NAMES.grant: text}})
-        with pytest.raises(RefusedError, match="mode mps, which this device plugin does not serve"):
+        with pytest.raises(RefusedError, match="family replicas and mode time-slicing, which this device plugin"):
             identity.read_grant(served, "main", Asked(NAMES.gpu_mem, 8), NAMES)
