@@ -5,6 +5,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 
@@ -25,11 +26,23 @@ _END_SECONDS = 1.0
 _STARTING = "its MPS control daemon is being started"
 
 
+class GPUs(Protocol):
+    """Prepare GPUs for MPS, and give them back; every method raises MPSError."""
+
+    def compute_modes(self, plan: Plan) -> Mapping[str, int]:
+        """Give the compute modes of the plan's GPUs, by UUID."""
+
+    def close(self, plan: Plan) -> None:
+        """Let nobody use the plan's GPUs but an MPS server."""
+
+    def restore(self, modes: Mapping[str, int]) -> None:
+        """Set compute modes."""
+
+
 class Daemon:
     """Keep the daemon of *plan* running in *folder* until stop().
 
-    *exclusive* puts the GPUs into the compute mode that lets in nobody but MPS, and gives the modes they had;
-    *restore* puts them back. Both raise MPSError. *changed* is told, from a thread of ours, when *problem* has changed.
+    *gpus* are prepared for it, and given back. *changed* is told, from a thread of ours, when *problem* has changed.
     """
 
     def __init__(
@@ -38,8 +51,7 @@ class Daemon:
         folder: Path,
         program: str,
         *,
-        exclusive: Callable[[Plan], Mapping[str, int]],
-        restore: Callable[[Mapping[str, int]], None],
+        gpus: GPUs,
         changed: Callable[[], None],
         look_seconds: float,
         answer_seconds: float,
@@ -47,8 +59,7 @@ class Daemon:
         self.plan = plan
         self._folder = folder
         self._control = Control(program, folder, plan.uuids, answer_seconds)
-        self._exclusive = exclusive
-        self._restore = restore
+        self._gpus = gpus
         self._changed = changed
         self._look_seconds = look_seconds
         self._process: Process | None = None
@@ -70,7 +81,7 @@ class Daemon:
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join()
-        end(self._folder, self._control, self._process, self._restore)
+        end(self._folder, self._control, self._process, self._gpus)
 
     def _run(self) -> None:
         pause = _BACK_OFF_SECONDS[0]
@@ -120,12 +131,14 @@ class Daemon:
         # Containers that run have mounted the folder itself, so only what is in it goes.
         for left in self._control.pipe.iterdir():
             shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
-        modes = dict(self._exclusive(self.plan))
+        modes = dict(self._gpus.compute_modes(self.plan))
         if record is not None:
             # what they were before any of ours
             modes |= {uuid: mode for uuid, mode in record.compute_modes.items() if uuid in modes}
         kept = Record(program=self._control.program, uuids=self.plan.uuids, compute_modes=modes)
+        # before anything is changed, so that whoever comes next can undo it
         process.write(self._folder / RECORD, kept)
+        self._gpus.close(self.plan)
         with (self._control.log / "daemon.out").open("ab") as output:
             child = subprocess.Popen(  # noqa: S603 - the program is the operator's choice
                 [self._control.program, "-f"],
@@ -202,7 +215,7 @@ class Daemon:
 RECORD = "daemon.json"
 
 
-def end(folder: Path, control: Control, running: Process | None, restore: Callable[[Mapping[str, int]], None]) -> None:
+def end(folder: Path, control: Control, running: Process | None, gpus: GPUs) -> None:
     """End what runs in *folder*, and put the GPUs' compute modes back; never raise."""
     record = process.read(folder / RECORD)
     if running is None and record is not None and record.process is not None:
@@ -212,7 +225,7 @@ def end(folder: Path, control: Control, running: Process | None, restore: Callab
     if record is None:
         return
     try:
-        restore(record.compute_modes)
+        gpus.restore(record.compute_modes)
     except MPSError as error:
         log.warning("mps.compute_mode_not_restored", folder=str(folder), error=str(error))
         return

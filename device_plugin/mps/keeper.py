@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
@@ -13,6 +14,8 @@ from device_plugin.mps.control import ANSWER_SECONDS, Control, MPSError
 from device_plugin.mps.daemon import RECORD, Daemon, end
 from device_plugin.mps.plan import Plan
 from device_plugin.nvml import NVML, NVMLUnavailableError, PhysicalGPU
+
+R = TypeVar("R")
 
 log = structlog.get_logger(__name__)
 
@@ -71,8 +74,7 @@ class MPSKeeper:
             plan,
             Path(self._settings.root) / plan.name,
             self._settings.control,
-            exclusive=self._exclusive,
-            restore=self._restore,
+            gpus=self,
             changed=self._changed,
             look_seconds=self._look_seconds,
             answer_seconds=self._answer_seconds,
@@ -94,9 +96,12 @@ class MPSKeeper:
             record = process.read(folder / RECORD)
             if folder.name not in wanted and record is not None:
                 log.info("mps.leftover_ended", daemon=folder.name)
-                end(folder, Control(record.program, folder, record.uuids), None, self._restore)
+                end(folder, Control(record.program, folder, record.uuids), None, self)
 
-    def _exclusive(self, plan: Plan) -> Mapping[str, int]:
+    # What daemons ask of the GPUs.
+
+    def compute_modes(self, plan: Plan) -> Mapping[str, int]:
+        """Give the compute modes of the plan's GPUs, once containers could meet their daemon; raise MPSError."""
         shm = Path(self._settings.shm_folder)
         shm.mkdir(parents=True, exist_ok=True)
         if shm != _SHM:
@@ -106,20 +111,22 @@ class MPSKeeper:
                     f"this program has another {_SHM} than containers under MPS, which have {shm}: mount that, or set "
                     f"mps.shm to {_SHM} where this program runs in no container"
                 )
-        before = {}
-        for uuid in plan.uuids:
-            gpu = self._gpus[uuid]
-            try:
-                before[uuid] = self._nvml.set_exclusive(gpu.index)
-            except NVMLUnavailableError as error:
-                raise MPSError(str(error)) from error
-        return before
+        return {uuid: _asked(self._nvml.compute_mode, self._gpus[uuid].index) for uuid in plan.uuids}
 
-    def _restore(self, modes: Mapping[str, int]) -> None:
+    def close(self, plan: Plan) -> None:
+        """Let nobody use the plan's GPUs but an MPS server; raise MPSError."""
+        for uuid in plan.uuids:
+            _asked(self._nvml.set_exclusive, self._gpus[uuid].index)
+
+    def restore(self, modes: Mapping[str, int]) -> None:
+        """Set compute modes, of GPUs that are still there; raise MPSError."""
         for uuid, mode in modes.items():
-            if uuid not in self._gpus:
-                continue  # gone, and its compute mode with it
-            try:
-                self._nvml.set_compute_mode(self._gpus[uuid].index, mode)
-            except NVMLUnavailableError as error:
-                raise MPSError(str(error)) from error
+            if uuid in self._gpus:
+                _asked(self._nvml.set_compute_mode, self._gpus[uuid].index, mode)
+
+
+def _asked(function: Callable[..., R], *arguments: int) -> R:
+    try:
+        return function(*arguments)
+    except NVMLUnavailableError as error:
+        raise MPSError(str(error)) from error

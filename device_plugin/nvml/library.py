@@ -228,17 +228,16 @@ class NVML:
         except pynvml.NVMLError:
             return None
 
-    def set_exclusive(self, index: int) -> int:
-        """Let in one process of the GPU of that index, an MPS server; give the compute mode it had before.
-
-        Raises NVMLUnavailableError with a sentence.
-        """
+    def compute_mode(self, index: int) -> int:
+        """Read the compute mode of the GPU of that index; raise NVMLUnavailableError with a sentence."""
         try:
-            before: int = self.call(pynvml.nvmlDeviceGetComputeMode, self.handle(index))
+            return int(self.call(pynvml.nvmlDeviceGetComputeMode, self.handle(index)))
         except pynvml.NVMLError as error:
             raise NVMLUnavailableError(f"the compute mode of GPU {index} cannot be read: {_sentence(error)}") from error
+
+    def set_exclusive(self, index: int) -> None:
+        """Let in one process of the GPU of that index, an MPS server; raise NVMLUnavailableError with a sentence."""
         self.set_compute_mode(index, pynvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS)
-        return before
 
     def set_compute_mode(self, index: int, mode: int) -> None:
         """Set the compute mode of the GPU of that index; raise NVMLUnavailableError with a sentence."""
