@@ -33,6 +33,21 @@ if TYPE_CHECKING:
 FAKE = str(Path(sys.executable).parent / "cotenant-fake-mps-control")
 REAL = "nvidia-cuda-mps-control"
 DEFAULT, EXCLUSIVE = 0, 3
+CUDA_ERROR_OUT_OF_MEMORY = 2
+# Allocates so many MiB by CUDA's driver API and exits with the CUresult.
+CLIENT = """
+import ctypes, sys
+cuda = ctypes.CDLL("libcuda.so.1")
+device, context, at = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_uint64()
+for code in (
+    cuda.cuInit(0),
+    cuda.cuDeviceGet(ctypes.byref(device), 0),
+    cuda.cuCtxCreate_v2(ctypes.byref(context), 0, device),
+):
+    if code:
+        sys.exit(f"CUDA does not start: {code}")
+sys.exit(cuda.cuMemAlloc_v2(ctypes.byref(at), ctypes.c_size_t(int(sys.argv[1]) << 20)))
+"""
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
@@ -170,6 +185,17 @@ class TestDaemon:
         assert DEFAULT == ground.gpu.compute_mode
         with pytest.raises(MPSError):
             ground.control.servers()
+
+    def test_a_client_cannot_allocate_beyond_its_limit(self, ground: Ground) -> None:
+        if ground.program == FAKE:
+            pytest.skip("the stand-in has no GPU to allocate on")
+        ground.serving()
+        limited = {**ground.control.environment, "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT": "0=512M"}
+        # the context takes some of it too
+        for mib, code in ((128, 0), (768, CUDA_ERROR_OUT_OF_MEMORY)):
+            client = subprocess.run([sys.executable, "-c", CLIENT, str(mib)], env=limited, check=False)
+            assert code == client.returncode
+            assert len(ground.control.servers()) == 1
 
 
 @pytest.fixture
