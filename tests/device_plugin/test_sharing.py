@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cotenant.cluster import writes
 from cotenant.contract.configuration import ConfigurationError, DevicePluginConfiguration, convert
 from device_plugin.sharing import Rules
-from tests.device_plugin.node import NAMES, Node, container_grant
+from tests.device_plugin.node import NAMES, NODE, Node, container_grant
 from tests.device_plugin.test_nvidia_config import ANY
 
 if TYPE_CHECKING:
@@ -165,6 +166,17 @@ class TestOnANode:
             assert "Node" == event["regarding"]["kind"]
             assert "gpus[0].family: unknown value 'memroy'" in event["note"]
             assert 32 == node.kubelet.allocatable(NAMES.gpu_mem)
+
+    def test_the_nodes_label_is_read_at_the_start_and_followed(self) -> None:
+        profiles = "profiles: {dev: [{family: replicas, replicas: 8}], two: [{family: replicas, replicas: 2}]}"
+        with Node(["16GiB"] * 2, config=profiles, plugin=False) as node:
+            for label, shares in (("dev", 16), ("two", 4)):
+                writes.annotate_node(node._cluster, NODE, {}, labels={LABEL: label})
+                if node.plugin is None:
+                    node.start_plugin()
+                node.kubelet.wait(lambda n=shares: node.kubelet.allocatable("nvidia.com/gpu") == n, f"{shares} shares")  # type: ignore[misc]
+            # none of this was ever counted by memory
+            assert 0 == node.kubelet.allocatable(NAMES.gpu_mem)
 
     def test_a_resource_that_no_gpu_is_in_any_more_is_empty(self) -> None:
         with Node(["16GiB"] * 2, config=self.SHARED.partition("\n")[2]) as node:
