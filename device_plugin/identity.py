@@ -19,15 +19,12 @@ import msgspec
 
 from cotenant.contract import grant as grants
 from cotenant.contract.grant import ContainerGrant, GrantError
-from cotenant.contract.inventory import Family, Mode
+from cotenant.contract.inventory import Family
 from cotenant.contract.names import Names
 from cotenant.contract.pods import Container, ContainerStatus, Pod
 from cotenant.contract.reasons import Reason
 from cotenant.contract.units import parse_quantity
 from device_plugin.refusal import RefusedError
-
-# What this plugin can set up for a container; a grant of anything else was not meant for it.
-_SERVED_MODES = frozenset({Mode.TIME_SLICING, Mode.EXCLUSIVE, Mode.MIG})
 
 
 class PodName(NamedTuple):
@@ -144,8 +141,6 @@ def read_grant(pod: Pod, container: str, asked: Asked, names: Names) -> Containe
         problem = f"has {found.units} units for it, but it asks for {asked}"
     elif _resource(found, names) != asked.resource:
         problem = f"is of {_resource(found, names)}, but it asks for {asked}"
-    elif found.mode not in _SERVED_MODES:
-        problem = f"is of family {found.family} and mode {found.mode}, which this device plugin does not serve"
     if found is None or problem:
         raise RefusedError(Reason.BAD_GRANT, f"pod {pod.key}, container {container}: the grant {problem}", pod)
     return found

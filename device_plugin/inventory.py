@@ -1,49 +1,81 @@
 """From what NVML says to what the node publishes; pure."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import NamedTuple
 
 import msgspec
 
-from cotenant.contract.configuration import GPURule
 from cotenant.contract.inventory import GPU, MIG, Health, Inventory, Mode
 from cotenant.contract.units import usable_bytes
-from device_plugin.families.rules import Assigned, assign
+from device_plugin.families.rules import Assigned
 from device_plugin.nvml import PhysicalGPU
+
+
+class Daemon(NamedTuple):
+    """Say where the MPS control daemon of a GPU listens, how many clients it serves, and what is wrong with it."""
+
+    pipe: str
+    max_clients: int
+    problem: str
 
 
 def describe(
     gpus: Iterable[PhysicalGPU],
-    rules: Sequence[GPURule],
+    assigned: Mapping[str, Assigned],
     *,
     unit_bytes: int,
     reserve_per_gpu: int,
+    daemon: Callable[[PhysicalGPU, Assigned], Daemon],
     mig: Mapping[str, MIG] | None = None,
     cutting: Collection[str] = (),
 ) -> tuple[GPU, ...]:
-    """Describe this node's GPUs for the contract, in families by *rules*, *reserve_per_gpu* bytes of each kept back.
+    """Describe this node's GPUs for the contract, as they are *assigned*, *reserve_per_gpu* bytes of each kept back.
 
-    *mig* is what was read of the MIG GPUs, by UUID; those in *cutting* are about to be cut anew.
+    *daemon* tells of GPUs under MPS. *mig* is what was read of the MIG GPUs, by UUID; those in *cutting* are about to
+    be cut anew.
     """
     return tuple(
-        GPU(
-            uuid=gpu.uuid,
-            index=gpu.index,
-            model=gpu.model,
-            total_bytes=gpu.total_bytes,
-            usable_bytes=usable_bytes(
+        _described(
+            gpu,
+            how,
+            usable_bytes(
                 total=gpu.total_bytes,
                 reserved=gpu.reserved_bytes,
                 reserve_per_gpu=reserve_per_gpu,
                 unit_bytes=unit_bytes,
             ),
-            family=assigned.family,
-            mode=assigned.mode,
-            health=Health.UNHEALTHY if (detail := _ailment(gpu, assigned, cutting)) else Health.HEALTHY,
-            detail=detail,
+            daemon=daemon(gpu, how) if how.mode is Mode.MPS else None,
             mig=(mig or {}).get(gpu.uuid),
+            cutting=cutting,
         )
         for gpu in gpus
-        for assigned in (assign(gpu, rules),)
+        for how in (assigned[gpu.uuid],)
+    )
+
+
+def _described(
+    gpu: PhysicalGPU,
+    how: Assigned,
+    usable: int,
+    *,
+    daemon: Daemon | None,
+    mig: MIG | None,
+    cutting: Collection[str],
+) -> GPU:
+    detail = _ailment(gpu, how, cutting) or (daemon.problem if daemon else "")
+    return GPU(
+        uuid=gpu.uuid,
+        index=gpu.index,
+        model=gpu.model,
+        total_bytes=gpu.total_bytes,
+        usable_bytes=usable,
+        family=how.family,
+        mode=how.mode,
+        health=Health.UNHEALTHY if detail else Health.HEALTHY,
+        detail=detail,
+        max_clients=daemon.max_clients if daemon else 0,
+        mps_pipe=daemon.pipe if daemon else "",
+        mig=mig,
     )
 
 
@@ -73,4 +105,14 @@ def _ailment(gpu: PhysicalGPU, assigned: Assigned, cutting: Collection[str]) -> 
     if assigned.mode is Mode.MIG and not gpu.mig_enabled:
         known = gpu.mig_enabled is not None
         return f"MIG mode is off: `nvidia-smi -i {gpu.index} -mig 1`" if known else "the GPU knows no MIG"
+    return _closed(gpu, assigned)
+
+
+def _closed(gpu: PhysicalGPU, assigned: Assigned) -> str:
+    """Say why containers cannot share it by its compute mode."""
+    if gpu.closed and not (assigned.mode is Mode.MPS and gpu.closed == "EXCLUSIVE_PROCESS"):
+        # as MPS leaves it when it is not ended in good order
+        return (
+            f"its compute mode is {gpu.closed}, so containers cannot share it: `nvidia-smi -i {gpu.index} -c DEFAULT`"
+        )
     return ""

@@ -40,6 +40,11 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     help="The kubelet's PodResources socket [default: pod-resources/kubelet.sock in its folder].",
 )
 @click.option("--serve", metavar="HOST:PORT", help="Answer metrics and health here [default: nowhere].")
+@click.option(
+    "--nvidia-config",
+    type=click.Path(path_type=Path),
+    help="NVIDIA's sharing configuration, a file or a folder of files, for GPUs that our own rules do not name.",
+)
 @click.option("--nvml-library", type=_FILE, help="libnvidia-ml.so.1, where the loader does not find it.")
 @click.option("--fake-gpus", type=_FILE, help="Serve made-up GPUs from this file, for trials without any.")
 @click.version_option(package_name="cotenant")
@@ -51,14 +56,12 @@ def main(
     kubelet_dir: Path,
     pod_resources: Path | None,
     serve: str | None,
+    nvidia_config: Path | None,
     nvml_library: Path | None,
     fake_gpus: Path | None,
 ) -> None:
     """Serve the GPU memory of this node to its kubelet and publish what there is."""
-    if nvml_library is not None and fake_gpus is not None:
-        raise click.UsageError("--nvml-library and --fake-gpus exclude each other: GPUs are real or made up.")
-    if serve is not None and not is_address(serve):
-        raise click.BadParameter(f"{serve!r} is not HOST:PORT, such as 127.0.0.1:9482", param_hint="--serve")
+    _check(nvml_library, fake_gpus, serve)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -66,6 +69,8 @@ def main(
     logs.configure("cotenant-device-plugin", node=node)
     try:
         settings = configuration.load(config_file, DevicePluginConfiguration)
+        if nvidia_config is not None:
+            settings = msgspec.structs.replace(settings, nvidia_config=str(nvidia_config))
         if serve is not None:
             settings = msgspec.structs.replace(settings, serve=serve)
         nvml = NVML.open(library_path=nvml_library, fake=fake_gpus)
@@ -91,14 +96,24 @@ def main(
             plugin_folder=nested if nested.is_dir() else kubelet_dir,
             pod_resources=pod_resources or kubelet_dir / "pod-resources" / "kubelet.sock",
             ready=say_ready,
+            config_file=config_file,
         )
+    except ConfigurationError as error:
+        raise click.ClickException(str(error)) from error
     except OSError as error:
         raise click.ClickException(f"serve: {settings.serve} cannot be had: {error}") from error
     try:
         plugin.start()
-    except (TooManyIdsError, NVMLUnavailableError, StrategyError) as error:
+    except (TooManyIdsError, NVMLUnavailableError, ConfigurationError, StrategyError) as error:
         raise click.ClickException(str(error)) from error
     stop.wait()
     plugin.stop()
     nvml.close()
     cluster.close()
+
+
+def _check(nvml_library: Path | None, fake_gpus: Path | None, serve: str | None) -> None:
+    if nvml_library is not None and fake_gpus is not None:
+        raise click.UsageError("--nvml-library and --fake-gpus exclude each other: GPUs are real or made up.")
+    if serve is not None and not is_address(serve):
+        raise click.BadParameter(f"{serve!r} is not HOST:PORT, such as 127.0.0.1:9482", param_hint="--serve")

@@ -2,39 +2,48 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import structlog
 
-from cotenant.cluster import Cluster
-from cotenant.contract.configuration import DevicePluginConfiguration
+from cotenant.cluster import Cluster, ClusterError
+from cotenant.contract.configuration import ConfigurationError, DevicePluginConfiguration
 from cotenant.contract.grant import ContainerGrant
-from cotenant.contract.inventory import GPU, MIG, Family, MIGInstance
+from cotenant.contract.inventory import GPU, MIG, Family, MIGInstance, Mode
+from cotenant.contract.reasons import Reason
 from device_plugin.admission import Admission
-from device_plugin.answer import answer, answer_made, answer_unguided
+from device_plugin.answer import Answers
 from device_plugin.api import deviceplugin_pb2 as pb
 from device_plugin.cdi import SpecFolder
 from device_plugin.events import PodEvents
+from device_plugin.families.assignment import Assignment, held
 from device_plugin.families.cutter import Cutter
 from device_plugin.families.maker import Maker
 from device_plugin.families.memory import Memory
 from device_plugin.families.occupants import Occupants
-from device_plugin.families.partitions import WHOLE, Partition, Partitions, StrategyError, Unguided
+from device_plugin.families.partitions import Partition, Partitions, StrategyError
+from device_plugin.families.replicas import Replicas
+from device_plugin.families.rules import NVIDIA_GPU, Assigned
 from device_plugin.health.care import Care
-from device_plugin.ids import TooManyIdsError, advertised
-from device_plugin.inventory import describe
-from device_plugin.kubelet.pod_resources import PodResources
+from device_plugin.ids import TooManyIdsError
+from device_plugin.inventory import Daemon, describe
+from device_plugin.kubelet.pod_resources import PodResources, PodResourcesError
 from device_plugin.kubelet.service import Allocator
 from device_plugin.metrics import Metrics, Snapshot
+from device_plugin.mps.keeper import MPSKeeper
+from device_plugin.mps.plan import max_clients, name_of, pipe_of, plans
 from device_plugin.notes import NodeMetadata, NodeNotes
 from device_plugin.nvml import NVML, NVMLUnavailableError, PhysicalGPU
+from device_plugin.offers import Offers
 from device_plugin.pods import NodePods
 from device_plugin.publisher import Publisher
 from device_plugin.refusal import RefusedError
 from device_plugin.resource import Resource
 from device_plugin.serving import HTTPServing
+from device_plugin.sharing import Rules, Sharing
 from device_plugin.watchdog.proc import Processes
 from device_plugin.watchdog.watch import Watchdog
 
@@ -47,6 +56,9 @@ _STALE_INTERVALS = 3
 _STALE_SECONDS = 30.0
 # Pods often end together; what they leave is cleared together.
 _PAUSE_SECONDS = 0.05
+_LIST_SECONDS = 2.0
+_NODE_SECONDS = 5.0
+_CONFIGURE = "Configure"
 
 
 class DevicePlugin:
@@ -62,9 +74,13 @@ class DevicePlugin:
         plugin_folder: Path,
         pod_resources: Path,
         ready: Callable[[tuple[GPU, ...]], None],
+        config_file: Path | None = None,
         processes: Processes | None = None,
     ) -> None:
-        """Wire the parts; *ready* is told once, when a kubelet has our devices; *processes* are this machine's."""
+        """Wire the parts; *ready* is told once, when a kubelet has our devices; *processes* are this machine's.
+
+        *config_file* is where *configuration* was read from, and is read again.
+        """
         self._configuration = configuration
         self._nvml = nvml
         self._ready = ready
@@ -74,6 +90,8 @@ class DevicePlugin:
         self._gpus: dict[str, PhysicalGPU] = {}
         self._instance_nodes: dict[str, list[tuple[str, str]]] = {}
         self._described: tuple[GPU, ...] | None = None
+        self._last_shown: object = None
+        self._cuda_version = nvml.cuda_version()
         self._stopping = threading.Event()
         names = configuration.names
         self._woken = threading.Event()
@@ -100,8 +118,17 @@ class DevicePlugin:
         )
         self._metrics.add(self._watchdog.collector(lambda: {gpu.uuid: str(gpu.index) for gpu in self._described or ()}))
         self._plugin_folder = plugin_folder
-        self._memory = self._resource(names.gpu_mem, Memory(names.gpu_mem, self._admission, self._answer))
-        self._partitions = Partitions(nvml, configuration.gpus, configuration.mig_strategy, names)
+        self._rules = Rules(configuration, config_file, configuration.nvidia_config, self._tell_configuration)
+        self._labels = _labels(cluster, node) if self._rules.by_label else {}
+        self._sharing = Sharing(())
+        self._holders = PodResources(pod_resources, lambda resource: resource in self._offers.ungranted)
+        self._assignment = Assignment(
+            self._in_use, lambda note: self._events.about_node("GPUInUse", _CONFIGURE, note, normal=True)
+        )
+        self._mps = MPSKeeper(
+            configuration.mps, nvml, look_seconds=configuration.inventory_interval, changed=self._judge_again
+        )
+        self._partitions = Partitions(nvml, self._assignment.how, configuration.mig_strategy, names)
         self._specs = SpecFolder(Path(configuration.cdi_directory), names, configuration.cdi_kind)
         self._maker = Maker(nvml, self._specs, self._pods, names, gpus=lambda: self._dynamic)
         self._dynamic: dict[str, PhysicalGPU] = {}
@@ -114,23 +141,30 @@ class DevicePlugin:
             self._notes,
             self._events,
             pods=lambda: self._pods.all_known() if self._pods.synced else None,
-            whole=WHOLE,
+            whole=NVIDIA_GPU,
         )
         self._occupants = Occupants(cluster, node, plugin_folder, names)
-        # all that this node offers; a node of which a part is not served is not placed on
-        self._resources = [self._memory]
-        self._started = False
+        self._answers = Answers.of(configuration, lambda uuid: self._gpus[uuid])
+        memory = Memory(names.gpu_mem, self._admission, self._answer, self._unserved)
+        self._offers = Offers(
+            self._resource(names.gpu_mem, memory),
+            self._resource,
+            shares=lambda name: Replicas(name, self._answer_shares),
+            instances=lambda name: Partition(name, self._admission, self._answer, self._maker),
+        )
         self._poller = threading.Thread(target=self._poll, name="inventory", daemon=True)
 
     def start(self) -> None:
         """Read the GPUs, then begin to serve.
 
-        Raises TooManyIdsError, NVMLUnavailableError, StrategyError.
+        Raises TooManyIdsError, NVMLUnavailableError, StrategyError, ConfigurationError.
         """
-        if self._partitions.switch_on(self._nvml.gpus()):
+        gpus = self._nvml.gpus()
+        self._assign(gpus)
+        if self._partitions.switch_on(gpus):
             log.info("mig.mode_on")
         self._take_inventory()
-        self._occupants.refuse([resource.name for resource in self._resources if resource is not self._memory])
+        self._occupants.refuse([resource.name for resource in self._offers.resources])
         if self._serving is not None:
             self._serving.start()
         self._publisher.start()
@@ -139,9 +173,7 @@ class DevicePlugin:
         self._care.start()
         self._pods.start(wait_seconds=_PODS_SECONDS)
         with self._showing:
-            self._started = True
-            for resource in self._resources:
-                resource.start()
+            self._offers.start()
         self._poller.start()
         self._watchdog.start()
         self._woken.set()  # now that the pods are known, it can be told which instances nobody holds
@@ -154,16 +186,20 @@ class DevicePlugin:
         self._publisher.stop()
         self._watchdog.stop()
         self._notes.stop(withdraw=(self._configuration.names.overusers,))
-        with ThreadPoolExecutor(len(self._resources)) as pool:
-            list(pool.map(Resource.stop, self._resources))
+        if self._poller.is_alive():
+            self._poller.join(timeout=1.0)
+        resources = self._offers.resources
+        with ThreadPoolExecutor(len(resources) + 1) as pool:
+            ended = [pool.submit(self._mps.stop), *(pool.submit(resource.stop) for resource in resources)]
+        for one in ended:
+            one.result()
         self._pods.stop()
         self._events.stop()
         self._lister.close()
+        self._holders.close()
         if self._serving is not None:
             self._serving.stop()
         self._care.stop()
-        if self._poller.is_alive():
-            self._poller.join(timeout=1.0)
 
     def _resource(self, name: str, allocator: Allocator) -> Resource:
         return Resource(
@@ -177,32 +213,66 @@ class DevicePlugin:
         )
 
     def _serving_changed(self, *, serving: bool) -> None:
-        self._publisher.set_serving(serving=serving and all(resource.serving for resource in self._resources))
+        self._publisher.set_serving(serving=serving and self._offers.serving)
 
     def _answer(self, grant: ContainerGrant) -> pb.ContainerAllocateResponse:
-        gpus = [self._gpus[share.uuid] for share in grant.gpus]
         if grant.family is Family.MIG_DYNAMIC and grant.mig is not None:
-            return answer_made(grant, self._specs.full_name(grant.gpus[0].uuid, grant.mig.instance))
-        return answer(
-            grant,
-            gpus,
-            strategy=self._configuration.device_list_strategy,
-            pass_device_specs=self._configuration.pass_device_specs,
-            cdi_kind=self._configuration.cdi_kind,
-            instance_nodes=self._instance_nodes.get(grant.mig.uuid, ()) if grant.mig is not None else (),
+            return self._answers.made(grant, self._specs.full_name(grant.gpus[0].uuid, grant.mig.instance))
+        nodes = self._instance_nodes.get(grant.mig.uuid, ()) if grant.mig is not None else ()
+        return self._answers.granted(grant, nodes)
+
+    def _answer_shares(self, uuids: Sequence[str]) -> pb.ContainerAllocateResponse:
+        """Answer for shares of GPUs, or where MIG instances are offered as GPUs, for these."""
+        gpus = self._shown(uuids)
+        if len(gpus) < len(uuids) or gpus[0].mode is Mode.MIG:
+            return self._answers.unguided(uuids)
+        if len({gpu.mps_pipe for gpu in gpus}) > 1:
+            raise RefusedError(
+                Reason.MODE_CONFLICT,
+                f"shares of GPUs {', '.join(uuids)} are under different MPS daemons, of which a process can have one; "
+                "ask for 1, or put the GPUs into one group",
+            )
+        return self._answers.shares(gpus)
+
+    def _shown(self, uuids: Sequence[str]) -> list[GPU]:
+        return [gpu for gpu in self._described or () if gpu.uuid in uuids]
+
+    def _unserved(self, grant: ContainerGrant) -> str:
+        """Say why a grant cannot be served as its GPUs are shared now."""
+        for gpu in self._shown([share.uuid for share in grant.gpus]):
+            if gpu.family is not Family.MEMORY or gpu.mps_pipe != grant.mps_pipe:
+                return (
+                    f"GPU {gpu.uuid} is shared in another way than it was granted for, by now in family {gpu.family}, "
+                    f"mode {gpu.mode}; delete the pod so that it is placed again"
+                )
+            if gpu.mode is Mode.MPS and (why := self._daemon(self._gpus[gpu.uuid], self._assignment.of[gpu.uuid])[2]):
+                return f"GPU {gpu.uuid} cannot be used now: {why}"
+        return ""
+
+    def _daemon(self, gpu: PhysicalGPU, how: Assigned) -> Daemon:
+        name = name_of(gpu.uuid, how)
+        return Daemon(
+            pipe_of(self._configuration.mps, name), max_clients(gpu, self._cuda_version), self._mps.problem(name)
         )
 
-    def _answer_unguided(self, uuids: Sequence[str]) -> pb.ContainerAllocateResponse:
-        return answer_unguided(
-            uuids, strategy=self._configuration.device_list_strategy, cdi_kind=self._configuration.cdi_kind
-        )
+    def _in_use(self) -> frozenset[str] | None:
+        """Tell which GPUs pods hold; None where that cannot be told, so that any may be."""
+        try:
+            listed = self._holders.list(deadline=time.monotonic() + _LIST_SECONDS)
+        except PodResourcesError as error:
+            log.warning("configuration.holders_unknown", error=str(error))
+            return None
+        return held(self._pods.all_known(), self._configuration.names.grant, listed)
+
+    def _tell_configuration(self, reason: str, note: str, *, well: bool) -> None:
+        self._events.about_node(reason, _CONFIGURE, note, normal=well)
 
     def _connected(self) -> None:
         try:
             self._admission.overtaken()
         except RefusedError as error:
             log.warning("pods.not_compared", error=str(error))
-        if not self._told_ready and all(resource.serving for resource in self._resources):
+        if not self._told_ready and self._offers.serving:
             self._told_ready = True
             self._ready(self._described or ())
 
@@ -232,6 +302,8 @@ class DevicePlugin:
             log.warning("inventory.not_taken", error=str(error))
 
     def _noticed(self, node: NodeMetadata | None) -> None:
+        if node is not None:
+            self._labels = node.labels or {}
         self._care.noticed(node)
         self._cutter.noticed(node)
         self._notes.seen(node)
@@ -256,16 +328,25 @@ class DevicePlugin:
 
     def _take_inventory(self) -> None:
         gpus = self._nvml.gpus()
+        self._assign(gpus)
         self._cutter.look(self._partitions.static(gpus))
         self._dynamic = self._partitions.families(gpus, Family.MIG_DYNAMIC)
         self._mig = self._partitions.look(gpus, self._unexplained)
         if self._configuration.pass_device_specs:
             self._instance_nodes = self._partitions.nodes(gpus)
         self._care.looked(gpus)
-        self._physical = gpus
         self._looked_at = time.monotonic()
-        self._gpus = {gpu.uuid: gpu for gpu in gpus}
         self._show()
+        # not under the lock: daemons that are to end may be telling of a change
+        self._mps.keep(plans(self._described or (), self._assignment.of), self._gpus)
+
+    def _assign(self, gpus: tuple[PhysicalGPU, ...]) -> None:
+        """Take over the rules that hold now, and the GPUs together with them: whoever shows one finds how it is."""
+        self._sharing = self._rules.look(self._labels)
+        with self._showing:
+            self._physical = gpus
+            self._gpus = {gpu.uuid: gpu for gpu in gpus}
+            self._assignment.update(gpus, self._sharing.rules)
 
     def _show(self) -> None:
         """Tell kubelet and node what the GPUs are by now; called from several threads."""
@@ -273,39 +354,28 @@ class DevicePlugin:
             described = self._care.judged(
                 describe(
                     self._physical,
-                    self._configuration.gpus,
+                    self._assignment.of,
                     unit_bytes=self._configuration.unit_bytes,
                     reserve_per_gpu=self._configuration.reserve_per_gpu_bytes,
                     mig=self._mig,
                     cutting=self._cutter.announced,
+                    daemon=self._daemon,
                 ),
                 self._partitions.numbers,
             )
-            if described == self._described:
+            # shares of a GPU may change without a change of the GPU
+            shown = described, dict(self._assignment.of), self._sharing.packed
+            if shown == self._last_shown:
                 return
-            devices = advertised(described, self._configuration.unit_bytes)
-            instances = self._partitions.offers(described)
-            self._described = described
-            self._memory.offer(devices)
-            self._offer(instances)
-            self._publisher.set_gpus(described)
-
-    def _offer(self, instances: Mapping[str, Mapping[str, bool]]) -> None:
-        """Offer MIG instances, under names that may not have been offered before; one that is no more stays, empty."""
-        known = {resource.name: resource for resource in self._resources if resource is not self._memory}
-        for name in instances.keys() - known.keys():
-            allocator: Allocator = (
-                Unguided(self._answer_unguided)
-                if name == WHOLE
-                else Partition(name, self._admission, self._answer, self._maker)
+            self._offers.show(
+                described,
+                self._assignment.of,
+                self._partitions.offers(described),
+                unit_bytes=self._configuration.unit_bytes,
+                packed=self._sharing.packed,
             )
-            known[name] = self._resource(name, allocator)
-            known[name].offer(instances[name])
-            self._resources.append(known[name])
-            if self._started:
-                known[name].start()
-        for name, resource in known.items():
-            resource.offer(instances.get(name, {}))
+            self._described, self._last_shown = described, shown
+            self._publisher.set_gpus(described)
 
     def _http(self) -> HTTPServing:
         return HTTPServing(
@@ -322,7 +392,7 @@ class DevicePlugin:
         return Snapshot(
             gpus=[(gpu, physical[gpu.uuid]) for gpu in self._described or () if gpu.uuid in physical],
             xids=self._care.keeper.xids(),
-            registered={resource.name: resource.serving for resource in self._resources},
+            registered={resource.name: resource.serving for resource in self._offers.resources},
         )
 
     def _unwell(self) -> str:
@@ -332,5 +402,26 @@ class DevicePlugin:
         return ""
 
     def _unready(self) -> str:
-        missing = [resource.name for resource in self._resources if not resource.serving]
+        missing = [resource.name for resource in self._offers.resources if not resource.serving]
         return f"no kubelet follows {', '.join(missing)}" if missing else self._unwell()
+
+
+def _labels(cluster: Cluster, node: str) -> dict[str, str]:
+    """Read the labels of the node; raise ConfigurationError where it cannot be asked for what its label says."""
+    try:
+        reply = cluster.get(f"/api/v1/nodes?fieldSelector=metadata.name%3D{node}", timeout=_NODE_SECONDS)
+        nodes = _nodes.decode(reply.body).items
+    except (ClusterError, msgspec.MsgspecError) as error:
+        raise ConfigurationError(f"the label that selects rules for node {node} cannot be read: {error}") from error
+    return (nodes[0].metadata.labels or {}) if nodes else {}
+
+
+class _Node(msgspec.Struct, frozen=True):
+    metadata: NodeMetadata
+
+
+class _NodeList(msgspec.Struct, frozen=True):
+    items: tuple[_Node, ...] = ()
+
+
+_nodes = msgspec.json.Decoder(_NodeList)

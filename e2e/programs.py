@@ -102,12 +102,13 @@ class RunningPlugin(RunningProgram):
         pod_resources: Path,
         gpus: str,
         configuration: str = "",
+        flags: Sequence[str] = (),
     ) -> None:
         """Prepare a plugin that serves `gpus`, YAML as --fake-gpus takes it, and has the given configuration."""
         directory.mkdir(parents=True, exist_ok=True)
         self.fake_gpus = directory / "gpus.yaml"
         self.fake_gpus.write_text(gpus)
-        config = directory / "configuration.yaml"
+        self.config = config = directory / "configuration.yaml"
         config.write_text(configuration)
         super().__init__(
             "cotenant-device-plugin",
@@ -118,5 +119,6 @@ class RunningPlugin(RunningProgram):
                 f"--node-name={node}",
                 f"--pod-resources={pod_resources}",
                 f"--fake-gpus={self.fake_gpus}",
+                *flags,
             ],
         )

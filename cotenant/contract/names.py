@@ -66,6 +66,11 @@ class Names(msgspec.Struct, frozen=True):
         return f"{self.domain}/gpus"
 
     @property
+    def profile(self) -> str:
+        """Name the node label that selects the device plugin's rules."""
+        return f"{self.domain}/device-plugin.config"
+
+    @property
     def grant(self) -> str:
         """Name the pod annotation that holds the grant."""
         return f"{self.domain}/grant"

@@ -8,7 +8,7 @@ import msgspec
 
 from cotenant.cluster import Cluster, ClusterError
 from cotenant.contract import inventory as inventories
-from cotenant.contract.inventory import InventoryError, Mode
+from cotenant.contract.inventory import Family, InventoryError
 from cotenant.contract.names import NVIDIA_DOMAIN, Names
 from cotenant.contract.units import parse_quantity
 from device_plugin.families.partitions import StrategyError
@@ -49,16 +49,19 @@ class Occupants:
             if _is_served(path):
                 self._fail(name, f"{path} answers")
         for name in self._offered_by_another(foreign):
-            self._fail(name, f"node {self._node} offers it, and publishes no MIG GPU of ours")
+            self._fail(name, f"node {self._node} offers it, and publishes no GPU of ours that is")
 
     def _fail(self, resource: str, why: str) -> None:
-        raise StrategyError(
-            f"another device plugin serves {resource}: {why}. Remove it from this node, or set migDomain: "
-            f"{self._names.domain} here, in the extender's configuration and in the admission policies"
+        way_out = (
+            f", or set migDomain: {self._names.domain} here, in the extender's configuration and in the admission "
+            "policies"
+            if resource.startswith(f"{NVIDIA_DOMAIN}/mig-")
+            else ""
         )
+        raise StrategyError(f"another device plugin serves {resource}: {why}. Remove it from this node{way_out}")
 
     def _offered_by_another(self, resources: Sequence[str]) -> list[str]:
-        """Name those of *resources* that the kubelet has, though no plugin of ours has published MIG GPUs."""
+        """Name those of *resources* that the kubelet has, though no plugin of ours has published GPUs for them."""
         if not resources:
             return []
         try:
@@ -71,7 +74,7 @@ class Occupants:
         for node in reply.items:
             text = (node.metadata.annotations or {}).get(self._names.inventory, "")
             try:
-                ours = any(gpu.mode is Mode.MIG for gpu in inventories.decode(text).gpus)
+                ours = any(gpu.family is not Family.MEMORY for gpu in inventories.decode(text).gpus)
             except InventoryError:
                 ours = False
             if not ours:

@@ -4,21 +4,19 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import structlog
 
-from cotenant.contract.configuration import GPURule, MIGStrategy
+from cotenant.contract.configuration import MIGStrategy
 from cotenant.contract.grant import ContainerGrant
 from cotenant.contract.inventory import GPU, MIG, Family, Health, MIGInstance
 from cotenant.contract.names import Names
 from device_plugin.admission import Admission
 from device_plugin.api import deviceplugin_pb2 as pb
 from device_plugin.families.maker import Maker
-from device_plugin.families.rules import assign
+from device_plugin.families.rules import NVIDIA_GPU, Assigned
 from device_plugin.identity import Asked
 from device_plugin.ids import instance_ids
 from device_plugin.nvml import NVML, MIGError, NVMLUnavailableError, PhysicalGPU
 
 log = structlog.get_logger(__name__)
-
-WHOLE = "nvidia.com/gpu"
 
 
 class StrategyError(Exception):
@@ -64,30 +62,15 @@ class Partition:
         log.info("container.starts", **admitted.keys(), resource=self._resource)
 
 
-class Unguided:
-    """Answer for GPUs or instances whose ids are the allocation, as NVIDIA's plugin does: any will do, no grant."""
-
-    def __init__(self, answer: Callable[[Sequence[str]], pb.ContainerAllocateResponse]) -> None:
-        self._answer = answer
-
-    def prefer(self, available: Collection[str], must: Collection[str], count: int) -> list[str]:
-        """Take what must be taken, then the first."""
-        return [*sorted(must), *sorted(set(available) - set(must))][:count]
-
-    def allocate(self, ids: Collection[str]) -> pb.ContainerAllocateResponse:
-        """Give what the kubelet has chosen."""
-        return self._answer(sorted(ids))
-
-    def start(self, ids: Collection[str]) -> None:
-        """Let every container start."""
-
-
 class Partitions:
     """Look at the MIG GPUs of this node."""
 
-    def __init__(self, nvml: NVML, rules: Sequence[GPURule], strategy: MIGStrategy, names: Names) -> None:
+    def __init__(
+        self, nvml: NVML, assigned: Callable[[PhysicalGPU], Assigned], strategy: MIGStrategy, names: Names
+    ) -> None:
+        """Take how each GPU is *assigned*."""
         self._nvml = nvml
-        self._rules = rules
+        self._assigned = assigned
         self._strategy = strategy
         self._names = names
         self._last: dict[str, MIG] = {}
@@ -97,22 +80,18 @@ class Partitions:
     def families(self, gpus: Iterable[PhysicalGPU], family: Family) -> dict[str, PhysicalGPU]:
         """Give the GPUs of one family that are fit to be asked, by UUID."""
         return {
-            gpu.uuid: gpu
-            for gpu in gpus
-            if assign(gpu, self._rules).family is family and gpu.mig_enabled and not gpu.fault
+            gpu.uuid: gpu for gpu in gpus if self._assigned(gpu).family is family and gpu.mig_enabled and not gpu.fault
         }
 
     def static(self, gpus: Iterable[PhysicalGPU]) -> list[PhysicalGPU]:
         """List the GPUs whose instances are given, be MIG mode on or not yet."""
-        return [
-            gpu for gpu in gpus if assign(gpu, self._rules).family is Family.MIG_STATIC and not (gpu.guest or gpu.fault)
-        ]
+        return [gpu for gpu in gpus if self._assigned(gpu).family is Family.MIG_STATIC and not (gpu.guest or gpu.fault)]
 
     def switch_on(self, gpus: Iterable[PhysicalGPU]) -> bool:
         """Switch MIG mode on where a rule wants instances made and that needs no reset; tell whether any was."""
         switched = False
         for gpu in gpus:
-            wanted = assign(gpu, self._rules).family is Family.MIG_DYNAMIC
+            wanted = self._assigned(gpu).family is Family.MIG_DYNAMIC
             if wanted and gpu.mig_enabled is False and not (gpu.guest or gpu.fault):
                 try:
                     self._nvml.set_mig_mode(gpu.index, on=True)
@@ -168,7 +147,7 @@ class Partitions:
                     ids = offered.setdefault(self._names.mig(one.profile), {})
                     ids[one.uuid] = _is_well(gpu, one)
         elif static:
-            offered[WHOLE] = self._whole(gpus, static)
+            offered[NVIDIA_GPU] = self._whole(gpus, static)
         for gpu in gpus:
             if gpu.family is Family.MIG_DYNAMIC:
                 for profile in gpu.mig.profiles if gpu.mig else ():
@@ -180,8 +159,8 @@ class Partitions:
         others = [gpu for gpu in gpus if gpu.family is Family.REPLICAS]
         if others:
             raise StrategyError(
-                f"migStrategy: {self._strategy} offers instances as {WHOLE}, which GPU {others[0].index} is offered as "
-                "too; use mixed"
+                f"migStrategy: {self._strategy} offers instances as {NVIDIA_GPU}, which GPU {others[0].index} is "
+                "offered as too; use mixed"
             )
         if self._strategy is MIGStrategy.NONE:
             return {gpu.uuid: gpu.health is Health.HEALTHY for gpu in static}

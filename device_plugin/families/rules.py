@@ -8,12 +8,21 @@ from cotenant.contract.inventory import Family, Mode
 from cotenant.contract.request import model_wished
 from device_plugin.nvml import PhysicalGPU
 
+# What NVIDIA's plugin calls a GPU, and what pods that know nothing of us ask for.
+NVIDIA_GPU = "nvidia.com/gpu"
+
 
 class Assigned(NamedTuple):
     """Say how one GPU is counted and shared."""
 
     family: Family = Family.MEMORY
     mode: Mode = Mode.TIME_SLICING
+    # of GPUs under MPS: those of one group have one daemon
+    group: str = ""
+    # of the family replicas
+    resource: str = ""
+    replicas: int = 1
+    single: bool = False
 
 
 def assign(gpu: PhysicalGPU, rules: Sequence[GPURule]) -> Assigned:
@@ -23,7 +32,14 @@ def assign(gpu: PhysicalGPU, rules: Sequence[GPURule]) -> Assigned:
     """
     for rule in rules:
         if _names(rule, gpu):
-            return Assigned(rule.family, rule.shared_by)
+            return Assigned(
+                rule.family,
+                rule.shared_by,
+                group=rule.group,
+                resource=(rule.resource or NVIDIA_GPU) if rule.family is Family.REPLICAS else "",
+                replicas=rule.replicas,
+                single=rule.fail_requests_greater_than_one,
+            )
     return Assigned()
 
 

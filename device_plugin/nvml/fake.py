@@ -56,6 +56,8 @@ class FakeGPU(FakeHealth, frozen=True, kw_only=True):
     mig: bool | None = None
     compute_capability: tuple[int, int] = (9, 0)
     virtualization: int = pynvml.NVML_GPU_VIRTUALIZATION_MODE_NONE
+    # nvmlComputeMode_t; what is set later stands in a file beside this one, since on a real GPU it outlives programs
+    compute_mode: Annotated[int, msgspec.Meta(ge=0, le=3)] = pynvml.NVML_COMPUTEMODE_DEFAULT
     # fallen off the bus: every call answers NVML_ERROR_GPU_IS_LOST
     lost: bool = False
     # symbols that fail, with the nvmlReturn_t they answer
@@ -84,6 +86,8 @@ class FakeGPUs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     gpus: tuple[FakeGPU, ...]
     node: str = ""
     driver_version: str = "580.95.05"
+    # the newest CUDA that the driver can run, as NVML says it: 13000 for 13.0
+    cuda_version: Annotated[int, msgspec.Meta(ge=0)] = 13_000
 
     def each(self) -> list[FakeGPU]:
         """List the GPUs one by one, each with its UUID and minor number."""
@@ -121,6 +125,7 @@ class FakeLibrary(HealthSymbols, MIGFunctions):
         self._stamp: tuple[int, ...] = ()
         self._gpus: list[FakeGPU] = []
         self._driver_version = ""
+        self._cuda_version = 0
         self._reload(first=True)
 
     def __getattr__(self, symbol: str) -> Callable[..., Any]:
@@ -185,6 +190,7 @@ class FakeLibrary(HealthSymbols, MIGFunctions):
             log.warning("nvml.fake_unreadable", file=str(self._path), error=str(error))
             return
         self._gpus, self._driver_version = found.each(), found.driver_version
+        self._cuda_version = found.cuda_version
         self._happened.compare((gpu.uuid, gpu) for gpu in self._gpus)
 
     def _on_device(self, symbol: str, function: Callable[..., int | None], arguments: tuple[Any, ...]) -> int:
@@ -219,6 +225,25 @@ class FakeLibrary(HealthSymbols, MIGFunctions):
 
     def _nvmlSystemGetDriverVersion(self, text: Any, _length: Any) -> None:
         text.value = self._driver_version.encode()
+
+    def _nvmlSystemGetCudaDriverVersion_v2(self, version: Any) -> None:
+        version._obj.value = self._cuda_version
+
+    def _nvmlDeviceGetComputeMode(self, gpu: FakeGPU, mode: Any) -> None:
+        mode._obj.value = self._compute_modes().get(gpu.uuid, gpu.compute_mode)
+
+    def _nvmlDeviceSetComputeMode(self, gpu: FakeGPU, mode: Any) -> None:
+        with self._reading:
+            modes = self._compute_modes() | {gpu.uuid: getattr(mode, "value", mode)}
+            new = self._path.with_suffix(".compute-modes.new")
+            new.write_bytes(msgspec.json.encode(modes))
+            new.replace(self._path.with_suffix(".compute-modes"))
+
+    def _compute_modes(self) -> dict[str, int]:
+        try:
+            return msgspec.json.decode(self._path.with_suffix(".compute-modes").read_bytes(), type=dict[str, int])
+        except (OSError, msgspec.DecodeError):
+            return {}
 
     def _nvmlDeviceGetCount_v2(self, count: Any) -> None:
         count._obj.value = len(self._gpus)

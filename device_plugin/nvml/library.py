@@ -42,6 +42,12 @@ _UNKNOWN = frozenset(
     }
 )
 
+_CLOSED = {
+    pynvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS: "EXCLUSIVE_PROCESS",
+    pynvml.NVML_COMPUTEMODE_EXCLUSIVE_THREAD: "EXCLUSIVE_THREAD",
+    pynvml.NVML_COMPUTEMODE_PROHIBITED: "PROHIBITED",
+}
+
 _ADVICE = {
     pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: (
         "libnvidia-ml.so.1 is not found: install the NVIDIA driver, run the container with the NVIDIA runtime, "
@@ -91,11 +97,18 @@ class PhysicalGPU(msgspec.Struct, frozen=True, kw_only=True):
     mig_enabled: bool | None = None
     # nvmlGpuVirtualizationMode_t: 0 none, 1 passthrough, 2 a vGPU guest, 3 and 4 hosts of vGPUs
     virtualization: int | None = None
+    # nvmlComputeMode_t: how many processes may use it at once
+    compute_mode: int | None = None
     vitals: Vitals = Vitals()
     # why it does not work now, for people; the facts above are then what it last said
     fault: str = ""
     # the fault is that the driver cannot reach it, as before or during a reset
     lost: bool = False
+
+    @property
+    def closed(self) -> str:
+        """Say why not just any process may use it, "" where it may."""
+        return _CLOSED.get(self.compute_mode, "")
 
     @property
     def guest(self) -> bool:
@@ -208,6 +221,35 @@ class NVML:
             found[index] = _sentence(answer) if isinstance(answer, Exception) else answer
         return found
 
+    def cuda_version(self) -> int | None:
+        """Read the newest CUDA that the driver can run, such as 13010 for 13.1."""
+        try:
+            return self._optional(pynvml.nvmlSystemGetCudaDriverVersion_v2)
+        except pynvml.NVMLError:
+            return None
+
+    def compute_mode(self, index: int) -> int:
+        """Read the compute mode of the GPU of that index; raise NVMLUnavailableError with a sentence."""
+        try:
+            return int(self.call(pynvml.nvmlDeviceGetComputeMode, self.handle(index)))
+        except pynvml.NVMLError as error:
+            raise NVMLUnavailableError(f"the compute mode of GPU {index} cannot be read: {_sentence(error)}") from error
+
+    def set_exclusive(self, index: int) -> None:
+        """Let in one process of the GPU of that index, an MPS server; raise NVMLUnavailableError with a sentence."""
+        self.set_compute_mode(index, pynvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS)
+
+    def set_compute_mode(self, index: int, mode: int) -> None:
+        """Set the compute mode of the GPU of that index; raise NVMLUnavailableError with a sentence."""
+        try:
+            self.call(pynvml.nvmlDeviceSetComputeMode, self.handle(index), mode)
+        except pynvml.NVMLError as error:
+            if error.value == pynvml.NVML_ERROR_NO_PERMISSION:
+                raise NVMLUnavailableError(
+                    f"the compute mode of GPU {index} may be set by a privileged program alone; see docs/modes.md"
+                ) from error
+            raise NVMLUnavailableError(f"the compute mode of GPU {index} cannot be set: {_sentence(error)}") from error
+
     def mig_profiles(self, index: int) -> tuple[MIGProfile, ...]:
         """Read which MIG profiles the GPU of that index offers, be MIG mode on or off; none where it knows no MIG.
 
@@ -306,6 +348,7 @@ class NVML:
             compute_capability=self._optional(pynvml.nvmlDeviceGetCudaComputeCapability, handle),
             mig_enabled=None if mig is None else mig[0] == pynvml.NVML_DEVICE_MIG_ENABLE,
             virtualization=virtualization,
+            compute_mode=self._hint(pynvml.nvmlDeviceGetComputeMode, handle),
             vitals=vitals.read(self._hint, handle, used_bytes=used, guest=virtualization == _GUEST),
         )
 

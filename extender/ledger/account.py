@@ -226,7 +226,7 @@ def _inventory(annotation: str | None, unit_bytes: int) -> tuple[Inventory | Non
         )
     if not inventory.serving:
         return inventory, Reason.PLUGIN_GONE, ""
-    return inventory, None, ""
+    return inventory, None, _others(inventory)
 
 
 # What is not in allocatable the kubelet starts a pod with without asking the plugin
@@ -255,6 +255,12 @@ def _some(amount: str | int | None) -> bool:
         return parse_quantity(amount if amount is not None else 0) > 0
     except ValueError:
         return False
+
+
+def _others(inventory: Inventory) -> str:
+    """Name the GPUs that are given away without the extender, for people who wonder why nothing is placed on them."""
+    shared = [str(gpu.index) for gpu in inventory.gpus if gpu.family is Family.REPLICAS]
+    return f"GPU {', '.join(shared)}: family {Family.REPLICAS}, not counted by memory" if shared else ""
 
 
 def _size(hold: Hold) -> tuple[int, int]:

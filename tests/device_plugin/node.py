@@ -98,6 +98,7 @@ class Node:
         self.folder = Path(tempfile.mkdtemp(prefix="cotenant-"))
         self.gpu_file = self.folder / "gpus.yaml"
         self.proc = self.folder / "proc"
+        self.config_file = self.folder / "configuration.yaml"
         self.write_gpus([{"memory": memory} for memory in gpus])
         self.patience = patience
         self.configure(config)
@@ -126,7 +127,15 @@ class Node:
 
     def configure(self, config: str) -> None:
         """Configure the next plugin that is started."""
-        self.configuration = convert(f"inventoryInterval: 0.05\n{config}", DevicePluginConfiguration)
+        text = f"inventoryInterval: 0.05\n{config}"
+        self.configuration = convert(text, DevicePluginConfiguration)
+        self.edit(text)
+
+    def edit(self, text: str) -> None:
+        """Write the plugin's configuration file, good or bad, which a plugin that runs reads again."""
+        written = self.config_file.with_suffix(".new")
+        written.write_text(text)
+        written.rename(self.config_file)
 
     def write_gpus(self, gpus: Sequence[Mapping[str, Any]]) -> None:
         """Write the file of made-up GPUs, which the plugin reads while it runs."""
@@ -158,13 +167,14 @@ class Node:
             pod_resources=self.kubelet.pod_resources.socket,
             ready=lambda _gpus: ready.set(),
             processes=Processes(self.proc),
+            config_file=self.config_file,
         )
         self.plugin.start()
         if not wait:
             return
         if not ready.wait(SECONDS):
             raise TimeoutError("the plugin did not become ready")
-        self.kubelet.wait(lambda: self.kubelet.allocatable(NAMES.gpu_mem), "the devices")
+        self.kubelet.wait(lambda: any(self.kubelet.devices.capacity()[1].values()), "the devices")
 
     def stop_plugin(self) -> None:
         """Stop the plugin as SIGTERM does."""

@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cotenant.contract import environment
 from cotenant.contract.configuration import DeviceListStrategy
-from device_plugin.answer import answer
+from cotenant.contract.grant import ContainerGrant
+from cotenant.contract.inventory import Mode
+from device_plugin.answer import Answers
 from device_plugin.api import deviceplugin_pb2 as pb
 from device_plugin.nvml import PhysicalGPU
 from tests.device_plugin.node import container_grant, uuid
@@ -27,10 +30,13 @@ def gpu(index: int, device_path: str | None = None) -> PhysicalGPU:
 
 
 def answered(
-    strategy: DeviceListStrategy, *, specs: bool = False, path: str | None = None
+    strategy: DeviceListStrategy, *, specs: bool = False, path: str | None = None, grant: ContainerGrant = GRANT
 ) -> pb.ContainerAllocateResponse:
-    gpus = [gpu(0, path), gpu(1)]
-    return answer(GRANT, gpus, strategy=strategy, pass_device_specs=specs, cdi_kind="nvidia.com/gpu")
+    gpus = {uuid(0): gpu(0, path), uuid(1): gpu(1)}
+    answers = Answers(
+        strategy=strategy, pass_device_specs=specs, cdi_kind="nvidia.com/gpu", shm="/run/shm", known=gpus.__getitem__
+    )
+    return answers.granted(grant)
 
 
 @pytest.mark.parametrize("strategy", list(DeviceListStrategy))
@@ -63,3 +69,18 @@ def test_device_specs_name_the_gpus_nodes_as_the_container_knows_them(tmp_path: 
     # the second GPU has no node that NVML knows of
     own = [d for d in found.devices if d.host_path == str(node)]
     assert [("/dev/nvidia4", "rw")] == [(device.container_path, device.permissions) for device in own]
+
+
+@pytest.mark.parametrize("strategy", list(DeviceListStrategy))
+def test_under_mps_a_container_gets_its_daemons_pipes_and_the_shared_memory_where_they_meet(
+    strategy: DeviceListStrategy,
+) -> None:
+    grant = msgspec.structs.replace(GRANT, mode=Mode.MPS, mps_pipe="/run/mps/a/pipe", threads=25)
+    found = answered(strategy, grant=grant)
+    mounts = [(mount.host_path, mount.container_path) for mount in found.mounts]
+    assert [("/run/mps/a/pipe", "/run/mps/a/pipe"), ("/run/shm", "/dev/shm")] == mounts[:2]
+    assert "/run/mps/a/pipe" == found.envs["CUDA_MPS_PIPE_DIRECTORY"]
+    assert ("0=8192M,1=8192M", "25") == (
+        found.envs["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"],
+        found.envs["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"],
+    )

@@ -204,8 +204,8 @@ def test_the_order_of_the_list_decides_nothing(state: tuple[list[Pod], dict[str,
 class TestGrants:
     """A grant is used when it is readable, for this container, of this amount, and of a kind that is served here."""
 
-    def test_a_mode_that_is_not_served_is_refused(self) -> None:
-        text = granted(EIGHT)[NAMES.grant].replace('"time-slicing"', '"mps"')
+    def test_a_grant_of_another_family_is_refused(self) -> None:
+        text = granted(EIGHT)[NAMES.grant].replace('"family":"memory"', '"family":"replicas"')
         served = pod("p", EIGHT, metadata={"name": "p", "uid": "u", "annotations": {NAMES.grant: text}})
-        with pytest.raises(RefusedError, match="mode mps, which this device plugin does not serve"):
+        with pytest.raises(RefusedError, match="the grant is of family replicas, but it asks for 8 of"):
             identity.read_grant(served, "main", Asked(NAMES.gpu_mem, 8), NAMES)

@@ -6,8 +6,9 @@ from cotenant.contract.configuration import GPURule
 from cotenant.contract.health import FaultRecord, FaultRecords, HealthSettings, Severity, XIDs
 from cotenant.contract.inventory import Family, Health
 from cotenant.contract.units import GIB
+from device_plugin.families.rules import assign
 from device_plugin.health.keeper import HealthKeeper
-from device_plugin.inventory import describe
+from device_plugin.inventory import Daemon, describe
 from device_plugin.nvml import GPUEvent, PhysicalGPU, Recovery, Vitals
 
 
@@ -144,7 +145,10 @@ class TestGuests:
 
     @staticmethod
     def described(rules: tuple[GPURule, ...] = (), *, mig: bool = False) -> tuple[Health, str]:
-        (one,) = describe([gpu(virtualization=2, mig=mig)], rules, unit_bytes=GIB, reserve_per_gpu=0)
+        guest = gpu(virtualization=2, mig=mig)
+        how = {guest.uuid: assign(guest, rules)}
+        none = Daemon("", 0, "")
+        (one,) = describe([guest], how, unit_bytes=GIB, reserve_per_gpu=0, daemon=lambda *_: none)
         assert 8 * GIB == one.usable_bytes
         return one.health, one.detail
 

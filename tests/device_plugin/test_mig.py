@@ -39,6 +39,7 @@ class Cut:
         if gpus:
             self.node.write_gpus(gpus)
         self.node.configuration = convert(self.config, DevicePluginConfiguration)
+        self.node.edit(self.config)
         try:
             self.node.start_plugin(wait=False)
         except StrategyError:

@@ -40,6 +40,7 @@ def test_facts_are_read_for_each_gpu(file: Path) -> None:
         compute_capability=(9, 0),
         mig_enabled=False,
         virtualization=2,
+        compute_mode=0,
         vitals=Vitals(used_bytes=0),
     )
     assert expected == gpu

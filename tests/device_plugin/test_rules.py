@@ -32,7 +32,11 @@ def test_without_rules_every_gpu_is_shared_by_memory_in_turns() -> None:
         ("{models: [A100], family: mig-dynamic}", gpu(), DYNAMIC),
         ("{models: [A100], family: mig-dynamic}", gpu(model=T4), MEMORY),
         ('{models: ["tesla*"], mode: mps}', gpu(model=T4), Assigned(Family.MEMORY, Mode.MPS)),
-        ("{indices: [1], family: replicas}", gpu(1), Assigned(Family.REPLICAS, Mode.TIME_SLICING)),
+        (
+            "{indices: [1], family: replicas}",
+            gpu(1),
+            Assigned(Family.REPLICAS, Mode.TIME_SLICING, resource="nvidia.com/gpu"),
+        ),
         ("{indices: [1], family: replicas}", gpu(0), MEMORY),
         ("{uuids: [GPU-0], family: mig-static}", gpu(0), Assigned(Family.MIG_STATIC, Mode.MIG)),
         # all that a rule says must hold
@@ -40,7 +44,11 @@ def test_without_rules_every_gpu_is_shared_by_memory_in_turns() -> None:
         # a rule without a word names every GPU
         ("{mode: mps}", gpu(3), Assigned(Family.MEMORY, Mode.MPS)),
         ("{indices: [0], mode: mps}, {family: replicas}", gpu(0), Assigned(Family.MEMORY, Mode.MPS)),
-        ("{indices: [0], mode: mps}, {family: replicas}", gpu(1), Assigned(Family.REPLICAS, Mode.TIME_SLICING)),
+        (
+            "{indices: [0], mode: mps}, {family: replicas}",
+            gpu(1),
+            Assigned(Family.REPLICAS, Mode.TIME_SLICING, resource="nvidia.com/gpu"),
+        ),
     ],
 )
 def test_the_first_rule_that_names_a_gpu_decides(rule: str, of: PhysicalGPU, expected: Assigned) -> None:

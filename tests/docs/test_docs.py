@@ -15,7 +15,7 @@ from cotenant.cli.main import main as cotenant
 from cotenant.contract import grant as grants
 from cotenant.contract import inventory as inventories
 from cotenant.contract.boards import board
-from cotenant.contract.configuration import DevicePluginConfiguration, ExtenderConfiguration, convert
+from cotenant.contract.configuration import DevicePluginConfiguration, ExtenderConfiguration, MPSSettings, convert
 from cotenant.contract.environment import INJECTED, informative, injected
 from cotenant.contract.grant import ContainerGrant, Isolation
 from cotenant.contract.health import KNOWN_XIDS, HealthSettings, Severity, XIDs
@@ -120,7 +120,12 @@ class TestConfiguration:
         assert [shown(value) for value in defaults.values()] == [row[1] for row in rows]
 
     @pytest.mark.parametrize(
-        ("part", "kind"), [("Health of GPUs", HealthSettings), ("Memory watchdog", WatchdogSettings)]
+        ("part", "kind"),
+        [
+            ("MPS daemons", MPSSettings),
+            ("Health of GPUs", HealthSettings),
+            ("Memory watchdog", WatchdogSettings),
+        ],
     )
     def test_every_key_of_a_part_stands_there_with_its_default(self, part: str, kind: type[msgspec.Struct]) -> None:
         (rows,) = tables(section("configuration.md", part))
@@ -146,7 +151,7 @@ class TestConfiguration:
 
 def shown(value: Any) -> str:
     """Write a default as the page does."""
-    if value in (None, ()):
+    if value in (None, (), {}, ""):
         return "none"
     if isinstance(value, dict):
         return "below"  # in a section of its own

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cotenant.contract.grant import Isolation
-from cotenant.contract.inventory import Mode
+from cotenant.contract.inventory import Family, Mode
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import parse
 from cotenant.contract.units import GIB
@@ -261,6 +261,19 @@ class TestChoice:
 
         # the init container and both main ones: the larger of 2 and 3 + 4 is 7, more than 10 - 4
         assert [[1], [1], [1]] == gpus_of(view, a_pod().with_init(2).asking(3).asking(4))
+
+    def test_a_gpu_of_another_family_is_never_taken_and_the_node_says_so(self) -> None:
+        node = a_node().with_gpu("4GiB").with_gpu("10GiB", family=Family.REPLICAS)
+
+        assert [[0]] == gpus_of(view_of(node), a_pod().asking(4))
+        assert Reason.TOO_LARGE is placed(view_of(node), a_pod().asking(5))
+        assert "GPU 1: family replicas, not counted by memory" == view_of(node).detail
+
+    def test_a_node_without_a_gpu_of_the_memory_family_takes_nothing(self) -> None:
+        node = a_node().with_gpus(2, "10GiB", family=Family.REPLICAS)
+
+        assert Reason.TOO_FEW_GPUS is placed(view_of(node), a_pod().asking(1))
+        assert Reason.TOO_FEW_GPUS is placed(view_of(node.advertising("0")), a_pod().asking(1))
 
     def test_an_unhealthy_gpu_is_not_taken_however_well_it_fits(self) -> None:
         view = view_of(a_node().with_gpus(2, "10GiB").unhealthy(0), {0: 5})

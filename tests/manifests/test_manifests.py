@@ -13,9 +13,11 @@ from cotenant.contract.configuration import (
     DevicePluginConfiguration,
     ExtenderConfiguration,
     Layout,
+    MPSSettings,
     convert,
 )
 from cotenant.contract.names import Names
+from device_plugin.families import nvidia
 from device_plugin.main import main as device_plugin
 from e2e.kustomize import MANIFESTS, build
 from e2e.rest import Object
@@ -413,3 +415,29 @@ def test_the_example_pod_asks_for_gpu_memory_in_six_lines_and_names_nothing_else
 
 def test_there_is_a_kustomization_in_every_folder_that_people_apply() -> None:
     assert all((root / FILE).is_file() for root in (*ROOTS, MANIFESTS / "base"))
+
+
+class TestSharingExamples:
+    """What examples of time slicing and MPS say is what the programs take."""
+
+    def test_nvidias_file_is_taken_without_a_warning(self) -> None:
+        (config_map,) = documents(MANIFESTS / "examples" / "time-slicing-config.yaml")
+        (text,) = config_map["data"].values()
+        found = nvidia.read(text)
+        assert (8, ()) == (found.rules[0].replicas, found.warnings)
+
+    def test_all_gpus_are_under_mps(self) -> None:
+        text = (MANIFESTS / "examples" / "mps-config.yaml").read_text()
+        assert [("memory", "mps")] == [
+            (str(r.family), str(r.mode)) for r in convert(text, DevicePluginConfiguration).gpus
+        ]
+
+    def test_the_plugin_gets_the_folders_that_it_looks_for(self) -> None:
+        (patch,) = documents(MANIFESTS / "examples" / "mps-device-plugin.yaml")
+        spec, settings = patch["spec"]["template"]["spec"], MPSSettings()
+        (plugin,) = spec["containers"]
+        on_node = {volume["name"]: volume["hostPath"]["path"] for volume in spec["volumes"]}
+        inside = {on_node[mount["name"]]: mount["mountPath"] for mount in plugin["volumeMounts"]}
+        assert {settings.root: settings.root, settings.shm_folder: "/dev/shm"} == inside
+        (base,) = of_kind(list(build(MANIFESTS / "base")), "DaemonSet").values()
+        assert [plugin["name"]] == [one["name"] for one in base["spec"]["template"]["spec"]["containers"]]

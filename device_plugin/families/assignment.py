@@ -1,0 +1,66 @@
+"""Keeps which family and mode each GPU is in: by the rules, but never from under pods that use it."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import structlog
+
+from cotenant.contract import grant as grants
+from cotenant.contract.configuration import GPURule
+from cotenant.contract.grant import GrantError
+from cotenant.contract.pods import Pod
+from device_plugin.families.replicas import gpu_of
+from device_plugin.families.rules import Assigned, assign
+from device_plugin.identity import ListedPod
+from device_plugin.nvml import PhysicalGPU
+
+log = structlog.get_logger(__name__)
+
+
+class Assignment:
+    """Assign GPUs anew as rules change.
+
+    *in_use* tells which GPUs pods hold or may hold, by UUID, None where nobody can tell; *tell* hears of GPUs that stay
+    as they are, as a sentence. Not safe to use from many threads.
+    """
+
+    def __init__(self, in_use: Callable[[], frozenset[str] | None], tell: Callable[[str], None]) -> None:
+        self._in_use = in_use
+        self._tell = tell
+        self._said: dict[str, Assigned] = {}
+        self.of: dict[str, Assigned] = {}
+
+    def how(self, gpu: PhysicalGPU) -> Assigned:
+        """Say how a GPU is assigned; one that is not yet, as without rules."""
+        return self.of.get(gpu.uuid, Assigned())
+
+    def update(self, gpus: Sequence[PhysicalGPU], rules: Sequence[GPURule]) -> None:
+        """Assign *gpus* by *rules*; one in use stays as it is until its pods have ended."""
+        wanted = {gpu.uuid: assign(gpu, rules) for gpu in gpus}
+        changed = {uuid for uuid, how in wanted.items() if self.of.get(uuid, how) != how}
+        used = self._in_use() if changed else frozenset()
+        stay = changed if used is None else changed & used
+        for uuid in sorted(stay):
+            if self._said.get(uuid) != wanted[uuid]:
+                now, then = self.of[uuid], wanted[uuid]
+                self._tell(
+                    f"GPU {uuid} stays in family {now.family}, mode {now.mode}, until its pods have ended; then it "
+                    f"goes to family {then.family}, mode {then.mode}"
+                )
+        self._said = {uuid: wanted[uuid] for uuid in stay}
+        self.of = {uuid: self.of[uuid] if uuid in stay else how for uuid, how in wanted.items()}
+
+
+def held(pods: Iterable[Pod], grant_key: str, listed: Iterable[ListedPod]) -> frozenset[str] | None:
+    """Tell which GPUs *pods* were granted and containers *listed* hold shares of; None where that cannot be read."""
+    found: set[str] = set()
+    for pod in pods:
+        text = pod.annotations.get(grant_key)
+        if text is None or pod.ended:
+            continue
+        try:
+            found |= {share.uuid for container in grants.decode(text).containers for share in container.gpus}
+        except GrantError:
+            return None
+    shares = {gpu_of(device) for entry in listed for ids in entry.ids.values() for device in ids}
+    # instances handed out as GPUs do not say of which GPU they are
+    return None if any(device.startswith("MIG-") for device in shares) else frozenset(found | shares)

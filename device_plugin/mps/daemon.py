@@ -1,0 +1,241 @@
+"""Keeps one MPS control daemon running: starts it, watches it, starts it again, and ends it."""
+
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from device_plugin.mps import process
+from device_plugin.mps.control import Control, MPSError, ServerState
+from device_plugin.mps.plan import Plan
+from device_plugin.mps.process import Process, Record
+
+log = structlog.get_logger(__name__)
+
+_BACK_OFF_SECONDS = (0.5, 60.0)
+_START_SECONDS = 15.0
+_LOOK_SECONDS = 0.05
+# So many looks without an answer, and it is taken for hung.
+_SILENT_LOOKS = 3
+_QUIT_SECONDS = 2
+_END_SECONDS = 1.0
+_STARTING = "its MPS control daemon is being started"
+
+
+class GPUs(Protocol):
+    """Prepare GPUs for MPS, and give them back; every method raises MPSError."""
+
+    def compute_modes(self, plan: Plan) -> Mapping[str, int]:
+        """Give the compute modes of the plan's GPUs, by UUID."""
+
+    def close(self, plan: Plan) -> None:
+        """Let nobody use the plan's GPUs but an MPS server."""
+
+    def restore(self, modes: Mapping[str, int]) -> None:
+        """Set compute modes."""
+
+
+class Daemon:
+    """Keep the daemon of *plan* running in *folder* until stop().
+
+    *gpus* are prepared for it, and given back. *changed* is told, from a thread of ours, when *problem* has changed.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path,
+        program: str,
+        *,
+        gpus: GPUs,
+        changed: Callable[[], None],
+        look_seconds: float,
+        answer_seconds: float,
+    ) -> None:
+        self.plan = plan
+        self._folder = folder
+        self._control = Control(program, folder, plan.uuids, answer_seconds)
+        self._gpus = gpus
+        self._changed = changed
+        self._look_seconds = look_seconds
+        self._process: Process | None = None
+        self._problem = _STARTING
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"mps {plan.name}", daemon=True)
+
+    @property
+    def problem(self) -> str:
+        """Say why the daemon serves nobody now; "" where it does."""
+        return self._problem
+
+    def start(self) -> None:
+        """Begin to keep it running; return at once."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the daemon, its servers and their clients, and give the GPUs back their compute modes."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        end(self._folder, self._control, self._process, self._gpus)
+
+    def _run(self) -> None:
+        pause = _BACK_OFF_SECONDS[0]
+        while not self._stopping.is_set():
+            try:
+                self._begin()
+                self._say("")
+                served = self._watch()
+                # one that served for a while has earned a quick start
+                pause = _BACK_OFF_SECONDS[0] if served else pause
+            except (MPSError, OSError) as error:
+                self._say(f"its MPS control daemon does not run: {error}")
+            if self._stopping.wait(pause):
+                return
+            pause = min(2 * pause, _BACK_OFF_SECONDS[1])
+
+    def _begin(self) -> None:
+        """Have a daemon that answers: the one that is there, or a new one."""
+        record = process.read(self._folder / RECORD)
+        if self._take_over(record):
+            log.info("mps.taken_over", daemon=self.plan.name, pid=self._process and self._process.identity.pid)
+        else:
+            self._launch(record)
+        self._limit()
+
+    def _take_over(self, record: Record | None) -> bool:
+        if record is None or record.process is None:
+            return False
+        found = Process(record.process)
+        if not found.alive:
+            return False
+        if (record.program, record.uuids) == (self._control.program, self.plan.uuids):
+            try:
+                self._control.servers()
+            except MPSError as error:
+                log.warning("mps.leftover_silent", daemon=self.plan.name, error=str(error))
+            else:
+                self._process = found
+                return True
+        _quit(Control(record.program, self._folder, record.uuids), found)
+        return False
+
+    def _launch(self, record: Record | None) -> None:
+        for folder in (self._control.pipe, self._control.log):
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o755)
+        # Containers that run have mounted the folder itself, so only what is in it goes.
+        for left in self._control.pipe.iterdir():
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        modes = dict(self._gpus.compute_modes(self.plan))
+        if record is not None:
+            # what they were before any of ours
+            modes |= {uuid: mode for uuid, mode in record.compute_modes.items() if uuid in modes}
+        kept = Record(program=self._control.program, uuids=self.plan.uuids, compute_modes=modes)
+        # before anything is changed, so that whoever comes next can undo it
+        process.write(self._folder / RECORD, kept)
+        self._gpus.close(self.plan)
+        with (self._control.log / "daemon.out").open("ab") as output:
+            child = subprocess.Popen(  # noqa: S603 - the program is the operator's choice
+                [self._control.program, "-f"],
+                env=self._control.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        identity = process.identify(child.pid)
+        if identity is None:
+            raise MPSError(f"{self._control.program} ended at once, with code {child.wait()}")
+        self._process = Process(identity, child)
+        process.write(self._folder / RECORD, Record(kept.program, kept.uuids, kept.compute_modes, identity))
+        self._await_answer()
+        log.info("mps.started", daemon=self.plan.name, pid=child.pid, gpus=",".join(self.plan.uuids))
+
+    def _await_answer(self) -> None:
+        left = _START_SECONDS
+        while self._process is not None and self._process.alive and not self._stopping.is_set():
+            try:
+                self._control.servers()
+            except MPSError as error:
+                left -= _LOOK_SECONDS
+                if left < 0:
+                    self._process.kill()
+                    raise MPSError(f"it does not answer: {error}") from error
+                self._stopping.wait(_LOOK_SECONDS)
+            else:
+                return
+        raise MPSError(f"{self._control.program} ended at its start; {self._control.log} may say why")
+
+    def _limit(self) -> None:
+        """Set what holds clients that name no limits; it counts for servers that start from now on."""
+        for n, limit in enumerate(self.plan.limits):
+            self._control.command(f"set_default_device_pinned_mem_limit {n} {limit.memory_mib}M")
+        self._control.command(f"set_default_active_thread_percentage {self.plan.threads}")
+
+    def _watch(self) -> int:
+        """Look at the daemon until it has ended or hangs; say how often it was seen to serve."""
+        served = silent = 0
+        while self._process is not None and not self._stopping.wait(self._look_seconds):
+            if not self._process.alive:
+                self._say("its MPS control daemon has ended, and is being started again")
+                return served
+            try:
+                servers = self._control.servers()
+            except MPSError as error:
+                silent += 1
+                if silent >= _SILENT_LOOKS:
+                    self._say(f"its MPS control daemon hangs, and is being started again: {error}")
+                    self._process.kill()
+                    return served
+                continue
+            silent = 0
+            faulty = [str(pid) for pid, state in servers.items() if state is ServerState.FAULT]
+            served += not faulty
+            self._say(
+                f"MPS server {', '.join(faulty)} is in FAULT after an error of one of its clients; it takes new ones "
+                "when all it has have ended"
+                if faulty
+                else ""
+            )
+        return served
+
+    def _say(self, problem: str) -> None:
+        if problem != self._problem:
+            self._problem = problem
+            if problem:
+                log.warning("mps.problem", daemon=self.plan.name, why=problem)
+            self._changed()
+
+
+RECORD = "daemon.json"
+
+
+def end(folder: Path, control: Control, running: Process | None, gpus: GPUs) -> None:
+    """End what runs in *folder*, and put the GPUs' compute modes back; never raise."""
+    record = process.read(folder / RECORD)
+    if running is None and record is not None and record.process is not None:
+        running = Process(record.process)
+    if running is not None and running.alive:
+        _quit(control, running)
+    if record is None:
+        return
+    try:
+        gpus.restore(record.compute_modes)
+    except MPSError as error:
+        log.warning("mps.compute_mode_not_restored", folder=str(folder), error=str(error))
+        return
+    (folder / RECORD).unlink(missing_ok=True)
+
+
+def _quit(control: Control, running: Process) -> None:
+    try:
+        control.quit(_QUIT_SECONDS)
+    except MPSError as error:
+        log.warning("mps.quit_failed", pid=running.identity.pid, error=str(error))
+    if not running.ended(_END_SECONDS):
+        running.kill()

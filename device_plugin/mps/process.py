@@ -1,0 +1,87 @@
+"""The daemon's process: ours, or one that a plugin before us left behind."""
+
+import contextlib
+import os
+import signal
+import subprocess  # noqa: TC003 - msgspec reads this module's annotations
+import time
+from pathlib import Path
+
+import msgspec
+
+_LOOK_SECONDS = 0.05
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Name a process for good: a process id is used again, with another time of birth."""
+
+    pid: int
+    born: int
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Hold what a plugin writes down of a daemon, for the one that comes after it.
+
+    *compute_modes* are those that the GPUs had before, by UUID.
+    """
+
+    program: str
+    uuids: tuple[str, ...]
+    compute_modes: dict[str, int]
+    process: Identity | None = None
+
+
+def read(path: Path) -> Record | None:
+    """Read a record; None where there is none that can be read."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Record)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def write(path: Path, record: Record) -> None:
+    """Write a record whole, or not at all; raise OSError."""
+    new = path.with_suffix(".new")
+    new.write_bytes(msgspec.json.encode(record))
+    new.replace(path)
+
+
+def identify(pid: int) -> Identity | None:
+    """Find a running process; None where there is none, or one that has ended and waits to be reaped."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    # proc(5): after the name in brackets stand the state and, 19 further, the start time
+    return None if fields[0] == "Z" else Identity(pid, int(fields[19]))
+
+
+class Process:
+    """Watch and end one process, a child of ours or not."""
+
+    def __init__(self, identity: Identity, child: "subprocess.Popen[bytes] | None" = None) -> None:
+        self.identity = identity
+        self._child = child
+
+    @property
+    def alive(self) -> bool:
+        """Tell whether it runs."""
+        if self._child is not None:
+            return self._child.poll() is None
+        return identify(self.identity.pid) == self.identity
+
+    def ended(self, seconds: float) -> bool:
+        """Wait so long for its end; tell whether it came."""
+        until = time.monotonic() + seconds
+        while self.alive:
+            if time.monotonic() > until:
+                return False
+            time.sleep(_LOOK_SECONDS)
+        return True
+
+    def kill(self) -> None:
+        """End it and what it has started, at once; it leads a group of its own."""
+        if self.alive:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.identity.pid, signal.SIGKILL)
+            self.ended(1.0)

@@ -1,0 +1,94 @@
+"""What this node offers its kubelet: gpu-mem, and whatever resources its GPUs are shared or cut under."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from cotenant.contract.inventory import GPU
+from device_plugin.families.replicas import Replicas, Shares, offered
+from device_plugin.families.rules import NVIDIA_GPU, Assigned
+from device_plugin.ids import MAX_IDS, TooManyIdsError, advertised
+from device_plugin.kubelet.service import Allocator
+from device_plugin.resource import Resource
+
+
+class Offers:
+    """Keep the resources of one node, made by *make* as GPUs come to be counted in them.
+
+    *shares* and *instances* answer for a new one: of shares and of instances handed out as GPUs, which need no grant,
+    and of MIG instances. A resource that no GPU is counted in any more stays, with no devices, since the kubelet would
+    keep its old ones. Not safe to use from many threads, but for what it shows.
+    """
+
+    def __init__(
+        self,
+        memory: Resource,
+        make: Callable[[str, Allocator], Resource],
+        *,
+        shares: Callable[[str], Replicas],
+        instances: Callable[[str], Allocator],
+    ) -> None:
+        self._memory = memory
+        self._make = make
+        self._new_shares = shares
+        self._new_instances = instances
+        self._shares: dict[str, Replicas] = {}
+        self._known: dict[str, Resource] = {}
+        self._started = False
+        # all that this node offers; a node of which a part is not served is not placed on
+        self.resources: tuple[Resource, ...] = (memory,)
+
+    @property
+    def serving(self) -> bool:
+        """Tell whether a kubelet follows all of them."""
+        return all(resource.serving for resource in self.resources)
+
+    @property
+    def ungranted(self) -> frozenset[str]:
+        """Name the resources that are handed out without a grant."""
+        return frozenset(self._shares)
+
+    def start(self) -> None:
+        """Begin to serve what there is, and from now on what comes."""
+        self._started = True
+        for resource in self.resources:
+            resource.start()
+
+    def show(
+        self,
+        gpus: Sequence[GPU],
+        assigned: Mapping[str, Assigned],
+        instances: Mapping[str, Mapping[str, bool]],
+        *,
+        unit_bytes: int,
+        packed: bool,
+    ) -> None:
+        """Offer *gpus*, and MIG *instances* by resource; raise TooManyIdsError, and then change nothing."""
+        units = advertised(gpus, unit_bytes)
+        shares = offered(gpus, assigned, packed=packed)
+        cut = dict(instances)
+        if NVIDIA_GPU in cut:
+            shares[NVIDIA_GPU] = Shares(cut.pop(NVIDIA_GPU), single=False)
+        count = len(units) + sum(len(one.devices) for one in shares.values())
+        if count > MAX_IDS:
+            raise TooManyIdsError(
+                f"units and shares are {count} device ids, but a kubelet handles {MAX_IDS} well: have fewer replicas"
+            )
+        self._memory.offer(units)
+        before = self.resources
+        for name in shares:
+            if name not in self._shares:
+                self._shares[name] = self._new_shares(name)
+                self._add(name, self._shares[name])
+        for name in cut.keys() - self._known.keys():
+            self._add(name, self._new_instances(name))
+        for name, replicas in self._shares.items():
+            replicas.take(shares.get(name, Shares({}, single=False)))
+        devices = {**cut, **{name: one.devices for name, one in shares.items()}}
+        for name, resource in self._known.items():
+            resource.offer(devices.get(name, {}))
+        if self._started:
+            for resource in self.resources[len(before) :]:
+                resource.start()
+
+    def _add(self, name: str, allocator: Allocator) -> None:
+        self._known[name] = self._make(name, allocator)
+        self.resources = (*self.resources, self._known[name])

@@ -1,0 +1,231 @@
+"""The examples of time slicing and MPS, on the real control plane and kubelet: what reaches their containers.
+
+docs/modes.md has the same in a table. GPUs are made up, and so is NVIDIA's control daemon, which is a real process.
+"""
+
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import yaml
+
+from cotenant.contract import grant as grants
+from cotenant.contract import inventory as inventories
+from device_plugin.mps.control import Control
+from e2e import policies
+from e2e.cluster import ControlPlane
+from e2e.node import RealNode, container, pod
+from e2e.plugin import PodResources
+from e2e.processes import wait_until
+from e2e.programs import RunningExtender, RunningPlugin
+from e2e.rest import Api, Object
+
+EXAMPLES = Path(__file__).parent.parent / "manifests" / "examples"
+FAKE_CONTROL = Path(sys.executable).parent / "cotenant-fake-mps-control"
+# one board of 80 GiB, of which 79 whole GiB are usable
+GPUS = "node: e2e\ngpus: [{{model: NVIDIA H100 80GB HBM3, memory: 80GiB, reserved: 640MiB, device: {device}}}]"
+SHOW = 'ls "$CUDA_MPS_PIPE_DIRECTORY"; ls /dev/shm /dev/nvidia0; sleep 1000000'
+
+
+@pytest.fixture(scope="module")
+def api(control_plane: ControlPlane) -> Iterator[Api]:
+    client = control_plane.api()
+    with policies.installed(client):
+        yield client
+        for left in client.list("Pod", namespace="default"):
+            client.delete("Pod", left["metadata"]["name"], grace_s=None if "nodeName" in left["spec"] else 0)
+        for left in client.list("Pod", namespace="default"):
+            client.wait("Pod", left["metadata"]["name"], lambda seen: seen is None, saying="its end", timeout_s=120)
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Path:
+    """A device node that containers can open in a GPU's place."""
+    path = tmp_path / "fake-gpu-0"
+    os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 3))  # what /dev/null is
+    return path
+
+
+def pods_of(api: Api, example: str) -> list[Object]:
+    """Apply an example's Deployment, and make its pods as its controllers would, with an image that is here."""
+    (deployment,) = api.apply(EXAMPLES / example)
+    template, count = deployment["spec"]["template"], deployment["spec"]["replicas"]
+    made = []
+    for n in range(count):
+        (main,) = template["spec"]["containers"]
+        new = pod(
+            f"{deployment['metadata']['name']}-{n}",
+            {**container(main["name"], SHOW), "resources": main["resources"]},
+            annotations=template["metadata"].get("annotations"),
+            spec={"securityContext": template["spec"].get("securityContext") or {}},
+        )
+        made.append(api.create(new))
+    return made
+
+
+def names(pods: list[Object]) -> list[str]:
+    return [one["metadata"]["name"] for one in pods]
+
+
+def running(api: Api, name: str) -> Object:
+    def settled(one: Object | None) -> bool:
+        return one is not None and one["status"].get("phase") in {"Running", "Failed"}
+
+    seen = api.wait("Pod", name, settled, saying="its start", timeout_s=120)
+    assert "Running" == seen["status"]["phase"], seen["status"]
+    return seen
+
+
+def waits(api: Api, name: str, because: str) -> None:
+    seen = api.wait("Pod", name, lambda one: bool(one and one["status"].get("conditions")), saying="a verdict")
+    assert because in seen["status"]["conditions"][0]["message"]
+
+
+def held(node: RealNode, resource: str) -> dict[str, set[str]]:
+    """Tell which ids of a resource each pod holds."""
+    lister = PodResources(node.pod_resources_socket)
+    try:
+        return {
+            entry.name: {
+                device
+                for one in entry.containers
+                for devices in one.devices
+                if devices.resource_name == resource
+                for device in devices.device_ids
+            }
+            for entry in lister.list()
+        }
+    finally:
+        lister.close()
+
+
+def allocatable(api: Api, node: RealNode, resource: str, count: int) -> None:
+    api.wait(
+        "Node",
+        node.name,
+        lambda one: one is not None and one["status"]["allocatable"].get(resource) == str(count),
+        saying=f"{count} of {resource}",
+        timeout_s=60,
+    )
+
+
+def uuid_of(api: Api, node: RealNode) -> str:
+    text = api.get("Node", node.name)["metadata"]["annotations"]["cotenant.io/gpus"]
+    (gpu,) = inventories.decode(text).gpus
+    return gpu.uuid
+
+
+def test_eight_notebooks_share_one_gpu_in_turns_and_a_ninth_waits(
+    control_plane: ControlPlane, real_node: RealNode, api: Api, device: Path, tmp_path: Path
+) -> None:
+    (config_map,) = yaml.safe_load_all((EXAMPLES / "time-slicing-config.yaml").read_text())
+    folder = tmp_path / "nvidia"
+    folder.mkdir()
+    for key, text in config_map["data"].items():
+        (folder / key).write_text(text)
+    plugin = RunningPlugin(
+        control_plane,
+        tmp_path / "plugin",
+        node=real_node.name,
+        pod_resources=real_node.pod_resources_socket,
+        gpus=GPUS.format(device=device),
+        configuration="{passDeviceSpecs: true, inventoryInterval: 0.5}",
+        flags=[f"--nvidia-config={folder}"],
+    )
+    # as any pod of a cluster: these are not ours to place
+    profile = {"profiles": [{"schedulerName": "default-scheduler"}]}
+    head = {"apiVersion": "kubescheduler.config.k8s.io/v1", "kind": "KubeSchedulerConfiguration"}
+    with ExitStack() as stack:
+        scheduler = control_plane.start_scheduler({**head, **profile})
+        stack.callback(control_plane.stop_scheduler, scheduler)
+        stack.enter_context(plugin)
+        allocatable(api, real_node, "nvidia.com/gpu", 8)
+        created = pods_of(api, "time-slicing.yaml")
+        seen = [running(api, name) for name in names(created)]
+
+        uuid = uuid_of(api, real_node)
+        for one in seen:
+            environment = real_node.environment(one)
+            assert uuid == environment["NVIDIA_VISIBLE_DEVICES"]
+            assert ("time-slicing", "nothing") == (environment["COTENANT_MODE"], environment["COTENANT_ENFORCED_BY"])
+            assert wait_until(lambda one=one: "/dev/nvidia0" in real_node.logs(one), timeout_s=10)  # type: ignore[misc]
+        ids = [ids for name, ids in held(real_node, "nvidia.com/gpu").items() if name in names(created)]
+        assert {f"{uuid}::{n}" for n in range(8)} == set().union(*ids)
+
+        api.create(pod("ninth", container(limits={"nvidia.com/gpu": 1})))
+        waits(api, "ninth", "Insufficient nvidia.com/gpu")
+
+        # edited while it runs: the shares change when the pods have ended, since they hold the GPU
+        edited = folder / "any.new"
+        edited.write_text(config_map["data"]["any"].replace("replicas: 8", "replicas: 2"))
+        edited.rename(folder / "any")
+        for name in [*names(created), "ninth"]:
+            api.delete("Pod", name)
+        allocatable(api, real_node, "nvidia.com/gpu", 2)
+
+
+def test_twelve_servers_use_one_gpu_at_once_under_mps_each_within_its_limits(
+    control_plane: ControlPlane, real_node: RealNode, api: Api, device: Path, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        # a short path, for the sockets in it
+        root = Path(stack.enter_context(TemporaryDirectory(prefix="mps-")))
+        rules = (EXAMPLES / "mps-config.yaml").read_text()
+        plugin = RunningPlugin(
+            control_plane,
+            tmp_path / "plugin",
+            node=real_node.name,
+            pod_resources=real_node.pod_resources_socket,
+            gpus=GPUS.format(device=device),
+            configuration=f"{rules}\npassDeviceSpecs: true\ninventoryInterval: 0.5\n"
+            f"mps: {{control: {FAKE_CONTROL}, root: {root}, shm: /dev/shm}}",
+        )
+        extender = stack.enter_context(RunningExtender(control_plane, tmp_path / "extender"))
+        scheduler = control_plane.start_scheduler(extender.scheduler_config())
+        stack.callback(control_plane.stop_scheduler, scheduler)
+        stack.enter_context(plugin)
+        allocatable(api, real_node, "cotenant.io/gpu-mem", 79)
+        created = pods_of(api, "mps.yaml")
+        seen = [running(api, name) for name in names(created)]
+
+        uuid = uuid_of(api, real_node)
+        pipe = f"{root}/{uuid}/pipe"
+        for one in seen:
+            (granted,) = grants.decode(one["metadata"]["annotations"]["cotenant.io/grant"]).containers
+            assert ("mps", pipe, 1000) == (str(granted.mode), granted.mps_pipe, granted.user)
+            environment = real_node.environment(one)
+            assert {
+                "NVIDIA_VISIBLE_DEVICES": uuid,
+                "CUDA_MPS_PIPE_DIRECTORY": pipe,
+                "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT": "0=6144M",  # 6 GiB
+                "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "25",
+                "COTENANT_ENFORCED_BY": "MPS memory limit, per process",
+            }.items() <= environment.items()
+            # the daemon's own socket is in the container, and the GPU
+            assert wait_until(lambda one=one: "/dev/nvidia0" in real_node.logs(one), timeout_s=10)  # type: ignore[misc]
+            assert "control\n" in real_node.logs(one)
+        ids = held(real_node, "cotenant.io/gpu-mem")
+        assert [6] * 12 == [len(ids[name]) for name in names(created)]
+
+        # 79 - 12 x 6 = 7 GiB are free, but not for another user
+        other = pod(
+            "other-user", container(limits={"cotenant.io/gpu-mem": 6}), spec={"securityContext": {"runAsUser": 2000}}
+        )
+        api.create(other)
+        waits(api, "other-user", "the GPU's mode conflicts with the pod")
+
+        # a client's fault takes the GPU out of use, and only new pods notice
+        control = Control(str(FAKE_CONTROL), root / uuid, [uuid])
+        control.command("fake client 1000")
+        control.command("fake fault")
+        allocatable(api, real_node, "cotenant.io/gpu-mem", 0)
+        control.command("fake leave")
+        allocatable(api, real_node, "cotenant.io/gpu-mem", 79)
+        assert ["Running"] * 12 == [api.get("Pod", name)["status"]["phase"] for name in names(created)]
+        for name in [*names(created), "other-user"]:
+            api.delete("Pod", name)

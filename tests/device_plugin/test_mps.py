@@ -1,0 +1,376 @@
+"""MPS control daemons: real child processes, NVIDIA's where there is one with a GPU, and the stand-in everywhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+
+from cotenant.contract.configuration import MPSSettings
+from cotenant.contract.inventory import GPU, Family, Health, Mode
+from cotenant.contract.units import GIB
+from device_plugin.families.rules import Assigned
+from device_plugin.mps import process
+from device_plugin.mps.control import Control, MPSError
+from device_plugin.mps.daemon import RECORD
+from device_plugin.mps.keeper import MPSKeeper
+from device_plugin.mps.plan import Limit, Plan, max_clients, plans
+from device_plugin.nvml import NVML, NVMLUnavailableError, PhysicalGPU
+from tests.device_plugin.node import NAMES, SECONDS, Node, container_grant, uuid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+FAKE = str(Path(sys.executable).parent / "cotenant-fake-mps-control")
+REAL = "nvidia-cuda-mps-control"
+DEFAULT, EXCLUSIVE = 0, 3
+CUDA_ERROR_OUT_OF_MEMORY = 2
+# Allocates so many MiB by CUDA's driver API and exits with the CUresult.
+CLIENT = """
+import ctypes, sys
+cuda = ctypes.CDLL("libcuda.so.1")
+device, context, at = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_uint64()
+for code in (
+    cuda.cuInit(0),
+    cuda.cuDeviceGet(ctypes.byref(device), 0),
+    cuda.cuCtxCreate_v2(ctypes.byref(context), 0, device),
+):
+    if code:
+        sys.exit(f"CUDA does not start: {code}")
+sys.exit(cuda.cuMemAlloc_v2(ctypes.byref(at), ctypes.c_size_t(int(sys.argv[1]) << 20)))
+"""
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    waiting = threading.Event()
+    for _ in range(int(SECONDS / 0.05)):
+        if condition():
+            return
+        waiting.wait(0.05)
+    raise TimeoutError(f"never happened: {what}")
+
+
+class Ground:
+    """A keeper of daemons, on made-up GPUs or on those that are there."""
+
+    def __init__(self, program: str, folder: Path) -> None:
+        self.program = program
+        self.folder = folder
+        if program == FAKE:
+            (folder / "gpus.yaml").write_text(f"gpus: [{{model: Fake, memory: 80GiB, uuid: {uuid(0)}}}]")
+            self.nvml = NVML.open(fake=folder / "gpus.yaml")
+        else:
+            self.nvml = NVML.open()
+        self.settings = MPSSettings(control=program, root=str(folder / "mps"), shm="/dev/shm")
+        self.keeper = self.new_keeper()
+        self.plan = Plan("one", (self.gpu.uuid,), (Limit(1024),), threads=50)
+
+    def new_keeper(self, *, answer_seconds: float = SECONDS) -> MPSKeeper:
+        return MPSKeeper(
+            self.settings, self.nvml, look_seconds=0.05, answer_seconds=answer_seconds, changed=lambda: None
+        )
+
+    @property
+    def gpu(self) -> PhysicalGPU:
+        return self.nvml.gpus()[0]
+
+    def keep(self, *plans: Plan) -> None:
+        self.keeper.keep(plans, {gpu.uuid: gpu for gpu in self.nvml.gpus()})
+
+    def serving(self) -> None:
+        self.keep(self.plan)
+        until(lambda: not self.keeper.problem("one"), "the daemon to serve")
+
+    @property
+    def control(self) -> Control:
+        return Control(self.program, self.folder / "mps" / "one", self.plan.uuids)
+
+    @property
+    def record(self) -> process.Record:
+        found = process.read(self.folder / "mps" / "one" / RECORD)
+        assert found is not None
+        return found
+
+    @property
+    def pid(self) -> int:
+        found = self.record.process
+        return found.pid if found is not None else 0
+
+    @staticmethod
+    def abandon(keeper: MPSKeeper) -> None:
+        """Leave daemons behind as a plugin does that gets SIGKILL: nobody watches or ends them any more."""
+        for daemon in keeper._daemons.values():
+            daemon._stopping.set()
+            daemon._thread.join()
+
+    def problem(self, text: str) -> None:
+        until(lambda: text in self.keeper.problem("one"), f"{text!r}: {self.keeper.problem('one')!r}")
+
+
+@pytest.fixture(params=["stand-in", "real"])
+def ground(request: pytest.FixtureRequest) -> Iterator[Ground]:
+    program = FAKE
+    if request.param == "real":
+        try:
+            NVML.open().close()
+        except NVMLUnavailableError as error:
+            pytest.skip(f"no GPU here: {error}")
+        if shutil.which(REAL) is None or os.geteuid() != 0:
+            pytest.skip(f"the real daemon needs {REAL} and root")
+        program = REAL
+    # a socket's path has 107 characters at most
+    folder = Path(tempfile.mkdtemp(prefix="mps-"))
+    made = Ground(program, folder)
+    yield made
+    made.keeper.stop()
+    made.nvml.close()
+    shutil.rmtree(folder)
+
+
+class TestDaemon:
+    """One daemon's life. These run against NVIDIA's own daemon too where there is one."""
+
+    def test_it_serves_its_gpu_alone_and_holds_clients_that_ask_for_nothing(self, ground: Ground) -> None:
+        ground.serving()
+        assert EXCLUSIVE == ground.gpu.compute_mode
+        assert 50.0 == float(ground.control.command("get_default_active_thread_percentage"))
+        assert "1" in ground.control.command("get_default_device_pinned_mem_limit 0")  # 1G or 1024M
+        assert {} == ground.control.servers()
+
+    def test_it_ends_with_the_plan_and_the_gpu_is_as_it_was(self, ground: Ground) -> None:
+        before = ground.gpu.compute_mode
+        ground.serving()
+        pid = ground.pid
+        ground.keep()
+        assert process.identify(pid) is None
+        assert before == ground.gpu.compute_mode
+        assert process.read(ground.folder / "mps" / "one" / RECORD) is None
+        with pytest.raises(MPSError):
+            ground.control.servers()
+
+    def test_one_that_is_killed_is_started_again(self, ground: Ground) -> None:
+        ground.serving()
+        pid = ground.pid
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: ground.pid not in {0, pid} and not ground.keeper.problem("one"), "another daemon")
+        assert 50.0 == float(ground.control.command("get_default_active_thread_percentage"))
+
+    def test_what_a_killed_plugin_left_is_taken_over(self, ground: Ground) -> None:
+        ground.serving()
+        pid = ground.pid
+        # the keeper before is gone as by SIGKILL: nobody ended anything
+        lost, ground.keeper = ground.keeper, ground.new_keeper()
+        ground.abandon(lost)
+        ground.serving()
+        assert pid == ground.pid
+        ground.keeper.stop()
+        until(lambda: process.identify(pid) is None, "the end of the daemon")
+        assert DEFAULT == ground.gpu.compute_mode
+
+    def test_what_a_killed_plugin_left_for_other_gpus_is_ended(self, ground: Ground) -> None:
+        ground.serving()
+        lost, ground.keeper = ground.keeper, ground.new_keeper()
+        ground.abandon(lost)
+        ground.keep()
+        assert process.read(ground.folder / "mps" / "one" / RECORD) is None
+        assert DEFAULT == ground.gpu.compute_mode
+        with pytest.raises(MPSError):
+            ground.control.servers()
+
+    def test_a_client_cannot_allocate_beyond_its_limit(self, ground: Ground) -> None:
+        if ground.program == FAKE:
+            pytest.skip("the stand-in has no GPU to allocate on")
+        ground.serving()
+        limited = {**ground.control.environment, "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT": "0=512M"}
+        # the context takes some of it too
+        for mib, code in ((128, 0), (768, CUDA_ERROR_OUT_OF_MEMORY)):
+            client = subprocess.run([sys.executable, "-c", CLIENT, str(mib)], env=limited, check=False)
+            assert code == client.returncode
+            assert len(ground.control.servers()) == 1
+
+
+@pytest.fixture
+def fake() -> Iterator[Ground]:
+    folder = Path(tempfile.mkdtemp(prefix="mps-"))
+    made = Ground(FAKE, folder)
+    yield made
+    made.keeper.stop()
+    made.nvml.close()
+    shutil.rmtree(folder)
+
+
+class TestAccidents:
+    """What no test can make a real daemon do."""
+
+    def test_the_daemon_is_told_its_gpus_and_folders(self, fake: Ground) -> None:
+        fake.serving()
+        said = fake.control.command("fake environment").splitlines()
+        assert f"CUDA_VISIBLE_DEVICES={uuid(0)}" in said
+        assert f"CUDA_MPS_PIPE_DIRECTORY={fake.folder}/mps/one/pipe" in said
+
+    def test_a_fault_is_told_until_the_servers_clients_have_ended(self, fake: Ground) -> None:
+        fake.serving()
+        assert "connected" == fake.control.command("fake client 1000")
+        fake.control.command("fake fault")
+        fake.problem("is in FAULT after an error of one of its clients")
+        pid = fake.pid
+        fake.control.command("fake leave")
+        fake.problem("")
+        until(lambda: not fake.keeper.problem("one"), "its recovery")
+        assert pid == fake.pid  # the daemon was not at fault
+
+    def test_one_that_hangs_is_killed_and_started_again(self, fake: Ground) -> None:
+        fake.keeper = fake.new_keeper(answer_seconds=1.0)
+        fake.serving()
+        pid = fake.pid
+        os.kill(pid, signal.SIGSTOP)
+        until(lambda: fake.pid not in {0, pid} and not fake.keeper.problem("one"), "another daemon")
+
+    def test_one_that_cannot_start_says_why(self, fake: Ground) -> None:
+        fake.program = str(fake.folder / "missing")
+        fake.settings = msgspec.structs.replace(fake.settings, control=fake.program)
+        fake.keeper = fake.new_keeper()
+        fake.keep(fake.plan)
+        fake.problem("does not run: [Errno 2] No such file or directory")
+
+    def test_a_gpu_whose_compute_mode_may_not_be_set_says_so(self, fake: Ground) -> None:
+        gpu = f"{{model: Fake, memory: 80GiB, uuid: {uuid(0)}, fail: {{nvmlDeviceSetComputeMode: 4}}}}"
+        (fake.folder / "gpus.yaml").write_text(f"gpus: [{gpu}]")
+        fake.keep(fake.plan)
+        fake.problem("the compute mode of GPU 0 may be set by a privileged program alone")
+
+    def test_where_containers_would_meet_another_shared_memory_nothing_is_started(self, fake: Ground) -> None:
+        fake.settings = msgspec.structs.replace(fake.settings, shm="")
+        fake.keeper = fake.new_keeper()
+        fake.keep(fake.plan)
+        fake.problem(f"which have {fake.folder}/mps/shm: mount that, or set mps.shm to /dev/shm")
+
+    def test_clients_of_a_second_user_wait(self, fake: Ground) -> None:
+        """So the extender gives a GPU pods of one user alone."""
+        fake.serving()
+        assert "connected" == fake.control.command("fake client 1000")
+        assert "queued" == fake.control.command("fake client 2000")
+
+    def test_the_control_program_alone_finds_no_daemon(self, tmp_path: Path) -> None:
+        done = subprocess.run(
+            [FAKE], input=b"get_server_list\n", env={"CUDA_MPS_PIPE_DIRECTORY": str(tmp_path)}, capture_output=True,
+            check=False,
+        )  # fmt: skip
+        assert (1, b"Cannot find MPS control daemon process\n") == (done.returncode, done.stderr)
+
+
+def gpu(index: int, **fields: Any) -> GPU:
+    defaults = {"model": "A", "total_bytes": 80 * GIB, "usable_bytes": 80 * GIB, "mode": Mode.MPS}
+    return GPU(uuid=uuid(index), index=index, **{**defaults, **fields})
+
+
+class TestPlans:
+    """A daemon for each GPU, or for each group of them."""
+
+    def test_each_gpu_has_a_daemon_of_its_own_and_its_whole_memory_for_limit(self) -> None:
+        found = plans([gpu(0), gpu(1), gpu(2, mode=Mode.TIME_SLICING)], dict.fromkeys(map(uuid, range(3)), Assigned()))
+        # 80 GiB are 81,920 MiB: what holds a pod to less is its grant
+        assert [Plan(uuid(n), (uuid(n),), (Limit(81_920),)) for n in (0, 1)] == list(found)
+
+    def test_a_group_has_one_daemon(self) -> None:
+        how = Assigned(mode=Mode.MPS, group="pair")
+        (found,) = plans([gpu(0), gpu(1)], {uuid(0): how, uuid(1): how})
+        assert Plan("group-pair", (uuid(0), uuid(1)), (Limit(81_920), Limit(81_920))) == found
+
+    def test_shares_without_grants_get_equal_parts(self) -> None:
+        how = Assigned(Family.REPLICAS, Mode.MPS, resource="nvidia.com/gpu", replicas=3)
+        (found,) = plans([gpu(0, family=Family.REPLICAS)], {uuid(0): how})
+        # 81,920 / 3 = 27,306.67 MiB, and 100 / 3 = 33.3 %
+        assert ((Limit(27_306),), 33) == (found.limits, found.threads)
+
+    @pytest.mark.parametrize(
+        ("expected", "capability", "cuda"),
+        [(48, (9, 0), 13_000), (60, (9, 0), 13_010), (48, (7, 0), None), (16, (6, 1), 13_010)],
+    )
+    def test_how_many_clients_a_gpu_serves_goes_by_its_age_and_the_drivers(
+        self, expected: int, capability: tuple[int, int], cuda: int | None
+    ) -> None:
+        of = PhysicalGPU(uuid="u", index=0, model="A", total_bytes=1, reserved_bytes=0, compute_capability=capability)
+        assert expected == max_clients(of, cuda)
+
+
+class TestOnANode:
+    """From the daemon to the container."""
+
+    def config(self, root: Path, more: str = "") -> str:
+        rule = f"{{indices: [0], mode: mps{more}}}"
+        return f"gpus: [{rule}]\nmps: {{control: {FAKE}, root: {root}, shm: /dev/shm}}"
+
+    @pytest.fixture
+    def root(self) -> Iterator[Path]:
+        folder = Path(tempfile.mkdtemp(prefix="mps-"))
+        yield folder
+        shutil.rmtree(folder)
+
+    def healthy(self, node: Node) -> None:
+        node.wait_published("served", lambda i: [g.health for g in i.gpus] == [Health.HEALTHY] * 2)
+        node.kubelet.wait(lambda: node.kubelet.allocatable(NAMES.gpu_mem) == 32, "the units of both")
+
+    def test_a_gpu_is_offered_when_its_daemon_serves_and_the_container_finds_it(self, root: Path) -> None:
+        with Node(["16GiB"] * 2, config=self.config(root)) as node:
+            self.healthy(node)
+            found = node.published()
+            assert found is not None
+            pipe = f"{root}/{uuid(0)}/pipe"
+            assert ("mps", 48, pipe) == (str(found.gpus[0].mode), found.gpus[0].max_clients, found.gpus[0].mps_pipe)
+            grant = msgspec.structs.replace(
+                container_grant(gpus=[0], units=4), mode=Mode.MPS, mps_pipe=pipe, threads=30
+            )
+            pod = node.add_pod("p", grant)
+            node.running(pod)
+            started = node.kubelet.started(pod, "main")
+            assert started is not None
+            assert pipe == started.env["CUDA_MPS_PIPE_DIRECTORY"]
+            assert "0=4096M" == started.env["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"]
+            assert "30" == started.env["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"]
+            (answer,) = node.kubelet.devices.responses(pod, "main")
+            mounts = [(mount.host_path, mount.container_path) for mount in answer.mounts]
+            assert [(pipe, pipe), ("/dev/shm", "/dev/shm")] == mounts
+
+    def test_a_fault_takes_the_gpu_out_of_use_until_it_is_over_and_no_other(self, root: Path) -> None:
+        with Node(["16GiB"] * 2, config=self.config(root)) as node:
+            self.healthy(node)
+            control = Control(FAKE, root / uuid(0), [uuid(0)])
+            control.command("fake client 0")
+            control.command("fake fault")
+            node.wait_published("at fault", lambda i: [g.health for g in i.gpus] == [Health.UNHEALTHY, Health.HEALTHY])
+            node.kubelet.wait(lambda: node.kubelet.allocatable(NAMES.gpu_mem) == 16, "one GPU's units")
+            control.command("fake leave")
+            self.healthy(node)
+
+    def test_a_grant_for_time_slicing_is_refused_on_a_gpu_under_mps(self, root: Path) -> None:
+        with Node(["16GiB"] * 2, config=self.config(root)) as node:
+            self.healthy(node)
+            pod = node.add_pod("p", container_grant(gpus=[0], units=4))
+            node.settled(pod)
+            assert "Failed" == node.kubelet.phase(pod)
+            assert "is shared in another way than it was granted for" in node.kubelet.message(pod)
+
+    def test_stopping_the_plugin_ends_the_daemon_and_gives_the_gpu_back(self, root: Path) -> None:
+        with Node(["16GiB"] * 2, config=self.config(root)) as node:
+            self.healthy(node)
+            record = process.read(root / uuid(0) / RECORD)
+            assert record is not None and record.process is not None  # noqa: PT018
+            node.stop_plugin()
+            assert process.identify(record.process.pid) is None
+            assert DEFAULT == NVML.open(fake=node.gpu_file).gpus()[0].compute_mode
+
+    def test_a_gpu_that_mps_left_closed_is_not_shared_in_turns(self) -> None:
+        with Node(["16GiB"] * 2) as node:
+            node.write_gpus([{"computeMode": EXCLUSIVE}, {}])
+            found = node.wait_published("closed", lambda i: i.gpus[0].health is Health.UNHEALTHY)
+            assert "its compute mode is EXCLUSIVE_PROCESS" in found.gpus[0].detail
