@@ -13,6 +13,7 @@ import structlog
 
 from cotenant.cluster import Cluster
 from cotenant.contract.configuration import ExtenderConfiguration, Layout, Placement
+from cotenant.contract.request import PodRequest
 from extender.admission import review
 from extender.admission.settings import Settings
 from extender.cluster.binder import Binder
@@ -31,6 +32,7 @@ from extender.http.server import Server
 from extender.inspector import Inspector
 from extender.ledger import Ledger
 from extender.metrics import Metrics
+from extender.shadowing import Shadowing
 from extender.verbs.bind import Bind
 from extender.verbs.filter import Filter
 from extender.verbs.judge import Judge
@@ -78,6 +80,18 @@ class Extender:
             per_gpu=configuration.gpu_metrics,
         )
 
+        self._shadowing = None
+        if configuration.shadow:
+            self._shadowing = Shadowing(
+                self._ledger,
+                names,
+                unit_bytes,
+                live=configuration.policy,
+                shadow=configuration.shadow,
+                mix=lambda: judge.mix,
+            )
+            metrics.also(self._shadowing)
+
         calls = Calls(
             filter_=Filter(
                 self._ledger,
@@ -95,6 +109,7 @@ class Extender:
                 names,
                 synced=self._feed.synced,
                 writing=lambda: self._writer.wait(_TAKE_OVER_SHARE * configuration.bind_timeout),
+                heard=self._shadowing.note if self._shadowing else _heard_by_nobody,
             ),
             metrics=metrics,
         )
@@ -147,6 +162,8 @@ class Extender:
             if not stopping.is_set():
                 self._lessons.start()
                 _let_the_ledger_be()
+                if self._shadowing is not None:
+                    self._shadowing.start()
                 ready(self._sentence())
             stopping.wait()
         finally:
@@ -158,6 +175,8 @@ class Extender:
             if self._nominator is not None:
                 self._nominator.stop()
             self._lessons.stop()
+            if self._shadowing is not None:
+                self._shadowing.stop()
             self._binder.stop()
             # only now: what was bound until here was bound by the writer
             if isinstance(self._writer, Writership):
@@ -197,6 +216,10 @@ def _let_the_ledger_be() -> None:
     gc.collect()
     gc.freeze()
     sys.setswitchinterval(_SWITCH_SECONDS)
+
+
+def _heard_by_nobody(_uid: str, _request: PodRequest) -> None:
+    pass
 
 
 def with_flags(configuration: ExtenderConfiguration, **flags: str | None) -> ExtenderConfiguration:
