@@ -16,7 +16,7 @@ from extender.table import MILLI
 
 # Told apart by people who see no red or green, too (Okabe and Ito).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999", "#8C6D31")
-_FREE = LinearSegmentedColormap.from_list("free", ["#0072B2", "#9ecae1", "#fdae61", "#d73027", "#f7f7f7"])
+_FREE = LinearSegmentedColormap.from_list("free", ["#0072B2", "#9ecae1", "#fdae61", "#e34a33", "#67001f"])
 
 
 def curves(reports: Sequence[Report], path: Path) -> None:
