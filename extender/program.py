@@ -70,7 +70,6 @@ class Extender:
             cluster, self._ledger, names=names, bind_timeout=configuration.bind_timeout, writer=self._writer
         )
         judge = Judge(self._ledger, names, unit_bytes, configuration.policy)
-        self._lessons = Lessons(judge)
         self._nominator = Nominator(cluster, self._ledger, judge) if configuration.nominate else None
         self._metrics = metrics = Metrics(
             self._ledger,
@@ -91,6 +90,8 @@ class Extender:
                 mix=lambda: judge.mix,
             )
             metrics.also(self._shadowing)
+        # what goes on beside the verbs, and never holds one up
+        self._beside: list[Lessons | Shadowing] = [Lessons(judge), *([self._shadowing] if self._shadowing else [])]
 
         calls = Calls(
             filter_=Filter(
@@ -160,32 +161,38 @@ class Extender:
             while not (stopping.wait(0.02) or self._feed.synced()):
                 pass
             if not stopping.is_set():
-                self._lessons.start()
-                _let_the_ledger_be()
-                if self._shadowing is not None:
-                    self._shadowing.start()
+                self._begin()
                 ready(self._sentence())
             stopping.wait()
         finally:
-            _log.info("stopping")
-            # first no more binds, then no more of what they need; one in doubt would wait longer than we are given
-            self._binder.hurry()
-            for server in self._servers:
-                server.stop()
-            if self._nominator is not None:
-                self._nominator.stop()
-            self._lessons.stop()
-            if self._shadowing is not None:
-                self._shadowing.stop()
-            self._binder.stop()
-            # only now: what was bound until here was bound by the writer
-            if isinstance(self._writer, Writership):
-                self._writer.stop()
-            if self._election is not None:
-                self._election.stop()
-            self._feed.stop()
-            self._evictor.stop()
-            self._events.stop()
+            self._end()
+
+    def _end(self) -> None:
+        """Stop everything, what needs the others before them."""
+        _log.info("stopping")
+        # first no more binds, then no more of what they need; one in doubt would wait longer than we are given
+        self._binder.hurry()
+        for server in self._servers:
+            server.stop()
+        if self._nominator is not None:
+            self._nominator.stop()
+        for part in self._beside:
+            part.stop()
+        self._binder.stop()
+        # only now: what was bound until here was bound by the writer
+        if isinstance(self._writer, Writership):
+            self._writer.stop()
+        if self._election is not None:
+            self._election.stop()
+        self._feed.stop()
+        self._evictor.stop()
+        self._events.stop()
+
+    def _begin(self) -> None:
+        """Start what goes by the cluster as it has been read."""
+        for part in self._beside:
+            part.start()
+        _let_the_ledger_be()
 
     def _election_of(
         self, configuration: ExtenderConfiguration, cluster: Cluster

@@ -110,7 +110,6 @@ class Shadow:
         for name in self._views.keys() - usable.keys():
             self._ledger.node_gone(name)
             self._offers.pop(name, None)
-        # in their order: the first of equals is taken
         changed = [name for name, view in usable.items() if self._views.get(name) is not view]
         self._views = usable
         ours: dict[str, list[Compute]] = {name: [] for name in changed}
@@ -137,11 +136,12 @@ class Shadow:
         table, needs = self._rankings.table, asked.compute
         able = (table.cpu_free >= needs.cpu_milli) & (table.memory_free >= needs.memory_bytes)
         costs = np.where(able, ranking.costs(), np.inf)
-        row = int(costs.argmin())
-        if not np.isfinite(costs[row]):
+        if not np.isfinite(costs.min()):
             self._refused.add(hold.uid)
             self.agreements[Agreement.REFUSED] += 1
             return
+        # the first by name of those that are equal, as filter has it where it decides
+        row = min(np.flatnonzero(costs == costs.min()).tolist(), key=table.names.__getitem__)
         node = table.names[row]
         prefer = ranking.preference(node)
 

@@ -46,7 +46,8 @@ class Both:
         assert request is not None
         ranking = self.rankings.of(request, self.live)
         costs = ranking.costs()
-        row = int(costs.argmin())
+        rows = self.rankings.table.rows
+        row = rows[min(rows, key=lambda name: (costs[rows[name]], name))]
         if costs[row] == float("inf"):
             return None
         prefer = ranking.preference(self.rankings.table.names[row])
