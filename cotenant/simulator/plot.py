@@ -146,6 +146,7 @@ def churn(points: Sequence[Point], path: Path) -> None:
         axes.set_xlabel("load, % of all GPUs", fontsize="small")
         axes.grid(alpha=0.3)
     waited.set_yscale("symlog", linthresh=1)
+    waited.set_ylim(bottom=0)
     longer.set_yscale("symlog", linthresh=1)
     allocated.legend(loc="upper left", fontsize="x-small")
     _save(figure, path)
