@@ -63,7 +63,7 @@ class PricedLeftovers(Policy):
     @classmethod
     def foresee(cls, mix: Mix, *, most_milli: int, most_cpu: int) -> None:
         """Tabulate leftovers: 0.01 s for ten classes of pods, 0.2 s for 400."""
-        waste.of_gpu(mix)
+        waste.of_gpu(mix, MILLI)
         waste.of_node(mix, most_milli=most_milli, most_cpu=most_cpu)
 
     def changed(self, rows: Ints) -> None:
