@@ -73,6 +73,13 @@ mig-storm: $(ENVIRONMENT) binaries ## as root: 200 MIG pods on the real kubelet,
 packing: $(ENVIRONMENT) ## replay the openb trace 150 times against the published results, on all cores
 	$(RUN)/pytest packing
 
+OPENB ?= ../shared/data/openb/csv
+.PHONY: churn
+churn: $(ENVIRONMENT) ## let pods of the openb trace come and go under six policies, half an hour; goes on where it was ended
+	$(RUN)/cotenant churn --nodes $(OPENB)/openb_node_list_gpu_node.csv --pods $(OPENB)/openb_pod_list_default.csv \
+		$(foreach policy,priced-leftovers fgd best-fit packing binpack spread,--policy $(policy)) \
+		--loads 70,80,90,95,100,110 --seeds 1-6 --hours 48 --every 8 --out bench-results/churn --plot bench-results/churn.png
+
 .PHONY: bench
 bench: $(ENVIRONMENT) ## measure filter and memory at 5,000 nodes; prints a table, writes bench-results/
 	$(RUN)/python -m e2e.bench

@@ -32,7 +32,9 @@ class Learner:
         if uid in self._latest:
             return
         asked = ask(request, self._rankings.table)
-        self._add(uid, PodClass(asked.cpu_milli, asked.gpus, asked.share_milli, request.wishes.models))
+        wishes = request.wishes
+        alone = wishes.isolation.whole_gpu
+        self._add(uid, PodClass(asked.cpu_milli, asked.gpus, asked.share_milli, wishes.models, alone))
 
     @property
     def due(self) -> bool:
@@ -52,8 +54,10 @@ class Learner:
         table.refresh()
         for hold in self._ledger.holds():
             if hold.charges and not hold.slots:
-                share = min(MILLI, table.milli(max(hold.charges.values())))
-                self._add(hold.uid, PodClass(self._ledger.takes(hold.uid).cpu_milli, len(hold.charges), share))
+                alone = bool(hold.alone)
+                share = MILLI if alone else min(MILLI, table.milli(max(hold.charges.values())))
+                cpu = self._ledger.takes(hold.uid).cpu_milli
+                self._add(hold.uid, PodClass(cpu, len(hold.charges), share, alone=alone))
 
     def _add(self, uid: str, pod_class: PodClass) -> None:
         self._latest[uid] = pod_class

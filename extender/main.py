@@ -50,10 +50,11 @@ def main(  # noqa: PLR0917 - click calls it by name
         configuration = with_flags(
             load(config, ExtenderConfiguration), listen=listen, serve=serve, placement=placement, policy=policy
         )
-        try:
-            named(configuration.policy)
-        except PolicyError as error:
-            raise ConfigurationError(f"policy: {error}") from error
+        for key, name in (("policy", configuration.policy), ("shadow", configuration.shadow)):
+            try:
+                named(name or configuration.policy)
+            except PolicyError as error:
+                raise ConfigurationError(f"{key}: {error}") from error
         with connect(kubeconfig) as cluster:
             Extender(configuration, cluster).run(stopping, lambda sentence: print(sentence, flush=True))  # noqa: T201
     except (ConfigurationError, ClusterError, OSError) as error:

@@ -92,6 +92,10 @@ class Metrics:
         """Show whether this extender is the one that binds."""
         self._registry.register(_WriterCollector(writing))
 
+    def also(self, collector: Collector) -> None:
+        """Expose what another part tells of itself."""
+        self._registry.register(collector)
+
     def rejected(self, reason: Reason, count: int) -> None:
         """Count nodes that filter refused."""
         self._rejections.labels(reason).inc(count)

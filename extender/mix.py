@@ -13,13 +13,15 @@ TYPICAL_PERCENT = 95
 class PodClass(msgspec.Struct, frozen=True):
     """Name pods that are alike: *gpus* GPUs, *share_milli* thousandths of the largest GPU on each, and CPU.
 
-    *models* are the pod's wishes, empty for any; a pod without GPUs has none of either.
+    *models* are the pod's wishes, empty for any; a pod without GPUs has none of either. One that wants its GPUs *alone*
+    takes all of them, however large they are, if nobody else holds anything there.
     """
 
     cpu_milli: int
     gpus: int
     share_milli: int
     models: tuple[str, ...] = ()
+    alone: bool = False
 
     @property
     def milli(self) -> int:

@@ -13,6 +13,7 @@ import structlog
 
 from cotenant.cluster import Cluster
 from cotenant.contract.configuration import ExtenderConfiguration, Layout, Placement
+from cotenant.contract.request import PodRequest
 from extender.admission import review
 from extender.admission.settings import Settings
 from extender.cluster.binder import Binder
@@ -31,6 +32,7 @@ from extender.http.server import Server
 from extender.inspector import Inspector
 from extender.ledger import Ledger
 from extender.metrics import Metrics
+from extender.shadowing import Shadowing
 from extender.verbs.bind import Bind
 from extender.verbs.filter import Filter
 from extender.verbs.judge import Judge
@@ -68,7 +70,6 @@ class Extender:
             cluster, self._ledger, names=names, bind_timeout=configuration.bind_timeout, writer=self._writer
         )
         judge = Judge(self._ledger, names, unit_bytes, configuration.policy)
-        self._lessons = Lessons(judge)
         self._nominator = Nominator(cluster, self._ledger, judge) if configuration.nominate else None
         self._metrics = metrics = Metrics(
             self._ledger,
@@ -77,6 +78,20 @@ class Extender:
             watches={"nodes": self._feed.nodes, "pods": self._feed.pods},
             per_gpu=configuration.gpu_metrics,
         )
+
+        self._shadowing = None
+        if configuration.shadow:
+            self._shadowing = Shadowing(
+                self._ledger,
+                names,
+                unit_bytes,
+                live=configuration.policy,
+                shadow=configuration.shadow,
+                mix=lambda: judge.mix,
+            )
+            metrics.also(self._shadowing)
+        # what goes on beside the verbs, and never holds one up
+        self._beside: list[Lessons | Shadowing] = [Lessons(judge), *([self._shadowing] if self._shadowing else [])]
 
         calls = Calls(
             filter_=Filter(
@@ -95,6 +110,7 @@ class Extender:
                 names,
                 synced=self._feed.synced,
                 writing=lambda: self._writer.wait(_TAKE_OVER_SHARE * configuration.bind_timeout),
+                heard=self._shadowing.note if self._shadowing else _heard_by_nobody,
             ),
             metrics=metrics,
         )
@@ -145,28 +161,38 @@ class Extender:
             while not (stopping.wait(0.02) or self._feed.synced()):
                 pass
             if not stopping.is_set():
-                self._lessons.start()
-                _let_the_ledger_be()
+                self._begin()
                 ready(self._sentence())
             stopping.wait()
         finally:
-            _log.info("stopping")
-            # first no more binds, then no more of what they need; one in doubt would wait longer than we are given
-            self._binder.hurry()
-            for server in self._servers:
-                server.stop()
-            if self._nominator is not None:
-                self._nominator.stop()
-            self._lessons.stop()
-            self._binder.stop()
-            # only now: what was bound until here was bound by the writer
-            if isinstance(self._writer, Writership):
-                self._writer.stop()
-            if self._election is not None:
-                self._election.stop()
-            self._feed.stop()
-            self._evictor.stop()
-            self._events.stop()
+            self._end()
+
+    def _end(self) -> None:
+        """Stop everything, what needs the others before them."""
+        _log.info("stopping")
+        # first no more binds, then no more of what they need; one in doubt would wait longer than we are given
+        self._binder.hurry()
+        for server in self._servers:
+            server.stop()
+        if self._nominator is not None:
+            self._nominator.stop()
+        for part in self._beside:
+            part.stop()
+        self._binder.stop()
+        # only now: what was bound until here was bound by the writer
+        if isinstance(self._writer, Writership):
+            self._writer.stop()
+        if self._election is not None:
+            self._election.stop()
+        self._feed.stop()
+        self._evictor.stop()
+        self._events.stop()
+
+    def _begin(self) -> None:
+        """Start what goes by the cluster as it has been read."""
+        for part in self._beside:
+            part.start()
+        _let_the_ledger_be()
 
     def _election_of(
         self, configuration: ExtenderConfiguration, cluster: Cluster
@@ -197,6 +223,10 @@ def _let_the_ledger_be() -> None:
     gc.collect()
     gc.freeze()
     sys.setswitchinterval(_SWITCH_SECONDS)
+
+
+def _heard_by_nobody(_uid: str, _request: PodRequest) -> None:
+    pass
 
 
 def with_flags(configuration: ExtenderConfiguration, **flags: str | None) -> ExtenderConfiguration:

@@ -147,6 +147,8 @@ class ExtenderConfiguration(_Shared, frozen=True, kw_only=True):
     placement: Placement = Placement.ADVISE
     # The policy that chooses GPUs and scores nodes, where the pod names none.
     policy: str = "priced-leftovers"
+    # Another policy whose placements are worked out beside, for metrics alone.
+    shadow: str | None = None
     layout: Layout = Layout.SECOND_SCHEDULER
     # The scheduler that admission gives our pods to, in the layout second-scheduler.
     scheduler_name: str = "cotenant-scheduler"

@@ -16,7 +16,7 @@ from extender.table import MILLI
 
 # Told apart by people who see no red or green, too (Okabe and Ito).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999", "#8C6D31")
-_FREE = LinearSegmentedColormap.from_list("free", ["#0072B2", "#9ecae1", "#fdae61", "#d73027", "#f7f7f7"])
+_FREE = LinearSegmentedColormap.from_list("free", ["#0072B2", "#9ecae1", "#fdae61", "#e34a33", "#67001f"])
 
 
 def curves(reports: Sequence[Report], path: Path) -> None:
@@ -146,6 +146,7 @@ def churn(points: Sequence[Point], path: Path) -> None:
         axes.set_xlabel("load, % of all GPUs", fontsize="small")
         axes.grid(alpha=0.3)
     waited.set_yscale("symlog", linthresh=1)
+    waited.set_ylim(bottom=0)
     longer.set_yscale("symlog", linthresh=1)
     allocated.legend(loc="upper left", fontsize="x-small")
     _save(figure, path)

@@ -81,7 +81,8 @@ def scene(document: Document, *, afresh: bool = False) -> Scene:
 def pod_class(asked: PodRequest, table: Table) -> PodClass:
     """Say which pods a request is like, as the extender learns them."""
     wants = ask(asked, table)
-    return PodClass(wants.cpu_milli, wants.gpus, wants.share_milli, asked.wishes.models)
+    alone = asked.wishes.isolation.whole_gpu
+    return PodClass(wants.cpu_milli, wants.gpus, wants.share_milli, asked.wishes.models, alone)
 
 
 def kind(asked: PodRequest, table: Table) -> str:

@@ -5,7 +5,7 @@ import numpy as np
 from extender.mix import Mix, PodClass
 from extender.policies import gpu_level, waste
 from extender.policies.policy import Ask, Policy
-from extender.table import Bools, Floats, Ints, Table
+from extender.table import MILLI, Bools, Floats, Ints, Table
 
 # Weights of the node's expected waste and of GPU memory that its CPU cannot serve, against the GPUs' expected waste.
 _NODE_WEIGHT = 0.2
@@ -41,7 +41,12 @@ class PricedLeftovers(Policy):
     def __init__(self, table: Table, mix: Mix) -> None:
         super().__init__(table, mix)
         rows, _ = table.shape
-        self._waste = waste.of_gpu(mix)
+        # (different sizes, milli left): what is wasted of each size of GPU; and which size each GPU is, (N, G)
+        sizes, size = np.unique(table.usable_milli, return_inverse=True)
+        self._waste = np.zeros((len(sizes), MILLI + 1))
+        for n, milli in enumerate(sizes.tolist()):
+            self._waste[n, : milli + 1] = waste.of_gpu(mix, milli)
+        self._size: Ints = size.reshape(table.usable_milli.shape)
         self._node_waste = waste.of_node(mix, most_milli=table.most_milli, most_cpu=table.most_cpu)
         asking = [(c, f) for c, f in zip(mix.classes, mix.frequencies, strict=True) if c.gpus]
         self._demand = sum(f * c.milli for c, f in asking)
@@ -58,7 +63,7 @@ class PricedLeftovers(Policy):
     @classmethod
     def foresee(cls, mix: Mix, *, most_milli: int, most_cpu: int) -> None:
         """Tabulate leftovers: 0.01 s for ten classes of pods, 0.2 s for 400."""
-        waste.of_gpu(mix)
+        waste.of_gpu(mix, MILLI)
         waste.of_node(mix, most_milli=most_milli, most_cpu=most_cpu)
 
     def changed(self, rows: Ints) -> None:
@@ -66,7 +71,7 @@ class PricedLeftovers(Policy):
         table = self.table
         free, model = table.free_milli[rows], table.node_model[rows]
         cpu = table.cpu_free[rows]
-        self._potential[rows] = self._phi(free, cpu)
+        self._potential[rows] = self._phi(rows, free, cpu)
         self._supply[rows] = self._blocks.of(self._idle(free, rows), cpu, model)
         total = free.sum(axis=1)
         np.add.at(self._free_by_model, model, total - self._free[rows])
@@ -78,15 +83,16 @@ class PricedLeftovers(Policy):
         free = self.table.free_milli[rows]
         idle = (free == self.table.usable_milli[rows]) & fits
         used = fits & ~idle
-        grown = np.where(used, self._waste[np.maximum(0, free - ask.share_milli)] - self._waste[free], np.inf)
+        size, left = self._size[rows], np.maximum(0, free - ask.share_milli)
+        grown = np.where(used, self._waste[size, left] - self._waste[size, free], np.inf)
         best = np.where(used.any(axis=1), grown.argmin(axis=1), -1)
-        return np.stack([best, gpu_level.tightest(idle, idle)[:, 0]], axis=1)
+        return np.stack([best, gpu_level.tightest(free, idle)[:, 0]], axis=1)
 
     def weigh(self, rows: Ints, after: Ints, ask: Ask) -> Floats:
         """Give the growth of Phi, the blocks lost, and the milli asked of the node's model, (P, T)."""
         cpu, model = self.cpu_after(rows, ask), self.table.node_model[rows]
         terms = np.zeros((len(rows), 1 + self._blocks.groups + (len(self.table.models) if len(self._masks) else 0)))
-        terms[:, 0] = self._phi(after, cpu) - self._potential[rows]
+        terms[:, 0] = self._phi(rows, after, cpu) - self._potential[rows]
         blocks = slice(1, 1 + self._blocks.groups)
         terms[:, blocks] = self._supply[rows] - self._blocks.of(self._idle(after, rows), cpu, model)
         if len(self._masks):
@@ -110,11 +116,13 @@ class PricedLeftovers(Policy):
             self._prices = np.concatenate(prices)
         return self._prices
 
-    def _phi(self, free: Ints, cpu: Ints) -> Floats:
+    def _phi(self, rows: Ints, free: Ints, cpu: Ints) -> Floats:
         total = free.sum(axis=1)
         starved = np.maximum(0, total - cpu * self._milli_per_cpu) if np.isfinite(self._milli_per_cpu) else 0
         phi: Floats = (
-            self._waste[free].sum(axis=1) + _NODE_WEIGHT * self._node_waste(total, cpu) + _STARVED_WEIGHT * starved
+            self._waste[self._size[rows], free].sum(axis=1)
+            + _NODE_WEIGHT * self._node_waste(total, cpu)
+            + _STARVED_WEIGHT * starved
         )
         return phi
 

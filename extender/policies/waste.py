@@ -18,30 +18,37 @@ CPU_GRID = 500
 
 
 # Nodes come and go more often than the mix changes: a policy that is made anew finds its tables again.
-@lru_cache(maxsize=4)
-def of_gpu(mix: Mix) -> Floats:
-    """Tabulate the milli expected to be wasted of a GPU's leftover, (1001,), by what is left of it.
+@lru_cache(maxsize=32)
+def of_gpu(mix: Mix, size: int = MILLI) -> Floats:
+    """Tabulate the milli expected to be wasted of a leftover of a GPU of *size*, (size + 1,), by what is left of it.
 
     The leftover is offered pods of the mix one after the other, and takes one that asks one GPU only where that lowers
-    what is wasted in the end.
+    what is wasted in the end. One that wants its GPU alone takes the whole of it, and nothing less.
     """
     frequency: dict[int, float] = {}
+    alone = 0.0
     for pod_class, part in zip(mix.classes, mix.frequencies, strict=True):
-        if pod_class.gpus == 1:
+        if pod_class.gpus == 1 and pod_class.alone:
+            alone += part
+        elif pod_class.gpus == 1:
             share = min(MILLI, pod_class.share_milli)
             frequency[share] = frequency.get(share, 0.0) + part
-    left = np.arange(MILLI + 1)
+    left = np.arange(size + 1)
     waste: Floats = left.astype(float)
-    if not frequency:
+    if not frequency and not alone:
         return waste
-    shares, parts = np.array(list(frequency)), np.array(list(frequency.values()))
+    shares, parts = np.array(list(frequency), np.int64), np.array(list(frequency.values()))
     offers = round(SHARE_OFFERS / max(_FEWEST_SHARES, parts[shares < MILLI].sum()))
     rest = left - shares[:, None]
     fits = rest >= 0
     rest = np.maximum(rest, 0)
     for _ in range(offers):
         best = np.where(fits, np.minimum(waste, waste[rest]), waste)
-        waste = parts @ best + (1 - parts.sum()) * waste
+        following: Floats = parts @ best + (1 - parts.sum()) * waste
+        if alone:
+            # the empty GPU is wasted no more
+            following[size] -= alone * waste[size]
+        waste = following
     return waste
 
 

@@ -57,6 +57,7 @@ class Bind:
         *,
         synced: Callable[[], bool],
         writing: Callable[[], bool] = lambda: True,
+        heard: Callable[[str, PodRequest], None] = lambda _uid, _request: None,
     ) -> None:
         self._ledger = ledger
         self._judge = judge
@@ -65,6 +66,7 @@ class Bind:
         self._synced = synced
         # whether this extender is the one that may bind; may wait a little for the end of a take-over
         self._writing = writing
+        self._heard = heard
         self._lock = threading.Lock()
         self._under_way: set[str] = set()
 
@@ -125,6 +127,7 @@ class Bind:
             return Refusal.of(args, Reason.UNSETTLED, str(error))
         if isinstance(outcome, Reason):
             return Refusal.of(args, outcome)
+        self._heard(args.PodUID, request)
         self._judge.bound(args.PodUID, request)
         return outcome
 

@@ -51,6 +51,11 @@ class Judge:
         self.news = threading.Event()
         """Is set when learn() has something to learn."""
 
+    @property
+    def mix(self) -> Mix:
+        """Give the mix of pods that policies expect just now."""
+        return self._rankings.mix
+
     def request(self, pod: Pod) -> PodRequest | None:
         """Read what *pod* asks of us, None for nothing; raise RequestError where that cannot be met anywhere."""
         request = parse(pod, self._names, self._unit_bytes)

@@ -18,7 +18,7 @@ from cotenant.contract.units import GIB
 from extender.fit import Placement, grant, place
 from extender.ledger import Hold, Ledger, NodeView
 from extender.mix import Mix, PodClass
-from extender.policies import POLICIES
+from extender.policies import POLICIES, waste
 from extender.policies.fragmentation import Fragmentation
 from extender.ranking import Rankings
 from extender.table import Table
@@ -378,9 +378,39 @@ class TestPolicies:
 
         assert costs["block"] > costs["single0"]
 
+    def test_priced_leftovers_keeps_small_gpus_empty_for_pods_that_want_one_alone(self) -> None:
+        cluster = (
+            Cluster().with_node(a_node("small").with_gpus(1, "10GiB")).with_node(a_node("large").with_gpus(1, "80GiB"))
+        )
+        cluster.holding("large", 0, 40)
+        part = a_pod().asking(5)
+        alone = [PodClass(0, 1, 1000, alone=True)] * 30
+        parts = [PodClass(0, 1, 62)] * 30
+
+        # 5 of 80 GiB are 62 milli: beside others they leave the small one to whom it serves as well as a large one
+        costs = cluster.costs(part, "priced-leftovers", Mix.of(alone + parts))
+        assert costs["large"] < costs["small"]
+
+    def test_waste_of_a_gpu_of_any_size_is_what_it_was_where_nobody_wants_one_alone(self) -> None:
+        assert (waste.of_gpu(MIX)[:201] == waste.of_gpu(MIX, 200)).all()
+
+    def test_an_empty_gpu_is_wasted_less_the_more_want_one_alone(self) -> None:
+        shares = [PodClass(0, 1, 300)] * 50
+        wasted = [waste.of_gpu(Mix.of(shares + [PodClass(0, 1, 1000, alone=True)] * n), 200)[200] for n in (0, 10, 50)]
+
+        # nobody can use 200 milli but those
+        assert 200 == wasted[0] > wasted[1] > wasted[2] > 0
+
     @pytest.mark.parametrize("policy", POLICIES)
     @pytest.mark.parametrize(
-        "pod_class", [PodClass(0, 0, 0), PodClass(0, 1, 300), PodClass(1000, 2, 1000, ("B200",)), PodClass(1, 64, 1000)]
+        "pod_class",
+        [
+            PodClass(0, 0, 0),
+            PodClass(0, 1, 300),
+            PodClass(0, 1, 1000, alone=True),
+            PodClass(1000, 2, 1000, ("B200",)),
+            PodClass(1, 64, 1000),
+        ],
     )
     def test_a_mix_of_one_class_is_as_good_as_any(self, policy: str, pod_class: PodClass) -> None:
         costs = self.two_nodes().costs(a_pod().asking(2), policy, Mix.of([pod_class] * 50))
