@@ -57,7 +57,7 @@ e2e: $(ENVIRONMENT) binaries ## run against the real control plane; as root agai
 
 .PHONY: everyday
 everyday: $(ENVIRONMENT) ## a newcomer's way: our image, installed by kustomize and by Helm on a whole cluster; as root
-	e2e/build.sh $(E2E_BIN) kube-apiserver kube-scheduler kubelet containerd kubectl kube-controller-manager helm cni
+	e2e/build.sh $(E2E_BIN) kube-apiserver kube-scheduler kubelet containerd kubectl kube-controller-manager helm cni promtool
 	COTENANT_BIN=$(E2E_BIN) $(RUN)/pytest everyday
 
 .PHONY: generated
