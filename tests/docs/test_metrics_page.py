@@ -8,8 +8,8 @@ from functools import cache
 import yaml
 
 from e2e.kustomize import MANIFESTS
-from tests.docs.markdown import DOCS, section, tables
 from tests.device_plugin.node import Node, container_grant
+from tests.docs.markdown import DOCS, section, tables
 from tests.extender.running import call, eventually
 from tests.extender.scrape import Families, a_ledger, a_metrics, families, text
 
