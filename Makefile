@@ -41,6 +41,8 @@ lint: $(ENVIRONMENT)
 	$(RUN)/ruff format --check $(SOURCES)
 	$(RUN)/mypy
 	$(RUN)/lint-imports
+	$(RUN)/python scripts/chart-schema.py --check
+	$(RUN)/python scripts/dashboard.py --check
 
 .PHONY: format
 format: $(ENVIRONMENT) ## format the code and mend what can be mended by itself
@@ -59,6 +61,12 @@ e2e: $(ENVIRONMENT) binaries ## run against the real control plane; as root agai
 everyday: $(ENVIRONMENT) ## a newcomer's way: our image, installed by kustomize and by Helm on a whole cluster; as root
 	e2e/build.sh $(E2E_BIN) kube-apiserver kube-scheduler kubelet containerd kubectl kube-controller-manager helm cni promtool
 	COTENANT_BIN=$(E2E_BIN) $(RUN)/pytest everyday
+
+.PHONY: docs
+docs: $(ENVIRONMENT) ## build the site in build/docs; warnings are errors
+	$(UV) sync --quiet --frozen --inexact --group docs
+	$(RUN)/sphinx-build --fail-on-warning --keep-going --quiet -j auto docs build/docs
+	@echo build/docs/index.html
 
 .PHONY: generated
 generated: $(ENVIRONMENT) ## write again what is made: schema of the chart, dashboard
