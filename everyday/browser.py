@@ -34,7 +34,10 @@ class Browser:
         try:
             self._driver.wait_ready(self._answers)
             arguments = ["--headless=new", "--disable-gpu", "--hide-scrollbars", "--no-first-run"]
-            arguments += [f"--user-data-dir={self._directory / 'profile'}", f"--window-size={'{},{}'.format(*self._size)}"]
+            arguments += [
+                f"--user-data-dir={self._directory / 'profile'}",
+                f"--window-size={'{},{}'.format(*self._size)}",
+            ]
             arguments += ["--no-sandbox"] if os.geteuid() == 0 else []
             arguments += ["--force-dark-mode", "--blink-settings=preferredColorScheme=0"] if self._dark else []
             options = {"binary": str(find_program("chromium")), "args": arguments}
@@ -75,9 +78,7 @@ class Browser:
     def run(self, script: str, *arguments: object) -> Any:
         """Run JavaScript in the page and return what it returns, a promise's value as well."""
         code = f"const done = arguments[arguments.length - 1]; Promise.resolve((() => {{ {script} }})()).then(done)"
-        return self._call(
-            "POST", f"/session/{self._session}/execute/async", {"script": code, "args": list(arguments)}
-        )
+        return self._call("POST", f"/session/{self._session}/execute/async", {"script": code, "args": list(arguments)})
 
     def press(self, key: str) -> None:
         """Press one key, by its WebDriver code, and let it go."""

@@ -27,8 +27,8 @@ OTHERS = {"docker", "nvidia-smi", "dmesg", "journalctl", "git", "jq", "curl"}
 def commands() -> Iterator[tuple[Path, list[str]]]:
     """Yield the words of every command in the pages' blocks, and of those that stand in a line by themselves."""
     for page in PAGES:
-        text = page.read_text()
-        lines = [line for block in blocks(text, "sh") for line in re.sub(r"\\\n\s*", "", block).splitlines()]
+        text = re.sub(r"\\\n\s*", "", page.read_text())
+        lines = [line for block in blocks(text, "sh") for line in block.splitlines()]
         lines += [line[2:] for block in blocks(text, "console") for line in block.splitlines() if line.startswith("$ ")]
         lines += re.findall(r"^    (?:sudo )?((?:make|kubectl|cotenant|helm) [^\n]*)$", text, re.MULTILINE)
         for line in lines:

@@ -18,7 +18,13 @@ MONITORING = MANIFESTS / "monitoring"
 
 SERVING = "serve: 127.0.0.1:0\nhealth: {cleanProbes: 1}"
 # What only some GPUs have: for these a made-up one has nothing to say.
-RARE = {"cotenant_gpu_row_remap_pending", "cotenant_gpu_row_remap_failure", "cotenant_vgpu_licensed"}
+RARE = {
+    "cotenant_gpu_row_remap_pending",
+    "cotenant_gpu_row_remap_failure",
+    "cotenant_vgpu_licensed",
+    "cotenant_container_gpu_memory_used_bytes",
+    "cotenant_container_gpu_memory_granted_bytes",
+}
 
 
 def of_the_extender() -> Families:

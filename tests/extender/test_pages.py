@@ -171,7 +171,6 @@ class TestPages:
         assert [1, 0] == [len(found) for found in refreshes]
         assert "?filter=n1&refresh=1" in still.links
         assert "?filter=n1" in moving.links
-        assert "?filter=n1" in still.links
 
     def test_a_thousand_nodes_are_shown_page_by_page(self) -> None:
         ledger = Ledger(NAMES, GIB)
