@@ -152,6 +152,10 @@ def test_a_newcomer_installs_shares_a_gpu_asks_why_and_removes_it_all(cluster: W
         cluster.run("kubectl", "label", "node", cluster.node.name, f"{NAMES.domain}/device-plugin-")
         assert {"made-up-gpus", "admission-missing", "label-without-plugin"} <= doctored(cluster)
         cluster.run(*chosen.install)
+        cluster.run("kubectl", "label", "node", cluster.node.name, f"{NAMES.domain}/device-plugin=true")
+        cluster.run(
+            "kubectl", "-n", NAMESPACE, "rollout", "status", "daemonset/cotenant-device-plugin", "--timeout=90s"
+        )
         moves_in(cluster)
         assert set(re.findall(r"^# HELP (\S+)", scraped(cluster), re.MULTILINE)) == named_in_the_page()
     if chosen.name == "helm":

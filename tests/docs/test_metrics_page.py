@@ -17,14 +17,6 @@ MONITORING = MANIFESTS / "monitoring"
 
 
 SERVING = "serve: 127.0.0.1:0\nhealth: {cleanProbes: 1}"
-# What only some GPUs have: for these a made-up one has nothing to say.
-RARE = {
-    "cotenant_gpu_row_remap_pending",
-    "cotenant_gpu_row_remap_failure",
-    "cotenant_vgpu_licensed",
-    "cotenant_container_gpu_memory_used_bytes",
-    "cotenant_container_gpu_memory_granted_bytes",
-}
 
 
 def of_the_extender() -> Families:
@@ -58,13 +50,9 @@ def named(expression: str) -> set[str]:
 
 
 def test_every_metric_stands_in_the_table_with_its_labels_and_meaning() -> None:
-    for heading, found in (("the extender", of_the_extender()), ("the device plugins", of_a_plugin())):
-        (rows,) = tables(section("metrics.md", f"Metrics of {heading}"))
-        if heading != "the extender":
-            assert found.keys() >= RARE
-            found = {name: one for name, one in found.items() if name not in RARE}  # noqa: PLW2901 - without labels
-            rows = [row for row in rows if row[0] not in RARE]
-        assert [[name, ", ".join(sorted(labels)), about] for name, (_, about, labels) in sorted(found.items())] == rows
+    (rows,) = tables(section("metrics.md", "Metrics of the extender"))
+    found = of_the_extender()
+    assert [[name, ", ".join(sorted(labels)), about] for name, (_, about, labels) in sorted(found.items())] == rows
 
 
 def test_the_dashboard_is_the_one_that_is_made_and_asks_for_metrics_that_there_are() -> None:
