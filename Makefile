@@ -65,7 +65,7 @@ everyday: $(ENVIRONMENT) ## a newcomer's way: our image, installed by kustomize 
 .PHONY: docs
 docs: $(ENVIRONMENT) ## build the site in build/docs; warnings are errors
 	$(UV) sync --quiet --frozen --inexact --group docs
-	$(RUN)/sphinx-build --fail-on-warning --keep-going --quiet -j auto docs build/docs
+	$(RUN)/sphinx-build --fresh-env --fail-on-warning --keep-going --quiet -j auto docs build/docs
 	@echo build/docs/index.html
 
 .PHONY: pictures
