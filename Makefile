@@ -41,6 +41,8 @@ lint: $(ENVIRONMENT)
 	$(RUN)/ruff format --check $(SOURCES)
 	$(RUN)/mypy
 	$(RUN)/lint-imports
+	$(RUN)/python scripts/chart-schema.py --check
+	$(RUN)/python scripts/dashboard.py --check
 
 .PHONY: format
 format: $(ENVIRONMENT) ## format the code and mend what can be mended by itself
@@ -57,8 +59,19 @@ e2e: $(ENVIRONMENT) binaries ## run against the real control plane; as root agai
 
 .PHONY: everyday
 everyday: $(ENVIRONMENT) ## a newcomer's way: our image, installed by kustomize and by Helm on a whole cluster; as root
-	e2e/build.sh $(E2E_BIN) kube-apiserver kube-scheduler kubelet containerd kubectl kube-controller-manager helm cni
+	e2e/build.sh $(E2E_BIN) kube-apiserver kube-scheduler kubelet containerd kubectl kube-controller-manager helm cni promtool axe
 	COTENANT_BIN=$(E2E_BIN) $(RUN)/pytest everyday
+
+.PHONY: docs
+docs: $(ENVIRONMENT) ## build the site in build/docs; warnings are errors
+	$(UV) sync --quiet --frozen --inexact --group docs
+	$(RUN)/sphinx-build --fresh-env --fail-on-warning --keep-going --quiet -j auto docs build/docs
+	@echo build/docs/index.html
+
+.PHONY: pictures
+pictures: $(ENVIRONMENT) ## take the screenshots of the web page in docs/pictures again, with Debian's Chromium
+	e2e/build.sh $(E2E_BIN) axe
+	COTENANT_BIN=$(E2E_BIN) COTENANT_PICTURES=keep $(RUN)/pytest everyday/test_page.py
 
 .PHONY: generated
 generated: $(ENVIRONMENT) ## write again what is made: schema of the chart, dashboard

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
@@ -12,6 +12,9 @@ from cotenant import __version__
 from cotenant.contract.health import Severity
 from cotenant.contract.inventory import GPU, Health
 from device_plugin.nvml import PhysicalGPU
+
+# No second series beside each counter, that says since when it counts.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 # The kubelet admits no other pod while it waits for Allocate.
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Builds the real components that `make e2e` starts, from the Go module proxy, and caches them by version:
 # kube-apiserver, kube-scheduler, kubelet, containerd with its runc shim, and ctr; on demand also what installs us and
-# runs Deployments: kubectl, kube-controller-manager, helm, and the CNI plugins that give pods a network.
+# runs Deployments: kubectl, kube-controller-manager, helm, the CNI plugins that give pods a network, and promtool.
 #
-#   e2e/build.sh BINDIR [kube-apiserver|kube-scheduler|kubelet|containerd|kubectl|kube-controller-manager|helm|cni ...]
+#   e2e/build.sh BINDIR [kube-apiserver|kube-scheduler|kubelet|containerd|kubectl|kube-controller-manager|helm|cni|promtool|axe ...]
 #
 # A component that BINDIR already holds in the right version is left alone, so a second run costs nothing.
 set -euo pipefail
@@ -13,6 +13,8 @@ KUBERNETES=v1.36.3
 CONTAINERD=v2.4.2
 HELM=v4.3.1
 CNI=v1.9.1
+PROMETHEUS=v0.313.0
+AXE=4.11.0
 
 bin=$(realpath -m "$1")
 shift
@@ -76,6 +78,31 @@ build_helm() {
 	echo "$HELM" >"$bin/helm.version"
 }
 
+build_promtool() {
+	# Prometheus' module replaces others, so it can be built only from a module of one's own.
+	have promtool "$PROMETHEUS" && return
+	echo "building promtool $PROMETHEUS" >&2
+	local module=$bin/module-prometheus
+	rm -rf "$module" && mkdir -p "$module"
+	printf 'module cotenant.io/e2e/prometheus\n\ngo 1.26\n' >"$module/go.mod"
+	printf '//go:build tools\n\npackage tools\n\nimport _ "github.com/prometheus/prometheus/cmd/promtool"\n' >"$module/tools.go"
+	(cd "$module" && GOFLAGS=-mod=mod go get "github.com/prometheus/prometheus@$PROMETHEUS" 2>/dev/null &&
+		GOFLAGS=-mod=mod CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o "$bin/promtool" github.com/prometheus/prometheus/cmd/promtool)
+	echo "$PROMETHEUS" >"$bin/promtool.version"
+}
+
+build_axe() {
+	# No binary: the script that judges a page's accessibility, from the package registry of npm.
+	have axe.min.js "$AXE" && return
+	command -v npm >/dev/null || { echo "e2e/build.sh: npm is missing, so axe-core is left out" >&2; return; }
+	local folder
+	folder=$(mktemp -d)
+	(cd "$folder" && npm pack --silent "axe-core@$AXE" >/dev/null && tar xzf ./*.tgz)
+	install -m 755 "$folder/package/axe.min.js" "$bin/axe.min.js"
+	rm -rf "$folder"
+	echo "$AXE" >"$bin/axe.min.js.version"
+}
+
 build_cni() {
 	have ptp "$CNI" && return
 	echo "building CNI plugins $CNI" >&2
@@ -92,6 +119,8 @@ for component in $wanted; do
 	containerd) build_containerd ;;
 	helm) build_helm ;;
 	cni) build_cni ;;
+	promtool) build_promtool ;;
+	axe) build_axe ;;
 	*)
 		echo "e2e/build.sh: unknown component $component" >&2
 		exit 2

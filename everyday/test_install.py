@@ -22,6 +22,7 @@ from e2e.node import why_not
 from e2e.processes import MissingProgramError, find_program
 from e2e.rest import Object
 from everyday.cluster import WholeCluster, forwarded, write_scheduler_image
+from tests.docs.markdown import DOCS, blocks, section, tables
 
 CHART = MANIFESTS.parent / "charts" / "cotenant"
 NAMESPACE = "cotenant-system"
@@ -151,11 +152,17 @@ def test_a_newcomer_installs_shares_a_gpu_asks_why_and_removes_it_all(cluster: W
         cluster.run("kubectl", "label", "node", cluster.node.name, f"{NAMES.domain}/device-plugin-")
         assert {"made-up-gpus", "admission-missing", "label-without-plugin"} <= doctored(cluster)
         cluster.run(*chosen.install)
+        cluster.run("kubectl", "label", "node", cluster.node.name, f"{NAMES.domain}/device-plugin=true")
+        cluster.run(
+            "kubectl", "-n", NAMESPACE, "rollout", "status", "daemonset/cotenant-device-plugin", "--timeout=90s"
+        )
+        moves_in(cluster)
+        assert set(re.findall(r"^# HELP (\S+)", scraped(cluster), re.MULTILINE)) == named_in_the_page()
     if chosen.name == "helm":
         with service_reached(cluster):
             print(cluster.run("helm", "test", "cotenant", "-n", NAMESPACE, "--timeout=90s"))
 
-    cluster.run("kubectl", "delete", "pod", "one", "two", "large", "--wait")
+    cluster.run("kubectl", "delete", "pod", "--all", "--wait")
     for command in chosen.remove:
         cluster.run(*command)
     cluster.run("kubectl", "label", "node", "--all", f"{NAMES.domain}/device-plugin-")
@@ -171,6 +178,38 @@ def test_an_image_runs_both_programs_as_it_is_and_neither_as_root_by_default(tmp
     stage = dockerfile.build(tmp_path / "image.tar")
     assert ("65532:65532", ("cotenant", "--help")) == (stage.user, stage.command)
     print(f"the image has {(tmp_path / 'image.tar').stat().st_size >> 20} MiB on {platform.machine()}")
+
+
+def moves_in(cluster: WholeCluster) -> None:
+    """Run the pods of the pages for gpushare and HAMi: gpushare's as it was, and both as they are migrated."""
+    for page in ("gpushare", "hami"):
+        before, _ = blocks((DOCS / "moving-in" / f"{page}.md").read_text(), "yaml")
+        file = cluster.directory / f"{page}.yaml"
+        file.write_text(before)
+        ours = list(yaml.safe_load_all(cluster.run("cotenant", "migrate", str(file))))
+        theirs = [yaml.safe_load(before)] if page == "gpushare" else []
+        for n, pod in enumerate((*ours, *theirs)):
+            # on a node that is still theirs the label would be there
+            pod["spec"].pop("nodeSelector", None)
+            pod["metadata"] |= {"name": f"{page}-{n}", "namespace": "default"}
+            cluster.api().create(pod)
+            bound = cluster.api().wait(
+                "Pod", f"{page}-{n}", lambda seen: bool(seen and "nodeName" in seen["spec"]), saying="its binding"
+            )
+            (container,) = grants.decode(bound["metadata"]["annotations"][NAMES.grant]).containers
+            assert 3 * GIB == sum(share.bytes for share in container.gpus)
+
+
+def scraped(cluster: WholeCluster) -> str:
+    """Scrape the extender as it runs, through the API server's proxy."""
+    path = f"/api/v1/namespaces/{NAMESPACE}/services/http:cotenant-extender:serve/proxy/metrics"
+    return cluster.run("kubectl", "get", "--raw", path)
+
+
+def named_in_the_page() -> set[str]:
+    """Name what docs/metrics.md lists of the extender."""
+    (rows,) = tables(section("metrics.md", "Metrics of the extender"))
+    return {row[0] for row in rows}
 
 
 def doctored(cluster: WholeCluster) -> set[str]:

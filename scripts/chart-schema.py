@@ -97,5 +97,6 @@ def text() -> str:
 
 
 if __name__ == "__main__":
+    if "--check" in sys.argv and TARGET.read_text() != text():
+        sys.exit(f"{TARGET.relative_to(ROOT)} is not what the code makes any more: run `make generated`")
     TARGET.write_text(text())
-    sys.stdout.write(f"{TARGET.relative_to(ROOT)} written\n")

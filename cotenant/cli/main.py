@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -143,3 +143,31 @@ def doctor(*, output: str, service: str, context: str | None, kubeconfig: str) -
     from cotenant.cli import doctor as examination  # noqa: PLC0415 - the Kubernetes client takes a second to import
 
     sys.exit(examination.run(kubeconfig=kubeconfig, context=context, service=service, output=output))
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True, type=click.File())
+@click.option("--unit", default="1GiB", show_default=True, metavar="SIZE", help="What one gpu-mem is worth here.")
+@click.option("--gpu-memory", metavar="SIZE", help="Memory of the GPUs that the pods ran on, where they ask for parts.")
+@click.option("--replicas", type=click.IntRange(1), help="How many shares NVIDIA's plugin made of a GPU.")
+@click.option("--keep-limits", is_flag=True, help="Ask for isolation: limited where the other system held limits.")
+@click.option("--strict", is_flag=True, help="End with status 1 if anything is not kept.")
+def migrate(
+    *,
+    files: tuple[IO[str], ...],
+    unit: str,
+    gpu_memory: str | None,
+    replicas: int | None,
+    keep_limits: bool,
+    strict: bool,
+) -> None:
+    """Print manifests of gpushare, HAMi, Volcano or NVIDIA's sharing in our words; - reads from standard input.
+
+    What cannot be kept, or has to be seen to, is said on standard error. Comments are lost.
+    """
+    from cotenant.cli.migrate import command  # noqa: PLC0415 - YAML takes a while to import
+
+    texts = {file.name: file.read() for file in files}
+    sys.exit(
+        command.run(texts, unit=unit, gpu_memory=gpu_memory, replicas=replicas, keep_limits=keep_limits, strict=strict)
+    )

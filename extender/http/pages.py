@@ -170,10 +170,11 @@ class Pages:
             root=root,
             style=Markup(_STYLE),  # noqa: S704 - our own file
             now=f"{self._now():%H:%M:%S} UTC",
-            refresh=0 if asked == "0" else _REFRESH_SECONDS,
+            # only where it was asked for: a page that moves by itself takes a screen reader's place away (WCAG 2.2.1)
+            refresh=_REFRESH_SECONDS if asked == "1" else 0,
             seconds=_REFRESH_SECONDS,
-            still=urlencode({**without, "refresh": "0"}),
-            moving=urlencode(without),
+            still=urlencode(without),
+            moving=urlencode({**without, "refresh": "1"}),
             **values,
         )
         return Response(body, mimetype="text/html", headers=_HEADERS)

@@ -3,18 +3,44 @@
 import json
 import re
 import runpy
+from functools import cache
 
 import yaml
 
 from e2e.kustomize import MANIFESTS
+from tests.device_plugin.node import Node, container_grant
 from tests.docs.markdown import DOCS, section, tables
-from tests.extender.scrape import a_ledger, a_metrics, families, text
+from tests.extender.running import call, eventually
+from tests.extender.scrape import Families, a_ledger, a_metrics, families, text
 
 MONITORING = MANIFESTS / "monitoring"
 
 
-def known() -> dict[str, tuple[str, str, set[str]]]:
+SERVING = "serve: 127.0.0.1:0\nhealth: {cleanProbes: 1}"
+
+
+def of_the_extender() -> Families:
     return families(text(a_metrics(a_ledger())))
+
+
+@cache
+def of_a_plugin() -> Families:
+    """Scrape a device plugin that has seen an error, with a pod running."""
+    with Node(config=SERVING) as node:
+        assert node.plugin is not None
+        address = node.plugin.serves_at
+        node.write_gpus([{"xids": [31], "uncorrectedEcc": 2}, {}])
+        node.running(node.add_pod("p", container_grant(gpus=[0], units=8)))
+
+        def scraped() -> str:
+            return call(address, "GET", "/metrics").body.decode()
+
+        assert eventually(lambda: "cotenant_gpu_xids_total{" in scraped() and "uncorrected_ecc_errors{" in scraped())
+        return families(scraped())
+
+
+def known() -> Families:
+    return of_the_extender() | of_a_plugin()
 
 
 def named(expression: str) -> set[str]:
@@ -25,7 +51,8 @@ def named(expression: str) -> set[str]:
 
 def test_every_metric_stands_in_the_table_with_its_labels_and_meaning() -> None:
     (rows,) = tables(section("metrics.md", "Metrics of the extender"))
-    assert [[name, ", ".join(sorted(labels)), about] for name, (_, about, labels) in sorted(known().items())] == rows
+    found = of_the_extender()
+    assert [[name, ", ".join(sorted(labels)), about] for name, (_, about, labels) in sorted(found.items())] == rows
 
 
 def test_the_dashboard_is_the_one_that_is_made_and_asks_for_metrics_that_there_are() -> None:

@@ -1,6 +1,7 @@
 """The manifests agree with the programs, with the contract, and with each other."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import click
@@ -394,6 +395,21 @@ class TestImage:
         version = re.search(r"^UV_VERSION := (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert version
         assert f"uv=={version[1]}\n" in (ROOT / "Dockerfile").read_text()
+
+    def test_every_dependency_has_a_wheel_for_both_architectures(self) -> None:
+        lock = tomllib.loads((ROOT / "uv.lock").read_text())
+        packages = {package["name"]: package for package in lock["package"]}
+        wanted, seen = ["cotenant"], set()
+        while wanted:
+            name = wanted.pop()
+            if name not in seen:
+                seen.add(name)
+                wanted += [one["name"] for one in packages[name].get("dependencies", [])]
+        for name in seen - {"cotenant", "colorama", "tzdata"}:
+            wheels = [one["url"].rpartition("/")[2] for one in packages[name].get("wheels", [])]
+            for machine in ("x86_64", "aarch64"):
+                fitting = [w for w in wheels if w.endswith("any.whl") or ("manylinux" in w and machine in w)]
+                assert fitting, (name, machine)
 
     def test_everything_that_it_copies_exists_and_is_not_ignored(self) -> None:
         copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)

@@ -36,7 +36,7 @@ Domain and namespace are replaced in its text; what else values say is set in it
 {{- else if hasSuffix "WebhookConfiguration" $object.kind -}}
 {{- $ca := include "cotenant.certificate" $root | fromYaml -}}
 {{- range $object.webhooks }}{{ $_ := set .clientConfig "caBundle" (index $ca "ca.crt") }}{{ end -}}
-{{- else if or (eq $object.kind "ServiceMonitor") (eq $object.kind "PrometheusRule") -}}
+{{- else if has $object.kind (list "ServiceMonitor" "PodMonitor" "PrometheusRule") -}}
 {{- $_ := set $object.metadata "labels" (merge (deepCopy $root.Values.monitoring.labels) $object.metadata.labels) -}}
 {{- if and (eq $object.kind "ServiceMonitor") (eq (include "cotenant.admission" $root) "webhook") -}}
 {{- range $object.spec.endpoints }}{{ $_ := set . "scheme" "https" }}{{ $_ := set . "tlsConfig" (dict "insecureSkipVerify" true) }}{{ end -}}

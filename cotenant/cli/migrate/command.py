@@ -1,0 +1,48 @@
+"""The command line of `cotenant migrate`."""
+
+from collections.abc import Mapping
+
+import click
+
+from cotenant.cli.migrate.documents import migrated, written
+from cotenant.cli.migrate.systems import Options
+from cotenant.contract.configuration import ConfigurationError
+from cotenant.contract.units import MIB, parse_bytes
+
+
+def run(
+    texts: Mapping[str, str],
+    *,
+    unit: str,
+    gpu_memory: str | None,
+    replicas: int | None,
+    keep_limits: bool,
+    strict: bool,
+) -> int:
+    """Print the manifests in our words, and say on standard error what is not kept; give the exit status."""
+    options = Options(
+        unit_bytes=_size("--unit", unit),
+        gpu_bytes=_size("--gpu-memory", gpu_memory) if gpu_memory else None,
+        replicas=replicas,
+        keep_limits=keep_limits,
+    )
+    try:
+        result = migrated(texts.values(), options)
+    except ConfigurationError as error:
+        raise click.ClickException(f"{', '.join(texts)}: {error}") from error
+    click.echo(written(result.documents), nl=False)
+    for where, sentence in result.notes:
+        click.echo(f"{where}: {sentence}", err=True)
+    if not result.changed:
+        click.echo("no pod here asks another system for a GPU's memory; nothing was changed", err=True)
+    return int(strict and bool(result.notes))
+
+
+def _size(flag: str, text: str) -> int:
+    try:
+        size = parse_bytes(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint=flag) from error
+    if size < MIB:
+        raise click.BadParameter(f"{text} is less than 1 MiB", param_hint=flag)
+    return size

@@ -1,0 +1,217 @@
+"""Find pods in manifests of any kind, and write them anew in our words."""
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+import yaml
+
+from cotenant.cli.migrate.systems import SYSTEMS, Ask, Json, Note, Options, System, ask, wishes
+from cotenant.contract.configuration import ConfigurationError
+
+
+class Migrated(msgspec.Struct, frozen=True):
+    """Hold the documents in our words, and what was not kept: for each note, where."""
+
+    documents: tuple[Json, ...]
+    notes: tuple[tuple[str, str], ...]
+    changed: int
+
+
+def migrated(texts: Iterable[str], options: Options) -> Migrated:
+    """Migrate all documents of some YAML texts together; raise ConfigurationError for one that is no YAML.
+
+    NVIDIA's sharing configuration among them says how many shares a GPU had, and is itself turned into ours.
+    """
+    found: list[Json] = []
+    for text in texts:
+        try:
+            found += [one for one in yaml.safe_load_all(text) if isinstance(one, dict)]
+        except yaml.YAMLError as error:
+            raise ConfigurationError(f"is not valid YAML: {' '.join(str(error).split())}") from error
+    notes: list[tuple[str, str]] = []
+    kept: list[Json] = []
+    sharings = [(one, sharing) for one in found if (sharing := _sharing(one)) is not None]
+    for one, sharing in sharings:
+        options, said = _shares(sharing, options)
+        notes += [(_where(one), note.sentence) for note in said]
+    changed = 0
+    for one in found:
+        if any(one is config for config, _ in sharings):
+            continue
+        ours = copy.deepcopy(one)
+        for template in _templates(ours):
+            said, touched = _rewrite(template, options)
+            notes += [(_where(one), note.sentence) for note in said]
+            changed += touched
+        kept.append(ours)
+    return Migrated(tuple(kept), tuple(dict.fromkeys(notes)), changed)
+
+
+def _where(one: Json) -> str:
+    metadata = _mapping(one.get("metadata"))
+    return f"{one.get('kind', 'document')}/{metadata.get('name') or metadata.get('generateName', '?')}"
+
+
+def _sharing(one: Json) -> Json | None:
+    """Find NVIDIA's sharing configuration: by itself, or in a ConfigMap."""
+    if isinstance(one.get("sharing"), dict):
+        sharing: Json = one["sharing"]
+        return sharing
+    for text in _mapping(one.get("data")).values() if one.get("kind") == "ConfigMap" else ():
+        try:
+            inner = yaml.safe_load(text)
+        except (yaml.YAMLError, AttributeError, TypeError):
+            continue
+        if isinstance(inner, dict) and isinstance(inner.get("sharing"), dict):
+            found: Json = inner["sharing"]
+            return found
+    return None
+
+
+def _shares(sharing: Json, options: Options) -> tuple[Options, list[Note]]:
+    """Learn from a sharing configuration how many shares a GPU has."""
+    for key, limited in (("timeSlicing", False), ("mps", True)):
+        resources = _mapping(sharing.get(key)).get("resources")
+        for resource in map(_mapping, resources if isinstance(resources, list) else ()):
+            if resource.get("name") == "nvidia.com/gpu" and isinstance(resource.get("replicas"), int):
+                replicas = max(1, resource["replicas"])
+                said = [
+                    Note(f"{replicas} shares a GPU become memory: pods ask for what they need, and need not be alike")
+                ]
+                if limited:
+                    said.append(
+                        Note("MPS held each share to its part of the memory: let pods ask for isolation: limited")
+                    )
+                    options = msgspec.structs.replace(options, keep_limits=True)
+                if resource.get("devices", "all") != "all":
+                    said.append(Note("devices of a sharing configuration become rules: docs/configuration.md, gpus"))
+                return msgspec.structs.replace(options, replicas=options.replicas or replicas), said
+            if str(resource.get("name")).startswith("nvidia.com/mig-"):
+                return options, [Note(f"shares of {resource['name']} are not kept: a MIG instance is one pod's")]
+    return options, [Note("the sharing configuration shares nothing that is known here")]
+
+
+def _templates(value: Any) -> Iterator[Json]:
+    """Yield every pod, or template of pods, in a document of any kind: what has a spec with containers."""
+    if isinstance(value, dict):
+        spec = value.get("spec")
+        if isinstance(spec, dict) and isinstance(spec.get("containers"), list):
+            yield value
+        for inner in value.values():
+            yield from _templates(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _templates(inner)
+
+
+def _containers(spec: Json) -> list[Json]:
+    listed = (spec[key] for key in ("initContainers", "containers") if isinstance(spec.get(key), list))
+    return [one for part in listed for one in part if isinstance(one, dict)]
+
+
+def _system(containers: Iterable[Json]) -> System | None:
+    named = {name for container in containers for name in _amounts(container)}
+    return next((system for system in SYSTEMS if named & set(system.resources)), None)
+
+
+def _amounts(container: Json) -> dict[str, Any]:
+    resources = _mapping(container.get("resources"))
+    return {**_mapping(resources.get("requests")), **_mapping(resources.get("limits"))}
+
+
+def _mapping(value: object) -> Json:
+    """Give what should be a mapping, and nothing where it is something else."""
+    return value if isinstance(value, dict) else {}
+
+
+def _rewrite(template: Json, options: Options) -> tuple[list[Note], int]:
+    spec = template["spec"]
+    containers = _containers(spec)
+    system = _system(containers)
+    if system is None:
+        return [], 0
+    notes: list[Note] = []
+    asks: list[Ask] = []
+    asking = [container for container in containers if set(_amounts(container)) & set(system.resources)]
+    for container in asking:
+        found, said = ask(system, _amounts(container), options)
+        notes += said
+        if found is None:
+            return notes, 0  # left whole as it is: half of a pod in our words would be worse than none
+        asks.append(found)
+    for container, found in zip(asking, asks, strict=True):
+        _ask_ours(container, system, found.units, options)
+    notes += _rewrite_pod(template, system, asks, options)
+    return notes, 1
+
+
+def _ask_ours(container: Json, system: System, units: int, options: Options) -> None:
+    resources = container["resources"]
+    theirs = {*system.resources, "nvidia.com/gpu"}
+    for section in ("limits", "requests"):
+        if isinstance(resources.get(section), dict):
+            resources[section] = {k: v for k, v in resources[section].items() if k not in theirs}
+            if not resources[section]:
+                del resources[section]
+    resources["limits"] = _mapping(resources.get("limits")) | {options.names.gpu_mem: units}
+
+
+def _rewrite_pod(template: Json, system: System, asks: list[Ask], options: Options) -> Iterator[Note]:
+    spec, names = template["spec"], options.names
+    metadata = template["metadata"] = _mapping(template.get("metadata"))
+    before = {str(key): str(value) for key, value in _mapping(metadata.get("annotations")).items()}
+    kept, theirs, said = wishes(before, names)
+    yield from said
+    counts, percents = {one.gpus for one in asks}, {one.percent for one in asks if one.percent}
+    if counts != {1}:
+        kept[names.gpu_count] = str(max(counts))
+        if len(counts) > 1:
+            yield Note("its containers ask for different numbers of GPUs; here all of a pod's have one: see gpu-count")
+    if len(percents) == 1:
+        kept[names.compute_percent] = str(*percents)
+    elif percents:
+        yield Note(f"its containers ask for different shares of cores, {sorted(percents)}; none is kept")
+    if any(one.whole for one in asks):
+        kept[names.isolation] = "exclusive"
+    elif options.keep_limits:
+        kept[names.isolation] = "limited"
+    elif any(one.limited for one in asks):
+        yield Note(f"{system.name}'s library held containers to their memory; here MPS does: --keep-limits asks for it")
+    annotations = {k: v for k, v in before.items() if k not in theirs} | kept
+    if annotations:
+        metadata["annotations"] = annotations
+    else:
+        metadata.pop("annotations", None)
+    yield from _leave(spec, system)
+
+
+def _leave(spec: Json, system: System) -> Iterator[Note]:
+    """Take out of a pod what belonged to the other system."""
+    if system.scheduler and spec.get("schedulerName") == system.scheduler:
+        del spec["schedulerName"]
+        if system.scheduler == "volcano":
+            yield Note("schedulerName: volcano is taken out: gangs and queues are not kept")
+    selector = _mapping(spec.get("nodeSelector"))
+    for label in system.node_labels:
+        if label in selector:
+            yield Note(f"nodeSelector {label} is taken out: only nodes with our device plugin advertise the memory")
+    spec_selector = {k: v for k, v in selector.items() if k not in system.node_labels}
+    if spec_selector:
+        spec["nodeSelector"] = spec_selector
+    else:
+        spec.pop("nodeSelector", None)
+    for container in _containers(spec):
+        variables = container.get("env")
+        for variable in map(_mapping, variables if isinstance(variables, list) else ()):
+            name = str(variable.get("name", ""))
+            if name == "NVIDIA_VISIBLE_DEVICES" or name.startswith(system.variables or ("\0",)):
+                yield Note(
+                    f"container {container.get('name')} sets {name}: take it out, admission refuses or nobody reads it"
+                )
+
+
+def written(documents: Iterable[Mapping[str, Any]]) -> str:
+    """Write documents as YAML."""
+    return yaml.safe_dump_all([dict(one) for one in documents], sort_keys=False, allow_unicode=True, width=120)

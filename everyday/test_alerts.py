@@ -1,0 +1,147 @@
+"""Every alert fires once on what it is for, and not on what looks like it: judged by promtool, Prometheus' own."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from e2e.kustomize import MANIFESTS
+from e2e.processes import MissingProgramError, find_program
+
+RULES = MANIFESTS / "monitoring" / "rules.yaml"
+GPU = 'node="n1",gpu="0",uuid="GPU-1"'
+WELL = {"cotenant_cache_synced": "1x60"}
+GIB = 1 << 30
+
+# What fires each alert, as promtool writes series, a sample a minute; and a like series on which it stays silent.
+Series = dict[str, str]
+CASES: dict[str, tuple[Series, Series]] = {
+    "CotenantExtenderDown": ({}, {}),
+    "CotenantCacheStale": (
+        {'cotenant_watch_last_event_timestamp_seconds{resource="pods"}': "0x60"},
+        # heard every minute
+        {'cotenant_watch_last_event_timestamp_seconds{resource="pods"}': "0+60x60"},
+    ),
+    "CotenantExtenderSlow": (
+        {
+            'cotenant_extender_request_duration_seconds_bucket{verb="filter",outcome="ok",le="1.0"}': "0+0x60",
+            'cotenant_extender_request_duration_seconds_bucket{verb="filter",outcome="ok",le="2.5"}': "0+60x60",
+            'cotenant_extender_request_duration_seconds_bucket{verb="filter",outcome="ok",le="+Inf"}': "0+60x60",
+        },
+        {
+            'cotenant_extender_request_duration_seconds_bucket{verb="filter",outcome="ok",le="1.0"}': "0+60x60",
+            'cotenant_extender_request_duration_seconds_bucket{verb="filter",outcome="ok",le="+Inf"}': "0+60x60",
+        },
+    ),
+    "CotenantExtenderErrors": (
+        {'cotenant_extender_request_duration_seconds_count{verb="bind",outcome="error"}': "0+1x60"},
+        {'cotenant_extender_request_duration_seconds_count{verb="bind",outcome="rejected"}': "0+1x60"},
+    ),
+    "CotenantBindsRefused": (
+        {'cotenant_bind_total{outcome="APIError"}': "0+1x60"},
+        {'cotenant_bind_total{outcome="NoGPUFits"}': "0+1x60"},
+    ),
+    "CotenantBindingsUnsettled": ({"cotenant_bindings_unsettled": "1x60"}, {"cotenant_bindings_unsettled": "1 1 0x58"}),
+    "CotenantGPUOvercommitted": (
+        {
+            f"cotenant_gpu_memory_allocated_bytes{{{GPU}}}": f"{11 * GIB}x60",
+            f'cotenant_gpu_memory_capacity_bytes{{{GPU},model="T4",mode="time-slicing"}}': f"{10 * GIB}x60",
+        },
+        {
+            f"cotenant_gpu_memory_allocated_bytes{{{GPU}}}": f"{10 * GIB}x60",
+            f'cotenant_gpu_memory_capacity_bytes{{{GPU},model="T4",mode="time-slicing"}}': f"{10 * GIB}x60",
+        },
+    ),
+    "CotenantGPUUnhealthyWithPods": (
+        {f"cotenant_gpu_health{{{GPU}}}": "0x60", f"cotenant_gpu_pods{{{GPU}}}": "2x60"},
+        {f"cotenant_gpu_health{{{GPU}}}": "0x60", f"cotenant_gpu_pods{{{GPU}}}": "0x60"},
+    ),
+    "CotenantNodesWithoutPlugin": (
+        {'cotenant_nodes{problem="PluginGone"}': "2x60"},
+        {'cotenant_nodes{problem="none"}': "2x60", 'cotenant_nodes{problem="NotAdvertised"}': "0x60"},
+    ),
+    "CotenantNodesMisconfigured": (
+        {'cotenant_nodes{problem="UnitMismatch"}': "1x60"},
+        {'cotenant_nodes{problem="none"}': "1x60"},
+    ),
+    "CotenantGPUMemoryOverused": (
+        {
+            f"cotenant_gpu_memory_used_bytes{{{GPU}}}": f"{10 * GIB}x60",
+            f"cotenant_gpu_memory_allocated_bytes{{{GPU}}}": f"{8 * GIB}x60",
+            f"cotenant_gpu_pods{{{GPU}}}": "1x60",
+        },
+        # a context of CUDA's own is not worth waking anybody
+        {
+            f"cotenant_gpu_memory_used_bytes{{{GPU}}}": f"{8 * GIB + GIB // 2}x60",
+            f"cotenant_gpu_memory_allocated_bytes{{{GPU}}}": f"{8 * GIB}x60",
+            f"cotenant_gpu_pods{{{GPU}}}": "1x60",
+        },
+    ),
+    "CotenantGPUErrors": (
+        {f'cotenant_gpu_xids_total{{{GPU},xid="79",class="fatal"}}': "0x50 1x10"},
+        {f'cotenant_gpu_xids_total{{{GPU},xid="79",class="fatal"}}': "1x60"},
+    ),
+    "CotenantDevicePluginNotRegistered": (
+        {'cotenant_device_plugin_registered{node="n1",resource="cotenant.io/gpu-mem"}': "0x60"},
+        {'cotenant_device_plugin_registered{node="n1",resource="cotenant.io/gpu-mem"}': "1x60"},
+    ),
+    "CotenantGrantsUnreadable": ({"cotenant_grants_unreadable": "1x60"}, {"cotenant_grants_unreadable": "0x60"}),
+    "CotenantPodsUngranted": ({"cotenant_pods_ungranted": "1x60"}, {"cotenant_pods_ungranted": "0x60"}),
+    "CotenantPodsWaiting": (
+        {"cotenant_pods_waiting_longest_seconds": "0+60x60"},
+        {"cotenant_pods_waiting_longest_seconds": "600x60"},
+    ),
+}
+
+
+def rules() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = yaml.safe_load(RULES.read_text())["spec"]["groups"][0]["rules"]
+    return found
+
+
+def promtool(folder: Path, *words: str) -> str:
+    try:
+        program = find_program("promtool")
+    except MissingProgramError as missing:
+        pytest.skip(str(missing))
+    (folder / "rules.yaml").write_text(yaml.safe_dump(yaml.safe_load(RULES.read_text())["spec"]))
+    done = subprocess.run([str(program), *words], cwd=folder, check=False, capture_output=True, text=True)
+    assert 0 == done.returncode, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_rules_are_ones_that_prometheus_takes(tmp_path: Path) -> None:
+    assert f"{len(rules())} rules found" in promtool(tmp_path, "check", "rules", "rules.yaml")
+
+
+def test_every_alert_has_its_case() -> None:
+    assert [rule["alert"] for rule in rules()] == [*CASES]
+
+
+def test_every_alert_fires_on_what_it_is_for_and_on_nothing_like_it(tmp_path: Path) -> None:
+    groups = []
+    for name, (firing, silent) in CASES.items():
+        for series, fires in ((firing, True), (silent, False)):
+            given = series if name == "CotenantExtenderDown" and fires else WELL | series
+            alerts = [] if not fires else ["fires"]
+            groups.append(
+                {
+                    "name": f"{name} {'fires' if fires else 'is silent'}",
+                    "interval": "1m",
+                    "input_series": [{"series": key, "values": value} for key, value in given.items()],
+                    # by name alone: how many labels an alert carries is the rule's matter
+                    "promql_expr_test": [
+                        {
+                            "expr": f'count(ALERTS{{alertname="{name}",alertstate="firing"}})',
+                            "eval_time": "59m",
+                            "exp_samples": [{"labels": "{}", "value": 1}] if alerts else [],
+                        }
+                    ],
+                }
+            )
+    (tmp_path / "tests.yaml").write_text(
+        yaml.safe_dump({"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": groups})
+    )
+    promtool(tmp_path, "test", "rules", "tests.yaml")

@@ -1,0 +1,174 @@
+"""`cotenant migrate`: what other systems' manifests say is said in our words, and what is not kept is told."""
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cotenant.cli.main import main
+from cotenant.cli.migrate import Options, migrated
+from cotenant.cli.migrate.systems import SYSTEMS
+from cotenant.contract.configuration import ConfigurationError
+from cotenant.contract.names import Names
+from cotenant.contract.pods import Pod
+from cotenant.contract.request import parse
+from cotenant.contract.units import GIB
+from tests.docs.markdown import DOCS, blocks
+
+PAGES = sorted((DOCS / "moving-in").glob("[!i]*.md"))
+FLAGS = {"nvidia": ["--gpu-memory", "40GiB"]}
+NAMES = Names()
+
+
+def migrate(text: str, *flags: str) -> Result:
+    return CliRunner().invoke(main, ["migrate", *flags, "-"], input=text)
+
+
+def a_pod(limits: dict[str, int], **annotations: str) -> str:
+    metadata = {"name": "p", "annotations": {key.replace("__", "/"): value for key, value in annotations.items()}}
+    return yaml.safe_dump(
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": metadata,
+            "spec": {"containers": [{"name": "main", "image": "x", "resources": {"limits": limits}}]},
+        }
+    )
+
+
+def asked(text: str, *flags: str) -> tuple[int, dict[str, str]]:
+    """What our admission will read of the migrated pod: units, and wishes."""
+    result = migrate(text, *flags)
+    assert 0 == result.exit_code, result.output
+    pod = yaml.safe_load(result.stdout)
+    pod["metadata"]["uid"] = "u"
+    request = parse(msgspec.convert(pod, Pod), NAMES, GIB)
+    assert request is not None
+    return request.containers[0].units, pod["metadata"].get("annotations", {})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.stem))
+def test_each_page_shows_what_is_printed(page: Path) -> None:
+    text = page.read_text()
+    before, after = blocks(text, "yaml")
+    (said,) = blocks(text, "text")
+    result = migrate(before, *FLAGS.get(page.stem, []))
+    assert (after, said) == (result.stdout, result.stderr)
+
+
+def test_there_is_a_page_for_each_system() -> None:
+    listed = re.findall(r"\((\w+)\.md\)", (DOCS / "moving-in" / "index.md").read_text())
+    assert sorted(listed) == [page.stem for page in PAGES]
+
+
+class TestAmounts:
+    """Memory is counted as ours."""
+
+    def test_memory_of_each_of_several_gpus_is_asked_in_sum(self) -> None:
+        units, wishes = asked(a_pod({"nvidia.com/gpu": 2, "nvidia.com/gpumem": 10240}))
+        assert (20, "2") == (units, wishes[NAMES.gpu_count])
+
+    def test_a_whole_gpu_is_asked_for_itself(self) -> None:
+        units, wishes = asked(a_pod({"nvidia.com/gpu": 1, "nvidia.com/gpucores": 0}))
+        assert (1, "exclusive") == (units, wishes[NAMES.isolation])
+
+    def test_a_percentage_needs_the_gpus_memory(self) -> None:
+        pod = a_pod({"nvidia.com/gpu": 1, "nvidia.com/gpumem-percentage": 50})
+        # half of 80
+        assert 40 == asked(pod, "--gpu-memory", "80GiB")[0]
+        result = migrate(pod, "--strict")
+        assert (1, yaml.safe_load(pod)) == (result.exit_code, yaml.safe_load(result.stdout))
+        assert "say with --gpu-memory" in result.stderr
+
+    def test_the_unit_may_be_another(self) -> None:
+        result = migrate(a_pod({"aliyun.com/gpu-mem": 3}), "--unit", "256MiB")
+        # 3 * 1024 / 256
+        assert {"cotenant.io/gpu-mem": 12} == yaml.safe_load(result.stdout)["spec"]["containers"][0]["resources"][
+            "limits"
+        ]
+
+    def test_limits_are_kept_where_that_is_asked_for(self) -> None:
+        _, wishes = asked(a_pod({"volcano.sh/vgpu-number": 1, "volcano.sh/vgpu-memory": 1024}), "--keep-limits")
+        assert "limited" == wishes[NAMES.isolation]
+
+    def test_what_is_ruled_out_is_said_and_what_is_not_theirs_stays(self) -> None:
+        pod = a_pod(
+            {"nvidia.com/gpu": 1, "nvidia.com/gpumem": 1024},
+            **{"nvidia.com__nouse-gputype": "T4", "mine": "kept", "hami.io__gpu-scheduler-policy": "spread"},
+        )
+        result = migrate(pod)
+        assert "nvidia.com/nouse-gputype: T4 is not kept" in result.stderr
+        annotations = yaml.safe_load(result.stdout)["metadata"]["annotations"]
+        assert {"mine": "kept", NAMES.policy: "spread"} == annotations
+
+    def test_pods_of_nobody_and_whole_gpus_are_left_alone(self) -> None:
+        for limits in ({"cpu": 1}, {"nvidia.com/gpu": 1}):
+            pod = a_pod(limits)
+            result = migrate(pod)
+            assert yaml.safe_load(pod) == yaml.safe_load(result.stdout)
+            assert "nothing was changed" in result.stderr
+
+    def test_a_pod_of_which_one_container_cannot_be_said_is_left_whole(self) -> None:
+        pod = yaml.safe_load(a_pod({"nvidia.com/gpumem": 1024}))
+        second = {"name": "b", "image": "x", "resources": {"limits": {"nvidia.com/gpumem-percentage": 10}}}
+        pod["spec"]["containers"].append(second)
+        assert pod == yaml.safe_load(migrate(yaml.safe_dump(pod)).stdout)
+
+
+@st.composite
+def pods_with_odd_parts(draw: st.DrawFn) -> object:
+    """Pods of which any part may be something else than it should be."""
+    odd = st.none() | st.integers() | st.text(max_size=3) | st.lists(st.integers(), max_size=2)
+    amount = st.integers() | st.text(max_size=3) | st.none() | st.lists(st.none(), max_size=1)
+    names = st.sampled_from([name for system in SYSTEMS for name in system.resources])
+    amounts = st.dictionaries(names, amount, max_size=3) | odd
+    resources = st.fixed_dictionaries({"limits": amounts, "requests": amounts}) | odd
+    env = st.lists(st.fixed_dictionaries({"name": odd}) | odd, max_size=2) | odd
+    container = st.fixed_dictionaries({"name": odd, "resources": resources, "env": env}) | odd
+    annotations = st.dictionaries(st.sampled_from(["nvidia.com/use-gputype", "a"]), odd) | odd
+    metadata = st.fixed_dictionaries({"name": odd, "annotations": annotations}) | odd
+    spec = st.fixed_dictionaries(
+        {
+            "containers": st.lists(container, max_size=2),
+            "initContainers": st.lists(container, max_size=1) | odd,
+            "nodeSelector": odd,
+        }
+    )
+    return draw(st.fixed_dictionaries({"kind": odd, "metadata": metadata, "spec": spec}))
+
+
+class TestInput:
+    """Whatever is given, nothing crashes, and nothing of others' is lost."""
+
+    def test_what_is_no_yaml_is_one_sentence(self) -> None:
+        result = migrate("a: [")
+        assert (1, "") == (result.exit_code, result.stdout)
+        assert "is not valid YAML" in result.stderr
+
+    @given(
+        pods_with_odd_parts()
+        | st.recursive(
+            st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+            lambda inner: (
+                st.lists(inner, max_size=3)
+                | st.dictionaries(
+                    st.sampled_from(
+                        ["spec", "containers", "metadata", "resources", "limits", "aliyun.com/gpu-mem", "env", "data"]
+                    ),
+                    inner,
+                    max_size=4,
+                )
+            ),
+            max_leaves=12,
+        )
+    )
+    def test_any_document_is_migrated_or_refused_with_a_sentence(self, document: object) -> None:
+        try:
+            migrated([yaml.safe_dump(document)], Options())
+        except ConfigurationError as error:
+            pytest.fail(f"it was YAML: {error}")
