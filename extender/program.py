@@ -20,6 +20,7 @@ from extender.cluster.election import Elect, Election, Follow
 from extender.cluster.events import Events
 from extender.cluster.evictor import Evictor
 from extender.cluster.feed import Feed
+from extender.cluster.neighbourhood import Neighbourhood
 from extender.cluster.nominator import Nominator
 from extender.cluster.writership import Sole, Writership
 from extender.http import app as routes
@@ -35,6 +36,7 @@ from extender.verbs.bind import Bind
 from extender.verbs.filter import Filter
 from extender.verbs.judge import Judge
 from extender.verbs.lessons import Lessons
+from extender.verbs.preempt import Preempt
 from extender.verbs.prioritize import Prioritize
 
 _log = structlog.get_logger(__name__)
@@ -88,6 +90,7 @@ class Extender:
                 rejected=metrics.rejected,
             ),
             prioritize=Prioritize(judge),
+            preempt=Preempt(self._ledger, judge, Neighbourhood(cluster)),
             bind=Bind(
                 self._ledger,
                 judge,
