@@ -47,7 +47,7 @@ class Calls:
     """Answer filter, prioritize, preempt and bind.
 
     They answer 200 whatever happens: of any other status kube-scheduler shows the number and drops the body, where the
-    reason stands (pkg/scheduler/extender.go, send). Only prioritize and preempt have no place for a reason in their answers.
+    reason stands (pkg/scheduler/extender.go, send). Only prioritize and preempt have no place for a reason.
     """
 
     def __init__(

@@ -9,6 +9,7 @@ import http.client
 import os
 import resource
 import socket
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -147,6 +148,37 @@ def test_ten_thousand_requests_leave_the_memory_as_it_was(extender: Running) -> 
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     print(f"\n{grown} KiB more after 2,000 requests")
     assert grown < 20_000
+
+
+class TestSlowClients:
+    """Who opens connections and says little or nothing keeps nobody else waiting."""
+
+    def test_a_filter_is_answered_beside_1000_idle_connections(self, api: ApiServer, extender: Running) -> None:
+        pod = submit(api, a_pod().asking(8))
+        host, _, port = extender.address.rpartition(":")
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # both ends of each are in this process
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4096)), hard))
+        with ExitStack() as stack:
+            for _ in range(1000):
+                stack.enter_context(socket.create_connection((host, int(port)), PATIENCE))
+            assert ["n1", "n2"] == extender.fitting(pod, "n1", "n2")
+            assert "" == extender.bind(pod, "n1")
+
+    def test_a_filter_is_answered_beside_requests_that_never_end(self, api: ApiServer, extender: Running) -> None:
+        pod = submit(api, a_pod().asking(8))
+        host, _, port = extender.address.rpartition(":")
+        begun = [
+            b"POST /filter HT",
+            b"POST /filter HTTP/1.1\r\nHost: x\r\nX-Slow: ",
+            b"POST /filter HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{",
+            b"POST /bind HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab",
+        ]
+        with ExitStack() as stack:
+            for n in range(40):
+                connection = stack.enter_context(socket.create_connection((host, int(port)), PATIENCE))
+                connection.sendall(begun[n % len(begun)])
+            assert ["n1", "n2"] == extender.fitting(pod, "n1", "n2")
 
 
 class TestNoHTTP:
