@@ -21,7 +21,7 @@ from e2e.faults.invariants import Patience, Picture, bound_twice, broken, leaks
 from e2e.faults.load import Churn
 from e2e.faults.proxy import Dice
 from e2e.processes import wait_until
-from e2e.replicas import Replica
+from e2e.replicas import Replica, why_not
 
 # Of 3,200 units, which it fills to about 70 %.
 KEEP = 180
@@ -143,6 +143,8 @@ def chaos(directory: Path, *, seconds: float, seed: int, rate: float) -> Finding
 @click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="Leave the logs in this folder.")
 def main(*, seconds: float, seed: int, rate: float, keep: Path | None) -> None:
     """Have everything go wrong for a while, and say what broke."""
+    if reason := why_not():
+        raise click.ClickException(reason)
     with ExitStack() as stack:
         directory = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-")))
         found = chaos(directory, seconds=seconds, seed=seed, rate=rate)

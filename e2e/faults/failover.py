@@ -24,7 +24,7 @@ from e2e.faults.load import Churn
 from e2e.faults.proxy import Dice, FaultProxy
 from e2e.kustomize import MANIFESTS, build
 from e2e.processes import wait_until
-from e2e.replicas import NAMESPACE, Replica, VerbsService
+from e2e.replicas import NAMESPACE, Replica, VerbsService, why_not
 from e2e.rest import Api, ApiError
 
 NAMES = ("replica-a", "replica-b")
@@ -192,6 +192,8 @@ def _wait_bound(ground: Ground, offset: int, otherwise: str, *, after: float = 0
 @click.option("--seed", default=1, show_default=True)
 def main(*, count: int, layout: str, seed: int) -> None:
     """Measure take-overs under load; ends with status 1 where an invariant is broken."""
+    if reason := why_not():
+        raise click.ClickException(reason)
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="failover-")))
         ground = Ground(stack, directory, layout)
