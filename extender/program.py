@@ -27,6 +27,7 @@ from extender.http import app as routes
 from extender.http.api import inspection
 from extender.http.call_server import CallServer
 from extender.http.calls import Calls
+from extender.http.certificates import Certificates
 from extender.http.pages import pages
 from extender.http.server import Server
 from extender.inspector import Inspector
@@ -129,7 +130,9 @@ class Extender:
         if together:
             routes.verbs(rest, calls)
         self._servers: list[Server | CallServer] = (
-            [everything_else] if together else [CallServer(configuration.listen, calls), everything_else]
+            [everything_else]
+            if together
+            else [CallServer(configuration.listen, calls, certificates=_certificates(configuration)), everything_else]
         )
 
     def run(self, stopping: threading.Event, ready: Callable[[str], None]) -> None:
@@ -188,6 +191,11 @@ class Extender:
         listen, serve = self._servers[0].address, self._servers[-1].address
         where = f"verbs on {listen}, everything else on {serve}" if serve != listen else f"everything on {listen}"
         return f"cotenant-extender ready: {where}; {len(self._ledger.views())} nodes, {len(self._ledger.holds())} pods"
+
+
+def _certificates(configuration: ExtenderConfiguration) -> Certificates | None:
+    tls = configuration.verbs_tls
+    return Certificates(*map(Path, (tls.cert_file, tls.key_file, tls.client_ca_file))) if tls else None
 
 
 def _let_the_ledger_be() -> None:
