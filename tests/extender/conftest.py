@@ -65,6 +65,10 @@ def start(api: ApiServer, tmp_path: Path) -> Iterator[Callable[..., Running]]:
 def extender(api: ApiServer, shared: Running) -> Iterator[Running]:
     """An extender that many tests have been at, each of which found it unharmed."""
     ledger = shared.ledger
+    # Nodes of these names were there a moment ago: what comes after them tells when the watch has seen that they went.
+    api.add_node("after-them")
+    assert eventually(lambda: ledger.view("after-them") is not None)
+    api.store.delete(NODES, ("", "after-them"))
     assert eventually(
         lambda: (
             [] == ledger.holds()
