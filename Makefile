@@ -105,6 +105,25 @@ throughput: $(ENVIRONMENT) ## measure pods a second with and without us, by a re
 failover: $(ENVIRONMENT) binaries ## end or freeze the extender that binds 50 times under load, as root; COUNT=, LAYOUT=
 	COTENANT_BIN=$(E2E_BIN) $(RUN)/python -m e2e.faults.failover --count $(or $(COUNT),50) --layout $(or $(LAYOUT),second-scheduler)
 
+.PHONY: chaos
+chaos: $(ENVIRONMENT) binaries ## have everything go wrong for 10 minutes, as root, and judge; FOR= seconds, SEED=
+	COTENANT_BIN=$(E2E_BIN) $(RUN)/python -m e2e.faults.chaos --seconds $(or $(FOR),600) --seed $(or $(SEED),1)
+
+.PHONY: fuzz
+fuzz: $(ENVIRONMENT) ## send 10,000 nearly good and bad requests to extender, webhook and device plugin
+	COTENANT_FUZZ=$(or $(COUNT),1700) $(RUN)/pytest tests/extender/test_fuzz.py tests/device_plugin/test_fuzz.py
+
+.PHONY: audit
+audit: $(UV) ## ask which locked dependencies have known vulnerabilities
+	@mkdir -p build
+	$(UV) export --quiet --frozen --no-dev --no-emit-project --output-file build/requirements.txt
+	$(UV) tool run --quiet pip-audit==2.9.0 --requirement build/requirements.txt --disable-pip --require-hashes --strict
+
+.PHONY: sbom
+sbom: $(UV) ## write what is in an image as CycloneDX to build/sbom.json
+	@mkdir -p build
+	$(UV) export --quiet --frozen --no-dev --preview-features sbom-export --format cyclonedx1.5 --output-file build/sbom.json
+
 .PHONY: stubs
 stubs: $(ENVIRONMENT) ## generate device_plugin/api again from its .proto files
 	PATH="$(CURDIR)/.uv/bin:$$PATH" scripts/generate-stubs.sh

@@ -143,7 +143,8 @@ class Replica:
     def thaw(self) -> None:
         """Let it go on."""
         for program in self.programs:
-            os.kill(program.pid, signal.SIGCONT)
+            if program.running:
+                os.kill(program.pid, signal.SIGCONT)
 
     def stop(self) -> None:
         """End it as the kubelet would."""

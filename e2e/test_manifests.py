@@ -344,6 +344,12 @@ class TestExtendersRights:
         args = {"PodName": "other", "PodNamespace": "default", "PodUID": other["metadata"]["uid"], "Node": "lab-2"}
         assert {"Error": ""} == post(f"http://{ground.listen}/bind", args)
 
+        # Victims that free no GPU make it look for others, and at disruption budgets.
+        vip = asking("vip", 15, priority=1000)
+        vip["metadata"]["uid"] = "vip"
+        asked = {"Pod": vip, "NodeNameToMetaVictims": {"crowd-0": {"Pods": [{"UID": "nobody"}]}}}
+        assert {"NodeNameToMetaVictims": {}} == post(f"http://{ground.listen}/preempt", asked)
+
         nominated = Use("", "pods/status", "patch")
         assert wait_until(lambda: nominated in ground.used(EXTENDER, agent=OURS)[0], timeout_s=30)
 

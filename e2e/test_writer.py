@@ -158,7 +158,7 @@ def arrives_late(directory: Path, *, fenced: bool) -> int:
         pytest.skip(reason)
     with ExitStack() as stack:
         try:
-            ground = failover.Ground(stack, directory, "attached", through_proxy="replica-a")
+            ground = failover.Ground(stack, directory, "attached", through_proxy=["replica-a"])
         except MissingProgramError as missing:
             pytest.skip(str(missing))
         api = ground.api

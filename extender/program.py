@@ -21,12 +21,14 @@ from extender.cluster.election import Elect, Election, Follow
 from extender.cluster.events import Events
 from extender.cluster.evictor import Evictor
 from extender.cluster.feed import Feed
+from extender.cluster.neighbourhood import Neighbourhood
 from extender.cluster.nominator import Nominator
 from extender.cluster.writership import Sole, Writership
 from extender.http import app as routes
 from extender.http.api import inspection
 from extender.http.call_server import CallServer
 from extender.http.calls import Calls
+from extender.http.certificates import Certificates
 from extender.http.pages import pages
 from extender.http.server import Server
 from extender.inspector import Inspector
@@ -37,6 +39,7 @@ from extender.verbs.bind import Bind
 from extender.verbs.filter import Filter
 from extender.verbs.judge import Judge
 from extender.verbs.lessons import Lessons
+from extender.verbs.preempt import Preempt
 from extender.verbs.prioritize import Prioritize
 
 _log = structlog.get_logger(__name__)
@@ -103,6 +106,7 @@ class Extender:
                 rejected=metrics.rejected,
             ),
             prioritize=Prioritize(judge),
+            preempt=Preempt(self._ledger, judge, Neighbourhood(cluster)),
             bind=Bind(
                 self._ledger,
                 judge,
@@ -142,7 +146,9 @@ class Extender:
         if together:
             routes.verbs(rest, calls)
         self._servers: list[Server | CallServer] = (
-            [everything_else] if together else [CallServer(configuration.listen, calls), everything_else]
+            [everything_else]
+            if together
+            else [CallServer(configuration.listen, calls, certificates=_certificates(configuration)), everything_else]
         )
 
     def run(self, stopping: threading.Event, ready: Callable[[str], None]) -> None:
@@ -211,6 +217,11 @@ class Extender:
         listen, serve = self._servers[0].address, self._servers[-1].address
         where = f"verbs on {listen}, everything else on {serve}" if serve != listen else f"everything on {listen}"
         return f"cotenant-extender ready: {where}; {len(self._ledger.views())} nodes, {len(self._ledger.holds())} pods"
+
+
+def _certificates(configuration: ExtenderConfiguration) -> Certificates | None:
+    tls = configuration.verbs_tls
+    return Certificates(*map(Path, (tls.cert_file, tls.key_file, tls.client_ca_file))) if tls else None
 
 
 def _let_the_ledger_be() -> None:

@@ -98,6 +98,12 @@ class TLS(_Section, frozen=True, kw_only=True):
     key_file: str
 
 
+class VerbsTLS(TLS, frozen=True, kw_only=True):
+    """Name the certificate that `listen` shows, and the authority of those who may call it."""
+
+    client_ca_file: str = msgspec.field(name="clientCAFile")
+
+
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=600)]
 
 
@@ -144,6 +150,8 @@ class ExtenderConfiguration(_Shared, frozen=True, kw_only=True):
     # Where everything else is answered: health, version, metrics, admission.
     serve: str = "127.0.0.1:9481"
     tls: TLS | None = None
+    # By which kube-scheduler has to call `listen`, with a certificate of its own; read again when the files change.
+    verbs_tls: VerbsTLS | None = msgspec.field(name="verbsTLS", default=None)
     placement: Placement = Placement.ADVISE
     # The policy that chooses GPUs and scores nodes, where the pod names none.
     policy: str = "priced-leftovers"
@@ -170,6 +178,8 @@ class ExtenderConfiguration(_Shared, frozen=True, kw_only=True):
         for key in ("listen", "serve"):
             if not is_address(getattr(self, key)):
                 raise ValueError(f"{key}: expected HOST:PORT, such as 127.0.0.1:9480, got {getattr(self, key)!r}")
+        if self.verbs_tls is not None and self.listen == self.serve and not self.listen.endswith(":0"):
+            raise ValueError("verbsTLS: needs an address of its own; give listen and serve different ones")
 
 
 class DeviceListStrategy(StrEnum):

@@ -16,17 +16,15 @@ from pathlib import Path
 import click
 
 from cotenant.contract.units import GIB
-from e2e import nodes
-from e2e.cluster import ControlPlane
+from e2e.faults.failover import NAMES, Ground
 from e2e.faults.invariants import Patience, Picture, bound_twice, broken, leaks
 from e2e.faults.load import Churn
-from e2e.faults.proxy import Dice, FaultProxy
-from e2e.kustomize import MANIFESTS, build
+from e2e.faults.proxy import Dice
 from e2e.processes import wait_until
-from e2e.replicas import NAMESPACE, Replica
+from e2e.replicas import Replica, why_not
 
-# As many units as e2e.faults.failover has: 3,200, which the load fills to about 70 %.
-NODES, KEEP = 10, 180
+# Of 3,200 units, which it fills to about 70 %.
+KEEP = 180
 KILL_EVERY_S = (3.0, 9.0)
 QUIET_S = 60.0
 
@@ -39,37 +37,23 @@ class Findings:
     bound: int = 0
     kills: int = 0
     faults: dict[str, int] = field(default_factory=dict)
+    # with room and an extender that binds, and with room alone
     longest_wait_s: float = 0.0
+    longest_wait_in_all_s: float = 0.0
     refused_by_the_fence: int = 0
     left_waiting: int = 0
     broken: list[str] = field(default_factory=list)
 
 
 class Run:
-    """One run: a control plane, the faulty proxy, one extender of the attached layout and kube-scheduler beside it."""
+    """One run: two replicas of the attached layout behind the faulty proxy, and kube-scheduler that calls them."""
 
     def __init__(self, stack: ExitStack, directory: Path, *, seed: int, rate: float) -> None:
         """Start all of it; the stack ends it."""
         self._rng = random.Random(seed)
         self.dice = Dice(seed)
-        cluster = stack.enter_context(ControlPlane(directory / "control-plane"))
-        self.cluster = cluster
-        self.api = cluster.api()
-        for one in build(MANIFESTS / "attached"):
-            self.api.apply_object(one)
-        nodes.register(self.api, NODES, nodes.Shape(gpus=4, gpu_bytes=80 * GIB), prefix="lab")
-        own = {"name": "replica-a", "namespace": NAMESPACE}
-        spec = {"containers": [{"name": "x", "image": "x"}], "nodeName": "nowhere"}
-        self.api.create({"apiVersion": "v1", "kind": "Pod", "metadata": own, "spec": spec})
-        self.proxy = stack.enter_context(FaultProxy(cluster, dice=self.dice))
-        kubeconfig = cluster.service_account_kubeconfig("cotenant-extender", namespace=NAMESPACE)
-        self.extender = Replica(
-            cluster, directory, "replica-a", layout="attached", kubeconfig=self.proxy.kubeconfig(kubeconfig)
-        )
-        stack.callback(self.extender.stop)
-        self.extender.start()
-        config = (MANIFESTS / "attached" / "scheduler-config.yaml").read_text()
-        cluster.start_scheduler(config.replace("CLUSTER-IP:9480", f"127.0.0.1:{self.extender.verbs}"))
+        self.ground = Ground(stack, directory, "attached", through_proxy=NAMES, dice=self.dice)
+        self.api = self.ground.api
         self.churn = Churn(self.api, rate=rate, keep=KEEP, seed=seed)
         self.patience = Patience()
         self.findings = Findings()
@@ -83,10 +67,12 @@ class Run:
         with self.churn:
             while time.monotonic() < deadline:
                 time.sleep(self._rng.uniform(*KILL_EVERY_S))
-                self.extender.kill()
+                victim = self.ground.active() or self._rng.choice([*self.ground.replicas.values()])
+                victim.kill()
                 self.findings.kills += 1
-                self.extender.start_extender()
-        self.proxy.calm()
+                victim.start_extender()
+        if self.ground.proxy:
+            self.ground.proxy.calm()
         self._judge_quiet()
         self._over.set()
         watching.join(10)
@@ -97,14 +83,18 @@ class Run:
         while not self._over.wait(1.0):
             picture = Picture.of(self.api)
             self.findings.broken += broken(picture)
-            self.patience.look(picture)
+            self.patience.look(picture, binding=self._binding())
+
+    def _binding(self) -> bool:
+        """Whether an extender binds now."""
+        return any("cotenant_writer 1.0" in text for text in map(_metrics, self.ground.replicas.values()))
 
     def _judge_quiet(self) -> None:
         found: list[str] = []
 
         def nothing_left() -> bool:
             picture = Picture.of(self.api)
-            found[:] = leaks(picture, self.extender.metrics())
+            found[:] = [one for replica in self.ground.replicas.values() for one in leaks(picture, _metrics(replica))]
             free = max(picture.free().values())
             self.findings.left_waiting = sum(
                 not pod["spec"].get("nodeName") for pod in picture.pods if pod["metadata"]["namespace"] == "default"
@@ -119,17 +109,25 @@ class Run:
 
     def _summed_up(self) -> Findings:
         findings = self.findings
-        writes, _ = self.cluster.audit()
+        writes, _ = self.ground.cluster.audit()
         bindings = [one for one in writes if one.subresource == "binding"]
         findings.created = self.churn.created
         findings.bound = sum(one.code == 201 for one in bindings)
         findings.refused_by_the_fence = sum(one.code == 403 for one in bindings)
         findings.faults = dict(self.dice.happened)
         findings.longest_wait_s = self.patience.longest
+        findings.longest_wait_in_all_s = self.patience.longest_in_all
         findings.broken += [*bound_twice(writes), *self.patience.broken()]
         findings.broken += [f"the load met an error: {error}" for error in self.churn.errors[:3]]
         findings.broken = sorted(set(findings.broken))
         return findings
+
+
+def _metrics(replica: Replica) -> str:
+    try:
+        return replica.metrics()
+    except OSError:  # killed just now
+        return ""
 
 
 def chaos(directory: Path, *, seconds: float, seed: int, rate: float) -> Findings:
@@ -145,13 +143,16 @@ def chaos(directory: Path, *, seconds: float, seed: int, rate: float) -> Finding
 @click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="Leave the logs in this folder.")
 def main(*, seconds: float, seed: int, rate: float, keep: Path | None) -> None:
     """Have everything go wrong for a while, and say what broke."""
+    if reason := why_not():
+        raise click.ClickException(reason)
     with ExitStack() as stack:
         directory = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-")))
         found = chaos(directory, seconds=seconds, seed=seed, rate=rate)
     click.echo(f"seed {seed}: {found.created} pods created, {found.bound} bound, extender killed {found.kills} times")
     click.echo("faults: " + ", ".join(f"{kind} {count}" for kind, count in sorted(found.faults.items())))
     click.echo(
-        f"longest wait with room {found.longest_wait_s:.1f} s, {found.left_waiting} left waiting, "
+        f"longest wait with room and an extender that binds {found.longest_wait_s:.1f} s, with room alone "
+        f"{found.longest_wait_in_all_s:.1f} s; {found.left_waiting} left waiting, "
         f"{found.refused_by_the_fence} Bindings of an earlier term refused"
     )
     for sentence in found.broken:

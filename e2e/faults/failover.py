@@ -8,7 +8,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,12 +21,13 @@ from e2e.audit import Write
 from e2e.cluster import ControlPlane, Scheduler
 from e2e.faults.invariants import Picture, bound_twice, broken, leaks
 from e2e.faults.load import Churn
-from e2e.faults.proxy import FaultProxy
+from e2e.faults.proxy import Dice, FaultProxy
 from e2e.kustomize import MANIFESTS, build
 from e2e.processes import wait_until
-from e2e.replicas import NAMESPACE, Replica, VerbsService
+from e2e.replicas import NAMESPACE, Replica, VerbsService, why_not
 from e2e.rest import Api, ApiError
 
+NAMES = ("replica-a", "replica-b")
 LAYOUTS = {"second-scheduler": "cotenant-scheduler", "attached": "cotenant-extender"}
 # 10 nodes x 4 x 80 units = 3,200; the sizes of the load are 12.9 units on average, so 150 pods fill 60 %.
 NODES, KEEP, RATE = 10, 150, 8.0
@@ -47,8 +48,16 @@ class Outcome:
 class Ground:
     """A control plane with one layout applied, two replicas of it, and pods that come and go."""
 
-    def __init__(self, stack: ExitStack, directory: Path, layout: str, *, through_proxy: str = "") -> None:
-        """Start all of it, the replica *through_proxy* behind one and first; the stack ends it."""
+    def __init__(
+        self,
+        stack: ExitStack,
+        directory: Path,
+        layout: str,
+        *,
+        through_proxy: Collection[str] = (),
+        dice: Dice | None = None,
+    ) -> None:
+        """Start all of it, the replicas *through_proxy* behind a faulty one; the stack ends it."""
         self.layout = layout
         self.scheduler: Scheduler | None = None
         self.cluster = stack.enter_context(ControlPlane(directory / "control-plane"))
@@ -56,9 +65,9 @@ class Ground:
         for one in build(MANIFESTS / layout):
             self.api.apply_object(one)
         nodes.register(self.api, NODES, nodes.Shape(gpus=4, gpu_bytes=80 * GIB), prefix="lab")
-        names = ("replica-a", "replica-b")
+        names = NAMES
         self.kubeconfig = self.cluster.service_account_kubeconfig("cotenant-extender", namespace=NAMESPACE)
-        self.proxy = stack.enter_context(FaultProxy(self.cluster)) if through_proxy else None
+        self.proxy = stack.enter_context(FaultProxy(self.cluster, dice=dice)) if through_proxy else None
         self.replicas = {
             name: Replica(
                 self.cluster,
@@ -66,7 +75,7 @@ class Ground:
                 name,
                 layout=layout,
                 kubeconfig=self.proxy.kubeconfig(self.kubeconfig)
-                if self.proxy and name == through_proxy
+                if self.proxy and name in through_proxy
                 else self.kubeconfig,
             )
             for name in names
@@ -183,6 +192,8 @@ def _wait_bound(ground: Ground, offset: int, otherwise: str, *, after: float = 0
 @click.option("--seed", default=1, show_default=True)
 def main(*, count: int, layout: str, seed: int) -> None:
     """Measure take-overs under load; ends with status 1 where an invariant is broken."""
+    if reason := why_not():
+        raise click.ClickException(reason)
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="failover-")))
         ground = Ground(stack, directory, layout)

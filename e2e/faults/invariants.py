@@ -162,31 +162,47 @@ def leaks(picture: Picture, metrics: str) -> list[str]:
 
 @dataclass
 class Patience:
-    """Remember since when each pod waits although there is room; to be shown pictures again and again."""
+    """Add up for how long each pod waits although there is room; to be shown pictures again and again.
+
+    The time in which no extender binds does not count as waiting for one that does, and is in `longest_in_all` alone.
+    """
 
     clock: Callable[[], float] = time.monotonic
+    waited: dict[str, float] = field(default_factory=dict)
     since: dict[str, float] = field(default_factory=dict)
     longest: float = 0.0
+    longest_in_all: float = 0.0
     stuck: dict[str, float] = field(default_factory=dict)
+    _last: float | None = None
 
-    def look(self, picture: Picture) -> None:
-        """Take over one picture."""
+    def look(self, picture: Picture, *, binding: bool) -> None:
+        """Take over one picture, and whether an extender binds now."""
         now = self.clock()
+        passed = now - self._last if self._last is not None and binding else 0.0
+        self._last = now
         largest = max(picture.free().values(), default=0)
         waiting = {
             pod["metadata"]["uid"]: pod
             for pod in picture.pods
-            if not pod["spec"].get("nodeName") and "deletionTimestamp" not in pod["metadata"]
+            if not pod["spec"].get("nodeName") and "deletionTimestamp" not in pod["metadata"] and _asks(pod)
         }
-        self.since = {uid: self.since.get(uid, now) for uid, pod in waiting.items() if 0 < _bytes(pod) <= largest}
-        for uid, began in self.since.items():
-            self.longest = max(self.longest, now - began)
-            if now - began > STUCK_SECONDS:
-                self.stuck[waiting[uid]["metadata"]["name"]] = now - began
+        fitting = [uid for uid, pod in waiting.items() if 0 < _bytes(pod) <= largest]
+        # a pod that is seen for the first time has waited for nothing yet
+        self.waited = {uid: self.waited[uid] + passed if uid in self.waited else 0.0 for uid in fitting}
+        self.since = {uid: self.since.get(uid, now) for uid in fitting}
+        for uid, seconds in self.waited.items():
+            self.longest = max(self.longest, seconds)
+            self.longest_in_all = max(self.longest_in_all, now - self.since[uid])
+            if seconds > STUCK_SECONDS:
+                self.stuck[waiting[uid]["metadata"]["name"]] = seconds
 
     def broken(self) -> list[str]:
         """Say which pods have waited too long."""
         return [f"pod {name} waited {seconds:.0f} s although there was room" for name, seconds in self.stuck.items()]
+
+
+def _asks(pod: Mapping[str, Any]) -> bool:
+    return NAMES.gpu_mem in pod["spec"]["containers"][0].get("resources", {}).get("limits", {})
 
 
 def _bytes(pod: Mapping[str, Any]) -> int:

@@ -245,7 +245,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def _watch(self, path: str) -> None:
-        """Pass a watch on line by line, in an answer that ends with its connection."""
+        """Pass a watch on line by line; the connection ends with it."""
         dice = self._proxy.dice
         rng = dice.roll(f"watch {path}") if dice else random.Random(0)
         self.close_connection = True
@@ -259,7 +259,8 @@ class _Handler(BaseHTTPRequestHandler):
             response = connection.getresponse()
             self.send_response(response.status)
             self.send_header("Content-Type", response.getheader("Content-Type") or "application/json")
-            self.send_header("Connection", "close")
+            # as kube-apiserver does: without chunks a client would wait for its buffer to be full
+            self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
             self.wfile.flush()
             _when_closed(self.connection, lambda: _shut(connection))
@@ -270,10 +271,12 @@ class _Handler(BaseHTTPRequestHandler):
                     time.sleep(rng.uniform(*dice.odds.hang_s))
                 if fault == "cut":
                     # in the middle of a line, as a connection would be
-                    self.wfile.write(line[: rng.randrange(len(line))])
-                    break
-                self.wfile.write(line * (2 if fault == "repeat" else 1))
+                    self.wfile.write(b"%x\r\n" % len(line) + line[: rng.randrange(len(line))])
+                    return
+                for _ in range(2 if fault == "repeat" else 1):
+                    self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
                 self.wfile.flush()
+            self.wfile.write(b"0\r\n\r\n")
         except (OSError, http.client.HTTPException):
             return
         finally:

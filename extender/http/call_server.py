@@ -17,6 +17,7 @@ from typing import BinaryIO, NamedTuple, cast
 import structlog
 
 from extender.http.calls import MAX_BODY, Answer, BodyError
+from extender.http.certificates import Certificates
 
 _log = structlog.get_logger(__name__)
 
@@ -28,6 +29,8 @@ _MOST_CONNECTIONS = 2048
 _BACKLOG = 1024
 # Requests under way when SIGTERM comes get this long, which is less than the 10 s that we promise to be gone in.
 _STOP_SECONDS = 6.0
+# How long a caller may take to show its certificate.
+_HANDSHAKE_SECONDS = 10.0
 _MAX_HEAD = 64 << 10
 _BUFFER = 64 << 10
 # A body that is too long is still read up to here, since a client that is cut off while it sends never sees the answer.
@@ -56,9 +59,19 @@ class _Head(NamedTuple):
 
 
 class CallServer:
-    """Serve *answer*, which is given method, path and body, on one address."""
+    """Serve *answer*, which is given method, path and body, on one address.
 
-    def __init__(self, address: str, answer: Callable[[str, str, bytes | BodyError], Answer]) -> None:
+    With *certificates* by TLS, and only to those who show one of their authority.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        answer: Callable[[str, str, bytes | BodyError], Answer],
+        *,
+        certificates: Certificates | None = None,
+    ) -> None:
+        self._certificates = certificates
         host, _, port = address.rpartition(":")
         self._where = host.strip("[]"), int(port)
         self._answer = answer
@@ -96,7 +109,7 @@ class CallServer:
         for connection in left:
             # whoever waits for a request reads the end; whoever answers one can still send
             with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RD)
+                _shut(connection, socket.SHUT_RD)
         deadline = time.monotonic() + _STOP_SECONDS
         for thread in left.values():
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -118,6 +131,8 @@ class CallServer:
 
     def _serve(self, connection: socket.socket) -> None:
         try:
+            connection.settimeout(_IDLE_SECONDS if self._certificates is None else _HANDSHAKE_SECONDS)
+            connection = self._secured(connection)
             connection.settimeout(_IDLE_SECONDS)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with cast("BinaryIO", connection.makefile("rb", _BUFFER)) as source:
@@ -134,6 +149,23 @@ class CallServer:
                 del self._connections[connection]
             connection.close()
             self._room.release()
+
+    def _secured(self, connection: socket.socket) -> socket.socket:
+        """Shake hands where there are certificates; in the connection's own thread, so that nobody else waits."""
+        if self._certificates is None:
+            return connection
+        secured = self._certificates.context().wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        with self._guard:
+            self._connections[secured] = self._connections.pop(connection)
+        try:
+            secured.do_handshake()
+        except OSError as error:
+            _log.info("a caller of the verbs was turned away", why=str(error))
+            with self._guard:
+                self._connections[connection] = self._connections.pop(secured)
+            secured.close()
+            raise
+        return secured
 
     def _one(self, connection: socket.socket, source: BinaryIO) -> bool:
         """Answer one request; tell whether the connection goes on."""
@@ -152,9 +184,14 @@ class CallServer:
         return keep
 
 
+def _shut(connection: socket.socket, how: int) -> None:
+    # not an SSLSocket's own shutdown, after which it would send what is left in the clear
+    socket.socket.shutdown(connection, how)
+
+
 def _linger(connection: socket.socket) -> None:
     """Wait until the client has read its answer: a close on top of what it still sends would take that away again."""
-    connection.shutdown(socket.SHUT_WR)
+    _shut(connection, socket.SHUT_WR)
     until = time.monotonic() + _LINGER_SECONDS
     while (left := until - time.monotonic()) > 0:
         connection.settimeout(left)

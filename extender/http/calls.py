@@ -7,12 +7,14 @@ from typing import NamedTuple, TypeVar
 import msgspec
 import structlog
 
+from cotenant.cluster import ClusterError
 from cotenant.contract.reasons import Reason
 from extender.metrics import Metrics
 from extender.verbs.bind import Bind
 from extender.verbs.filter import Filter
+from extender.verbs.preempt import Preempt
 from extender.verbs.prioritize import Prioritize
-from extender.verbs.wire import ArgsReader, BindArgs, BindResult, FilterResult
+from extender.verbs.wire import ArgsReader, BindArgs, BindResult, FilterResult, PreemptionArgs
 
 _log = structlog.get_logger(__name__)
 
@@ -23,6 +25,7 @@ TEXT = "text/plain"
 # 5,000 names are 86 KB; 500 whole nodes, from a scheduler without nodeCacheCapable, are 6.5 MB.
 MAX_BODY = 16 << 20
 
+_preemption_args = msgspec.json.Decoder(PreemptionArgs)
 _bind_args = msgspec.json.Decoder(BindArgs)
 _encode = msgspec.json.Encoder().encode
 
@@ -41,21 +44,25 @@ class Answer(NamedTuple):
 
 
 class Calls:
-    """Answer filter, prioritize and bind.
+    """Answer filter, prioritize, preempt and bind.
 
     They answer 200 whatever happens: of any other status kube-scheduler shows the number and drops the body, where the
-    reason stands (pkg/scheduler/extender.go, send). Only prioritize has no place for a reason in its answer.
+    reason stands (pkg/scheduler/extender.go, send). Only prioritize and preempt have no place for a reason.
     """
 
-    def __init__(self, *, filter_: Filter, prioritize: Prioritize, bind: Bind, metrics: Metrics) -> None:
+    def __init__(
+        self, *, filter_: Filter, prioritize: Prioritize, preempt: Preempt, bind: Bind, metrics: Metrics
+    ) -> None:
         self._filter = filter_
         self._prioritize = prioritize
+        self._preempt = preempt
         self._bind = bind
         self._metrics = metrics
         self._args = ArgsReader()
         self._verbs: dict[str, Callable[[bytes], tuple[str, Answer]]] = {
             "/filter": self._answer_filter,
             "/prioritize": self._answer_prioritize,
+            "/preempt": self._answer_preempt,
             "/bind": self._answer_bind,
         }
 
@@ -79,6 +86,8 @@ class Calls:
             outcome, found = answer(body)
         except BodyError as error:
             outcome, found = "error", _unusable(verb, str(error), 400)
+        except ClusterError as error:
+            outcome, found = "error", _unusable(verb, f"{verb}: {error}", 503)
         except Exception as error:  # noqa: BLE001 - whatever it is, kube-scheduler waits for an answer
             _log.exception("request failed", verb=verb)
             sentence = f"{verb} failed inside the extender ({type(error).__name__}); its log says more"
@@ -93,6 +102,10 @@ class Calls:
 
     def _answer_prioritize(self, body: bytes) -> tuple[str, Answer]:
         return "ok", Answer(200, _encode(self._prioritize(_read(self._args, "prioritize", body))))
+
+    def _answer_preempt(self, body: bytes) -> tuple[str, Answer]:
+        result = self._preempt(_read(_preemption_args.decode, "preempt", body))
+        return "ok" if result.NodeNameToMetaVictims else "rejected", Answer(200, _encode(result))
 
     def _answer_bind(self, body: bytes) -> tuple[str, Answer]:
         refusal = self._bind(_read(_bind_args.decode, "bind", body))

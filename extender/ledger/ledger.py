@@ -18,6 +18,7 @@ What the ledger promises:
 - One unreadable node or pod changes nothing for the others.
 """
 
+import copy
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -84,6 +85,22 @@ class Ledger:
             for node in list(self._outdated):
                 self._show(node)
             return list(self._views.values())
+
+    def without(self, node: str, uids: Iterable[str]) -> NodeView | None:
+        """Show the node as it would be without the pods of those UIDs, or None where the API server has none."""
+        with self._lock:
+            account = self._accounts.get(node)
+            if account is None or account.read_from is None:
+                return None
+            # the inventory is never changed, only replaced
+            account = copy.deepcopy(account, {id(account.inventory): account.inventory})
+            for uid in uids:
+                hold, resident = self._holds.get(uid), self._residents.get(uid)
+                if hold is not None and hold.node == node:
+                    account.drop(hold)
+                if resident is not None and resident[0] == node:
+                    account.leave(resident[1])
+            return account.view()
 
     def changed_so_far(self) -> int:
         """Count the changes of all nodes' views until now, to ask changes() with later."""

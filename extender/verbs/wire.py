@@ -111,6 +111,47 @@ class HostPriority(msgspec.Struct, frozen=True):
     Score: int
 
 
+class MetaPod(msgspec.Struct, frozen=True):
+    """Name a pod by its UID."""
+
+    UID: str
+
+
+class MetaVictims(msgspec.Struct, frozen=True):
+    """Name the pods to evict from one node, and say how many of them against a disruption budget."""
+
+    Pods: list[MetaPod] | None = None
+    NumPDBViolations: int = 0
+
+
+class _Victims(msgspec.Struct, frozen=True):
+    Pods: list[Pod] | None = None
+    NumPDBViolations: int = 0
+
+
+class PreemptionArgs(msgspec.Struct, frozen=True):
+    """Hold what preempt is called with: the pod, and victims by node, by UID or, without nodeCacheCapable, whole."""
+
+    Pod: Pod
+    NodeNameToMetaVictims: dict[str, MetaVictims] | None = None
+    NodeNameToVictims: dict[str, _Victims] | None = None
+
+    def proposed(self) -> dict[str, MetaVictims]:
+        """Give kube-scheduler's own victims by node."""
+        if self.NodeNameToMetaVictims is not None:
+            return self.NodeNameToMetaVictims
+        return {
+            node: MetaVictims([MetaPod(pod.uid) for pod in one.Pods or ()], one.NumPDBViolations)
+            for node, one in (self.NodeNameToVictims or {}).items()
+        }
+
+
+class PreemptionResult(msgspec.Struct, frozen=True):
+    """Answer preempt: nodes that are left out are no candidates any more; each must have a victim."""
+
+    NodeNameToMetaVictims: dict[str, MetaVictims]
+
+
 class BindArgs(msgspec.Struct, frozen=True):
     """Hold what bind is called with."""
 

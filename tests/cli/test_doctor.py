@@ -128,7 +128,7 @@ def policy_scheduler(objects: Objects) -> None:
 
 
 def webhook_instead(objects: Objects) -> None:
-    for key in [key for key in objects if "AdmissionPolicy" in key[0]]:
+    for key in [key for key in objects if "AdmissionPolicy" in key[0] and key[1] != "cotenant-writer"]:
         del objects[key]
     objects.update(shipped("admission/webhook"))
 
@@ -141,6 +141,7 @@ def made_up(objects: Objects) -> None:
     ("name", "plant"),
     [
         ("two-extenders", replicas),
+        ("two-extenders", without(("ValidatingAdmissionPolicyBinding", "cotenant-writer"))),
         ("version-skew", image("DaemonSet", "cotenant-device-plugin", "cotenant:0.0.9")),
         ("scheduler-version", image("Deployment", "kube-scheduler", "registry.example/kube-scheduler:v1.34.0")),
         ("configuration-unreadable", file("device-plugin-config.yaml", "unitt", "1GiB")),

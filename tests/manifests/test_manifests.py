@@ -162,9 +162,8 @@ class TestSchedulerConfiguration:
         (stanza,) = scheduler_config(layout)["extenders"]
         assert stanza["nodeCacheCapable"] is True
         assert stanza["ignorable"] is False
-        assert ("filter", "prioritize", "bind") == tuple(
-            stanza[f"{verb}Verb"] for verb in ("filter", "prioritize", "bind")
-        )
+        verbs = ("filter", "prioritize", "preempt", "bind")
+        assert verbs == tuple(stanza[f"{verb}Verb"] for verb in verbs)
 
     def test_the_profile_is_the_one_that_admission_names(self) -> None:
         (profile,) = scheduler_config("second-scheduler")["profiles"]

@@ -80,6 +80,13 @@ def _two_extenders(facts: Facts) -> Said:
             ),
             ("name a Lease in the extender's configuration, key writer, or set replicas: 1 and strategy: Recreate"),
         )
+    fences = facts.objects.get("validatingadmissionpolicybindings")
+    if replicas > 1 and fences is not None and "cotenant-writer" not in {one["spec"]["policyName"] for one in fences}:
+        yield (
+            BROKEN,
+            f"{replicas} extenders run at once, and nothing refuses what the last one still sends after a take-over",
+            ("apply writer.yaml of the layout; before Kubernetes 1.30 set replicas: 1 and strategy: Recreate"),
+        )
 
 
 @check("version-skew")

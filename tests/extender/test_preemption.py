@@ -1,0 +1,201 @@
+"""Whom to evict for a pod of higher priority: as few as free single GPUs for it, and the least important."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from extender.preemption import Budget, Neighbour, Requirement, Selector, victims
+from tests.builders import a_pod
+from tests.extender.running import Running, eventually, submit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cotenant.standins.api_server import ApiServer
+    from tests.builders import Json
+
+APP = Selector(match_labels={"app": "x"})
+
+
+def one(uid: str, *, priority: int = 0, amount: int = 0, app: str = "", started: str = "") -> Neighbour:
+    return Neighbour(uid, "default", priority, started, {"app": app} if app else {}, amount)
+
+
+def needs(free: int, *neighbours: Neighbour) -> Callable[[frozenset[str]], bool]:
+    """Fit where those that are gone held so many bytes together, on one GPU."""
+    return lambda gone: sum(each.bytes for each in neighbours if each.uid in gone) >= free
+
+
+class TestVictims:
+    """The choice itself."""
+
+    def test_the_least_important_go_first(self) -> None:
+        low, high = one("low", priority=1, amount=8), one("high", priority=5, amount=8)
+        chosen = victims([low, high], [], needs(8, low, high))
+        assert chosen
+        assert ["low"] == [each.uid for each in chosen.pods]
+
+    def test_one_large_goes_rather_than_many_small(self) -> None:
+        pods = [one("large", amount=16), *(one(f"small-{n}", amount=4) for n in range(4))]
+        chosen = victims(pods, [], needs(16, *pods))
+        assert chosen
+        assert ["large"] == [each.uid for each in chosen.pods]
+
+    def test_of_equal_ones_the_youngest_goes(self) -> None:
+        old = one("old", amount=8, started="2026-01-01T00:00:00Z")
+        young = one("young", amount=8, started="2026-01-02T00:00:00Z")
+        chosen = victims([young, old], [], needs(8, old, young))
+        assert chosen
+        assert ["young"] == [each.uid for each in chosen.pods]
+
+    def test_who_a_budget_protects_stays_even_before_higher_priority(self) -> None:
+        kept, goes = one("kept", priority=1, amount=8, app="x"), one("goes", priority=2, amount=8)
+        chosen = victims([kept, goes], [Budget("default", APP, allowed=0)], needs(8, kept, goes))
+        assert chosen
+        assert (["goes"], 0) == ([each.uid for each in chosen.pods], chosen.violations)
+
+    def test_a_budget_is_broken_and_counted_where_nothing_else_helps(self) -> None:
+        pods = [one("a", amount=8, app="x"), one("b", amount=8, app="x")]
+        # one of the two may go
+        chosen = victims(pods, [Budget("default", APP, allowed=1)], needs(16, *pods))
+        assert chosen
+        assert (2, 1) == (len(chosen.pods), chosen.violations)
+
+    def test_where_all_of_them_do_not_help_nobody_goes(self) -> None:
+        pods = [one("a", amount=8)]
+        assert victims(pods, [], needs(9, *pods)) is None
+
+    def test_those_that_must_go_go(self) -> None:
+        must, holds = one("must"), one("holds", amount=8)
+        chosen = victims([must, holds], [], needs(8, must, holds), frozenset({"must"}))
+        assert chosen
+        assert {"must", "holds"} == {each.uid for each in chosen.pods}
+
+    @given(
+        st.lists(st.tuples(st.integers(0, 3), st.integers(0, 20), st.booleans()), max_size=7),
+        st.integers(1, 60),
+        st.integers(0, 2),
+    )
+    def test_none_of_them_could_stay_and_none_are_chosen_only_where_none_help(
+        self, drawn: list[tuple[int, int, bool]], free: int, allowed: int
+    ) -> None:
+        pods = [
+            one(f"u{n}", priority=priority, amount=amount, app="x" if labelled else "")
+            for n, (priority, amount, labelled) in enumerate(drawn)
+        ]
+        fits = needs(free, *pods)
+        everyone = frozenset(each.uid for each in pods)
+        chosen = victims(pods, [Budget("default", APP, allowed)], fits)
+
+        assert (chosen is None) == (not fits(everyone))
+        if chosen is None:
+            return
+        gone = frozenset(each.uid for each in chosen.pods)
+        assert fits(gone)
+        assert not [uid for uid in gone if fits(gone - {uid})]
+        # the highest priority that goes is the least of all choices that break as few budgets or fewer
+        highest = max((each.priority for each in chosen.pods), default=0)
+        unprotected = [each for each in pods if not each.labels]
+        others = [
+            max(each.priority for each in some)
+            for count in range(1, len(unprotected) + 1)
+            for some in combinations(unprotected, count)
+            if fits(frozenset(each.uid for each in some))
+        ]
+        if others and not chosen.violations and not any(each.labels for each in pods):
+            assert highest == min(others)
+
+
+@pytest.mark.parametrize(
+    ("operator", "values", "matched"),
+    [
+        ("In", ("x", "y"), [True, False, False]),
+        ("NotIn", ("x",), [False, True, True]),
+        ("Exists", None, [True, True, False]),
+        ("DoesNotExist", None, [False, False, True]),
+    ],
+)
+def test_a_budgets_selector_matches_as_kubernetes_has_it(
+    operator: str, values: tuple[str, ...] | None, matched: list[bool]
+) -> None:
+    requirement = Requirement("app", operator, values)  # type: ignore[arg-type]
+    labels: list[dict[str, str]] = [{"app": "x"}, {"app": "z"}, {}]
+    assert matched == [Selector(match_expressions=(requirement,)).matches(one) for one in labels]
+
+
+class TestVerb:
+    """What kube-scheduler is told; n1 has two GPUs of 10 units."""
+
+    @pytest.fixture
+    def residents(self, api: ApiServer, extender: Running) -> dict[str, Json]:
+        """Two pods of priority 0 on each GPU, of 6 and 4 units."""
+        pods = {}
+        for gpu in ("a", "b"):
+            for units in (6, 4):
+                name = f"{gpu}{units}"
+                pods[name] = submit(api, a_pod().named(name).asking(units))
+                assert "" == extender.bind(pods[name], "n1")
+        assert eventually(lambda: len(extender.ledger.holds()) == 4)
+        return pods
+
+    def ask(self, extender: Running, units: int, victims: list[Json], priority: int = 10) -> dict[str, list[str]]:
+        """Ask with kube-scheduler's victims on n1; give those that come back, by node."""
+        pod = a_pod().named("vip").asking(units).as_json()
+        pod["metadata"]["uid"] = "vip"
+        pod["spec"]["priority"] = priority
+        meta = {"Pods": [{"UID": one["metadata"]["uid"]} for one in victims], "NumPDBViolations": 0}
+        answer = extender.post("/preempt", {"Pod": pod, "NodeNameToMetaVictims": {"n1": meta}})
+        assert 200 == answer.status, answer.body
+        return {
+            node: [one["UID"] for one in found["Pods"]] for node, found in answer.json["NodeNameToMetaVictims"].items()
+        }
+
+    def test_victims_that_free_one_gpu_stay_as_they_are(self, extender: Running, residents: dict[str, Json]) -> None:
+        uid = residents["a6"]["metadata"]["uid"]
+        assert {"n1": [uid]} == self.ask(extender, 6, [residents["a6"]])
+
+    def test_victims_that_free_only_the_sum_are_replaced_by_one_that_frees_a_gpu(
+        self, extender: Running, residents: dict[str, Json]
+    ) -> None:
+        # 4 of one GPU and 4 of the other are 8 of the node, but no GPU of 6
+        found = self.ask(extender, 6, [residents["a4"], residents["b4"]])
+        sixes = {residents[name]["metadata"]["uid"] for name in ("a6", "b6")}
+        (chosen,) = found["n1"]
+        assert chosen in sixes
+
+    def test_a_whole_gpu_takes_both_of_its_pods(self, extender: Running, residents: dict[str, Json]) -> None:
+        found = self.ask(extender, 10, [residents["a6"], residents["b4"]])
+        names = {one["metadata"]["uid"]: name for name, one in residents.items()}
+        assert sorted(names[uid] for uid in found["n1"]) in (["a4", "a6"], ["b4", "b6"])
+
+    def test_pods_of_the_same_priority_are_left_alone(self, extender: Running, residents: dict[str, Json]) -> None:
+        assert {} == self.ask(extender, 6, [residents["a4"], residents["b4"]], priority=0)
+
+    def test_what_no_eviction_can_free_is_no_candidate(self, extender: Running, residents: dict[str, Json]) -> None:
+        assert {} == self.ask(extender, 11, list(residents.values()))
+
+    def test_a_pod_that_asks_nothing_of_ours_keeps_its_victims(self, extender: Running) -> None:
+        pod = a_pod().named("plain").as_json()
+        body = {"Pod": pod, "NodeNameToMetaVictims": {"n1": {"Pods": [{"UID": "x"}], "NumPDBViolations": 1}}}
+        assert body["NodeNameToMetaVictims"] == extender.post("/preempt", body).json["NodeNameToMetaVictims"]
+
+    def test_an_api_server_that_is_away_evicts_nobody_and_is_said(
+        self, api: ApiServer, extender: Running, residents: dict[str, Json]
+    ) -> None:
+        api.faults.refuse(500, path="poddisruptionbudgets")
+        meta = {"n1": {"Pods": [{"UID": residents[name]["metadata"]["uid"]} for name in ("a4", "b4")]}}
+        pod = a_pod().named("vip").asking(6).as_json()
+        pod["metadata"]["uid"], pod["spec"]["priority"] = "vip", 10
+        answer = extender.post("/preempt", {"Pod": pod, "NodeNameToMetaVictims": meta})
+        assert 503 == answer.status
+        assert answer.body.startswith(b"preempt: ")
+
+    def test_what_is_no_json_is_refused_with_a_sentence(self, extender: Running) -> None:
+        answer = extender.post("/preempt", b"[")
+        assert 400 == answer.status
+        assert answer.body.startswith(b"preempt: the request is not what kube-scheduler sends")
