@@ -1,9 +1,7 @@
 """Put the extender together from its parts, and take it apart again."""
 
-import gc
 import os
 import socket
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -41,10 +39,6 @@ _log = structlog.get_logger(__name__)
 
 # How much of its time a bind may wait for the end of a take-over, which takes `settle` and a LIST of all pods.
 _TAKE_OVER_SHARE = 0.5
-
-# Objects made before a collection of the young, and collections of these before one of the older.
-_GC_THRESHOLDS = 20_000, 20, 100
-_SWITCH_SECONDS = 0.0005
 
 
 class Extender:
@@ -131,8 +125,6 @@ class Extender:
 
     def run(self, stopping: threading.Event, ready: Callable[[str], None]) -> None:
         """Serve until *stopping*; call *ready* with a sentence once the cluster has been read."""
-        # what is read at the start is kept, so looking for garbage in it is in vain
-        gc.set_threshold(*_GC_THRESHOLDS)
         try:
             for server in self._servers:
                 server.start()
@@ -146,7 +138,6 @@ class Extender:
                 pass
             if not stopping.is_set():
                 self._lessons.start()
-                _let_the_ledger_be()
                 ready(self._sentence())
             stopping.wait()
         finally:
@@ -185,18 +176,6 @@ class Extender:
         listen, serve = self._servers[0].address, self._servers[-1].address
         where = f"verbs on {listen}, everything else on {serve}" if serve != listen else f"everything on {listen}"
         return f"cotenant-extender ready: {where}; {len(self._ledger.views())} nodes, {len(self._ledger.holds())} pods"
-
-
-def _let_the_ledger_be() -> None:
-    """Keep the garbage collector and the other threads from holding up a verb.
-
-    A full collection walks all that the ledger holds: 0.1 s at 50,000 pods, for nothing, since none of it is garbage.
-    Frozen, it is not walked again; and what comes later is walked rarely. A thread that decodes the watch may keep the
-    interpreter for 5 ms unless told otherwise, which is more than a verb takes.
-    """
-    gc.collect()
-    gc.freeze()
-    sys.setswitchinterval(_SWITCH_SECONDS)
 
 
 def with_flags(configuration: ExtenderConfiguration, **flags: str | None) -> ExtenderConfiguration:

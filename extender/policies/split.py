@@ -25,6 +25,12 @@ class Split(Policy):
         levels = {"node_level": node, "gpu_level": gpu, "name": name, "step": node.step, "priced": node.priced}
         return type(name, (cls,), levels | {"needs_mix": node.needs_mix or gpu.needs_mix})
 
+    @classmethod
+    def foresee(cls, mix: Mix, *, most_milli: int, most_cpu: int) -> None:
+        """Let both foresee."""
+        for level in (cls.node_level, cls.gpu_level):
+            level.foresee(mix, most_milli=most_milli, most_cpu=most_cpu)
+
     def changed(self, rows: Ints) -> None:
         """Tell both."""
         self._node.changed(rows)
