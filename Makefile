@@ -94,12 +94,16 @@ churn: $(ENVIRONMENT) ## let pods of the openb trace come and go under six polic
 		--loads 70,80,90,95,100,110 --seeds 1-6 --hours 48 --every 8 --out bench-results/churn --plot bench-results/churn.png
 
 .PHONY: bench
-bench: $(ENVIRONMENT) ## measure filter and memory at 5,000 nodes; prints a table, writes bench-results/
-	$(RUN)/python -m e2e.bench
+bench: $(ENVIRONMENT) binaries ## measure all that costs at 5,000 nodes, half an hour; writes bench-results/
+	COTENANT_BIN=$(E2E_BIN) $(RUN)/python -m e2e.bench
 
-.PHONY: throughput
-throughput: $(ENVIRONMENT) ## measure pods a second with and without us, by a real kube-scheduler; writes bench-results/
-	$(RUN)/python -m e2e.throughput
+.PHONY: bench-quick
+bench-quick: $(ENVIRONMENT) binaries ## measure the verbs at 5,000 nodes and Allocate alone, in five minutes
+	COTENANT_BIN=$(E2E_BIN) $(RUN)/python -m e2e.bench --only verbs --only allocate
+
+.PHONY: bench-short
+bench-short: $(ENVIRONMENT) binaries ## run every part of the bench at small sizes, as CI does
+	COTENANT_BIN=$(E2E_BIN) $(RUN)/python -m e2e.bench --short
 
 .PHONY: failover
 failover: $(ENVIRONMENT) binaries ## end or freeze the extender that binds 50 times under load, as root; COUNT=, LAYOUT=

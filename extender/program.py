@@ -1,9 +1,7 @@
 """Put the extender together from its parts, and take it apart again."""
 
-import gc
 import os
 import socket
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -46,10 +44,6 @@ _log = structlog.get_logger(__name__)
 
 # How much of its time a bind may wait for the end of a take-over, which takes `settle` and a LIST of all pods.
 _TAKE_OVER_SHARE = 0.5
-
-# Objects made before a collection of the young, and collections of these before one of the older.
-_GC_THRESHOLDS = 20_000, 20, 100
-_SWITCH_SECONDS = 0.0005
 
 
 class Extender:
@@ -153,8 +147,6 @@ class Extender:
 
     def run(self, stopping: threading.Event, ready: Callable[[str], None]) -> None:
         """Serve until *stopping*; call *ready* with a sentence once the cluster has been read."""
-        # what is read at the start is kept, so looking for garbage in it is in vain
-        gc.set_threshold(*_GC_THRESHOLDS)
         try:
             for server in self._servers:
                 server.start()
@@ -198,7 +190,6 @@ class Extender:
         """Start what goes by the cluster as it has been read."""
         for part in self._beside:
             part.start()
-        _let_the_ledger_be()
 
     def _election_of(
         self, configuration: ExtenderConfiguration, cluster: Cluster
@@ -222,18 +213,6 @@ class Extender:
 def _certificates(configuration: ExtenderConfiguration) -> Certificates | None:
     tls = configuration.verbs_tls
     return Certificates(*map(Path, (tls.cert_file, tls.key_file, tls.client_ca_file))) if tls else None
-
-
-def _let_the_ledger_be() -> None:
-    """Keep the garbage collector and the other threads from holding up a verb.
-
-    A full collection walks all that the ledger holds: 0.1 s at 50,000 pods, for nothing, since none of it is garbage.
-    Frozen, it is not walked again; and what comes later is walked rarely. A thread that decodes the watch may keep the
-    interpreter for 5 ms unless told otherwise, which is more than a verb takes.
-    """
-    gc.collect()
-    gc.freeze()
-    sys.setswitchinterval(_SWITCH_SECONDS)
 
 
 def _heard_by_nobody(_uid: str, _request: PodRequest) -> None:

@@ -25,6 +25,11 @@ _pod = msgspec.json.Decoder(Pod)
 _REQUEST_SECONDS = 4.0
 
 
+# How many Bindings are on their way at once. kube-scheduler binds without a limit, but waits for each filter: with a
+# hundred binds beside it a filter had to wait for the interpreter behind all of them.
+_AT_ONCE = 16
+
+
 class _Doubt(msgspec.Struct, frozen=True):
     """Be the outcome of a Binding that may or may not have been written."""
 
@@ -63,6 +68,7 @@ class Binder:
         self._writer = writer or Sole()
         self._bind_timeout = bind_timeout
         self._clock = clock
+        self._room = threading.Semaphore(_AT_ONCE)
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._unsettled: dict[str, _Unsettled] = {}
@@ -140,16 +146,17 @@ class Binder:
         # what carries no grant takes no memory, and needs no fence
         fenced = bool(token) and hold is not None
         try:
-            writes.bind(
-                self._cluster,
-                namespace=args.PodNamespace,
-                name=args.PodName,
-                uid=args.PodUID,
-                node=args.Node,
-                annotations={**annotations, self._names.writer: token} if fenced else annotations,
-                labels={self._names.granted: "true"} if fenced else None,
-                timeout=max(0.1, min(_REQUEST_SECONDS, seconds)),
-            )
+            with self._room:
+                writes.bind(
+                    self._cluster,
+                    namespace=args.PodNamespace,
+                    name=args.PodName,
+                    uid=args.PodUID,
+                    node=args.Node,
+                    annotations={**annotations, self._names.writer: token} if fenced else annotations,
+                    labels={self._names.granted: "true"} if fenced else None,
+                    timeout=max(0.1, min(_REQUEST_SECONDS, seconds)),
+                )
         except Conflict as error:
             return self._conflict(args, hold, error, again=again)
         except ClusterError as error:

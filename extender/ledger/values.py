@@ -99,7 +99,7 @@ def overlap(one: MIGInstance, other: MIGInstance) -> bool:
     return one.start < other.start + other.size and other.start < one.start + one.size
 
 
-class NodeView(msgspec.Struct, frozen=True):
+class NodeView(msgspec.Struct, frozen=True, gc=False):
     """Show one node at one moment."""
 
     name: str
@@ -137,7 +137,7 @@ class Stage(StrEnum):
     BOUND = "bound"
 
 
-class Hold(msgspec.Struct, frozen=True):
+class Hold(msgspec.Struct, frozen=True, gc=False):
     """Show what one pod holds on one node.
 
     *charges* are bytes by GPU UUID, and *slots* the MIG instances that they lie in, if in any. A grant that cannot be

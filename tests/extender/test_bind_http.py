@@ -274,6 +274,19 @@ class TestAgain:
         assert [""] == errors
         assert "" == extender.bind(pod, "n1")
 
+    def test_a_pod_whose_gpu_another_took_since_it_was_judged_gets_the_other_one(
+        self, api: ApiServer, extender: Running
+    ) -> None:
+        # 3 GiB are held of one GPU, so both pods of 7 were to have what is left of it
+        assert "" == extender.bind(submit(api, a_pod().named("tenant").asking(3)), "n1")
+        first, second = (submit(api, a_pod().named(name).asking(7)) for name in ("first", "second"))
+        assert [["n1"], ["n1"]] == [extender.fitting(first, "n1"), extender.fitting(second, "n1")]
+
+        assert ["", ""] == [extender.bind(first, "n1"), extender.bind(second, "n1")]
+        tenant, one, another = (hold.charges.keys() for hold in extender.ledger.holds())
+        assert tenant == one != another
+        assert [201, 201, 201] == sent(api)
+
     def test_many_binds_at_once_give_no_gpu_twice(self, api: ApiServer, extender: Running) -> None:
         pods = [submit(api, a_pod().named(f"p{n}").asking(4)) for n in range(12)]
         api.faults.lose_reply(path=BINDING, times=3)

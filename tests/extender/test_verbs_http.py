@@ -398,6 +398,20 @@ class TestEverythingElse:
             "2 nodes, 0 pods"
         ) == extender.sentence
 
+    def test_one_address_for_both_answers_everything(self, api: ApiServer, start: Callable[..., Running]) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        extender = start(listen=address, serve=address)
+        pod = submit(api, a_pod().asking(8))
+
+        assert f"cotenant-extender ready: everything on {address}; 2 nodes, 0 pods" == extender.sentence
+        assert BOTH == tuple(extender.fitting(pod, *BOTH))
+        assert "" == extender.bind(pod, "n1")
+        assert 400 == extender.post("/prioritize", b"not json").status
+        assert 405 == extender.get("/filter").status
+        assert 200 == extender.get("/readyz").status
+        assert "20971520 bytes" in extender.post("/filter", b" " * (20 << 20)).json["Error"]
+
     def test_version(self, extender: Running) -> None:
         assert {"name": "cotenant-extender", "version": __version__} == extender.get("/version").json
 

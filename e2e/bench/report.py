@@ -1,0 +1,106 @@
+"""What was measured, for people (tables), programs (JSON) and READMEs (a plot)."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+
+from e2e.bench.throughput import FLOORS, WAYS, Round
+
+_NAME = 52
+
+
+def verbs(title: str, found: Mapping[str, Any]) -> None:
+    """Print figures by name: rows of milliseconds, and single numbers."""
+    click.echo(f"\n{title:{_NAME}}{'p50':>9}{'p99':>9}{'max':>9}{'CPU':>9}  ms")
+    for name, figure in found.items():
+        if isinstance(figure, Mapping):
+            values = (figure.get(key) for key in ("p50_ms", "p99_ms", "max_ms", "cpu_ms"))
+            click.echo(f"{name:{_NAME}}" + "".join(f"{value:9.2f}" if value is not None else "" for value in values))
+        else:
+            click.echo(f"{name:{_NAME}}{figure:9.2f}")
+    if "bind" in found:
+        ratio = found["bind"]["p50_ms"] / found["bare Binding POST"]["p50_ms"]
+        click.echo(f"{'bind in bare Binding POSTs, by the medians':{_NAME}}{ratio:9.2f}")
+
+
+def sections(title: str, found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print one block of figures for each size or placement."""
+    for name, figures in found.items():
+        verbs(f"{title}: {name}", figures)
+
+
+def throughput(found: Mapping[str, Sequence[Round]]) -> None:
+    """Print the medians of each way, and its ratio to its floor within the same round, with least and most."""
+    head = ("pods/s", "least", "most", "of none", "of idle", "least", "most", "writes", "others", "CPU ms", "algo ms")
+    click.echo(f"\n{'throughput, medians of rounds':30}" + "".join(f"{word:>9}" for word in head))
+    for way in WAYS:
+        rates = [one.pods_per_s for one in found[way]]
+        row = [f"{median(rates):9.0f}{min(rates):9.0f}{max(rates):9.0f}{median(ratios(found, way, WAYS[0])):9.2f}"]
+        if way in FLOORS:
+            of_idle = ratios(found, way, FLOORS[way])
+            row.append(f"{median(of_idle):9.3f}{min(of_idle):9.3f}{max(of_idle):9.3f}")
+        else:
+            row.append(" " * 27)
+        fields = ("writes_per_pod", "other_writes_per_pod", "extender_cpu_ms_per_pod", "algorithm_ms")
+        row += [f"{median(getattr(one, field) for one in found[way]):9.2f}" for field in fields]
+        click.echo(f"{way:30}{''.join(row)}")
+    if len(found[WAYS[0]]) == 5:
+        click.echo("least and most of five rounds hold the true median with 94 %")
+
+
+def ratios(found: Mapping[str, Sequence[Round]], way: str, floor: str) -> list[float]:
+    """Divide within each round, so that what else the machine does falls on both."""
+    return [a.pods_per_s / b.pods_per_s for a, b in zip(found[way], found[floor], strict=True)]
+
+
+def write(out: Path, name: str, report: Mapping[str, Any]) -> None:
+    """Write the JSON."""
+    out.mkdir(parents=True, exist_ok=True)
+    target = out / f"{name}.json"
+    target.write_text(json.dumps(report, indent=2, default=asdict) + "\n")
+    click.echo(f"written to {target}")
+
+
+def plot(out: Path, rounds: Mapping[str, Sequence[Round]], growth: Mapping[str, Mapping[str, Any]]) -> None:
+    """Draw pods a second by way, and filter, memory and start by size."""
+    import matplotlib as mpl  # noqa: PLC0415 - half a second, for whoever draws
+
+    if not (rounds or growth):
+        return
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+    if rounds:
+        rates = [[one.pods_per_s for one in rounds[way]] for way in WAYS]
+        middles = [median(one) for one in rates]
+        reach = [
+            [mid - min(one) for mid, one in zip(middles, rates, strict=True)],
+            [max(one) - mid for mid, one in zip(middles, rates, strict=True)],
+        ]
+        colours = ["0.6", "0.75", "0.75", "tab:blue", "tab:blue"]
+        left.bar([way.replace(" ", "\n", 1) for way in WAYS], middles, yerr=reach, color=colours, capsize=4)
+        left.set(ylabel="pods/s", title="Pods placed a second (median, least, most)")
+    if growth:
+        labels = [name.replace(", ", "\n") for name in growth]
+        for verb in ("filter 20 names", "filter 500 names", "filter 5000 names"):
+            shown = [
+                (label, one[verb]["p50_ms"]) for label, one in zip(labels, growth.values(), strict=True) if verb in one
+            ]
+            middle.plot([label for label, _ in shown], [value for _, value in shown], marker="o", label=verb)
+        middle.set(ylabel="ms", title="filter, each after a bind (p50)", ylim=(0, None))
+        middle.legend()
+        middle.tick_params(axis="x", labelsize=7)
+        right.bar(labels, [one["VmHWM"] for one in growth.values()], color="tab:blue")
+        right.set(ylabel="MiB", title="Most memory of the extender, and start (s)")
+        right.tick_params(axis="x", labelsize=7)
+        for n, one in enumerate(growth.values()):
+            right.text(n, one["VmHWM"], f"{one['ready_s']:.1f} s", ha="center", va="bottom")
+    target = out / "bench.png"
+    figure.savefig(target, dpi=110)
+    click.echo(f"drawn in {target}")
