@@ -43,6 +43,7 @@ def a_metrics(ledger: Ledger, *, clock: Callable[[], float] = lambda: 100.0, per
     metrics.rejected(Reason.NO_GPU_FITS, 1)
     metrics.bound(None)
     metrics.evicted("ok")
+    metrics.show_writer(lambda: True)
     return metrics
 
 
