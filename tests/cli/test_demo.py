@@ -8,6 +8,7 @@ import subprocess
 import sysconfig
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 from urllib.request import urlopen
@@ -46,8 +47,11 @@ def start(folder: Folder, *options: str) -> subprocess.Popen[str]:
 
 
 def children(process: subprocess.Popen[str]) -> list[int]:
-    listed = [path.read_text().split() for path in Path(f"/proc/{process.pid}/task").glob("*/children")]
-    return [int(pid) for pids in listed for pid in pids]
+    found: list[int] = []
+    for path in Path(f"/proc/{process.pid}/task").glob("*/children"):
+        with suppress(FileNotFoundError):  # a thread that has just ended
+            found += map(int, path.read_text().split())
+    return found
 
 
 def alive(pids: list[int]) -> list[int]:
