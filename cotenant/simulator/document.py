@@ -308,6 +308,8 @@ def _problems(found: Document) -> Iterable[tuple[str, str]]:
     except ValueError as error:
         yield "$.unit or $.domain", str(error)
         return
+    if not found.nodes:
+        yield "$.nodes", "expected at least one node"
     nodes: dict[str, NodeEntry] = {}
     for n, node in enumerate(found.nodes):
         yield from _node_problems(f"$.nodes[{n}]", node, found.unit_bytes)

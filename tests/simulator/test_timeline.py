@@ -190,6 +190,8 @@ class TestBadTraces:
             (b'{"nodes": [],\n\n"pods" }', "line 3: expected JSON"),
             (b"\xff", "expected JSON"),
             ({"version": 2}, "$.version: expected 1, not 2"),
+            ({"nodes": []}, "$.nodes: expected at least one node"),
+            (b"{}", "$.nodes: expected at least one node"),
             ({"unit": "1000"}, "expected whole MiB, such as 1GiB, not '1000'"),
             ({"nodes": [{"name": "n"}]}, "$.nodes[0]: object missing required field 'cpu'"),
             ({"podz": []}, "$: object contains unknown field 'podz'"),
