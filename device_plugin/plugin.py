@@ -335,17 +335,17 @@ class DevicePlugin:
         if self._configuration.pass_device_specs:
             self._instance_nodes = self._partitions.nodes(gpus)
         self._care.looked(gpus)
+        self._physical = gpus
         self._looked_at = time.monotonic()
+        self._gpus = {gpu.uuid: gpu for gpu in gpus}
         self._show()
         # not under the lock: daemons that are to end may be telling of a change
         self._mps.keep(plans(self._described or (), self._assignment.of), self._gpus)
 
     def _assign(self, gpus: tuple[PhysicalGPU, ...]) -> None:
-        """Take over the rules that hold now, and the GPUs together with them: whoever shows one finds how it is."""
+        """Take over the rules that hold now, before GPUs that are new to them are shown."""
         self._sharing = self._rules.look(self._labels)
         with self._showing:
-            self._physical = gpus
-            self._gpus = {gpu.uuid: gpu for gpu in gpus}
             self._assignment.update(gpus, self._sharing.rules)
 
     def _show(self) -> None:

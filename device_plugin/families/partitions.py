@@ -115,6 +115,9 @@ class Partitions:
                     there = self._nvml.mig_instances(gpu.index) if family is Family.MIG_STATIC else ()
                 except (MIGError, NVMLUnavailableError) as error:
                     log.warning("mig.not_read", gpu=uuid, error=str(error))
+                    # it may have failed since it was looked at
+                    if uuid in self._last:
+                        found[uuid] = self._last[uuid]
                     continue
                 # one without a compute instance is being made by somebody, or was left behind
                 instances = tuple(one.instance for one in there if one.uuid)
