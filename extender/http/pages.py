@@ -23,7 +23,7 @@ from cotenant.contract.reasons import Reason
 from cotenant.contract.units import format_bytes
 from extender.http.api import MAX_QUERY, QueryError, bounded, not_ours, number, one_of, state
 from extender.inspector import Inspector
-from extender.rows import GPURow, Holder, NodeRow, State
+from extender.rows import GPURow, Holder, NodeRow, Slot, State
 from extender.tables import percent, problem
 
 _NODES = 40
@@ -35,6 +35,8 @@ _REFRESH_SECONDS = 15
 _COLOURS = 8
 # A part narrower than this, in percent of the strip, has no room for a name.
 _NAMED_FROM = 9
+# Who holds an instance that is there without a pod: one on its way out, or made by somebody else.
+NOBODY = "no pod"
 _STYLE = files("extender.http").joinpath("templates", "style.css").read_text()
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 _HEADERS = {
@@ -47,12 +49,8 @@ _HEADERS = {
 
 
 class Part(msgspec.Struct, frozen=True):
-    """Hold what one pod has of a strip; x and width are percent."""
+    """Hold a piece of a strip; x and width are percent."""
 
-    namespace: str
-    pod: str
-    state: State
-    bytes: int
     x: str
     width: str
     colour: str
@@ -61,7 +59,10 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class Bar(msgspec.Struct, frozen=True):
-    """Hold one GPU as it is drawn; *label* says to a screen reader what the picture shows."""
+    """Hold one GPU as it is drawn; *label* says to a screen reader what the picture shows.
+
+    Parts of memory lie side by side, the largest first; MIG instances where they are.
+    """
 
     gpu: GPURow
     index: int
@@ -94,7 +95,7 @@ class Pages:
             trim_blocks=True,
             auto_reload=False,
         )
-        self._jinja.filters.update(amount=_amount, segment=partial(quote, safe=""), sentence=_sentence)
+        self._jinja.filters.update(amount=_amount, colour=colour, segment=partial(quote, safe=""), sentence=_sentence)
 
     def overview(self) -> Response:
         """Show the cluster's sums, the first pods that wait, and a page of nodes."""
@@ -223,7 +224,12 @@ def card(node: NodeRow) -> NodeCard:
 
 def _bar(gpu: GPURow) -> Bar:
     healthy = gpu.health is Health.HEALTHY
-    held = ", ".join(f"{holder.pod} {format_bytes(holder.bytes)}" for holder in gpu.holders) or "nobody"
+    if gpu.slices:
+        held = ", ".join(f"{slot.pod or NOBODY} {_place(slot)}" for slot in gpu.slots) or "nobody"
+        parts = tuple(_instances(gpu.slots, gpu.slices))
+    else:
+        held = ", ".join(f"{holder.pod} {format_bytes(holder.bytes)}" for holder in gpu.holders) or "nobody"
+        parts = tuple(_parts(gpu.holders, max(gpu.usable_bytes, sum(holder.bytes for holder in gpu.holders), 1)))
     return Bar(
         gpu=gpu,
         index=gpu.index,
@@ -232,31 +238,43 @@ def _bar(gpu: GPURow) -> Bar:
         amount=f"{_amount(gpu.held_bytes)} / {format_bytes(gpu.usable_bytes)}" if healthy else "unhealthy",
         label=f"GPU {gpu.index}{'' if healthy else ', unhealthy'}: {format_bytes(gpu.free_bytes)} of "
         f"{format_bytes(gpu.usable_bytes)} free, held by {held}",
-        parts=tuple(_parts(gpu.holders, max(gpu.usable_bytes, sum(holder.bytes for holder in gpu.holders), 1))),
+        parts=parts,
     )
 
 
 def _parts(holders: Iterable[Holder], whole: int) -> Iterable[Part]:
     x = 0.0
     for holder in holders:
-        namespace, _, pod = holder.pod.partition("/")
         width = 100 * holder.bytes / whole
         yield Part(
-            namespace=namespace,
-            pod=pod,
-            state=holder.state,
-            bytes=holder.bytes,
             x=f"{x:.3g}" if x < 1 else f"{x:.2f}",
             width=f"{width:.2f}",
-            colour=_colour(holder.pod),
+            colour=colour(holder.pod),
             title=f"{holder.pod}: {format_bytes(holder.bytes)}, {holder.state}",
             # what does not fit into the part is cut off by it
-            text=pod if width >= _NAMED_FROM else "",
+            text=holder.pod.partition("/")[2] if width >= _NAMED_FROM else "",
         )
         x += width
 
 
-def _colour(pod: str) -> str:
+def _instances(slots: Iterable[Slot], slices: int) -> Iterable[Part]:
+    for slot in slots:
+        yield Part(
+            x=f"{100 * slot.start / slices:.2f}",
+            width=f"{100 * slot.size / slices:.2f}",
+            colour=colour(slot.pod) if slot.pod else "unheld",
+            title=f"{slot.pod or NOBODY}: {_place(slot)}",
+            # a name alone where a single slice has no room for both
+            text=f"{slot.profile} {slot.pod.partition('/')[2]}" if slot.size > 1 else slot.profile,
+        )
+
+
+def _place(slot: Slot) -> str:
+    last = slot.start + slot.size - 1
+    return f"{slot.profile} on slice{f's {slot.start} to {last}' if slot.size > 1 else f' {slot.start}'}"
+
+
+def colour(pod: str) -> str:
     """Give a pod the same colour on every page, and after a restart."""
     return f"c{hashlib.blake2s(pod.encode(), digest_size=2).digest()[0] % _COLOURS}"
 

@@ -11,6 +11,8 @@ from urllib.parse import urljoin, urlsplit
 
 import pytest
 
+from cotenant.contract.request import parse
+from extender.fit import Placement, grant, place
 from extender.http import app as routes
 from extender.http.pages import pages
 from extender.inspector import Inspector
@@ -22,7 +24,9 @@ from tests.extender.running import Answer, Running, add, eventually, submit
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from cotenant.contract.grant import Grant
     from cotenant.standins.api_server import ApiServer
+    from extender.ledger import NodeView
     from tests.builders import NodeBuilder, PodBuilder
 
 GIB = 1 << 30
@@ -238,6 +242,27 @@ class TestStrips:
         ledger.observe_node(a_node("n").with_gpu("40GiB").build())
         parts = [svg for svg in page_of(ledger, "/nodes/n").all("svg") if "x" in svg]
         assert ["50.00%", "50.00%"] == [part["width"] for part in parts]
+
+    def test_mig_instances_are_drawn_where_they_lie_held_or_not(self) -> None:
+        ledger = nodes_of(a_node("n").with_mig().with_unexplained("1g.5gb@6"))
+        pod = a_pod().named("model").asking("1", of=NAMES.mig("3g.20gb"))
+        ledger.observe_pod(pod.build())
+        request = parse(pod.build(), NAMES, GIB)
+        assert request is not None
+
+        def choose(view: NodeView) -> Grant:
+            placed = place(view, request)
+            assert isinstance(placed, Placement)
+            return grant(request, placed)
+
+        ledger.assume("uid-of-model", "default/model", "n", choose)
+        found = page_of(ledger, "/nodes/n")
+        parts = [svg for svg in found.all("svg") if "x" in svg]
+        # 3g takes slices 0 to 3 of 8, beside the one at 6 that nobody holds
+        assert [("0.00%", "50.00%"), ("75.00%", "12.50%")] == [(part["x"], part["width"]) for part in parts]
+        (strip,) = [svg for svg in found.all("svg") if "aria-label" in svg]
+        assert "held by default/model 3g.20gb on slices 0 to 3, no pod 1g.5gb on slice 6" in strip["aria-label"]
+        assert ["/pods/default/model"] == [link.lstrip(".") for link in found.links if "model" in link]
 
     def test_a_page_is_empty_before_the_cluster_has_been_read(self) -> None:
         app = routes.new_app()
