@@ -19,8 +19,24 @@ from cotenant.contract.request import PodRequest, RequestError
 from cotenant.contract.units import format_bytes
 from extender.explain import counts, explain, node_verdict
 from extender.ledger import GPUState, Hold, Ledger, MIGState, NodeView, Stage, Waiting
+from extender.mix import Mix
 from extender.partition import free_bytes
-from extender.rows import GPURow, Holder, NodePage, NodeRow, PodExplanation, PodPage, PodRow, Share, Slot, State, Totals
+from extender.rows import (
+    Expected,
+    GPURow,
+    Holder,
+    MixPage,
+    NodePage,
+    NodeRow,
+    PodExplanation,
+    PodPage,
+    PodRow,
+    Share,
+    Slot,
+    State,
+    Totals,
+)
+from extender.table import MILLI
 
 # Judged at a time: kube-scheduler's next filter waits for the judge meanwhile.
 _PIECE = 250
@@ -36,6 +52,18 @@ class Judging(Protocol):
 
     def judge(self, request: PodRequest, nodes: list[str]) -> list[float | Reason]:
         """Give for each node its cost, or why it does not fit."""
+
+    @property
+    def pinned(self) -> bool:
+        """Tell whether the configuration names the mix."""
+
+    @property
+    def mix(self) -> Mix:
+        """Give the mix of pods that policies expect just now."""
+
+    @property
+    def largest_bytes(self) -> int:
+        """Give the size of the GPU that a mix counts thousandths of."""
 
 
 class _Ungranted(NamedTuple):
@@ -53,6 +81,24 @@ class Inspector:
         self._ledger = ledger
         self._judge = judge
         self._lock = threading.Lock()
+
+    def mix(self) -> MixPage:
+        """List the pods that policies expect; memory is as exact as a thousandth of the largest GPU is."""
+        mix, largest = self._judge.mix, self._judge.largest_bytes
+        return MixPage(
+            pinned=self._judge.pinned,
+            items=tuple(
+                Expected(
+                    percent=round(100 * frequency, 2),
+                    gpus=kind.gpus,
+                    memory_bytes=kind.share_milli * largest // MILLI,
+                    cpu_milli=kind.cpu_milli,
+                    models=kind.models,
+                    alone=kind.alone,
+                )
+                for kind, frequency in zip(mix.classes, mix.frequencies, strict=True)
+            ),
+        )
 
     def nodes(self, *, limit: int, after: str = "", query: str = "", everything: bool = False) -> NodePage:
         """List nodes whose name, model, problem or health contains *query*.

@@ -1,16 +1,66 @@
-"""Learn from the pods of the live cluster what pods to expect."""
+"""What pods to expect: learned from those of the live cluster, or as the configuration says."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Protocol
 
+from cotenant.contract.configuration import TypicalPod
 from cotenant.contract.request import PodRequest
 from extender.ledger import Ledger
 from extender.mix import PodClass
-from extender.ranking import Rankings, ask
+from extender.ranking import FEWEST_PODS, Rankings, ask
 from extender.table import MILLI
 
 # How many of the latest pods count, and after how many new ones the mix is taken anew.
 WINDOW = 5_000
 _STEP = 250
+
+
+class Learning(Protocol):
+    """Be what knows of which pods the mix is to be taken."""
+
+    def note(self, uid: str, request: PodRequest) -> None:
+        """Take a pod in, once."""
+
+    @property
+    def due(self) -> bool:
+        """Tell whether the mix should be taken anew."""
+
+    def pods(self) -> list[PodClass]:
+        """Give the pods that the mix is to be taken of now."""
+
+
+class Pinned:
+    """Expect the pods that the configuration names, whatever comes; not safe to use from many threads.
+
+    Classes count in thousandths of the cluster's largest GPU, so the mix is taken anew when that becomes another one.
+    """
+
+    def __init__(self, pods: Sequence[TypicalPod], rankings: Rankings) -> None:
+        self._pods = pods
+        self._rankings = rankings
+        self._largest_bytes = -1
+
+    def note(self, uid: str, request: PodRequest) -> None:
+        """Learn nothing."""
+
+    @property
+    def due(self) -> bool:
+        """Tell whether the largest GPU has become another one."""
+        return self._rankings.table.largest_bytes != self._largest_bytes
+
+    def pods(self) -> list[PodClass]:
+        """Give each kind of pod as often as its weight says, and all of them so often that the mix counts."""
+        table = self._rankings.table
+        table.refresh()
+        self._largest_bytes = table.largest_bytes
+        found: list[PodClass] = []
+        times = -(-FEWEST_PODS // sum(pod.weight for pod in self._pods))
+        for pod in self._pods:
+            share = MILLI if pod.alone else min(MILLI, table.milli(pod.memory_bytes))
+            of_gpu = (share, pod.models, pod.alone) if pod.gpus else (0, (), False)
+            found += [PodClass(pod.cpu_milli, pod.gpus, *of_gpu)] * (pod.weight * times)
+        return found
 
 
 class Learner:

@@ -66,7 +66,7 @@ class Extender:
         self._binder = Binder(
             cluster, self._ledger, names=names, bind_timeout=configuration.bind_timeout, writer=self._writer
         )
-        judge = Judge(self._ledger, names, unit_bytes, configuration.policy)
+        judge = Judge(self._ledger, names, unit_bytes, configuration.policy, mix=configuration.mix)
         self._nominator = Nominator(cluster, self._ledger, judge) if configuration.nominate else None
         self._metrics = metrics = Metrics(
             self._ledger,

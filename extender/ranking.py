@@ -20,7 +20,7 @@ from extender.table import MILLI, NO_USER, Bools, Floats, Ints, Table
 # Requests that are alike share one ranking, so this is the number of different sizes in flight, not of pods.
 _SHAPES = 32
 # Fewer pods than this tell nothing of what is to come; until then policies that go by the mix are stood in for.
-_FEWEST_PODS = 20
+FEWEST_PODS = 20
 _STAND_IN = "binpack"
 # How many rows a policy that is made for a new mix takes over at once.
 _STEP_ROWS = 500
@@ -61,7 +61,7 @@ class Rankings:
         table, epoch = self.table, self.table.epoch
         made: dict[str, tuple[Policy, int]] = {}
         for name in sorted({*policies, *self._policies}):
-            if named(name).needs_mix and sum(mix.counts) >= _FEWEST_PODS:
+            if named(name).needs_mix and sum(mix.counts) >= FEWEST_PODS:
                 policy, seen = named(name)(table, mix), table.version
                 yield
                 rows, _ = table.shape
@@ -85,7 +85,7 @@ class Rankings:
             self._forget()
         if request.profiles:
             return self._partitioned(request, policy)
-        if named(policy).needs_mix and sum(self._mix.counts) < _FEWEST_PODS:
+        if named(policy).needs_mix and sum(self._mix.counts) < FEWEST_PODS:
             policy = "/".join(_STAND_IN if named(level).needs_mix else level for level in policy.split("/"))
         made, seen = self._policies.get(policy) or (named(policy)(table, self._mix), -1)
         if seen != table.version:

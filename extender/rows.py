@@ -128,6 +128,24 @@ class PodPage(msgspec.Struct, frozen=True, rename={"continue_": "continue"}):
     continue_: str = ""
 
 
+class Expected(msgspec.Struct, frozen=True, rename="camel"):
+    """Say how many of a hundred pods are of one kind; memory is of each GPU, *alone* says that it wants them whole."""
+
+    percent: float
+    gpus: int
+    memory_bytes: int
+    cpu_milli: int
+    models: tuple[str, ...]
+    alone: bool
+
+
+class MixPage(msgspec.Struct, frozen=True):
+    """Hold the pods that policies expect, the most frequent first; *pinned* says that the configuration names them."""
+
+    pinned: bool
+    items: tuple[Expected, ...]
+
+
 class PodExplanation(msgspec.Struct, frozen=True, rename={"continue_": "continue"}):
     """Explain one pod; *summary* is one sentence, *nodes* stand in the order of what they lack."""
 

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 
 from cotenant.contract.inventory import Health
 from cotenant.contract.units import format_bytes
-from extender.rows import GPURow, NodePage, NodeRow, PodExplanation, PodPage, PodRow
+from extender.rows import Expected, GPURow, MixPage, NodePage, NodeRow, PodExplanation, PodPage, PodRow
 
 _GAP = "   "
 _NODES = ("NODE", "GPU", "MODEL", "MODE", "ALLOCATED", "FREE", "PODS", "HEALTH")
 _NODES_WIDE = ("UUID", "HELD BY")
+_MIX = ("OF PODS", "GPUS", "MEMORY", "CPU", "MODEL")
 _PODS = ("NAMESPACE", "POD", "STATE", "NODE", "GPU", "MEMORY", "WHY")
 _PODS_WIDE = ("UUID", "ENFORCED BY", "UID")
 # A name from an annotation could carry a line feed, or a sequence that moves a terminal's cursor.
@@ -40,6 +41,28 @@ def pods_table(page: PodPage, *, wide: bool = False) -> str:
     rows = [(*_PODS, *(_PODS_WIDE if wide else ())), *(_pod_line(pod, wide=wide) for pod in page.items)]
     lines = [*columns(rows), *_more(page.remaining, page.continue_, "pods")]
     return "\n".join(lines) + "\n" if page.items else "No pods ask for GPU memory.\n"
+
+
+def mix_table(page: MixPage) -> str:
+    """Show the pods that policies expect, one kind a line."""
+    if not page.items:
+        return "No pod of ours has come yet, so policies expect nothing in particular.\n"
+    rows = [_MIX, *(_expected_line(kind) for kind in page.items)]
+    source = "pinned by the configuration" if page.pinned else "learned from the pods that came last"
+    return "\n".join([*columns(rows), f"EXPECTED: {len(page.items)} kinds of pods, {source}"]) + "\n"
+
+
+def mix_csv(kinds: Iterable[Expected]) -> str:
+    """Write the pods that policies expect for a spreadsheet."""
+    rows: list[tuple[object, ...]] = [("percent", "gpus", "memory_bytes", "cpu_milli", "models", "alone")]
+    rows += [(k.percent, k.gpus, k.memory_bytes, k.cpu_milli, " ".join(k.models), k.alone) for k in kinds]
+    return _csv(rows)
+
+
+def _expected_line(kind: Expected) -> tuple[str, ...]:
+    memory = "alone" if kind.alone else amount(kind.memory_bytes)
+    cpu = f"{kind.cpu_milli / 1000:g}"
+    return f"{kind.percent:.1f} %", str(kind.gpus), memory, cpu, ",".join(kind.models) or "any"
 
 
 def explanation_table(told: PodExplanation, *, wide: bool = False) -> str:

@@ -12,8 +12,8 @@ import yaml
 
 from cotenant.cluster import ApiError, ClusterError, Unreachable, connect
 from cotenant.cluster.errors import error_of
-from extender.rows import NodePage, PodExplanation, PodPage
-from extender.tables import explanation_table, nodes_csv, nodes_table, pods_csv, pods_table
+from extender.rows import MixPage, NodePage, PodExplanation, PodPage
+from extender.tables import explanation_table, mix_csv, mix_table, nodes_csv, nodes_table, pods_csv, pods_table
 
 # The most that the extender gives at a time; all pages are asked for, one after the other.
 PAGE = 1000
@@ -74,6 +74,14 @@ def pods(ask: Ask, output: str, query: dict[str, str]) -> str:
     if output == "csv":
         return pods_csv(whole.items)
     return _document(whole, output) or pods_table(whole, wide=output == "wide")
+
+
+def mix(ask: Ask, output: str) -> str:
+    """Give the pods that policies expect, as *output* says."""
+    page = _decode(ask("mix", {}), MixPage)
+    if output == "csv":
+        return mix_csv(page.items)
+    return _document(page, output) or mix_table(page)
 
 
 def explanation(ask: Ask, output: str, namespace: str, pod: str) -> str:

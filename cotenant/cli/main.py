@@ -104,6 +104,16 @@ def inspect_pods(*, output: str, namespace: str, query: str, **where: Any) -> No
     inspection.answer(lambda ask: inspection.pods(ask, output, asked), **where)
 
 
+@inspect.command("mix")
+@click.option("-o", "--output", type=_TABLE_OUTPUTS, default="table", help="How to print; csv has plain bytes.")
+@_source
+def inspect_mix(*, output: str, **where: Any) -> None:
+    """Show the pods that policies expect: learned from those that came last, or pinned by the configuration."""
+    from cotenant.cli import inspection  # noqa: PLC0415 - the Kubernetes client takes a second to import
+
+    inspection.answer(lambda ask: inspection.mix(ask, output), **where)
+
+
 @main.command()
 @click.argument("pod")
 @click.option("-n", "--namespace", default="default", show_default=True, metavar="NAME", help="The pod's namespace.")

@@ -13,7 +13,7 @@ from cotenant.contract.health import HealthSettings
 from cotenant.contract.inventory import Family, Mode
 from cotenant.contract.names import ALIASES_IN_GIB, ALIASES_IN_MIB, DEFAULT_DOMAIN, NVIDIA_DOMAIN, Names
 from cotenant.contract.overuse import WatchdogSettings
-from cotenant.contract.units import GIB, MIB, format_bytes, parse_bytes
+from cotenant.contract.units import GIB, MIB, format_bytes, parse_bytes, parse_milli
 
 T = TypeVar("T", bound=msgspec.Struct)
 V = TypeVar("V")
@@ -142,6 +142,37 @@ class Writer(_Section, frozen=True, kw_only=True):
         return self.lease.partition("/")[2]
 
 
+class TypicalPod(_Section, frozen=True, kw_only=True):
+    """Describe pods that are alike, of which *weight* come where others come with theirs."""
+
+    weight: Annotated[int, msgspec.Meta(ge=1, le=1000)]
+    # Of each of its GPUs, as "8GiB"; and what it asks besides, as Kubernetes writes it.
+    memory: str | int = 0
+    gpus: Annotated[int, msgspec.Meta(ge=0, le=64)] = 1
+    cpu: str | int = 0
+    # As in the annotation gpu-model; empty for any.
+    models: tuple[str, ...] = ()
+    # Whether it wants its GPUs for itself.
+    alone: bool = False
+
+    def __post_init__(self) -> None:
+        _read("memory", parse_bytes, self.memory)
+        if _read("cpu", parse_milli, self.cpu) < 0:
+            raise ValueError(f"cpu: {self.cpu!r} is negative")
+        if self.gpus and not (self.memory_bytes or self.alone):
+            raise ValueError("memory: a pod with GPUs asks some memory of each, or wants them alone")
+
+    @property
+    def memory_bytes(self) -> int:
+        """Give the bytes of each GPU."""
+        return parse_bytes(self.memory)
+
+    @property
+    def cpu_milli(self) -> int:
+        """Give thousandths of a core."""
+        return parse_milli(self.cpu)
+
+
 class ExtenderConfiguration(_Shared, frozen=True, kw_only=True):
     """Configure `cotenant-extender`; a flag of the same name wins over a key."""
 
@@ -157,6 +188,8 @@ class ExtenderConfiguration(_Shared, frozen=True, kw_only=True):
     policy: str = "priced-leftovers"
     # Another policy whose placements are worked out beside, for metrics alone.
     shadow: str | None = None
+    # The pods that policies expect; null: learned from those that came last.
+    mix: Annotated[tuple[TypicalPod, ...], msgspec.Meta(min_length=1, max_length=200)] | None = None
     layout: Layout = Layout.SECOND_SCHEDULER
     # The scheduler that admission gives our pods to, in the layout second-scheduler.
     scheduler_name: str = "cotenant-scheduler"

@@ -6,12 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cotenant.contract.configuration import TypicalPod
 from cotenant.contract.names import Names
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest, RequestError, parse
 from extender.fit import Placement, Preference, place
-from extender.learning import Learner
+from extender.learning import Learner, Learning, Pinned
 from extender.ledger import Ledger
 from extender.mix import Mix
 from extender.partition_ranking import PartitionRanking, spreads
@@ -40,13 +41,23 @@ class Verdicts(NamedTuple):
 class Judge:
     """Read requests and judge nodes for them; safe to use from many threads."""
 
-    def __init__(self, ledger: Ledger, names: Names, unit_bytes: int, default_policy: str) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        names: Names,
+        unit_bytes: int,
+        default_policy: str,
+        *,
+        mix: Sequence[TypicalPod] | None = None,
+    ) -> None:
+        """Make a judge that goes by *mix*, or without one, by the pods that came last."""
         self._ledger = ledger
         self._names = names
         self._unit_bytes = unit_bytes
         self._default_policy = default_policy
         self._rankings = Rankings(ledger)
-        self._learner = Learner(ledger, self._rankings)
+        self._learner: Learning = Pinned(mix, self._rankings) if mix else Learner(ledger, self._rankings)
+        self.pinned = mix is not None
         self._lock = threading.Lock()
         self.news = threading.Event()
         """Is set when learn() has something to learn."""
@@ -55,6 +66,11 @@ class Judge:
     def mix(self) -> Mix:
         """Give the mix of pods that policies expect just now."""
         return self._rankings.mix
+
+    @property
+    def largest_bytes(self) -> int:
+        """Give the size of the GPU that a mix counts thousandths of."""
+        return self._rankings.table.largest_bytes
 
     def request(self, pod: Pod) -> PodRequest | None:
         """Read what *pod* asks of us, None for nothing; raise RequestError where that cannot be met anywhere."""

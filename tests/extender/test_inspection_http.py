@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
 from cotenant.contract import grant as grants
 from cotenant.contract.reasons import Reason
@@ -251,3 +252,25 @@ class TestErrors:
         assert "the extender has not read the cluster yet; ask again in a moment" == answer.json["message"]
         hold.release()
         assert eventually(lambda: extender.get("/v1/nodes").status == 200)
+
+
+class TestMix:
+    """/v1/mix: what policies expect."""
+
+    @pytest.mark.usefixtures("api")
+    def test_it_has_a_row_for_each_kind_of_pod_in_every_form(self, start: Callable[..., Running]) -> None:
+        kinds = "[{weight: 3, memory: 5GiB, cpu: 500m}, {weight: 1, gpus: 2, alone: true, models: [H100]}]"
+        extender = start(mix=yaml.safe_load(kinds))
+
+        page = extender.get("/v1/mix").json
+        # 5 of the 10 GiB of the largest GPU
+        small = {"percent": 75.0, "gpus": 1, "memoryBytes": 5 * GIB, "cpuMilli": 500, "models": [], "alone": False}
+        assert (True, small) == (page["pinned"], page["items"][0])
+        lines = extender.get("/v1/mix?as=table").body.decode().splitlines()
+        assert ["25.0", "%", "2", "alone", "0", "H100"] == lines[2].split()
+        assert "EXPECTED: 2 kinds of pods, pinned by the configuration" == lines[3]
+        assert "75.0,1,5368709120,500,,False" == extender.get("/v1/mix?as=csv").body.decode().splitlines()[1]
+
+    @pytest.mark.usefixtures("api")
+    def test_where_no_pod_has_come_it_says_so(self, start: Callable[..., Running]) -> None:
+        assert "No pod of ours has come yet" in start().get("/v1/mix?as=table").body.decode()

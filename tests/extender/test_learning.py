@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from cotenant.contract.configuration import ConfigurationError, ExtenderConfiguration, convert
 from cotenant.contract.request import PodRequest, parse
 from cotenant.contract.units import GIB
 from extender.learning import Learner
@@ -182,3 +183,67 @@ def test_a_judge_learns_what_was_bound_and_says_when_there_is_something_to_learn
     assert {400, 500, 600} <= {c.share_milli for c in judge._rankings.mix.classes}
     assert 66 == sum(judge._rankings.mix.counts)
     assert not judge.news.is_set()
+
+
+class TestPinned:
+    """A mix that the configuration names is gone by from the start, and nothing is learned."""
+
+    MIX = convert(
+        "mix: [{weight: 3, memory: 5GiB, cpu: 500m}, {weight: 1, gpus: 2, alone: true, models: [H100]}]",
+        ExtenderConfiguration,
+    ).mix
+
+    def judge(self, *gpus: str) -> tuple[Ledger, Judge]:
+        ledger = Ledger(NAMES, GIB)
+        node = a_node()
+        for gpu in gpus:
+            node = node.with_gpu(gpu)
+        ledger.observe_node(node.build())
+        judge = Judge(ledger, NAMES, GIB, "priced-leftovers", mix=self.MIX)
+        judge.learn()
+        return ledger, judge
+
+    def test_kinds_come_as_often_as_they_weigh(self) -> None:
+        _, judge = self.judge("20GiB")
+
+        # 5 of 20 GiB are 250 milli; one alone takes all
+        small = PodClass(cpu_milli=500, gpus=1, share_milli=250)
+        alone = PodClass(cpu_milli=0, gpus=2, share_milli=1000, models=("H100",), alone=True)
+        # 3 and 1 are 4, and five times that are the 20 from which a mix counts
+        assert Mix(classes=(small, alone), counts=(15, 5)) == judge.mix
+
+    def test_what_is_bound_changes_nothing(self) -> None:
+        _, judge = self.judge("20GiB")
+        before = judge.mix
+
+        for n in range(300):
+            judge.bound(f"uid-{n}", request_of(a_pod().asking(20)))
+        judge.learn()
+
+        assert before == judge.mix
+
+    def test_a_larger_gpu_changes_what_a_thousandth_is(self) -> None:
+        ledger, judge = self.judge("20GiB")
+        ledger.observe_node(a_node("larger").with_gpu("40GiB").build())
+        judge.judge(request_of(a_pod().asking(1)), ["larger"])
+
+        judge.bound("uid", request_of(a_pod().asking(1)))
+        assert judge.news.is_set()
+        judge.learn()
+
+        # 5 of 40 GiB
+        assert 125 == judge.mix.classes[0].share_milli
+
+    @pytest.mark.parametrize(
+        ("kind", "sentence"),
+        [
+            ("{memory: 5GiB}", "mix[0].weight: missing, but required"),
+            ("{weight: 1}", "mix[0]: memory: a pod with GPUs asks some memory of each, or wants them alone"),
+            ("{weight: 1, memory: -5GiB}", "mix[0]: memory: '-5GiB' is negative"),
+            ("{weight: 1, gpus: 0, cpu: much}", "mix[0]: cpu: 'much' is not a quantity such as 8, 2k or 80Gi"),
+        ],
+    )
+    def test_a_kind_that_cannot_be_is_refused_by_its_path(self, kind: str, sentence: str) -> None:
+        with pytest.raises(ConfigurationError) as refused:
+            convert(f"mix: [{kind}]", ExtenderConfiguration)
+        assert sentence == str(refused.value)
