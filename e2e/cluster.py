@@ -153,6 +153,15 @@ class ControlPlane:
             else:
                 program.stop(patience_s=5)
 
+    def restart_api_server(self) -> None:
+        """Stop kube-apiserver and start it again on the same data; everybody else connects anew."""
+        (running,) = [program for program in self._programs if program.name == "kube-apiserver"]
+        place = self._programs.index(running)
+        self._programs.remove(running)
+        running.stop(patience_s=5)
+        self._start_api_server(find_program("kube-apiserver"))
+        self._programs.insert(place, self._programs.pop())
+
     def _start_etcd(self, binary: Path) -> None:
         client, peer = (f"http://127.0.0.1:{port}" for port in (self._etcd_port, self._etcd_peer_port))
         etcd = Program(
