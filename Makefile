@@ -111,7 +111,7 @@ failover: $(ENVIRONMENT) binaries ## end or freeze the extender that binds 50 ti
 
 .PHONY: chaos
 chaos: $(ENVIRONMENT) binaries ## have everything go wrong for 10 minutes, as root, and judge; FOR= seconds, SEED=
-	COTENANT_BIN=$(E2E_BIN) $(RUN)/python -m e2e.faults.chaos --seconds $(or $(FOR),600) --seed $(or $(SEED),1)
+	COTENANT_BIN=$(E2E_BIN) $(RUN)/python -m e2e.faults.chaos --seconds $(or $(FOR),600) --seed $(or $(SEED),1) --stuck-after $(or $(STUCK),30)
 
 .PHONY: fuzz
 fuzz: $(ENVIRONMENT) ## send 10,000 nearly good and bad requests to extender, webhook and device plugin

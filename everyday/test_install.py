@@ -266,7 +266,8 @@ def explained(cluster: WholeCluster) -> Iterator[None]:
 def service_reached(cluster: WholeCluster) -> Iterator[None]:
     """Be kube-proxy for the extender's Service."""
     service = cluster.api().get("Service", "cotenant-extender", namespace=NAMESPACE)
-    (pod,) = [
+    # of two replicas either one may be asked
+    pod, *_ = [
         one
         for one in cluster.api().list("Pod", namespace=NAMESPACE, labels="app.kubernetes.io/component=scheduler")
         if runs(one)

@@ -17,7 +17,7 @@ import click
 
 from cotenant.contract.units import GIB
 from e2e.faults.failover import NAMES, Ground
-from e2e.faults.invariants import Patience, Picture, bound_twice, broken, leaks
+from e2e.faults.invariants import STUCK_SECONDS, Patience, Picture, bound_twice, broken, leaks
 from e2e.faults.load import Churn
 from e2e.faults.proxy import Dice
 from e2e.processes import wait_until
@@ -48,14 +48,14 @@ class Findings:
 class Run:
     """One run: two replicas of the attached layout behind the faulty proxy, and kube-scheduler that calls them."""
 
-    def __init__(self, stack: ExitStack, directory: Path, *, seed: int, rate: float) -> None:
+    def __init__(self, stack: ExitStack, directory: Path, *, seed: int, rate: float, stuck_after: float) -> None:
         """Start all of it; the stack ends it."""
         self._rng = random.Random(seed)
         self.dice = Dice(seed)
         self.ground = Ground(stack, directory, "attached", through_proxy=NAMES, dice=self.dice)
         self.api = self.ground.api
         self.churn = Churn(self.api, rate=rate, keep=KEEP, seed=seed)
-        self.patience = Patience()
+        self.patience = Patience(limit_s=stuck_after)
         self.findings = Findings()
         self._over = threading.Event()
 
@@ -130,24 +130,27 @@ def _metrics(replica: Replica) -> str:
         return ""
 
 
-def chaos(directory: Path, *, seconds: float, seed: int, rate: float) -> Findings:
+def chaos(directory: Path, *, seconds: float, seed: int, rate: float, stuck_after: float) -> Findings:
     """Run once and return what was found."""
     with ExitStack() as stack:
-        return Run(stack, directory, seed=seed, rate=rate).run(seconds)
+        return Run(stack, directory, seed=seed, rate=rate, stuck_after=stuck_after).run(seconds)
 
 
 @click.command()
 @click.option("--seconds", default=600.0, show_default=True, help="How long everything goes wrong.")
 @click.option("--seed", default=1, show_default=True, help="What goes wrong.")
 @click.option("--rate", default=9.0, show_default=True, help="Pods a second.")
+@click.option(
+    "--stuck-after", default=STUCK_SECONDS, show_default=True, help="How long a pod may wait while there is room."
+)
 @click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="Leave the logs in this folder.")
-def main(*, seconds: float, seed: int, rate: float, keep: Path | None) -> None:
+def main(*, seconds: float, seed: int, rate: float, stuck_after: float, keep: Path | None) -> None:
     """Have everything go wrong for a while, and say what broke."""
     if reason := why_not():
         raise click.ClickException(reason)
     with ExitStack() as stack:
         directory = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-")))
-        found = chaos(directory, seconds=seconds, seed=seed, rate=rate)
+        found = chaos(directory, seconds=seconds, seed=seed, rate=rate, stuck_after=stuck_after)
     click.echo(f"seed {seed}: {found.created} pods created, {found.bound} bound, extender killed {found.kills} times")
     click.echo("faults: " + ", ".join(f"{kind} {count}" for kind, count in sorted(found.faults.items())))
     click.echo(

@@ -167,6 +167,7 @@ class Patience:
     The time in which no extender binds does not count as waiting for one that does, and is in `longest_in_all` alone.
     """
 
+    limit_s: float = STUCK_SECONDS
     clock: Callable[[], float] = time.monotonic
     waited: dict[str, float] = field(default_factory=dict)
     since: dict[str, float] = field(default_factory=dict)
@@ -193,7 +194,7 @@ class Patience:
         for uid, seconds in self.waited.items():
             self.longest = max(self.longest, seconds)
             self.longest_in_all = max(self.longest_in_all, now - self.since[uid])
-            if seconds > STUCK_SECONDS:
+            if seconds > self.limit_s:
                 self.stuck[waiting[uid]["metadata"]["name"]] = seconds
 
     def broken(self) -> list[str]:
