@@ -229,9 +229,9 @@ class TestStatic:
         static.config = static.config.replace("{family", "{indices: [0], family")
         static.start()
         kubelet = static.node.kubelet
-        assert (2, 1, 80) == tuple(
-            kubelet.allocatable(name) for name in (NAMES.mig("1g.5gb"), NAMES.mig("3g.20gb"), NAMES.gpu_mem)
-        )
+        # each resource is registered by itself, in no order
+        names = NAMES.mig("1g.5gb"), NAMES.mig("3g.20gb"), NAMES.gpu_mem
+        kubelet.wait(lambda: tuple(map(kubelet.allocatable, names)) == (2, 1, 80), "all three resources")
         wanted = static.uuid_at(1)
         pod = static.add("p", placed("1g.5gb", 1, instance=wanted))
         static.node.running(pod)
@@ -298,7 +298,8 @@ class TestStatic:
         static.node.write_gpus([A100])
         static.cut(("3g.20gb", 0), ("3g.20gb", 4))
         static.start(resource="nvidia.com/gpu")
-        assert count == static.node.kubelet.allocatable("nvidia.com/gpu")
+        kubelet = static.node.kubelet
+        kubelet.wait(lambda: kubelet.allocatable("nvidia.com/gpu") == count, f"{count} GPUs")
         pod = static.node.add_pod(
             "p",
             annotations={},

@@ -165,7 +165,7 @@ class TestOnANode:
             (event,) = [e for e in node.api.events() if e["reason"] == "BadConfiguration"]
             assert "Node" == event["regarding"]["kind"]
             assert "gpus[0].family: unknown value 'memroy'" in event["note"]
-            assert 32 == node.kubelet.allocatable(NAMES.gpu_mem)
+            node.kubelet.wait(lambda: node.kubelet.allocatable(NAMES.gpu_mem) == 32, "the units")
 
     def test_the_nodes_label_is_read_at_the_start_and_followed(self) -> None:
         profiles = "profiles: {dev: [{family: replicas, replicas: 8}], two: [{family: replicas, replicas: 2}]}"
@@ -176,7 +176,7 @@ class TestOnANode:
                     node.start_plugin()
                 node.kubelet.wait(lambda n=shares: node.kubelet.allocatable("nvidia.com/gpu") == n, f"{shares} shares")  # type: ignore[misc]
             # none of this was ever counted by memory
-            assert 0 == node.kubelet.allocatable(NAMES.gpu_mem)
+            node.kubelet.wait(lambda: node.kubelet.allocatable(NAMES.gpu_mem) == 0, "no units to be left")
 
     def test_a_resource_that_no_gpu_is_in_any_more_is_empty(self) -> None:
         with Node(["16GiB"] * 2, config=self.SHARED.partition("\n")[2]) as node:
