@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import yaml
 
+from device_plugin.families.occupants import is_served
 from e2e import image, leftovers
 from e2e.cluster import NODE_NAME, ControlPlane
 from e2e.processes import MissingProgramError, Program, bin_directory, find_program, free_ports, wait_until
@@ -188,7 +189,7 @@ class RealNode:
         if not wait_until(lambda: _locks(lock), timeout_s=LOCK_PATIENCE_S):
             os.close(lock)
             raise RuntimeError(f"another end-to-end node has held {_LOCK} for {LOCK_PATIENCE_S:.0f} s")
-        if _is_served(DEVICE_PLUGINS / "kubelet.sock"):
+        if is_served(DEVICE_PLUGINS / "kubelet.sock"):
             os.close(lock)
             raise RuntimeError(f"a kubelet that is not ours serves {DEVICE_PLUGINS}: this machine is a node already")
         leftovers.empty_directory(DEVICE_PLUGINS)
@@ -231,7 +232,7 @@ state = "{self._state}"
         self._containerd = Program(
             [binary, "--config", config], log=self.directory / "containerd.log", environment={"PATH": search}
         )
-        self._containerd.wait_ready(lambda: _is_served(self._socket))
+        self._containerd.wait_ready(lambda: is_served(self._socket))
 
     def _import_images(self) -> None:
         archive = self.directory / "busybox.tar"
@@ -378,15 +379,6 @@ def _locks(file: int) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    return True
-
-
-def _is_served(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return False
     return True
 
 

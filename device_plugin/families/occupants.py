@@ -46,7 +46,7 @@ class Occupants:
         for name in foreign:
             # NVIDIA's plugin: internal/plugin/server.go
             path = self._folder / f"nvidia-{name.partition('/')[2]}.sock"
-            if _is_served(path):
+            if is_served(path):
                 self._fail(name, f"{path} answers")
         for name in self._offered_by_another(foreign):
             self._fail(name, f"node {self._node} offers it, and publishes no GPU of ours that is")
@@ -90,7 +90,8 @@ def _some(amount: str) -> bool:
         return False
 
 
-def _is_served(path: Path) -> bool:
+def is_served(path: Path) -> bool:
+    """Tell whether somebody listens on the Unix socket at *path*."""
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(str(path))

@@ -1,6 +1,6 @@
 """GPUs that MIG partitions: which instances this node offers under which names, and how each is handed out."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import structlog
 
@@ -8,11 +8,11 @@ from cotenant.contract.configuration import MIGStrategy
 from cotenant.contract.grant import ContainerGrant
 from cotenant.contract.inventory import GPU, MIG, Family, Health, MIGInstance
 from cotenant.contract.names import Names
-from device_plugin.admission import Admission
+from device_plugin.admission import Admission, Admitted
 from device_plugin.api import deviceplugin_pb2 as pb
+from device_plugin.families.granted import Granted
 from device_plugin.families.maker import Maker
 from device_plugin.families.rules import NVIDIA_GPU, Assigned
-from device_plugin.identity import Asked
 from device_plugin.ids import instance_ids
 from device_plugin.nvml import NVML, MIGError, NVMLUnavailableError, PhysicalGPU
 
@@ -23,11 +23,8 @@ class StrategyError(Exception):
     """Say why this node's GPUs cannot be offered as configured."""
 
 
-class Partition:
-    """Answer for *resource*, instances of one MIG profile; *answer* makes the response for a grant.
-
-    Every method may be called from any thread and raises RefusedError.
-    """
+class Partition(Granted):
+    """Answer for *resource*, instances of one MIG profile: Allocate asks no NVML, at a start *maker* makes one."""
 
     def __init__(
         self,
@@ -36,30 +33,13 @@ class Partition:
         answer: Callable[[ContainerGrant], pb.ContainerAllocateResponse],
         maker: Maker,
     ) -> None:
-        self._resource = resource
-        self._admission = admission
-        self._answer = answer
+        super().__init__(resource, admission, answer)
         self._maker = maker
 
-    def prefer(self, available: Collection[str], must: Collection[str], count: int) -> list[str]:
-        """Steer the kubelet to the granted instance, or to an id of the granted GPU."""
-        return self._admission.prefer(Asked(self._resource, count), available, must)
-
-    def allocate(self, ids: Collection[str]) -> pb.ContainerAllocateResponse:
-        """Give the container being admitted what it was granted; NVML is not asked."""
-        admitted = self._admission.allocate(self._resource, ids)
-        log.info("allocate.answered", **admitted.keys(), resource=self._resource)
-        return self._answer(admitted.grant)
-
-    def start(self, ids: Collection[str]) -> None:
-        """Hold back a container that is not the one its ids were answered for; have the instance there of one that is.
-
-        In the kubelet's pod worker, which calls it again when it fails.
-        """
-        admitted = self._admission.pre_start(self._resource, ids)
+    def _prepare(self, admitted: Admitted) -> None:
+        # in the kubelet's pod worker, which calls again when it fails
         if admitted.grant.family is Family.MIG_DYNAMIC and admitted.pod is not None:
             self._maker.ensure(admitted.pod, admitted.grant)
-        log.info("container.starts", **admitted.keys(), resource=self._resource)
 
 
 class Partitions:
