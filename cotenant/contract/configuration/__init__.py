@@ -1,0 +1,41 @@
+"""Configuration files of both programs."""
+
+from cotenant.contract.configuration.extender import (
+    TLS,
+    ExtenderConfiguration,
+    Layout,
+    Placement,
+    TypicalPod,
+    VerbsTLS,
+    Writer,
+)
+from cotenant.contract.configuration.plugin import (
+    DeviceListStrategy,
+    DevicePluginConfiguration,
+    GPURule,
+    MIGStrategy,
+    MPSSettings,
+    check_shared_resource,
+)
+from cotenant.contract.configuration.reading import ConfigurationError, convert, load
+from cotenant.contract.configuration.shared import is_address
+
+__all__ = [
+    "TLS",
+    "ConfigurationError",
+    "DeviceListStrategy",
+    "DevicePluginConfiguration",
+    "ExtenderConfiguration",
+    "GPURule",
+    "Layout",
+    "MIGStrategy",
+    "MPSSettings",
+    "Placement",
+    "TypicalPod",
+    "VerbsTLS",
+    "Writer",
+    "check_shared_resource",
+    "convert",
+    "is_address",
+    "load",
+]

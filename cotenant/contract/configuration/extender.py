@@ -1,0 +1,147 @@
+"""The configuration of `cotenant-extender`."""
+
+import re
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+
+from cotenant.contract.configuration.shared import Seconds, Section, Shared, is_address, read_key
+from cotenant.contract.units import parse_bytes, parse_milli
+
+_OBJECT = re.compile(r"[a-z0-9][-a-z0-9.]*/[a-z0-9][-a-z0-9.]*")
+
+
+class Placement(StrEnum):
+    """Say who has the last word: ADVISE leaves it to all scorers, DECIDE returns the best node alone."""
+
+    ADVISE = "advise"
+    DECIDE = "decide"
+
+
+class Layout(StrEnum):
+    """Say which scheduler calls us: a second one of our own, or the cluster's."""
+
+    SECOND_SCHEDULER = "second-scheduler"
+    ATTACHED = "attached"
+
+
+class TLS(Section, frozen=True, kw_only=True):
+    """Name the certificate that `serve` shows; the API server calls webhooks by HTTPS only."""
+
+    cert_file: str
+    key_file: str
+
+
+class VerbsTLS(TLS, frozen=True, kw_only=True):
+    """Name the certificate that `listen` shows, and the authority of those who may call it."""
+
+    client_ca_file: str = msgspec.field(name="clientCAFile")
+
+
+class Writer(Section, frozen=True, kw_only=True):
+    """Name the Lease whose holder is the one extender that may bind, and how it is held.
+
+    In the layout second-scheduler kube-scheduler holds it, and the extender beside it in its pod follows; in the layout
+    attached the extender holds it itself, and the last three keys say how, as those of kube-scheduler's leaderElection.
+    """
+
+    # NAMESPACE/NAME
+    lease: str
+    # How long API servers may go on taking the last holder's word after a take-over: until then nothing is bound.
+    settle: Seconds = 1.0
+    lease_duration: Seconds = 3.0
+    renew_deadline: Seconds = 2.0
+    retry_period: Seconds = 0.5
+
+    def __post_init__(self) -> None:
+        if not _OBJECT.fullmatch(self.lease):
+            raise ValueError(f"lease: expected NAMESPACE/NAME, got {self.lease!r}")
+        if not self.retry_period < self.renew_deadline < self.lease_duration:
+            raise ValueError(
+                "expected retryPeriod < renewDeadline < leaseDuration, got "
+                f"{self.retry_period:g}, {self.renew_deadline:g} and {self.lease_duration:g}"
+            )
+
+    @property
+    def namespace(self) -> str:
+        """Give the Lease's namespace."""
+        return self.lease.partition("/")[0]
+
+    @property
+    def name(self) -> str:
+        """Give the Lease's name."""
+        return self.lease.partition("/")[2]
+
+
+class TypicalPod(Section, frozen=True, kw_only=True):
+    """Describe pods that are alike, of which *weight* come where others come with theirs."""
+
+    weight: Annotated[int, msgspec.Meta(ge=1, le=1000)]
+    # Of each of its GPUs, as "8GiB"; and what it asks besides, as Kubernetes writes it.
+    memory: str | int = 0
+    gpus: Annotated[int, msgspec.Meta(ge=0, le=64)] = 1
+    cpu: str | int = 0
+    # As in the annotation gpu-model; empty for any.
+    models: tuple[str, ...] = ()
+    # Whether it wants its GPUs for itself.
+    alone: bool = False
+
+    def __post_init__(self) -> None:
+        read_key("memory", parse_bytes, self.memory)
+        if read_key("cpu", parse_milli, self.cpu) < 0:
+            raise ValueError(f"cpu: {self.cpu!r} is negative")
+        if self.gpus and not (self.memory_bytes or self.alone):
+            raise ValueError("memory: a pod with GPUs asks some memory of each, or wants them alone")
+
+    @property
+    def memory_bytes(self) -> int:
+        """Give the bytes of each GPU."""
+        return parse_bytes(self.memory)
+
+    @property
+    def cpu_milli(self) -> int:
+        """Give thousandths of a core."""
+        return parse_milli(self.cpu)
+
+
+class ExtenderConfiguration(Shared, frozen=True, kw_only=True):
+    """Configure `cotenant-extender`; a flag of the same name wins over a key."""
+
+    # Where filter, prioritize and bind are answered. Loopback: whoever reaches it can bind pods.
+    listen: str = "127.0.0.1:9480"
+    # Where everything else is answered: health, version, metrics, admission.
+    serve: str = "127.0.0.1:9481"
+    tls: TLS | None = None
+    # By which kube-scheduler has to call `listen`, with a certificate of its own; read again when the files change.
+    verbs_tls: VerbsTLS | None = msgspec.field(name="verbsTLS", default=None)
+    placement: Placement = Placement.ADVISE
+    # The policy that chooses GPUs and scores nodes, where the pod names none.
+    policy: str = "priced-leftovers"
+    # Another policy whose placements are worked out beside, for metrics alone.
+    shadow: str | None = None
+    # The pods that policies expect; null: learned from those that came last.
+    mix: Annotated[tuple[TypicalPod, ...], msgspec.Meta(min_length=1, max_length=200)] | None = None
+    layout: Layout = Layout.SECOND_SCHEDULER
+    # The scheduler that admission gives our pods to, in the layout second-scheduler.
+    scheduler_name: str = "cotenant-scheduler"
+    # Who may write grants, as the API server names them; the admission webhook refuses everybody else.
+    extender_user: str = "system:serviceaccount:cotenant-system:cotenant-extender"
+    # Where several extenders stand by, the Lease that says which of them binds; without it there must be one only.
+    writer: Writer | None = None
+    # How long one bind may take before kube-scheduler is told that its outcome is unknown. Below its httpTimeout.
+    bind_timeout: Seconds = 10.0
+    # Point kube-scheduler at a node that fits when none of its sample does (status.nominatedNodeName).
+    nominate: bool = True
+    # Evict pods that use more GPU memory than they were granted for so many seconds; null: never.
+    evict_overusers_after: Seconds | None = None
+    # Show every GPU and pod in /metrics, not nodes and sums alone: four samples a GPU and one a pod.
+    gpu_metrics: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("listen", "serve"):
+            if not is_address(getattr(self, key)):
+                raise ValueError(f"{key}: expected HOST:PORT, such as 127.0.0.1:9480, got {getattr(self, key)!r}")
+        if self.verbs_tls is not None and self.listen == self.serve and not self.listen.endswith(":0"):
+            raise ValueError("verbsTLS: needs an address of its own; give listen and serve different ones")

@@ -1,0 +1,91 @@
+"""YAML read strictly, so that a typo stops the program instead of being ignored."""
+
+import re
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import yaml
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class ConfigurationError(ValueError):
+    """Say which key of which file is wrong, what was expected and what was found."""
+
+
+def load(path: str | Path | None, kind: type[T]) -> T:
+    """Read a configuration file; without one, give the defaults.
+
+    Raises ConfigurationError when it cannot be read, is no YAML, repeats a key, or has an unknown key or a wrong type.
+    """
+    if path is None:
+        return kind()
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error}") from error
+    try:
+        return convert(text, kind)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{path}: {error}") from error
+
+
+def convert(text: str, kind: type[T]) -> T:
+    """Read a configuration from YAML text; raise ConfigurationError as *load* does."""
+    try:
+        found = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader that also refuses repeated keys
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigurationError(f"is not valid YAML: {' '.join(str(error).split())}") from error
+    try:
+        return msgspec.convert({} if found is None else found, kind)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(_sentence(str(error))) from error
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Load plain YAML, but refuse a key that stands twice: PyYAML would let the last one win."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # noqa: FBT001, FBT002 - PyYAML's
+        """Make the value of *node*; PyYAML trips over `!!int ""`, `!!bool maybe` and `!!timestamp soon`."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError, TypeError) as error:
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(None, None, f"the value is no {kind}", node.start_mark) from error
+
+
+def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Hashable, Any]:
+    seen: set[str] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str):
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is no text", key_node.start_mark)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<key>.*?)`(?: - at `\$\.?(?P<path>.*)`)?")
+_MISSING = re.compile(r"Object missing required field `(?P<key>.*?)`(?: - at `\$\.?(?P<path>.*)`)?")
+_AT = re.compile(r"(?P<what>.*?)(?: - at `(?P<key>key in )?\$\.?(?P<path>.*)`)?", re.DOTALL)
+
+
+def _sentence(problem: str) -> str:
+    """Turn msgspec's message into "path.to.key: what was expected"."""
+    if match := _UNKNOWN.fullmatch(problem):
+        return f"{_join(match)}: unknown key"
+    if match := _MISSING.fullmatch(problem):
+        return f"{_join(match)}: missing, but required"
+    match = _AT.fullmatch(problem)
+    what, path = (match["what"], match["path"]) if match else (problem, None)
+    what = what.replace("`", "").replace("Expected", "expected", 1).replace("Invalid enum value", "unknown value", 1)
+    return f"{path}: {what}" if path else what
+
+
+def _join(match: re.Match[str]) -> str:
+    return f"{match['path']}.{match['key']}" if match["path"] else match["key"]
