@@ -113,6 +113,10 @@ failover: $(ENVIRONMENT) binaries ## end or freeze the extender that binds 50 ti
 chaos: $(ENVIRONMENT) binaries ## have everything go wrong for 10 minutes, as root, and judge; FOR= seconds, SEED=
 	COTENANT_BIN=$(E2E_BIN) $(RUN)/python -m e2e.faults.chaos --seconds $(or $(FOR),600) --seed $(or $(SEED),1) --stuck-after $(or $(STUCK),30)
 
+.PHONY: node-churn
+node-churn: $(ENVIRONMENT) binaries ## as root: 300 pods on the real kubelet while plugin, kubelet, containerd are killed; COUNT=, KILLS=
+	COTENANT_BIN=$(E2E_BIN) $(RUN)/python -m e2e.faults.node_churn --count $(or $(COUNT),300) --kills $(or $(KILLS),20) --seed $(or $(SEED),1)
+
 .PHONY: fuzz
 fuzz: $(ENVIRONMENT) ## send 10,000 nearly good and bad requests to extender, webhook and device plugin
 	COTENANT_FUZZ=$(or $(COUNT),1700) $(RUN)/pytest tests/extender/test_fuzz.py tests/device_plugin/test_fuzz.py

@@ -304,6 +304,12 @@ state = "{self._state}"
         self.kill_kubelet()
         self.start_kubelet()
 
+    def restart_containerd(self) -> None:
+        """Kill containerd and start it again; containers go on running, kept by their shims."""
+        if self._containerd is not None:
+            self._containerd.kill()
+        self._start_containerd()
+
     def kubelet_cpu_seconds(self) -> float:
         """Return the CPU time that the running kubelet has used (proc(5), fields utime and stime)."""
         if self._kubelet is None:

@@ -5,7 +5,6 @@ the API says (annotation), what the container sees (its environment) and what th
 the same for every container that started, also while plugin and kubelet are killed.
 """
 
-import json
 import os
 import re
 import stat
@@ -18,19 +17,15 @@ from pathlib import Path
 
 import pytest
 
-from cotenant.contract import environment, units
 from cotenant.contract import grant as grants
-from cotenant.contract.grant import ContainerGrant, Role
 from e2e import policies
+from e2e.agreement import GPU_MEM, GRANT, disagreements, has_started, output, phase, settled, why_failed, wrong_guesses
 from e2e.cluster import ControlPlane
 from e2e.node import RealNode, container, pod
-from e2e.plugin import PodResources
 from e2e.processes import wait_until
 from e2e.programs import RunningExtender, RunningPlugin
 from e2e.rest import Api, Object
 
-GPU_MEM = "cotenant.io/gpu-mem"
-GRANT = "cotenant.io/grant"
 # 8 GPUs of 80 GiB of which the driver keeps 640 MiB: 79 units each, 632 in all.
 GPUS = """
 gpus:
@@ -89,71 +84,6 @@ def asking(name: str, *units: int, init: int = 0, annotations: dict[str, str] | 
     )
 
 
-def phase(seen: Object | None) -> str:
-    return str(seen["status"].get("phase")) if seen else "gone"
-
-
-def settled(seen: Object | None) -> bool:
-    return phase(seen) in {"Running", "Failed"}
-
-
-def printed(text: str) -> dict[str, str]:
-    """Read the lines VARIABLE=value that a container wrote, the last one of each."""
-    return {match[1]: match[2] for match in re.finditer(r"^([A-Z_]+)=(.*)$", text, re.MULTILINE)}
-
-
-def has_started(seen: Object, name: str) -> bool:
-    """Whether a container ran: a kubelet that is killed while it starts one leaves it with a StartError for good."""
-    statuses = seen["status"].get("initContainerStatuses", []) + seen["status"].get("containerStatuses", [])
-    state: Object = next((one["state"] for one in statuses if one["name"] == name), {})
-    return "running" in state or state.get("terminated", {}).get("exitCode") == 0
-
-
-def output(node: RealNode, seen: Object, name: str) -> dict[str, str]:
-    """Read what a container printed; one that has started is waited for."""
-    if has_started(seen, name):
-        wait_until(lambda: printed(node.logs(seen, name)) != {}, timeout_s=20)
-    return printed(node.logs(seen, name))
-
-
-def expected(granted: ContainerGrant) -> dict[str, str]:
-    """List what a container must see for its grant, by the contract."""
-    return environment.injected(granted) | environment.informative(granted)
-
-
-def disagreements(ground: Ground, pods: Sequence[Object]) -> tuple[int, list[str]]:
-    """Compare annotation, environment and PodResources of every container that started; count them."""
-    resources = PodResources(ground.node.pod_resources_socket)
-    listed = {
-        (entry.name, one.name): {
-            device for held in one.devices if held.resource_name == GPU_MEM for device in held.device_ids
-        }
-        for entry in resources.list()
-        for one in entry.containers
-    }
-    resources.close()
-    compared, wrong = 0, []
-    for seen in pods:
-        grant = grants.decode(seen["metadata"]["annotations"][GRANT])
-        for granted in grant.containers:
-            where = f"{seen['metadata']['name']}/{granted.name}"
-            got = output(ground.node, seen, granted.name)
-            if not got:
-                continue  # it has not started
-            compared += 1
-            for variable, value in expected(granted).items():
-                if got.get(variable) != value:
-                    wrong.append(f"{where}: {variable} is {got.get(variable)!r}, granted {value!r}")
-            if granted.role is Role.INIT:
-                continue  # the kubelet does not list it
-            ids = listed.get((seen["metadata"]["name"], granted.name), set())
-            on = {device.split("-")[0] for device in ids}
-            granted_on = {units.id_prefix(share.uuid) for share in granted.gpus}
-            if on != granted_on or len(ids) != granted.units:
-                wrong.append(f"{where}: {len(ids)} ids on {on}, granted {granted.units} on {granted_on}")
-    return compared, wrong
-
-
 def submit(ground: Ground, pods: Sequence[Object]) -> None:
     with ThreadPoolExecutor(10) as pool:
         list(pool.map(ground.api.create, pods))
@@ -179,7 +109,7 @@ def test_a_pod_that_names_nothing_but_its_memory_sees_the_gpu_and_the_limit_that
     assert grant.containers[0].gpus[0].uuid == got["NVIDIA_VISIBLE_DEVICES"]
     assert "0=8192M" == got["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"]
     assert str(8 << 30) == got["COTENANT_GPU_MEM_BYTES"]
-    assert (1, []) == disagreements(ground, [seen])
+    assert (1, []) == disagreements(ground.node, [seen])
 
 
 def test_two_gpus_an_exclusive_one_and_a_request_by_alias(ground: Ground) -> None:
@@ -196,7 +126,7 @@ def test_two_gpus_an_exclusive_one_and_a_request_by_alias(ground: Ground) -> Non
     seen = wait_settled(ground, ["pair", "alone", "alias"], timeout_s=60)
 
     pair, alone, by_alias = (grants.decode(one["metadata"]["annotations"][GRANT]).containers[0] for one in seen)
-    assert (3, []) == disagreements(ground, seen)
+    assert (3, []) == disagreements(ground.node, seen)
     assert [10 << 30, 10 << 30] == [share.bytes for share in pair.gpus]
     assert [79 << 30] == [share.bytes for share in alone.gpus]
     assert [3 << 30] == [share.bytes for share in by_alias.gpus]
@@ -256,7 +186,7 @@ def test_100_pods_in_bursts_while_plugin_and_kubelet_are_killed(ground: Ground) 
     rejected = [one for one in seen if phase(one) == "Failed"]
     # The kubelet's own rejections: it admits bound pods before a plugin can have registered. Cotenant frees them.
     reasons = sorted({why_failed(one) for one in rejected})
-    compared, wrong = disagreements(ground, seen)
+    compared, wrong = disagreements(ground.node, seen)
     print(f"\n{len(running)} running, {len(rejected)} rejected by the kubelet, {compared} containers compared")
     for reason in reasons:
         print(f"  rejected: {reason}")
@@ -270,7 +200,7 @@ def test_100_pods_in_bursts_while_plugin_and_kubelet_are_killed(ground: Ground) 
         if has_started(one, granted.name) and not output(ground.node, one, granted.name)
     ]
     assert [] == silent, "containers that started and printed nothing could not be compared"
-    assert [] == wrong_guesses(ground, seen)
+    assert [] == wrong_guesses(ground.plugin.logs, seen)
     # What is left free of each GPU is what running pods do not hold: the rejected hold nothing.
     held: dict[str, int] = {}
     for one in running:
@@ -279,37 +209,9 @@ def test_100_pods_in_bursts_while_plugin_and_kubelet_are_killed(ground: Ground) 
     assert wait_until(lambda: held == allocated(ground.extender), timeout_s=30), (held, allocated(ground.extender))
 
 
-def why_failed(seen: Object) -> str:
-    """Say why a pod failed: the kubelet's message, or how its containers ended."""
-    status = seen["status"]
-    if "message" in status:
-        return str(status["message"])[:160]
-    containers = status.get("initContainerStatuses", []) + status.get("containerStatuses", [])
-    return "; ".join(f"{c['name']}: {json.dumps(c['state'])[:200]}" for c in containers)
-
-
 def allocated(extender: RunningExtender) -> dict[str, int]:
     """Read from the extender's metrics what is held of each GPU."""
     with urllib.request.urlopen(f"http://{extender.serve}/metrics", timeout=10) as answer:
         text = answer.read().decode()
     samples = re.findall(r'^cotenant_gpu_memory_allocated_bytes{.*?uuid="(.*?)"} (\S+)$', text, re.MULTILINE)
     return {uuid: int(float(amount)) for uuid, amount in samples if float(amount)}
-
-
-def wrong_guesses(ground: Ground, pods: Sequence[Object]) -> list[str]:
-    """Hold the plugin's log of whom it answered against the truth: it may name no pod but the one that got the GPU."""
-    by_uid = {one["metadata"]["uid"]: one for one in pods}
-    wrong = []
-    for log in ground.plugin.logs:
-        for line in log.read_text().splitlines():
-            if not line.startswith("{"):
-                continue
-            said = json.loads(line)
-            if said.get("event") != "container.starts":
-                continue
-            told = by_uid.get(said["pod_uid"])
-            grant = grants.decode(told["metadata"]["annotations"][GRANT]) if told else None
-            granted = grant.container(said["container"]) if grant else None
-            if granted is None or said["gpu"] != ",".join(share.uuid for share in granted.gpus):
-                wrong.append(line)
-    return wrong
