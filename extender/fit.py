@@ -10,7 +10,7 @@ from cotenant.contract.grant import GIVEN, ContainerGrant, GPUShare, Grant, Isol
 from cotenant.contract.inventory import Family, Mode
 from cotenant.contract.mps import NONE, Clients
 from cotenant.contract.reasons import Reason
-from cotenant.contract.request import ContainerRequest, PodRequest, Wishes, model_wished
+from cotenant.contract.request import ContainerRequest, PodRequest, Wishes, allowed
 from extender import partition
 from extender.ledger import GPUState, NodeView
 
@@ -113,7 +113,8 @@ def objection(state: GPUState, wishes: Wishes, need: int, clients: Clients) -> t
     """
     lacking = max(0, need - state.free_bytes)
     if not is_wished(state, wishes):
-        return Reason.NO_SUCH_GPU, lacking
+        anywhere = msgspec.structs.replace(wishes, within=())
+        return (Reason.NAMESPACE_LIMIT if is_wished(state, anywhere) else Reason.NO_SUCH_GPU), lacking
     if wishes.isolation is Isolation.LIMITED and state.gpu.mode is not Mode.MPS:
         return Reason.ISOLATION_UNAVAILABLE, lacking
     if not state.healthy:
@@ -164,11 +165,12 @@ def _container(container: ContainerRequest, states: tuple[GPUState, ...], wishes
 
 def _usable(view: NodeView, wishes: Wishes) -> Sequence[GPUState] | Reason:
     """List the healthy GPUs that the pod's wishes leave, or say which wish leaves none."""
-    if not (wishes.models or wishes.uuids or wishes.isolation is Isolation.LIMITED):
+    if not (wishes.models or wishes.within or wishes.uuids or wishes.isolation is Isolation.LIMITED):
         return view.healthy or (Reason.UNHEALTHY_GPU if view.gpus else Reason.TOO_FEW_GPUS)
     states = [state for state in view.gpus if is_wished(state, wishes)]
     if not states:
-        return Reason.NO_SUCH_GPU
+        anywhere = msgspec.structs.replace(wishes, within=())
+        return Reason.NAMESPACE_LIMIT if any(is_wished(s, anywhere) for s in view.gpus) else Reason.NO_SUCH_GPU
     if wishes.isolation is Isolation.LIMITED:
         states = [state for state in states if state.gpu.mode is Mode.MPS]
         if not states:
@@ -177,8 +179,8 @@ def _usable(view: NodeView, wishes: Wishes) -> Sequence[GPUState] | Reason:
 
 
 def is_wished(state: GPUState, wishes: Wishes) -> bool:
-    """Tell whether the GPU is of a model and UUID that the pod wishes for."""
-    return (not wishes.uuids or state.gpu.uuid in wishes.uuids) and model_wished(state.gpu.model, wishes.models)
+    """Tell whether the GPU is of a model and UUID that the pod wishes for, and its namespace may have."""
+    return (not wishes.uuids or state.gpu.uuid in wishes.uuids) and allowed(state.gpu.model, wishes)
 
 
 def _search(

@@ -26,6 +26,7 @@ from extender.rows import (
     GPURow,
     Holder,
     MixPage,
+    NamespacePage,
     NodePage,
     NodeRow,
     PodExplanation,
@@ -37,6 +38,8 @@ from extender.rows import (
     Totals,
 )
 from extender.table import MILLI
+from extender.tenancy import tenancy
+from extender.tenants import Tenants
 
 # Judged at a time: kube-scheduler's next filter waits for the judge meanwhile.
 _PIECE = 250
@@ -52,6 +55,10 @@ class Judging(Protocol):
 
     def judge(self, request: PodRequest, nodes: list[str]) -> list[float | Reason]:
         """Give for each node its cost, or why it does not fit."""
+
+    @property
+    def tenants(self) -> Tenants:
+        """Give the limits of namespaces."""
 
     @property
     def pinned(self) -> bool:
@@ -99,6 +106,10 @@ class Inspector:
                 for kind, frequency in zip(mix.classes, mix.frequencies, strict=True)
             ),
         )
+
+    def namespaces(self, *, limit: int, after: str = "", query: str = "") -> NamespacePage:
+        """List namespaces that have limits or whose pods hold anything, those whose name contains *query*."""
+        return tenancy(self._ledger.uses(), self._judge.tenants, limit=limit, after=after, query=query)
 
     def nodes(self, *, limit: int, after: str = "", query: str = "", everything: bool = False) -> NodePage:
         """List nodes whose name, model, problem or health contains *query*.
@@ -166,12 +177,24 @@ class Inspector:
     def _explain(self, pod: PodRow, request: PodRequest, limit: int, start: int) -> PodExplanation:
         try:
             self._judge.policy(request)
+            request = self._judge.tenants.hold(pod.namespace, request)
         except RequestError as error:
             said = msgspec.structs.replace(pod, reason=error.reason, sentence=str(error))
             return PodExplanation(pod=said, summary=f"no node can help: {error}")
+        use = self._ledger.use_of(pod.namespace)
+        excess = self._judge.tenants.excess(pod.namespace, request, use)
+        if excess is not None:
+            said = msgspec.structs.replace(pod, reason=Reason.NAMESPACE_LIMIT, sentence=excess.sentence)
+            return PodExplanation(
+                pod=said, summary=f"no node can help before others of its namespace end: {excess.sentence}"
+            )
         views = [view for view in self._ledger.views() if view.problem is not Reason.NO_INVENTORY]
         names = [view.name for view in views]
         verdicts = dict(zip(names, self._verdicts(request, names), strict=True))
+        if self._judge.tenants.depends_on_node(pod.namespace, request):
+            for view in views:
+                if self._judge.tenants.excess(pod.namespace, request, use, view) is not None:
+                    verdicts[view.name] = Reason.NAMESPACE_LIMIT
         told = explain(request, views, verdicts, self._ledger.holds())
         page = told.order[start : start + limit]
         left = max(0, len(told.order) - start - len(page))

@@ -13,8 +13,9 @@ from prometheus_client.registry import Collector
 from cotenant import __version__
 from cotenant.cluster import Counts
 from cotenant.contract.reasons import Reason
-from extender.ledger import Ledger, Stage
+from extender.ledger import Ledger, Stage, Use
 from extender.samples import LedgerSamples
+from extender.tenants import Tenants
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -41,6 +42,45 @@ class _WriterCollector(Collector):
         yield GaugeMetricFamily(
             "cotenant_writer", "1 where this extender is the one that binds.", value=self._writing()
         )
+
+
+class TenantSamples(Collector):
+    """Show what the pods of namespaces that have limits hold, and the limits."""
+
+    def __init__(self, ledger: Ledger, tenants: Tenants) -> None:
+        self._ledger = ledger
+        self._tenants = tenants
+
+    def describe(self) -> Iterator[Metric]:
+        """Say nothing before there is something to show."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        """Give a sample for each namespace and limit; a namespace without limits has none."""
+        uses = self._ledger.uses()
+        memory = GaugeMetricFamily(
+            "cotenant_namespace_gpu_memory_bytes", "What its pods hold of all GPUs.", labels=["namespace"]
+        )
+        memory_limit = GaugeMetricFamily(
+            "cotenant_namespace_gpu_memory_limit_bytes", "What its pods may hold of all GPUs.", labels=["namespace"]
+        )
+        gpus = GaugeMetricFamily(
+            "cotenant_namespace_gpus", "GPUs of its pods, parts and MIG instances too.", labels=["namespace"]
+        )
+        gpu_limit = GaugeMetricFamily(
+            "cotenant_namespace_gpus_limit", "How many GPUs its pods may have.", labels=["namespace"]
+        )
+        for namespace in sorted({*uses, *self._tenants.named}):
+            limits, use = self._tenants.of(namespace), uses.get(namespace, Use())
+            if limits is None:
+                continue
+            memory.add_metric([namespace], use.bytes)
+            gpus.add_metric([namespace], use.gpus)
+            if limits.gpu_memory_bytes is not None:
+                memory_limit.add_metric([namespace], limits.gpu_memory_bytes)
+            if limits.gpus is not None:
+                gpu_limit.add_metric([namespace], limits.gpus)
+        yield from (memory, memory_limit, gpus, gpu_limit)
 
 
 class Metrics:

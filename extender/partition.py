@@ -14,7 +14,7 @@ from cotenant.contract.inventory import Family, MIGInstance, Mode
 from cotenant.contract.mig import Geometry
 from cotenant.contract.names import mig_suffix
 from cotenant.contract.reasons import Reason
-from cotenant.contract.request import PodRequest, Wishes, model_wished
+from cotenant.contract.request import PodRequest, Wishes, allowed
 from extender.ledger import MIGState, NodeView
 
 # Several containers on several GPUs are a search; beyond this many steps the node counts as full.
@@ -57,7 +57,7 @@ def cost(view: NodeView, request: PodRequest, *, spread: bool) -> tuple[float, R
 def objection(state: MIGState, wishes: Wishes, profile: str) -> Reason | None:
     """Say why one GPU by itself has no room for an instance of *profile*; None where it has."""
     if not _wished(state, wishes):
-        return Reason.NO_SUCH_GPU
+        return _unwished([state], wishes)
     if not offers(state, profile):
         return Reason.NO_MIG_PROFILE
     if not state.healthy:
@@ -115,6 +115,20 @@ def grant(request: PodRequest, slots: Sequence[Slot]) -> Grant:
     )
 
 
+def least_bytes(view: NodeView, wishes: Wishes, profile: str) -> int:
+    """Count the least that an instance of *profile* is charged on a node; 0 where none of its GPUs has it."""
+    found = []
+    for state in view.mig:
+        if _wished(state, wishes) and offers(state, profile):
+            there = (one for one in state.instances if mig_suffix(one.profile) == profile)
+            name = _name(state.geometry, profile)
+            made = (
+                MIGInstance(profile=p.name, start=0, size=p.size) for p in state.geometry.profiles if p.name == name
+            )
+            found += [_bytes(Slot(state, one)) for one in (*there, *made)]
+    return min(found, default=0)
+
+
 def _bytes(slot: Slot) -> int:
     """Count the instance's bytes; a part of the GPU's by slices where the inventory does not say."""
     gpu = slot.state.gpu
@@ -126,7 +140,7 @@ def _bytes(slot: Slot) -> int:
 def _usable(view: NodeView, request: PodRequest) -> list[MIGState] | Reason:
     wished = [state for state in view.mig if _wished(state, request.wishes)]
     if view.mig and not wished:
-        return Reason.NO_SUCH_GPU
+        return _unwished(view.mig, request.wishes)
     for profile in request.profiles:
         offering = [state for state in wished if offers(state, profile)]
         if not offering:
@@ -139,7 +153,13 @@ def _usable(view: NodeView, request: PodRequest) -> list[MIGState] | Reason:
 
 
 def _wished(state: MIGState, wishes: Wishes) -> bool:
-    return (not wishes.uuids or state.gpu.uuid in wishes.uuids) and model_wished(state.gpu.model, wishes.models)
+    return (not wishes.uuids or state.gpu.uuid in wishes.uuids) and allowed(state.gpu.model, wishes)
+
+
+def _unwished(states: Iterable[MIGState], wishes: Wishes) -> Reason:
+    """Say whether it is the pod that wishes for none of *states*, or its namespace that may have none."""
+    anywhere = msgspec.structs.replace(wishes, within=())
+    return Reason.NAMESPACE_LIMIT if any(_wished(state, anywhere) for state in states) else Reason.NO_SUCH_GPU
 
 
 @lru_cache(maxsize=4096)

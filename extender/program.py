@@ -31,8 +31,9 @@ from extender.http.pages import pages
 from extender.http.server import Server
 from extender.inspector import Inspector
 from extender.ledger import Ledger
-from extender.metrics import Metrics
+from extender.metrics import Metrics, TenantSamples
 from extender.shadowing import Shadowing
+from extender.tenants import Tenants
 from extender.verbs.bind import Bind
 from extender.verbs.filter import Filter
 from extender.verbs.judge import Judge
@@ -66,7 +67,8 @@ class Extender:
         self._binder = Binder(
             cluster, self._ledger, names=names, bind_timeout=configuration.bind_timeout, writer=self._writer
         )
-        judge = Judge(self._ledger, names, unit_bytes, configuration.policy, mix=configuration.mix)
+        tenants = Tenants(configuration.namespaces, names)
+        judge = Judge(self._ledger, names, unit_bytes, configuration.policy, mix=configuration.mix, tenants=tenants)
         self._nominator = Nominator(cluster, self._ledger, judge) if configuration.nominate else None
         self._metrics = metrics = Metrics(
             self._ledger,
@@ -112,12 +114,14 @@ class Extender:
             ),
             metrics=metrics,
         )
+        metrics.also(TenantSamples(self._ledger, tenants))
         metrics.show_writer(lambda: self._writer.token() is not None)
         settings = Settings(
             names=names,
             unit_bytes=unit_bytes,
             scheduler=configuration.scheduler_name if configuration.layout is Layout.SECOND_SCHEDULER else None,
             extender_user=configuration.extender_user,
+            tenants=tenants,
         )
         # one address for both is one server, as when everything stays on loopback
         together = configuration.serve == configuration.listen and not configuration.listen.endswith(":0")

@@ -159,7 +159,7 @@ class Ranking:
         # as which user one piece would be MPS's, None where as several, which no GPU under MPS takes
         self._clients = parts(request)[0] if len(needs) == 1 else NONE
         self._user = next(iter(self._clients.users)) if len(self._clients.users) == 1 else None
-        self._allowed = table.allowed(request.wishes.models)
+        self._allowed = table.allowed(request.wishes.models) & table.allowed(request.wishes.within)
 
     def costs(self, rows: Ints | None = None) -> Floats:
         """Give the cost just now of *rows*, or of all: the lower the better, infinite where the pod does not fit."""
@@ -245,7 +245,7 @@ class Ranking:
         fits = table.free_bytes[rows] >= self._need_bytes
         if wishes.isolation.whole_gpu:
             fits &= table.empty[rows]
-        if wishes.models:
+        if wishes.models or wishes.within:
             fits &= self._allowed[table.model[rows]]
         mps = table.mps[rows]
         if self._at_once and mps.any():

@@ -7,6 +7,7 @@ from enum import StrEnum
 
 import msgspec
 
+from cotenant.contract.grant import Isolation
 from cotenant.contract.inventory import Health, Mode
 from cotenant.contract.reasons import Reason
 from extender.explain import NodeVerdict, ReasonCount
@@ -124,6 +125,27 @@ class PodPage(msgspec.Struct, frozen=True, rename={"continue_": "continue"}):
     """Hold some pods in the order of namespace and name, how many more there are, and what to ask for them with."""
 
     items: tuple[PodRow, ...]
+    remaining: int = 0
+    continue_: str = ""
+
+
+class NamespaceRow(msgspec.Struct, frozen=True, rename="camel"):
+    """Show what the pods of a namespace hold and may hold, None for no limit; empty models and isolations are any."""
+
+    namespace: str
+    pods: int
+    held_bytes: int
+    limit_bytes: int | None
+    gpus: int
+    gpu_limit: int | None
+    models: tuple[str, ...]
+    isolations: tuple[Isolation, ...]
+
+
+class NamespacePage(msgspec.Struct, frozen=True, rename={"continue_": "continue"}):
+    """Hold some namespaces by name, how many more there are, and what to ask for them with."""
+
+    items: tuple[NamespaceRow, ...]
     remaining: int = 0
     continue_: str = ""
 

@@ -6,11 +6,23 @@ from collections.abc import Iterable, Sequence
 
 from cotenant.contract.inventory import Health
 from cotenant.contract.units import format_bytes
-from extender.rows import Expected, GPURow, MixPage, NodePage, NodeRow, PodExplanation, PodPage, PodRow
+from extender.rows import (
+    Expected,
+    GPURow,
+    MixPage,
+    NamespacePage,
+    NamespaceRow,
+    NodePage,
+    NodeRow,
+    PodExplanation,
+    PodPage,
+    PodRow,
+)
 
 _GAP = "   "
 _NODES = ("NODE", "GPU", "MODEL", "MODE", "ALLOCATED", "FREE", "PODS", "HEALTH")
 _NODES_WIDE = ("UUID", "HELD BY")
+_NAMESPACES = ("NAMESPACE", "PODS", "MEMORY", "GPUS", "MODELS", "ISOLATION")
 _MIX = ("OF PODS", "GPUS", "MEMORY", "CPU", "MODEL")
 _PODS = ("NAMESPACE", "POD", "STATE", "NODE", "GPU", "MEMORY", "WHY")
 _PODS_WIDE = ("UUID", "ENFORCED BY", "UID")
@@ -41,6 +53,36 @@ def pods_table(page: PodPage, *, wide: bool = False) -> str:
     rows = [(*_PODS, *(_PODS_WIDE if wide else ())), *(_pod_line(pod, wide=wide) for pod in page.items)]
     lines = [*columns(rows), *_more(page.remaining, page.continue_, "pods")]
     return "\n".join(lines) + "\n" if page.items else "No pods ask for GPU memory.\n"
+
+
+def namespaces_table(page: NamespacePage) -> str:
+    """Show what namespaces hold of what they may, one a line."""
+    if not page.items:
+        return "No namespace has limits, and no pod holds GPU memory.\n"
+    rows = [_NAMESPACES, *map(_namespace_line, page.items)]
+    return "\n".join([*columns(rows), *_more(page.remaining, page.continue_, "namespaces")]) + "\n"
+
+
+def namespaces_csv(items: Iterable[NamespaceRow]) -> str:
+    """Write what namespaces hold and may hold, amounts in bytes, nothing where there is no limit."""
+    rows: list[tuple[object, ...]] = [
+        ("namespace", "pods", "held_bytes", "limit_bytes", "gpus", "gpu_limit", "models", "isolations")
+    ]
+    rows += [
+        (
+            *(one.namespace, one.pods, one.held_bytes, "" if one.limit_bytes is None else one.limit_bytes),
+            *(one.gpus, "" if one.gpu_limit is None else one.gpu_limit),
+            *(" ".join(one.models), " ".join(one.isolations)),
+        )
+        for one in items
+    ]
+    return _csv(rows)
+
+
+def _namespace_line(one: NamespaceRow) -> tuple[str, ...]:
+    memory = amount(one.held_bytes) + ("" if one.limit_bytes is None else f"/{amount(one.limit_bytes)}")
+    gpus = str(one.gpus) + ("" if one.gpu_limit is None else f"/{one.gpu_limit}")
+    return one.namespace, str(one.pods), memory, gpus, ",".join(one.models) or "any", ",".join(one.isolations) or "any"
 
 
 def mix_table(page: MixPage) -> str:

@@ -12,15 +12,25 @@ import yaml
 
 from cotenant.cluster import ApiError, ClusterError, Unreachable, connect
 from cotenant.cluster.errors import error_of
-from extender.rows import MixPage, NodePage, PodExplanation, PodPage
-from extender.tables import explanation_table, mix_csv, mix_table, nodes_csv, nodes_table, pods_csv, pods_table
+from extender.rows import MixPage, NamespacePage, NodePage, PodExplanation, PodPage
+from extender.tables import (
+    explanation_table,
+    mix_csv,
+    mix_table,
+    namespaces_csv,
+    namespaces_table,
+    nodes_csv,
+    nodes_table,
+    pods_csv,
+    pods_table,
+)
 
 # The most that the extender gives at a time; all pages are asked for, one after the other.
 PAGE = 1000
 _TIMEOUT_SECONDS = 30.0
 
 T = TypeVar("T")
-Page = TypeVar("Page", NodePage, PodPage, PodExplanation)
+Page = TypeVar("Page", NodePage, PodPage, NamespacePage, PodExplanation)
 # From a path below /v1 and a query to the body of the answer; raises ClusterError with a sentence.
 Ask = Callable[[str, dict[str, str]], bytes]
 
@@ -74,6 +84,15 @@ def pods(ask: Ask, output: str, query: dict[str, str]) -> str:
     if output == "csv":
         return pods_csv(whole.items)
     return _document(whole, output) or pods_table(whole, wide=output == "wide")
+
+
+def namespaces(ask: Ask, output: str, query: dict[str, str]) -> str:
+    """Give the namespaces that the query finds, as *output* says."""
+    pages = _pages(ask, "namespaces", query, NamespacePage)
+    whole = NamespacePage(items=tuple(item for page in pages for item in page.items))
+    if output == "csv":
+        return namespaces_csv(whole.items)
+    return _document(whole, output) or namespaces_table(whole)
 
 
 def mix(ask: Ask, output: str) -> str:

@@ -104,6 +104,17 @@ def inspect_pods(*, output: str, namespace: str, query: str, **where: Any) -> No
     inspection.answer(lambda ask: inspection.pods(ask, output, asked), **where)
 
 
+@inspect.command("namespaces")
+@click.option("-o", "--output", type=_TABLE_OUTPUTS, default="table", help="How to print; csv has plain bytes.")
+@click.option("--filter", "query", default="", metavar="TEXT", help="Only namespaces whose name has it.")
+@_source
+def inspect_namespaces(*, output: str, query: str, **where: Any) -> None:
+    """Show what the pods of each namespace hold, and the limits that they are held to."""
+    from cotenant.cli import inspection  # noqa: PLC0415 - the Kubernetes client takes a second to import
+
+    inspection.answer(lambda ask: inspection.namespaces(ask, output, {"filter": query}), **where)
+
+
 @inspect.command("mix")
 @click.option("-o", "--output", type=_TABLE_OUTPUTS, default="table", help="How to print; csv has plain bytes.")
 @_source

@@ -144,6 +144,16 @@ class Grant(_Wire, frozen=True, kw_only=True):
                 whole |= Counter(_held(container))
         return dict(whole + Counter(shared))
 
+    @property
+    def gpus(self) -> int:
+        """Count the pod's GPUs: a part of one and a MIG instance are one each, shared by containers or not.
+
+        What a pod has for itself, and what it hands on from an init container, is one set for all of its containers.
+        """
+        if any(c.role is Role.INIT or c.mode is Mode.EXCLUSIVE for c in self.containers):
+            return len({share.uuid for container in self.containers for share in container.gpus})
+        return sum(len(container.gpus) for container in self.containers)
+
     def clients(self) -> dict[str, Clients]:
         """Say what the pod is to MPS on each GPU of its that MPS shares, by UUID; a GPU of its own may be one too."""
         under = [c for c in self.containers if c.under_mps]

@@ -59,6 +59,8 @@ class Wishes(msgspec.Struct, frozen=True):
     isolation: Isolation = Isolation.NONE
     models: tuple[str, ...] = ()
     uuids: tuple[str, ...] = ()
+    # not its own wish: the models that its namespace may have, where that is limited
+    within: tuple[str, ...] = ()
     policy: str = ""
     threads: int = 100
 
@@ -94,6 +96,11 @@ class PodRequest(msgspec.Struct, frozen=True):
         for the pod itself is for all of its containers.
         """
         return self.wishes.isolation.whole_gpu or any(container.role is Role.INIT for container in self.containers)
+
+    @property
+    def gpus(self) -> int:
+        """Count the GPUs that it would hold, as Grant.gpus does."""
+        return self.wishes.gpu_count if self.whole else self.wishes.gpu_count * len(self.containers)
 
     @property
     def whole_bytes(self) -> int:
@@ -309,6 +316,11 @@ def model_wished(model: str, wishes: Sequence[str]) -> bool:
     return not wishes or any(
         fnmatchcase(lower, wish.lower() if "*" in wish else f"*{wish.lower()}*") for wish in wishes
     )
+
+
+def allowed(model: str, wishes: Wishes) -> bool:
+    """Tell whether a pod that wishes so may have a GPU of this model."""
+    return model_wished(model, wishes.models) and model_wished(model, wishes.within)
 
 
 def _list(annotations: dict[str, str], key: str) -> tuple[str, ...]:

@@ -93,7 +93,7 @@ class Run:
             for name in created
         ]
         self.findings.ran += sum(phase(one) == "Running" for one in seen)
-        self.findings.not_run.update(why_failed(one).split(":")[0] for one in seen if phase(one) != "Running")
+        self.findings.not_run.update(shortly(one) for one in seen if phase(one) != "Running")
         self._kept.append(seen)
         self._compare()
         if len(self._kept) > BURSTS_KEPT:
@@ -136,12 +136,14 @@ class Run:
         self.findings.kills[victim] += 1
 
     def _counts(self) -> dict[str, int]:
-        """Read how far the containers of the pods that are kept have counted."""
-        return {
-            file.stem: file.stat().st_size
-            for seen in (one for burst in self._kept for one in burst if phase(one) == "Running")
-            for file in self._told.glob(f"{seen['metadata']['name']}.*.count")
-        }
+        """Read how far the containers have counted that ran when their pod was seen to run."""
+        found = {}
+        for seen in (one for burst in self._kept for one in burst):
+            for name in running(seen):
+                at = f"{seen['metadata']['name']}.{name}"
+                count = self._told / f"{at}.count"
+                found[at] = count.stat().st_size if count.exists() else 0
+        return found
 
     def _count_on(self, before: dict[str, int], victim: str) -> None:
         """See that each of them goes on counting, and was not started anew."""
@@ -150,26 +152,30 @@ class Run:
         for at, count in before.items():
             starts = (self._told / f"{at}.starts").stat().st_size
             if after.get(at, 0) <= count or starts != 1:
-                self.findings.broken.append(
+                self._broken(
                     f"{at} counted to {count} before {victim} was killed, to {after.get(at)} after, started {starts} x"
                 )
         self.findings.watched += len(before)
 
     def _compare(self) -> None:
-        running = []
+        """Hold what runs against what ran when it was first seen to, and each container to its grant."""
+        well = []
         for seen in (one for burst in self._kept for one in burst if phase(one) == "Running"):
             now = self.api.get("Pod", seen["metadata"]["name"])
-            restarts = sum(status["restartCount"] for status in now["status"]["containerStatuses"])
-            if phase(now) != "Running" or restarts:
-                name = seen["metadata"]["name"]
-                self.findings.broken.append(
-                    f"{name} ran, and is {phase(now)} with {restarts} restarts: {why_failed(now)}"
-                )
-            else:
-                running.append(now)
-        compared, wrong = disagreements(self.node, running, self._saw)
+            if phase(now) == "Running" and running(seen).items() <= running(now).items():
+                well.append(now)
+                continue
+            said = f"{seen['metadata']['name']} ran as {running(seen)}, and is {phase(now)}: {why_failed(now)}"
+            self._broken(said)
+        compared, wrong = disagreements(self.node, well, self._saw)
         self.findings.compared += compared
-        self.findings.broken += [one for one in wrong if one not in self.findings.broken]
+        for one in wrong:
+            self._broken(one)
+
+    def _broken(self, sentence: str) -> None:
+        if sentence not in self.findings.broken:
+            self.findings.broken.append(sentence)
+            click.echo(f"     {sentence}")
 
     def _saw(self, node: RealNode, seen: Object, name: str) -> dict[str, str]:
         del node
@@ -183,6 +189,28 @@ class Run:
             self.api.delete("Pod", name)
         for name in names:
             self.api.wait("Pod", name, lambda seen: seen is None, saying="its end", timeout_s=PATIENCE_S)
+
+
+def running(seen: Object) -> dict[str, tuple[str, int]]:
+    """List the main containers that run, each with what tells one start of it from another.
+
+    A container that a kill kept from starting was tried again, and counts as restarted before it ever ran.
+    """
+    return {
+        status["name"]: (status["containerID"], status["restartCount"])
+        for status in seen["status"].get("containerStatuses", [])
+        if "running" in status["state"]
+    }
+
+
+def shortly(seen: Object) -> str:
+    """Say why a pod did not run, in words that many have in common."""
+    status = seen["status"]
+    if "message" in status:
+        return f"{status.get('reason', '')}: {status['message'].rpartition(': ')[2]}"
+    states = [one["state"] for one in (*status.get("initContainerStatuses", []), *status["containerStatuses"])]
+    reasons = sorted({state["terminated"]["reason"] for state in states if "terminated" in state} - {"Completed"})
+    return f"a container that was being started ended: {', '.join(reasons)}"
 
 
 def spread(kills: int, bursts: int) -> list[int]:

@@ -28,6 +28,7 @@ class _AdmissionRequest(msgspec.Struct, frozen=True, rename="camel"):
     operation: str
     resource: _Resource
     sub_resource: str = ""
+    namespace: str = ""
     user_info: _User = _User()
     object: dict[str, Any] | None = None
     old_object: dict[str, Any] | None = None
@@ -37,6 +38,7 @@ class _AdmissionRequest(msgspec.Struct, frozen=True, rename="camel"):
             operation=self.operation,
             resource=self.resource.resource,
             subresource=self.sub_resource,
+            namespace=self.namespace,
             user=self.user_info.username,
             object=self.object,
             old=self.old_object,

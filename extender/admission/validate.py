@@ -16,6 +16,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     operation: str
     resource: str
     subresource: str = ""
+    namespace: str = ""
     user: str
     object: Mapping[str, Any] | None = None
     old: Mapping[str, Any] | None = None
@@ -32,7 +33,7 @@ def validate(asked: Request, settings: Settings) -> str | None:
     if asked.user != settings.extender_user and (sentence := _forged(asked.object, asked.old, settings)):
         return sentence
     if (asked.operation, asked.resource, asked.subresource) == ("CREATE", "pods", ""):
-        return _refused(asked.object, settings)
+        return _refused(asked.object, asked.namespace, settings)
     return None
 
 
@@ -47,7 +48,7 @@ def _forged(new: Mapping[str, Any], old: Mapping[str, Any] | None, settings: Set
     return None
 
 
-def _refused(pod: Mapping[str, Any], settings: Settings) -> str | None:
+def _refused(pod: Mapping[str, Any], namespace: str, settings: Settings) -> str | None:
     known = read(pod)
     asking = [container for _, container in known.asking(settings.names)]
     if not asking:
@@ -57,7 +58,7 @@ def _refused(pod: Mapping[str, Any], settings: Settings) -> str | None:
         or next(filter(None, (_misnamed(container, settings) for container in asking)), None)
         or next(filter(None, (_overriding(container, settings) for container in asking)), None)
         or next(filter(None, (_unprepared(container, settings) for container in asking)), None)
-        or _impossible(pod, settings)
+        or _impossible(pod, namespace, settings)
     )
 
 
@@ -115,13 +116,15 @@ def _unprepared(container: Container, settings: Settings) -> str | None:
     )
 
 
-def _impossible(pod: Mapping[str, Any], settings: Settings) -> str | None:
+def _impossible(pod: Mapping[str, Any], namespace: str, settings: Settings) -> str | None:
     """Refuse at once what the extender would refuse on every node."""
     try:
         # a pod that is being created has no UID, and with generateName no name; neither matters here
         metadata = {"name": "", "uid": "", **(pod.get("metadata") or {})}
         known = msgspec.convert({"metadata": metadata, "spec": pod.get("spec") or {}}, pods.Pod)
-        request.parse(known, settings.names, settings.unit_bytes)
+        asked = request.parse(known, settings.names, settings.unit_bytes)
+        if asked is not None and settings.tenants is not None:
+            settings.tenants.hold(namespace, asked)
     except request.RequestError as error:
         return str(error)
     except msgspec.ValidationError as error:

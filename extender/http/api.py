@@ -9,7 +9,17 @@ from flask import Flask, Response, request
 from cotenant.contract.reasons import Reason
 from extender.inspector import Inspector
 from extender.rows import State
-from extender.tables import explanation_table, mix_csv, mix_table, nodes_csv, nodes_table, pods_csv, pods_table
+from extender.tables import (
+    explanation_table,
+    mix_csv,
+    mix_table,
+    namespaces_csv,
+    namespaces_table,
+    nodes_csv,
+    nodes_table,
+    pods_csv,
+    pods_table,
+)
 
 PAGE = 500
 # 1,000 nodes of 8 GPUs are 3 MB; more at a time would keep kube-scheduler's filter waiting.
@@ -25,7 +35,7 @@ class QueryError(ValueError):
 
 
 def inspection(app: Flask, *, inspector: Inspector, synced: Callable[[], bool]) -> None:
-    """Add /v1/nodes, /v1/pods, /v1/mix and /v1/explain/<namespace>/<pod>."""
+    """Add /v1/nodes, /v1/pods, /v1/namespaces, /v1/mix and /v1/explain/<namespace>/<pod>."""
     forms = ("json", "table", "wide", "csv")
 
     def answer(make: Callable[..., Response], **path: str) -> Response:
@@ -36,7 +46,13 @@ def inspection(app: Flask, *, inspector: Inspector, synced: Callable[[], bool]) 
         except QueryError as error:
             return _failed(str(error), 400)
 
-    for rule, make in (("nodes", _nodes), ("pods", _pods), ("mix", _mix), ("explain/<namespace>/<pod>", _explain)):
+    for rule, make in (
+        ("nodes", _nodes),
+        ("pods", _pods),
+        ("namespaces", _namespaces),
+        ("mix", _mix),
+        ("explain/<namespace>/<pod>", _explain),
+    ):
         app.add_url_rule(f"/v1/{rule}", endpoint=f"v1 {rule}", view_func=partial(answer, make))
 
 
@@ -63,6 +79,17 @@ def _pods(inspector: Inspector, form: str) -> Response:
     if form == "csv":
         return text(pods_csv(page.items))
     return _json(page) if form == "json" else text(pods_table(page, wide=form == "wide"))
+
+
+def _namespaces(inspector: Inspector, form: str) -> Response:
+    page = inspector.namespaces(
+        limit=number("limit", PAGE, most=MAX_PAGE),
+        after=bounded("continue", _LONGEST_CONTINUE),
+        query=bounded("filter", MAX_QUERY),
+    )
+    if form == "csv":
+        return text(namespaces_csv(page.items))
+    return _json(page) if form == "json" else text(namespaces_table(page))
 
 
 def _mix(inspector: Inspector, form: str) -> Response:

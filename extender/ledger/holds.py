@@ -30,6 +30,7 @@ def assumed(grant: Grant, *, uid: str, key: str, node: str, since: int) -> Hold:
         alone=_alone(grant),
         clients=grant.clients(),
         slots=_slots(grant),
+        gpus=grant.gpus,
         since=since,
     )
 
@@ -40,15 +41,15 @@ def bound(pod: Pod, node: str, text: str, names: Names, unit_bytes: int, *, sinc
     clients: Mapping[str, Clients] = {}
     alone: frozenset[str] = frozenset()
     slots: tuple[MIGSlot, ...] = ()
-    everywhere, unknown, closes_mig, problem = 0, NONE, False, ""
+    everywhere, unknown, closes_mig, problem, gpus = 0, NONE, False, "", 0
     try:
         grant = grants.decode(text)
         charges = {intern(uuid): amount for uuid, amount in grant.charges().items()}
-        alone, clients, slots = _alone(grant), grant.clients(), _slots(grant)
+        alone, clients, slots, gpus = _alone(grant), grant.clients(), _slots(grant), grant.gpus
     except GrantError as error:
         unknown = _possible_clients(pod)
         everywhere, closes_mig = _upper_bound(pod, names, unit_bytes)
-        problem = str(error)
+        problem, gpus = str(error), _most_gpus(pod, names, unit_bytes)
     return Hold(
         uid=pod.uid,
         key=pod.key,
@@ -63,6 +64,7 @@ def bound(pod: Pod, node: str, text: str, names: Names, unit_bytes: int, *, sinc
         slots=slots,
         closes_mig=closes_mig,
         problem=problem,
+        gpus=gpus,
         since=since,
     )
 
@@ -83,6 +85,15 @@ def _upper_bound(pod: Pod, names: Names, unit_bytes: int) -> tuple[int, bool]:
     if request.wishes.isolation.whole_gpu:
         return inventories.MAX_GPU_BYTES, False
     return sum(container.units for container in request.containers) * unit_bytes, False
+
+
+def _most_gpus(pod: Pod, names: Names, unit_bytes: int) -> int:
+    """Count the most GPUs that a pod with an unreadable grant can have; 1 where its request cannot be read either."""
+    try:
+        request = parse(pod, names, unit_bytes)
+    except RequestError:
+        return 1
+    return 0 if request is None else request.gpus
 
 
 def _slots(grant: Grant) -> tuple[MIGSlot, ...]:

@@ -36,7 +36,8 @@ from cotenant.contract.request import RequestError, parse
 from extender.ledger import holds
 from extender.ledger.account import Account
 from extender.ledger.slots import check_slots
-from extender.ledger.values import Hold, Node, NodeView, Stage, Waiting
+from extender.ledger.uses import Uses
+from extender.ledger.values import Hold, Node, NodeView, Stage, Use, Waiting
 
 R = TypeVar("R")
 
@@ -58,6 +59,7 @@ class Ledger:
         # 50,000 pods makes 5,000 views and not 100,000: 2 of 3 s of a start.
         self._outdated: dict[str, None] = {}
         self._holds: dict[str, Hold] = {}
+        self._uses = Uses()
         self._waiting: dict[str, Waiting] = {}
         # what every bound pod takes of its node, by UID: those that ask nothing of ours too
         self._residents: dict[str, tuple[str, Compute]] = {}
@@ -126,6 +128,15 @@ class Ledger:
         with self._lock:
             return list(self._holds.values())
 
+    def use_of(self, namespace: str) -> Use:
+        """Say what the pods of a namespace hold, bound or assumed."""
+        return self._uses.of(namespace)
+
+    def uses(self) -> dict[str, Use]:
+        """Say it of every namespace whose pods hold anything."""
+        with self._lock:
+            return self._uses.all()
+
     def takes(self, uid: str) -> Compute:
         """Say what CPU and memory the bound or assumed pod of that UID takes of its node; nothing for others."""
         _, compute = self._residents.get(uid, ("", NOTHING))
@@ -166,12 +177,14 @@ class Ledger:
         node: str,
         choose: Callable[[NodeView], grants.Grant | R],
         compute: Compute = NOTHING,
+        *,
+        limit: Callable[[Hold, Use], R | None] = lambda _hold, _use: None,
     ) -> Hold | R:
-        """Reserve for a pod what *choose* grants it on *node*, or give back the refusal that *choose* returns.
+        """Reserve for a pod what *choose* grants it on *node*, or give back the refusal of *choose* or *limit*.
 
-        *compute* is what the pod takes of the node besides. *choose* sees the node as it is under the lock, so it must
-        be quick and must not call the ledger. Raises ValueError when the node is unknown, the pod already holds
-        something, or the choice does not fit.
+        *compute* is what the pod takes of the node besides. *choose* sees the node as it is under the lock, and *limit*
+        what the pod is to hold and its namespace does; both must be quick and must not call the ledger. Raises
+        ValueError when the node is unknown, the pod already holds something, or the choice does not fit.
         """
         with self._lock:
             view, held = self.view(node), self._holds.get(uid)
@@ -181,6 +194,9 @@ class Ledger:
             if not isinstance(chosen, grants.Grant):
                 return chosen
             hold = holds.assumed(chosen, uid=uid, key=key, node=node, since=self.mark())
+            refusal = limit(hold, self._uses.of(hold.namespace))
+            if refusal is not None:
+                return refusal
             free = {state.gpu.uuid: state.free_bytes for state in view.gpus}
             if hold.slots:
                 check_slots(view, hold, chosen)
@@ -374,6 +390,7 @@ class Ledger:
     def _put(self, hold: Hold) -> None:
         account = self._account(hold.node)
         self._holds[hold.uid] = hold
+        self._uses.put(hold)
         account.put(hold)
         self._refresh(account)
 
@@ -381,6 +398,7 @@ class Ledger:
         hold = self._holds.pop(uid, None)
         if hold is None:
             return
+        self._uses.drop(hold)
         account = self._account(hold.node)
         account.drop(hold)
         self._refresh(account)

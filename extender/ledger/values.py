@@ -160,8 +160,28 @@ class Hold(msgspec.Struct, frozen=True, gc=False):
     slots: tuple[MIGSlot, ...] = ()
     closes_mig: bool = False
     problem: str = ""
+    # how many GPUs it has, as Grant.gpus counts; the most it can have where the grant cannot be read
+    gpus: int = 0
     # what mark() said when it was assumed
     since: int = 0
+
+    @property
+    def namespace(self) -> str:
+        """Name the pod's namespace."""
+        return self.key.partition("/")[0]
+
+    @property
+    def bytes(self) -> int:
+        """Count what it holds of all GPUs, at least as much as it can hold of one where that cannot be read."""
+        return sum(self.charges.values()) + self.everywhere_bytes
+
+
+class Use(msgspec.Struct, frozen=True, gc=False):
+    """Show what the pods of one namespace hold together."""
+
+    bytes: int = 0
+    gpus: int = 0
+    pods: int = 0
 
 
 class Waiting(msgspec.Struct, frozen=True):

@@ -13,7 +13,7 @@ from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest, RequestError
 from extender.fit import Placement, grant, place
-from extender.ledger import Hold, Ledger, NodeView, Stage
+from extender.ledger import Hold, Ledger, NodeView, Stage, Use
 from extender.verbs.judge import Judge
 from extender.verbs.wire import BindArgs
 
@@ -115,18 +115,22 @@ class Bind:
         except RequestError as error:
             return Refusal.of(args, error.reason, str(error))
 
-        def choose(view: NodeView) -> grants.Grant | Reason:
+        def choose(view: NodeView) -> grants.Grant | Refusal:
             placed = place(view, request, prefer, spread=spread)
-            return grant(request, placed) if isinstance(placed, Placement) else placed
+            return grant(request, placed) if isinstance(placed, Placement) else Refusal.of(args, placed)
+
+        def limit(hold: Hold, use: Use) -> Refusal | None:
+            excess = self._judge.tenants.exceeded_by(hold, use)
+            return None if excess is None else Refusal.of(args, Reason.NAMESPACE_LIMIT, excess.sentence)
 
         if self._ledger.view(args.Node) is None:
             return Refusal.of(args, Reason.UNKNOWN_NODE)
         try:
-            outcome = self._ledger.assume(args.PodUID, args.key, args.Node, choose, request.compute)
+            outcome = self._ledger.assume(args.PodUID, args.key, args.Node, choose, request.compute, limit=limit)
         except ValueError as error:  # the node went, or another bind of the same pod came first
             return Refusal.of(args, Reason.UNSETTLED, str(error))
-        if isinstance(outcome, Reason):
-            return Refusal.of(args, outcome)
+        if isinstance(outcome, Refusal):
+            return outcome
         self._heard(args.PodUID, request)
         self._judge.bound(args.PodUID, request)
         return outcome
@@ -136,7 +140,7 @@ class Bind:
         if waiting is not None:
             if isinstance(waiting.request, RequestError):
                 raise waiting.request
-            return waiting.request
+            return self._judge.tenants.hold(args.PodNamespace, waiting.request)
         # The watch has not shown the pod yet, though kube-scheduler's has, or it is not ours at all.
         pod = self._binder.read(args)
         if isinstance(pod, Refusal):

@@ -63,8 +63,14 @@ class Filter:
         return self._judged(args, request)
 
     def _judged(self, args: ExtenderArgs, request: PodRequest) -> FilterResult:
-        names = args.candidates.names
+        names, namespace = args.candidates.names, args.pod.metadata.namespace
+        excess = self._judge.excess(namespace, request)
+        if excess is not None:
+            # before anybody looks elsewhere for a place, or for whom to evict: it would be the namespace's no anywhere
+            self._rejected(Reason.NAMESPACE_LIMIT, len(names))
+            return self._answer(args, [], dict.fromkeys(names, excess.constant))
         verdicts = self._judge.weigh(request, args.candidates)
+        verdicts = self._judge.within_limits(namespace, request, verdicts, args.candidates)
         failed = {names[n]: reason.sentence for n, reason in verdicts.refused.items()}
         for reason, count in Counter(verdicts.refused.values()).items():
             self._rejected(reason, count)

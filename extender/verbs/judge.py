@@ -19,6 +19,7 @@ from extender.partition_ranking import PartitionRanking, spreads
 from extender.policies import PolicyError, named
 from extender.ranking import Ranking, Rankings
 from extender.table import Floats, Ints
+from extender.tenants import Excess, Tenants
 from extender.verbs.wire import Candidates
 
 # A node may change between its ranking and the question why it does not fit; then all is ranked again.
@@ -49,8 +50,10 @@ class Judge:
         default_policy: str,
         *,
         mix: Sequence[TypicalPod] | None = None,
+        tenants: Tenants | None = None,
     ) -> None:
-        """Make a judge that goes by *mix*, or without one, by the pods that came last."""
+        """Make a judge that goes by *mix*, or without one, by the pods that came last, and holds pods to *tenants*."""
+        self.tenants = tenants or Tenants({}, names)
         self._ledger = ledger
         self._names = names
         self._unit_bytes = unit_bytes
@@ -75,9 +78,14 @@ class Judge:
     def request(self, pod: Pod) -> PodRequest | None:
         """Read what *pod* asks of us, None for nothing; raise RequestError where that cannot be met anywhere."""
         request = parse(pod, self._names, self._unit_bytes)
-        if request is not None:
-            self.policy(request)
-        return request
+        if request is None:
+            return None
+        self.policy(request)
+        return self.tenants.hold(pod.metadata.namespace, request)
+
+    def excess(self, namespace: str, request: PodRequest) -> Excess | None:
+        """Say which limit of its namespace *request* exceeds beside what its pods hold now; None where none."""
+        return self.tenants.excess(namespace, request, self._ledger.use_of(namespace))
 
     def policy(self, request: PodRequest) -> str:
         """Name the policy that the pod wishes for, or the default; raise RequestError for one that does not exist."""
@@ -105,6 +113,23 @@ class Judge:
                     return verdicts
         everywhere = dict.fromkeys(range(len(candidates.names)), Reason.NO_GPU_FITS)
         return Verdicts(np.full(len(everywhere), np.inf), everywhere)
+
+    def within_limits(
+        self, namespace: str, request: PodRequest, verdicts: Verdicts, candidates: Candidates
+    ) -> Verdicts:
+        """Refuse nodes where *request* would be charged more than its namespace's limit leaves.
+
+        Nearly every request is charged the same everywhere; then there is nothing to look at.
+        """
+        if not self.tenants.depends_on_node(namespace, request):
+            return verdicts
+        use = self._ledger.use_of(namespace)
+        costs, refused = verdicts.costs.copy(), dict(verdicts.refused)
+        for n, name in enumerate(candidates.names):
+            view = self._ledger.view(name) if n not in refused else None
+            if view is not None and self.tenants.excess(namespace, request, use, view) is not None:
+                costs[n], refused[n] = np.inf, Reason.NAMESPACE_LIMIT
+        return Verdicts(costs, refused)
 
     def preference(self, request: PodRequest, node: str) -> Preference:
         """Tell the fit which of the node's GPUs the policy would take; raise RequestError for an unknown policy."""

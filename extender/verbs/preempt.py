@@ -47,6 +47,8 @@ class Preempt:
             return PreemptionResult({})
         if request is None:
             return PreemptionResult(proposed)
+        if self._judge.excess(args.Pod.metadata.namespace, request) is not None:
+            return PreemptionResult({})
         enough = {
             node: meta
             for node, meta in proposed.items()

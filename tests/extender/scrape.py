@@ -4,10 +4,12 @@ from collections.abc import Callable
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from cotenant.contract.configuration import NamespaceLimits
 from cotenant.contract.reasons import Reason
 from cotenant.contract.units import GIB
 from extender.ledger import Ledger
-from extender.metrics import Metrics
+from extender.metrics import Metrics, TenantSamples
+from extender.tenants import Tenants
 from tests.builders import NAMES, a_grant, a_node, a_pod, granted
 
 Families = dict[str, tuple[str, str, set[str]]]
@@ -44,6 +46,8 @@ def a_metrics(ledger: Ledger, *, clock: Callable[[], float] = lambda: 100.0, per
     metrics.bound(None)
     metrics.evicted("ok")
     metrics.show_writer(lambda: True)
+    limits = {"default": NamespaceLimits(gpu_memory="20GiB", gpus=4)}
+    metrics.also(TenantSamples(ledger, Tenants(limits, NAMES)))
     return metrics
 
 

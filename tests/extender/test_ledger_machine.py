@@ -18,7 +18,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from cotenant.contract.request import RequestError, parse
 from cotenant.contract.units import GIB
 from extender.fit import Placement, grant, place
-from extender.ledger import Hold, Ledger, NodeView, Stage
+from extender.ledger import Hold, Ledger, NodeView, Stage, Use
 from tests.builders import NAMES, NodeBuilder, PodBuilder, a_grant, a_node, a_pod, granted
 
 if TYPE_CHECKING:
@@ -544,6 +544,14 @@ class LedgerMachine(RuleBasedStateMachine):
                 assert hold.problem
             if uid in self.told:
                 assert Stage.BOUND is hold.stage
+
+    @invariant()
+    def namespaces_hold_what_their_pods_do(self) -> None:
+        holds = self.ledger.holds()
+        assert {hold.namespace for hold in holds} == set(self.ledger.uses())
+        for namespace, use in self.ledger.uses().items():
+            theirs = [hold for hold in holds if hold.namespace == namespace]
+            assert use == Use(sum(one.bytes for one in theirs), sum(one.gpus for one in theirs), len(theirs))
 
     @invariant()
     def every_node_shows_what_is_held_on_it(self) -> None:

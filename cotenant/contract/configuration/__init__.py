@@ -1,9 +1,11 @@
 """Configuration files of both programs."""
 
 from cotenant.contract.configuration.extender import (
+    ANY_NAMESPACE,
     TLS,
     ExtenderConfiguration,
     Layout,
+    NamespaceLimits,
     Placement,
     TypicalPod,
     VerbsTLS,
@@ -21,6 +23,7 @@ from cotenant.contract.configuration.reading import ConfigurationError, convert,
 from cotenant.contract.configuration.shared import is_address
 
 __all__ = [
+    "ANY_NAMESPACE",
     "TLS",
     "ConfigurationError",
     "DeviceListStrategy",
@@ -30,6 +33,7 @@ __all__ = [
     "Layout",
     "MIGStrategy",
     "MPSSettings",
+    "NamespaceLimits",
     "Placement",
     "TypicalPod",
     "VerbsTLS",

@@ -7,7 +7,8 @@ from typing import Annotated
 import msgspec
 
 from cotenant.contract.configuration.shared import Seconds, Section, Shared, is_address, read_key
-from cotenant.contract.units import parse_bytes, parse_milli
+from cotenant.contract.grant import Isolation
+from cotenant.contract.units import format_bytes, parse_bytes, parse_milli
 
 _OBJECT = re.compile(r"[a-z0-9][-a-z0-9.]*/[a-z0-9][-a-z0-9.]*")
 
@@ -105,6 +106,35 @@ class TypicalPod(Section, frozen=True, kw_only=True):
         return parse_milli(self.cpu)
 
 
+# Stands for every namespace that has no limits of its own.
+ANY_NAMESPACE = "*"
+_NAMESPACE = re.compile(r"\*|[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+
+
+class NamespaceLimits(Section, frozen=True, kw_only=True):
+    """Limit what the pods of one namespace may have together, and which GPUs and isolation each of them."""
+
+    # Of all GPUs together, as "160GiB"; null: no limit.
+    gpu_memory: str | int | None = None
+    # A pod's part of a GPU counts as one, and so does a MIG instance; null: no limit.
+    gpus: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] | None = None
+    # As in the annotation gpu-model; empty for any.
+    models: Annotated[tuple[str, ...], msgspec.Meta(max_length=64)] = ()
+    # What pods may ask as isolation, where none is what a pod asks that says nothing; empty for any.
+    isolations: tuple[Isolation, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.gpu_memory is not None and read_key("gpuMemory", parse_bytes, self.gpu_memory) < 0:
+            raise ValueError(f"gpuMemory: {format_bytes(self.gpu_memory_bytes or 0)} is negative")
+        if any(not model.strip() for model in self.models):
+            raise ValueError("models: an empty pattern allows no model; leave the key out to allow all")
+
+    @property
+    def gpu_memory_bytes(self) -> int | None:
+        """Give the bytes of all GPUs together, None for no limit."""
+        return None if self.gpu_memory is None else parse_bytes(self.gpu_memory)
+
+
 class ExtenderConfiguration(Shared, frozen=True, kw_only=True):
     """Configure `cotenant-extender`; a flag of the same name wins over a key."""
 
@@ -127,6 +157,8 @@ class ExtenderConfiguration(Shared, frozen=True, kw_only=True):
     scheduler_name: str = "cotenant-scheduler"
     # Who may write grants, as the API server names them; the admission webhook refuses everybody else.
     extender_user: str = "system:serviceaccount:cotenant-system:cotenant-extender"
+    # What the pods of a namespace may have, by its name; * is for every namespace that is not named.
+    namespaces: dict[str, NamespaceLimits] = msgspec.field(default_factory=dict)
     # Where several extenders stand by, the Lease that says which of them binds; without it there must be one only.
     writer: Writer | None = None
     # How long one bind may take before kube-scheduler is told that its outcome is unknown. Below its httpTimeout.
@@ -143,5 +175,8 @@ class ExtenderConfiguration(Shared, frozen=True, kw_only=True):
         for key in ("listen", "serve"):
             if not is_address(getattr(self, key)):
                 raise ValueError(f"{key}: expected HOST:PORT, such as 127.0.0.1:9480, got {getattr(self, key)!r}")
+        for name in self.namespaces:
+            if not _NAMESPACE.fullmatch(name):
+                raise ValueError(f"namespaces: expected names of namespaces, or * for all others, got {name[:80]!r}")
         if self.verbs_tls is not None and self.listen == self.serve and not self.listen.endswith(":0"):
             raise ValueError("verbsTLS: needs an address of its own; give listen and serve different ones")

@@ -1,0 +1,263 @@
+"""Limits of namespaces: what their pods may never ask is refused at once, and what others hold now makes them wait."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+
+from cotenant.contract.configuration import ConfigurationError, ExtenderConfiguration, NamespaceLimits, convert
+from cotenant.contract.reasons import Reason
+from cotenant.contract.request import PodRequest, RequestError, parse
+from cotenant.contract.units import GIB
+from extender.admission import Settings, mutate, validating_review
+from extender.admission.review import KIND
+from extender.fit import Placement, grant, place
+from extender.ledger import Ledger, NodeView, Use
+from extender.tenants import Tenants
+from tests.admission import json_patch
+from tests.admission.settings import SETTINGS
+from tests.builders import NAMES, NodeBuilder, PodBuilder, a_grant, a_node, a_pod, granted
+from tests.extender.running import PATIENCE, Running, add, eventually, submit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cotenant.standins.api_server import ApiServer
+
+
+def tenants(**limits: dict[str, Any]) -> Tenants:
+    found = msgspec.convert({name.replace("_", "-"): one for name, one in limits.items()}, dict[str, NamespaceLimits])
+    return Tenants(found, NAMES)
+
+
+def asked(pod: PodBuilder) -> PodRequest:
+    request = parse(pod.build(), NAMES, GIB)
+    assert request is not None
+    return request
+
+
+def view(node: NodeBuilder) -> NodeView:
+    ledger = Ledger(NAMES, GIB)
+    ledger.observe_node(node.build())
+    found = ledger.view(node.name)
+    assert found is not None
+    return found
+
+
+class TestWhatCounts:
+    """A pod counts by what its grant holds, however it is shared out; what it asks is counted the same before."""
+
+    @pytest.mark.parametrize(
+        ("pod", "gpus", "gib"),
+        [
+            (a_pod().asking(8), 1, 8),
+            # 3 + 4 GiB, on one GPU or on two
+            (a_pod().asking(3).asking(4), 2, 7),
+            (a_pod().asking(8).wishing(gpu_count=4), 4, 8),
+            # on one GPU, of which it holds the larger of 6 and 2 + 3
+            (a_pod().with_init(6).asking(2).asking(3), 1, 6),
+            (a_pod().with_sidecar(2).asking(3), 2, 5),
+        ],
+    )
+    def test_what_a_pod_asks_is_what_it_is_charged(self, pod: PodBuilder, gpus: int, gib: int) -> None:
+        limits = tenants(team={"gpus": gpus, "gpuMemory": f"{gib}GiB"})
+        assert limits.excess("team", asked(pod), Use()) is None
+        ledger = Ledger(NAMES, GIB)
+        ledger.observe_node(a_node("n").with_gpus(8).build())
+        placed = place(view(a_node("n").with_gpus(8)), asked(pod))
+        assert isinstance(placed, Placement)
+        bound = pod.in_namespace("team").bound_to("n", grant(asked(pod), placed))
+        ledger.observe_pod(bound.build())
+        assert Use(bytes=gib * GIB, gpus=gpus, pods=1) == ledger.use_of("team")
+        ledger.pod_gone(bound.build().uid)
+        assert {} == ledger.uses()
+
+    def test_a_gpu_for_the_pod_alone_counts_whole_as_large_as_it_is_on_the_node(self) -> None:
+        alone = asked(a_pod().asking(8).wishing(isolation="exclusive"))
+        limits = tenants(team={"gpuMemory": "80GiB"})
+        assert limits.excess("team", alone, Use(), view(a_node("n").with_gpus(2, "80GiB"))) is None
+        excess = limits.excess("team", alone, Use(), view(a_node("n").with_gpus(2, "141GiB")))
+        assert excess is not None
+        assert 141 * GIB == excess.asked
+
+    def test_a_mig_instance_counts_by_what_it_has_on_the_node(self) -> None:
+        small = asked(a_pod().with_container({"nvidia.com/mig-3g.20gb": "1"}))
+        limits = tenants(team={"gpuMemory": "10GiB", "gpus": 1})
+        # 3g.20gb of an A100 40GB has 19.6 GiB
+        excess = limits.excess("team", small, Use(), view(a_node("n").with_mig()))
+        assert excess is not None
+        assert "namespace team may hold 10 GiB of GPU memory" in excess.sentence
+
+    def test_a_pod_with_a_grant_that_cannot_be_read_counts_as_the_most_that_it_can_hold(self) -> None:
+        ledger = Ledger(NAMES, GIB)
+        ledger.observe_pod(a_pod().in_namespace("team").asking(3).asking(4).bound_to("n", "no grant").build())
+        assert Use(bytes=7 * GIB, gpus=2, pods=1) == ledger.use_of("team")
+
+
+class TestWhatIsNeverAllowed:
+    """What no end of another pod would help is said at once, with namespace, limit and what was asked."""
+
+    @pytest.mark.parametrize(
+        ("limits", "pod", "sentence"),
+        [
+            (
+                {"isolations": ["none", "limited"]},
+                a_pod().asking(8).wishing(isolation="exclusive"),
+                "namespace team may ask cotenant.io/isolation: none or limited, and the pod asks exclusive",
+            ),
+            (
+                {"isolations": ["limited"]},
+                a_pod().asking(8),
+                "namespace team may ask cotenant.io/isolation: limited, and the pod asks none",
+            ),
+            ({"gpuMemory": "16GiB"}, a_pod().asking(17), "16 GiB of GPU memory, of which its pods leave less than"),
+            ({"gpus": 1}, a_pod().asking(8).wishing(gpu_count=2), "namespace team may hold 1 GPU, of which"),
+            ({"gpus": 0}, a_pod().asking(1), "namespace team may hold 0 GPUs"),
+        ],
+    )
+    def test_it_is_refused_with_a_sentence(self, limits: dict[str, Any], pod: PodBuilder, sentence: str) -> None:
+        with pytest.raises(RequestError) as refused:
+            tenants(team=limits).hold("team", asked(pod))
+        assert Reason.NAMESPACE_LIMIT is refused.value.reason
+        assert sentence in str(refused.value)
+
+    def test_a_mig_instance_is_strict_without_a_word(self) -> None:
+        instance = asked(a_pod().with_container({"nvidia.com/mig-3g.20gb": "1"}))
+        assert instance == tenants(team={"isolations": ["strict"]}).hold("team", instance)
+
+    def test_the_star_is_for_namespaces_that_are_not_named(self) -> None:
+        limits = Tenants(msgspec.convert({"*": {"gpus": 0}, "team": {}}, dict[str, NamespaceLimits]), NAMES)
+        assert asked(a_pod().asking(8)) == limits.hold("team", asked(a_pod().asking(8)))
+        with pytest.raises(RequestError, match="namespace other may hold 0 GPUs"):
+            limits.hold("other", asked(a_pod().asking(8)))
+
+    def test_the_webhook_says_it_when_the_pod_is_created(self) -> None:
+        settings: Settings = msgspec.structs.replace(SETTINGS, tenants=tenants(team={"gpuMemory": "16GiB"}))
+
+        def sentence(namespace: str) -> str:
+            sent = a_pod().asking(17).as_json()
+            sent["metadata"].pop("uid")
+            stored = json_patch.apply(sent, mutate(sent, settings))
+            review = {
+                "apiVersion": "admission.k8s.io/v1",
+                "kind": KIND,
+                "request": {
+                    "uid": "u",
+                    "operation": "CREATE",
+                    "namespace": namespace,
+                    "resource": {"resource": "pods"},
+                    "object": stored,
+                },
+            }
+            answer = msgspec.json.decode(validating_review(msgspec.json.encode(review), settings))["response"]
+            return str(answer.get("status", {}).get("message", ""))
+
+        assert "namespace team may hold 16 GiB of GPU memory" in sentence("team")
+        assert "" == sentence("other")
+
+
+class TestTheWayOfAPod:
+    """filter, bind, explain, /v1 and metrics agree on what a namespace may have."""
+
+    @pytest.fixture
+    def limited(self, start: Callable[..., Running]) -> Running:
+        return start(namespaces={"team": {"gpuMemory": "10GiB"}, "small": {"gpus": 1, "models": ["L4"]}})
+
+    def test_what_the_namespace_holds_is_what_is_left_of_its_limit(self, api: ApiServer, limited: Running) -> None:
+        first = submit(api, a_pod().named("a").in_namespace("team").asking(6))
+        second = submit(api, a_pod().named("b").in_namespace("team").asking(5))
+        other = submit(api, a_pod().named("c").asking(5))
+        assert ["n1", "n2"] == limited.fitting(second, "n1", "n2")
+        assert "" == limited.bind(first, "n1")
+
+        result = limited.filter(second, "n1", "n2")
+
+        # 6 of 10 GiB are held, and 5 do not fit into the 4 left; the text does not change with what is held
+        constant = (
+            "namespace team may hold 10 GiB of GPU memory, of which its pods leave less than the 5 GiB of GPU memory "
+            "that the pod asks"
+        )
+        assert {"n1": constant, "n2": constant} == result["FailedAndUnresolvableNodes"]
+        told = "namespace team may hold 10 GiB of GPU memory, its pods hold 6 GiB of GPU memory, and the pod asks 5 GiB"
+        assert told in limited.bind(second, "n2")
+        assert told in limited.get("/v1/explain/team/b?as=table").body.decode()
+        assert ["n1", "n2"] == limited.fitting(other, "n1", "n2")
+        assert 6.0 * GIB == limited.metric('cotenant_namespace_gpu_memory_bytes{namespace="team"}')
+        assert 10.0 * GIB == limited.metric('cotenant_namespace_gpu_memory_limit_bytes{namespace="team"}')
+        assert 1.0 == limited.metric('cotenant_namespace_gpus_limit{namespace="small"}')
+        assert 2.0 == limited.metric('cotenant_filter_rejections_total{reason="NamespaceLimit"}')
+        rows = {one["namespace"]: one for one in limited.get("/v1/namespaces").json["items"]}
+        assert (6 * GIB, 10 * GIB, 1, None) == tuple(
+            rows["team"][key] for key in ("heldBytes", "limitBytes", "gpus", "gpuLimit")
+        )
+        assert "team        1      6Gi/10Gi   1" in limited.get("/v1/namespaces?as=table").body.decode()
+
+        api.delete_pod("a", namespace="team", grace=0)
+        assert eventually(lambda: [] == limited.ledger.holds())
+        assert "" == limited.bind(second, "n2")
+
+    def test_many_binds_at_once_do_not_pass_it(self, api: ApiServer, limited: Running) -> None:
+        pods = [submit(api, a_pod().named(f"p{n}").in_namespace("team").asking(1)) for n in range(24)]
+        # filter has said yes to all of them before any is bound
+        assert all(["n1", "n2"] == limited.fitting(pod, "n1", "n2") for pod in pods)
+        errors: list[str] = []
+        threads = [
+            threading.Thread(target=lambda p=pod, n=n: errors.append(limited.bind(p, f"n{1 + n % 2}")))  # type: ignore[misc]
+            for n, pod in enumerate(pods)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE)
+
+        # 10 of 1 GiB, though the GPUs have room for 40
+        assert 10 == errors.count("")
+        assert 10 * GIB == limited.ledger.use_of("team").bytes
+
+    def test_gpus_of_models_that_it_may_not_have_are_left_out(self, api: ApiServer, limited: Running) -> None:
+        add(api, a_node("l4").with_gpus(1, "22GiB", model="NVIDIA L4"))
+        assert eventually(lambda: limited.ledger.view("l4"))
+        pod = submit(api, a_pod().in_namespace("small").asking(2))
+
+        result = limited.filter(pod, "n1", "l4")
+
+        assert ["l4"] == result["NodeNames"]
+        assert {"n1": Reason.NAMESPACE_LIMIT.sentence} == result["FailedAndUnresolvableNodes"]
+        assert Reason.NAMESPACE_LIMIT.sentence in limited.bind(pod, "n1")
+        assert "" == limited.bind(pod, "l4")
+
+    def test_no_pod_is_evicted_for_one_that_its_namespace_keeps_out(self, api: ApiServer, limited: Running) -> None:
+        assert "" == limited.bind(submit(api, a_pod().named("a").in_namespace("team").asking(10)), "n1")
+        pod = submit(api, a_pod().named("b").in_namespace("team").asking(1))
+        victims = {"n1": {"Pods": [{"UID": "uid-of-a"}], "NumPDBViolations": 0}}
+
+        answer = limited.post("/preempt", {"Pod": pod, "NodeNameToMetaVictims": victims}).json
+
+        assert {} == answer["NodeNameToMetaVictims"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("namespaces: {Team_A: {}}", "expected names of namespaces, or * for all others, got 'Team_A'"),
+        ("namespaces: {team: {gpuMemory: lots}}", "gpuMemory"),
+        ("namespaces: {team: {gpus: -1}}", "gpus"),
+        ("namespaces: {team: {isolations: [walls]}}", "isolations"),
+        ("namespaces: {team: {models: ['']}}", "an empty pattern allows no model"),
+        ("namespaces: {team: {memory: 1GiB}}", "unknown key"),
+    ],
+)
+def test_a_limit_that_means_nothing_stops_the_extender(text: str, sentence: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"namespaces") as refused:
+        convert(text, ExtenderConfiguration)
+    assert sentence in str(refused.value)
+
+
+def test_the_grant_of_a_pod_alone_on_its_gpus_counts_them_once() -> None:
+    # two containers, each of which sees both GPUs
+    both = {"GPU-a": 8 * GIB, "GPU-b": 8 * GIB}
+    alone = a_grant(granted(both, name="x", mode="exclusive"), granted(both, name="y", mode="exclusive"))
+    assert 2 == alone.gpus
