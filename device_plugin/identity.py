@@ -149,7 +149,7 @@ def read_grant(pod: Pod, container: str, asked: Asked, names: Names) -> Containe
 def _resource(grant: ContainerGrant, names: Names) -> str:
     """Name the resource whose ids the kubelet must hold for *grant*."""
     if grant.mig is not None:
-        return names.mig(grant.mig.profile)
+        return names.mig_prefix + grant.mig.suffix
     return names.gpu_mem if grant.family is Family.MEMORY else f"family {grant.family}"
 
 

@@ -65,6 +65,13 @@ def wanted(grant: ContainerGrant) -> dict[str, int]:
     return {_prefix(grant, share): grant.units // len(grant.gpus) for share in grant.gpus}
 
 
+def _is_of(device: str, grant: ContainerGrant) -> bool:
+    """Tell whether an id is the static instance that was granted, or a share of it."""
+    if grant.mig is None:
+        return False
+    return device in share_ids(grant.mig.uuid, grant.mig.replicas)
+
+
 def _prefix(grant: ContainerGrant, share: GPUShare) -> str:
     return id_prefix(share.uuid) if grant.mig is None else _instances_of(share.uuid, grant.mig.profile)
 
@@ -81,7 +88,7 @@ def pick(
     Raises RefusedError where that cannot be: the kubelet would take other GPUs' ids instead.
     """
     if grant.family is Family.MIG_STATIC:
-        return _pick_instance(grant, available, must)
+        return _pick_instance(grant, available, must, held)
     chosen: list[str] = []
     for share in grant.gpus:
         prefix, count = _prefix(grant, share), grant.units // len(grant.gpus)
@@ -103,22 +110,27 @@ def pick(
     return chosen
 
 
-def _pick_instance(grant: ContainerGrant, available: Collection[str], must: Collection[str]) -> list[str]:
-    """Choose the instance that was granted: its UUID is its id."""
-    uuid = "" if grant.mig is None else grant.mig.uuid
-    if uuid not in {*available, *must} or not set(must) <= {uuid}:
+def _pick_instance(
+    grant: ContainerGrant, available: Collection[str], must: Collection[str], held: Collection[str]
+) -> list[str]:
+    """Choose the instance that was granted, whose UUID is its id, or a share of it."""
+    found = sorted(
+        (device for device in {*available, *must} if _is_of(device, grant)),
+        key=lambda device: (device not in must, device in held, device),
+    )
+    if not found or not set(must) <= {found[0]}:
         raise RefusedError(
             Reason.WRONG_DEVICES,
-            f"container {grant.name} was granted the MIG instance {uuid}, which the kubelet has not free: something "
-            "else holds it, or it is gone",
+            f"container {grant.name} was granted the MIG instance {grant.mig.uuid if grant.mig else ''}, which the "
+            "kubelet has not free: something else holds it, or it is gone",
         )
-    return [uuid]
+    return found[:1]
 
 
 def check(grant: ContainerGrant, ids: Collection[str]) -> None:
     """Raise RefusedError unless *ids* lie on the granted GPUs in the right numbers."""
     if grant.family is Family.MIG_STATIC:
-        right = grant.mig is not None and set(ids) == {grant.mig.uuid}
+        right = len(ids) == 1 and all(_is_of(device, grant) for device in ids)
     else:
         right = layout(ids) == wanted(grant)
     if not right:
@@ -127,6 +139,20 @@ def check(grant: ContainerGrant, ids: Collection[str]) -> None:
             f"the kubelet gave container {grant.name} the device ids {', '.join(sorted(ids))}, but its grant is "
             f"{grant.units // len(grant.gpus)} units of each of {_gpus(grant)}",
         )
+
+
+# NVIDIA's own separator (internal/rm, AnnotatedID): exporters that attribute use to pods take ids apart at it.
+_SEPARATOR = "::"
+
+
+def share_ids(uuid: str, replicas: int) -> list[str]:
+    """Name the shares of a GPU or MIG instance; one that is not shared has its UUID for id."""
+    return [uuid] if replicas == 1 else [f"{uuid}{_SEPARATOR}{n}" for n in range(replicas)]
+
+
+def gpu_of(device: str) -> str:
+    """Say of which GPU, or MIG instance, an id is."""
+    return device.partition(_SEPARATOR)[0]
 
 
 def _gpus(grant: ContainerGrant) -> str:

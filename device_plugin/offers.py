@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from cotenant.contract.inventory import GPU
+from device_plugin.families.partitions import Offered
 from device_plugin.families.replicas import Replicas, Shares, offered
-from device_plugin.families.rules import NVIDIA_GPU, Assigned
+from device_plugin.families.rules import Assigned
 from device_plugin.ids import MAX_IDS, TooManyIdsError, advertised
 from device_plugin.kubelet.service import Allocator
 from device_plugin.resource import Resource
@@ -56,18 +57,16 @@ class Offers:
         self,
         gpus: Sequence[GPU],
         assigned: Mapping[str, Assigned],
-        instances: Mapping[str, Mapping[str, bool]],
+        partitions: Offered,
         *,
         unit_bytes: int,
         packed: bool,
     ) -> None:
-        """Offer *gpus*, and MIG *instances* by resource; raise TooManyIdsError, and then change nothing."""
+        """Offer *gpus*, and what the MIG GPUs among them are; raise TooManyIdsError, and then change nothing."""
         units = advertised(gpus, unit_bytes)
-        shares = offered(gpus, assigned, packed=packed)
-        cut = dict(instances)
-        if NVIDIA_GPU in cut:
-            shares[NVIDIA_GPU] = Shares(cut.pop(NVIDIA_GPU), single=False)
-        count = len(units) + sum(len(one.devices) for one in shares.values())
+        shares = {**offered(gpus, assigned, packed=packed), **partitions.whole}
+        cut = partitions.instances
+        count = len(units) + sum(len(one.devices) for one in shares.values()) + sum(map(len, cut.values()))
         if count > MAX_IDS:
             raise TooManyIdsError(
                 f"units and shares are {count} device ids, but a kubelet handles {MAX_IDS} well: have fewer replicas"

@@ -128,7 +128,9 @@ class DevicePlugin:
         self._mps = MPSKeeper(
             configuration.mps, nvml, look_seconds=configuration.inventory_interval, changed=self._judge_again
         )
-        self._partitions = Partitions(nvml, self._assignment.how, configuration.mig_strategy, names)
+        self._partitions = Partitions(
+            nvml, self._assignment.how, lambda: self._sharing.mig_strategy or configuration.mig_strategy, names
+        )
         self._specs = SpecFolder(Path(configuration.cdi_directory), names, configuration.cdi_kind)
         self._maker = Maker(nvml, self._specs, self._pods, names, gpus=lambda: self._dynamic)
         self._dynamic: dict[str, PhysicalGPU] = {}
@@ -141,7 +143,7 @@ class DevicePlugin:
             self._notes,
             self._events,
             pods=lambda: self._pods.all_known() if self._pods.synced else None,
-            whole=NVIDIA_GPU,
+            whole=lambda: self._offers.ungranted | {NVIDIA_GPU},
         )
         self._occupants = Occupants(cluster, node, plugin_folder, names)
         self._answers = Answers.of(configuration, lambda uuid: self._gpus[uuid])
@@ -262,7 +264,8 @@ class DevicePlugin:
         except PodResourcesError as error:
             log.warning("configuration.holders_unknown", error=str(error))
             return None
-        return held(self._pods.all_known(), self._configuration.names.grant, listed)
+        parents = {instance: gpu for (gpu, _), instance in self._partitions.numbers.items()}
+        return held(self._pods.all_known(), self._configuration.names.grant, listed, parents)
 
     def _tell_configuration(self, reason: str, note: str, *, well: bool) -> None:
         self._events.about_node(reason, _CONFIGURE, note, normal=well)
@@ -364,13 +367,13 @@ class DevicePlugin:
                 self._partitions.numbers,
             )
             # shares of a GPU may change without a change of the GPU
-            shown = described, dict(self._assignment.of), self._sharing.packed
+            shown = described, dict(self._assignment.of), self._sharing
             if shown == self._last_shown:
                 return
             self._offers.show(
                 described,
                 self._assignment.of,
-                self._partitions.offers(described),
+                self._partitions.offers(described, self._assignment.of, packed=self._sharing.packed),
                 unit_bytes=self._configuration.unit_bytes,
                 packed=self._sharing.packed,
             )

@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from cotenant.contract import configuration
-from cotenant.contract.configuration import ConfigurationError, DevicePluginConfiguration, GPURule
+from cotenant.contract.configuration import ConfigurationError, DevicePluginConfiguration, GPURule, MIGStrategy
 from device_plugin.families import nvidia
 
 log = structlog.get_logger(__name__)
@@ -30,6 +30,8 @@ class Sharing(NamedTuple):
 
     rules: tuple[GPURule, ...]
     packed: bool = False
+    # how NVIDIA's file says that MIG instances are named, where there is one
+    mig_strategy: MIGStrategy | None = None
 
 
 class Tell(Protocol):
@@ -120,7 +122,7 @@ class Rules:
                 self._at_start = self._settings
         settings = self._settings
         warnings = self._until_restart(settings)
-        rules, packed = settings.gpus, False
+        rules, packed, strategy = settings.gpus, False, None
         if label in settings.profiles:
             rules = settings.profiles[label]
         elif label and (self._nvidia is None or not self._nvidia.is_dir()):
@@ -134,8 +136,8 @@ class Rules:
             except ConfigurationError as error:
                 raise ConfigurationError(f"{path}: {error}") from error
             warnings += [f"{path}: {warning}" for warning in found.warnings]
-            rules, packed = rules + found.rules, found.packed
-        return Sharing(rules, packed), warnings
+            rules, packed, strategy = rules + found.rules, found.packed, found.mig_strategy
+        return Sharing(rules, packed, strategy), warnings
 
     def _until_restart(self, settings: DevicePluginConfiguration) -> list[str]:
         """Say which keys differ that are read at the start alone."""

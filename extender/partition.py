@@ -1,20 +1,29 @@
 """Which MIG GPUs of a node could take a pod's instances, where on them, and why none could. Pure.
 
-A static GPU gives an instance that is there and free; a dynamic one has it made where the geometry says. A free one is
-taken before one is made: that costs no room.
+A static GPU gives an instance that is there and free, or a share of one; a dynamic one has it made where the geometry
+says. A free one is taken before one is made: that costs no room.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 
 import msgspec
 
-from cotenant.contract.grant import GIVEN, ContainerGrant, GPUShare, Grant, IsolationRecord, MIGPlacement
+from cotenant.contract.grant import (
+    GIVEN,
+    GIVEN_A_SHARE,
+    ContainerGrant,
+    GPUShare,
+    Grant,
+    Isolation,
+    IsolationRecord,
+    MIGPlacement,
+)
 from cotenant.contract.inventory import Family, MIGInstance, Mode
 from cotenant.contract.mig import Geometry
 from cotenant.contract.names import mig_suffix
 from cotenant.contract.reasons import Reason
-from cotenant.contract.request import PodRequest, Wishes, allowed
+from cotenant.contract.request import ContainerRequest, PodRequest, Wishes, allowed
 from extender.ledger import MIGState, NodeView
 
 # Several containers on several GPUs are a search; beyond this many steps the node counts as full.
@@ -60,6 +69,9 @@ def objection(state: MIGState, wishes: Wishes, profile: str) -> Reason | None:
         return _unwished([state], wishes)
     if not offers(state, profile):
         return Reason.NO_MIG_PROFILE
+    state = _isolating(state, wishes)
+    if not offers(state, profile):
+        return Reason.ISOLATION_UNAVAILABLE
     if not state.healthy:
         return Reason.UNHEALTHY_GPU
     return None if _choice(state, profile) is not None else Reason.NO_MIG_ROOM
@@ -68,16 +80,16 @@ def objection(state: MIGState, wishes: Wishes, profile: str) -> Reason | None:
 def offers(state: MIGState, profile: str) -> bool:
     """Tell whether the GPU, were it empty, had an instance of *profile*."""
     if state.static:
-        return any(mig_suffix(one.profile) == profile for one in state.instances)
+        return any(state.suffix(one.profile) == profile for one in state.instances)
     return _name(state.geometry, profile) is not None
 
 
-def free_slices(state: MIGState) -> int:
-    """Count the memory slices that nothing lies on, or for a static GPU those of its free instances."""
+def free_slices(state: MIGState) -> float:
+    """Count the memory slices that nothing lies on, or for a static GPU those of its free instances and shares."""
     if state.closed:
         return 0
     if state.static:
-        return sum(one.size for one in state.free_instances())
+        return sum(one.size * free / state.replicas(one.profile) for one, free in state.free_shares().items())
     mask = 0
     for one in state.taken:
         mask |= ((1 << one.size) - 1) << one.start
@@ -87,29 +99,14 @@ def free_slices(state: MIGState) -> int:
 def free_bytes(state: MIGState) -> int:
     """Count the bytes of the free memory slices, as a part of what the GPU has."""
     slices = state.geometry.slices or sum(one.size for one in state.instances)
-    return state.gpu.usable_bytes * free_slices(state) // slices if slices else 0
+    return int(state.gpu.usable_bytes * free_slices(state) / slices) if slices else 0
 
 
 def grant(request: PodRequest, slots: Sequence[Slot]) -> Grant:
     """Write down a placement as the grant that goes into the pod."""
-    given, enforced_by = GIVEN[Mode.MIG]
     return Grant(
         containers=tuple(
-            ContainerGrant(
-                name=container.name,
-                role=container.role,
-                family=slot.state.gpu.family,
-                mode=Mode.MIG,
-                gpus=(GPUShare(uuid=slot.state.gpu.uuid, bytes=_bytes(slot)),),
-                units=1,
-                mig=MIGPlacement(
-                    profile=slot.instance.profile,
-                    start=slot.instance.start,
-                    size=slot.instance.size,
-                    uuid=slot.instance.uuid,
-                ),
-                isolation=IsolationRecord(asked=request.wishes.isolation, given=given, enforced_by=enforced_by),
-            )
+            _container(container, slot, request.wishes.isolation)
             for container, slot in zip(request.containers, slots, strict=True)
         )
     )
@@ -120,13 +117,41 @@ def least_bytes(view: NodeView, wishes: Wishes, profile: str) -> int:
     found = []
     for state in view.mig:
         if _wished(state, wishes) and offers(state, profile):
-            there = (one for one in state.instances if mig_suffix(one.profile) == profile)
+            there = (one for one in state.instances if state.suffix(one.profile) == profile)
             name = _name(state.geometry, profile)
             made = (
                 MIGInstance(profile=p.name, start=0, size=p.size) for p in state.geometry.profiles if p.name == name
             )
-            found += [_bytes(Slot(state, one)) for one in (*there, *made)]
+            found += [_charged(Slot(state, one)) for one in (*there, *made)]
     return min(found, default=0)
+
+
+def _container(container: ContainerRequest, slot: Slot, asked: Isolation) -> ContainerGrant:
+    state, instance = slot.state, slot.instance
+    replicas = state.replicas(instance.profile)
+    given, enforced_by = GIVEN[Mode.MIG] if replicas == 1 else GIVEN_A_SHARE
+    return ContainerGrant(
+        name=container.name,
+        role=container.role,
+        family=state.gpu.family,
+        mode=Mode.MIG,
+        gpus=(GPUShare(uuid=state.gpu.uuid, bytes=_charged(slot)),),
+        units=1,
+        mig=MIGPlacement(
+            profile=instance.profile,
+            start=instance.start,
+            size=instance.size,
+            uuid=instance.uuid,
+            replicas=replicas,
+            renamed=state.suffix(instance.profile) != mig_suffix(instance.profile),
+        ),
+        isolation=IsolationRecord(asked=asked, given=given, enforced_by=enforced_by),
+    )
+
+
+def _charged(slot: Slot) -> int:
+    """Count what a container is charged: of a share its part, so that all shares are no more than the instance."""
+    return max(1, _bytes(slot) // slot.state.replicas(slot.instance.profile))
 
 
 def _bytes(slot: Slot) -> int:
@@ -141,15 +166,28 @@ def _usable(view: NodeView, request: PodRequest) -> list[MIGState] | Reason:
     wished = [state for state in view.mig if _wished(state, request.wishes)]
     if view.mig and not wished:
         return _unwished(view.mig, request.wishes)
+    isolating = [_isolating(state, request.wishes) for state in wished]
     for profile in request.profiles:
-        offering = [state for state in wished if offers(state, profile)]
-        if not offering:
+        if not any(offers(state, profile) for state in wished):
             return Reason.NO_MIG_PROFILE
+        offering = [state for state in isolating if offers(state, profile)]
+        if not offering:
+            return Reason.ISOLATION_UNAVAILABLE
         if profile not in view.advertised:
             return Reason.NOT_ADVERTISED
         if not any(state.healthy for state in offering):
             return Reason.UNHEALTHY_GPU
-    return [state for state in wished if state.healthy]
+    return [state for state in isolating if state.healthy]
+
+
+def _isolating(state: MIGState, wishes: Wishes) -> MIGState:
+    """Show the GPU as a pod may use it: a share of an instance isolates nothing, so for many only whole ones count."""
+    mig = state.gpu.mig
+    if wishes.isolation is Isolation.NONE or mig is None or not mig.shares:
+        return state
+    whole = tuple(one for one in mig.instances if mig.replicas(one.profile) == 1)
+    gpu = msgspec.structs.replace(state.gpu, mig=msgspec.structs.replace(mig, instances=whole))
+    return msgspec.structs.replace(state, gpu=gpu)
 
 
 def _wished(state: MIGState, wishes: Wishes) -> bool:
@@ -173,9 +211,15 @@ def _choice(state: MIGState, profile: str) -> MIGInstance | None:
     if state.closed:
         return None
     if state.static:
-        return next((one for one in state.free_instances() if mig_suffix(one.profile) == profile), None)
+        return _freest(state, profile, state.free_shares())
     name = _name(state.geometry, profile)
     return None if name is None else state.geometry.place(name, state.taken)
+
+
+def _freest(state: MIGState, profile: str, free: Mapping[MIGInstance, int]) -> MIGInstance | None:
+    """Choose the static instance whose sharers are the fewest; of those that are alike the first on the GPU."""
+    found = [one for one, left in free.items() if left and state.suffix(one.profile) == profile]
+    return min(found, key=lambda one: (-free[one] / state.replicas(one.profile), one.start), default=None)
 
 
 def _best(usable: Iterable[MIGState], profile: str, *, spread: bool) -> tuple[float, Slot] | None:
@@ -183,7 +227,7 @@ def _best(usable: Iterable[MIGState], profile: str, *, spread: bool) -> tuple[fl
     # of GPUs that are alike and taken alike the first is as good as any
     seen: set[object] = set()
     for state in usable:
-        likeness = state.geometry, state.taken, state.instances, state.closed
+        likeness = state.geometry, state.taken, state.gpu.mig if state.static else None, state.closed
         if likeness in seen:
             continue
         seen.add(likeness)
@@ -197,7 +241,7 @@ def _best(usable: Iterable[MIGState], profile: str, *, spread: bool) -> tuple[fl
 
 def _price(state: MIGState, instance: MIGInstance, *, spread: bool) -> float:
     """Price an instance: in spread by what is taken, else by the room that is lost, and then by what is left free."""
-    left = free_slices(state) - instance.size
+    left = free_slices(state) - instance.size / state.replicas(instance.profile)
     if spread:
         return -left
     if state.static:
@@ -237,7 +281,8 @@ def _search(  # noqa: C901 - a search and its way back
         for uuid in _favourites(by_uuid, profile, spread=spread):
             state = by_uuid[uuid]
             # GPUs that are alike and have been given alike: what failed on one fails on the other
-            likeness = (state.geometry, state.taken, state.instances, tuple(profiles[n] for n in chosen[uuid]))
+            given = tuple(profiles[n] for n in chosen[uuid])
+            likeness = (state.geometry, state.taken, state.gpu.mig if state.static else None, given)
             if likeness in tried:
                 continue
             tried.add(likeness)
@@ -275,13 +320,13 @@ def _size(usable: Iterable[MIGState], profile: str) -> int:
 def _together(state: MIGState, profiles: tuple[str, ...]) -> tuple[MIGInstance, ...] | None:
     """Find an instance of the GPU for each of *profiles*, in their order."""
     if state.gpu.family is Family.MIG_STATIC:
-        free = list(state.free_instances())
+        free = {} if state.closed else state.free_shares()
         found = []
         for profile in profiles:
-            one = next((one for one in free if mig_suffix(one.profile) == profile), None)
+            one = _freest(state, profile, free)
             if one is None:
                 return None
-            free.remove(one)
+            free[one] -= 1
             found.append(one)
         return tuple(found)
     names = [_name(state.geometry, profile) for profile in profiles]

@@ -11,7 +11,6 @@ import msgspec
 from cotenant.contract.grant import Isolation
 from cotenant.contract.inventory import Health, Mode
 from cotenant.contract.mps import NONE
-from cotenant.contract.names import mig_suffix
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest
 from cotenant.contract.units import format_bytes
@@ -89,13 +88,15 @@ class Search:
     def _smaller_instance(self) -> Iterator[Change]:
         """Find the largest of the smaller MIG profiles that fits somewhere now."""
         (container,) = self._request.containers
-        known = {mig_suffix(p.name): p for view in self._order for state in view.mig for p in state.geometry.profiles}
+        known = {state.suffix(p.name): p for view in self._order for state in view.mig for p in state.geometry.profiles}
         if container.profile not in known:
             return
         asked = known[container.profile]
-        smaller = [p for p in known.values() if (p.size, p.compute_slices) < (asked.size, asked.compute_slices)]
-        for profile in sorted(smaller, key=lambda p: (-p.size, -p.compute_slices, p.name)):
-            less = msgspec.structs.replace(container, profile=mig_suffix(profile.name))
+        smaller = [
+            (name, p) for name, p in known.items() if (p.size, p.compute_slices) < (asked.size, asked.compute_slices)
+        ]
+        for name, _ in sorted(smaller, key=lambda one: (-one[1].size, -one[1].compute_slices, one[0])):
+            less = msgspec.structs.replace(container, profile=name)
             request = msgspec.structs.replace(self._request, containers=(less,))
             for view in self._order:
                 placed = place(view, request)
@@ -288,14 +289,14 @@ def _clients(view: NodeView, holds: Iterable[Hold]) -> tuple[Counter[str], dict[
 
 
 def _without_slots(state: MIGState, ended: Sequence[Hold]) -> MIGState:
-    gone = {slot.instance for hold in ended for slot in hold.slots if slot.uuid == state.gpu.uuid}
+    left = Counter(state.taken)
+    left.subtract(slot.instance for hold in ended for slot in hold.slots if slot.uuid == state.gpu.uuid)
     pods = state.pods - sum(
         hold.closes_mig or any(slot.uuid == state.gpu.uuid for slot in hold.slots) for hold in ended
     )
-    left = tuple(one for one in state.taken if one not in gone)
     # what closes the GPU besides pods that end is not known here
     closed = state.closed and pods > 0
-    return msgspec.structs.replace(state, taken=left, pods=pods, closed=closed)
+    return msgspec.structs.replace(state, taken=tuple(left.elements()), pods=pods, closed=closed)
 
 
 def _all_healthy(view: NodeView) -> NodeView:

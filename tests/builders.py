@@ -15,7 +15,17 @@ from cotenant.contract import inventory as inventories
 from cotenant.contract.boards import board
 from cotenant.contract.environment import annotations
 from cotenant.contract.grant import GIVEN, ContainerGrant, GPUShare, Grant, Isolation, IsolationRecord, Role
-from cotenant.contract.inventory import GPU, MIG, Family, Health, Inventory, MIGInstance, Mode, UnhealthyInstance
+from cotenant.contract.inventory import (
+    GPU,
+    MIG,
+    Family,
+    Health,
+    InstanceShares,
+    Inventory,
+    MIGInstance,
+    Mode,
+    UnhealthyInstance,
+)
 from cotenant.contract.names import Names
 from cotenant.contract.pods import Pod
 from cotenant.contract.units import GIB, parse_bytes
@@ -181,6 +191,14 @@ class NodeBuilder:
         mig = msgspec.structs.replace(last.mig or MIG(), unhealthy=ill)
         return replace(self, gpus=(*others, msgspec.structs.replace(last, mig=mig)))
 
+    def with_shares(self, profile: str, replicas: int, *, renamed: bool = False) -> Self:
+        """Say that instances of a profile on the last GPU are handed out in shares."""
+        *others, last = self.gpus
+        mig = last.mig or MIG()
+        shared = InstanceShares(profile=profile, replicas=replicas, renamed=renamed)
+        mig = msgspec.structs.replace(mig, shares=(*mig.shares, shared))
+        return replace(self, gpus=(*others, msgspec.structs.replace(last, mig=mig)))
+
     def with_unexplained(self, *texts: str) -> Self:
         """Say that the last GPU has instances that no grant explains."""
         *others, last = self.gpus
@@ -246,8 +264,8 @@ class NodeBuilder:
         memory = {} if self.advertised is None else {NAMES.gpu_mem: self.advertised}
         if self.no_instances:
             return memory
-        known = {p.name for gpu in self.gpus if gpu.mig for p in (*gpu.mig.profiles,)}
-        return memory | {NAMES.mig(profile): "7" for profile in known}
+        known = {gpu.mig.suffix(p.name) for gpu in self.gpus if gpu.mig for p in gpu.mig.profiles}
+        return memory | {f"{NAMES.mig_prefix}{suffix}": "7" for suffix in known}
 
     def as_json(self) -> Json:
         return {

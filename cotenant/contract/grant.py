@@ -9,7 +9,7 @@ import msgspec
 from cotenant.contract import versions
 from cotenant.contract.inventory import Family, MIGInstance, Mode, Text, _Wire
 from cotenant.contract.mps import UNSET_USER, Clients
-from cotenant.contract.names import is_dns_label
+from cotenant.contract.names import SHARED, is_dns_label, mig_suffix
 
 VERSION = 1
 
@@ -50,6 +50,8 @@ GIVEN = {
     Mode.MIG: (Isolation.STRICT, "MIG partition"),
     Mode.EXCLUSIVE: (Isolation.EXCLUSIVE, "no other pod on the GPU"),
 }
+# A share of a MIG instance: its sharers are together behind the wall.
+GIVEN_A_SHARE = (Isolation.NONE, "MIG partition around the instance, nothing between its shares")
 
 
 class IsolationRecord(_Wire, frozen=True, kw_only=True):
@@ -70,13 +72,21 @@ class GPUShare(_Wire, frozen=True, kw_only=True):
 class MIGPlacement(_Wire, frozen=True, kw_only=True):
     """Place a GPU instance on its parent, the container's only GPU; start and size count memory slices.
 
-    *uuid* is the MIG device's in the static family; in the dynamic one it does not exist yet.
+    *uuid* is the MIG device's in the static family; in the dynamic one it does not exist yet. The container holds one
+    of *replicas* shares of the instance; where these are *renamed*, it asked PROFILE.shared.
     """
 
     profile: Text
     start: Annotated[int, msgspec.Meta(ge=0, le=64)]
     size: Annotated[int, msgspec.Meta(ge=1, le=64)]
     uuid: str = ""
+    replicas: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
+    renamed: bool = False
+
+    @property
+    def suffix(self) -> str:
+        """Say under which name it was asked, after the prefix of MIG resources."""
+        return mig_suffix(self.profile) + (SHARED if self.renamed else "")
 
     @property
     def instance(self) -> MIGInstance:

@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 
 from cotenant.contract import versions
+from cotenant.contract.names import SHARED, mig_suffix
 
 VERSION = 1
 
@@ -74,6 +75,17 @@ class UnhealthyInstance(_Wire, frozen=True, kw_only=True):
     detail: str = ""
 
 
+class InstanceShares(_Wire, frozen=True, kw_only=True):
+    """Say that an instance of a profile in the static family is so many shares, which take turns at it.
+
+    Where they are *renamed*, pods ask PROFILE.shared instead of PROFILE.
+    """
+
+    profile: Text
+    replicas: Annotated[int, msgspec.Meta(ge=2, le=1000)]
+    renamed: bool = False
+
+
 class MIG(_Wire, frozen=True, kw_only=True):
     """Describe the partitioning of one GPU.
 
@@ -85,6 +97,17 @@ class MIG(_Wire, frozen=True, kw_only=True):
     instances: tuple[MIGInstance, ...] = ()
     unexplained: tuple[MIGInstance, ...] = ()
     unhealthy: tuple[UnhealthyInstance, ...] = ()
+    # profiles of the static family that are not handed out whole, each once
+    shares: tuple[InstanceShares, ...] = ()
+
+    def replicas(self, profile: str) -> int:
+        """Count the shares that an instance of *profile* is; 1 where it is handed out whole."""
+        return next((one.replicas for one in self.shares if one.profile == profile), 1)
+
+    def suffix(self, profile: str) -> str:
+        """Say under which name an instance of *profile* is asked, after the prefix of MIG resources."""
+        renamed = any(one.renamed for one in self.shares if one.profile == profile)
+        return mig_suffix(profile) + (SHARED if renamed else "")
 
     @property
     def unfit(self) -> frozenset[str]:

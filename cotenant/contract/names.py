@@ -13,6 +13,9 @@ _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-
 # The longest prefix that we put before the domain is "visible-devices."; Kubernetes allows 253 for the whole.
 _DOMAIN_MAX = 253 - len("visible-devices.")
 
+# How NVIDIA's plugin ends the name of a resource that it shares and renames.
+SHARED = ".shared"
+
 ALIASES_IN_GIB = ("aliyun.com/gpu-mem",)
 ALIASES_IN_MIB = ("volcano.sh/vgpu-memory", "nvidia.com/gpumem", "nvidia.com/gpu-memory")
 

@@ -1,6 +1,6 @@
 """Keeps which family and mode each GPU is in: by the rules, but never from under pods that use it."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import structlog
 
@@ -8,9 +8,9 @@ from cotenant.contract import grant as grants
 from cotenant.contract.configuration import GPURule
 from cotenant.contract.grant import GrantError
 from cotenant.contract.pods import Pod
-from device_plugin.families.replicas import gpu_of
 from device_plugin.families.rules import Assigned, assign
 from device_plugin.identity import ListedPod
+from device_plugin.ids import gpu_of
 from device_plugin.nvml import PhysicalGPU
 
 log = structlog.get_logger(__name__)
@@ -50,8 +50,13 @@ class Assignment:
         self.of = {uuid: self.of[uuid] if uuid in stay else how for uuid, how in wanted.items()}
 
 
-def held(pods: Iterable[Pod], grant_key: str, listed: Iterable[ListedPod]) -> frozenset[str] | None:
-    """Tell which GPUs *pods* were granted and containers *listed* hold shares of; None where that cannot be read."""
+def held(
+    pods: Iterable[Pod], grant_key: str, listed: Iterable[ListedPod], parents: Mapping[str, str]
+) -> frozenset[str] | None:
+    """Tell which GPUs *pods* were granted and containers *listed* hold shares of; None where that cannot be read.
+
+    *parents* say of which GPU the MIG instances are that are handed out as GPUs.
+    """
     found: set[str] = set()
     for pod in pods:
         text = pod.annotations.get(grant_key)
@@ -62,5 +67,6 @@ def held(pods: Iterable[Pod], grant_key: str, listed: Iterable[ListedPod]) -> fr
         except GrantError:
             return None
     shares = {gpu_of(device) for entry in listed for ids in entry.ids.values() for device in ids}
-    # instances handed out as GPUs do not say of which GPU they are
-    return None if any(device.startswith("MIG-") for device in shares) else frozenset(found | shares)
+    if any(device.startswith("MIG-") and device not in parents for device in shares):
+        return None
+    return frozenset(found | {parents.get(device, device) for device in shares})

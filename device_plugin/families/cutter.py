@@ -5,7 +5,7 @@ at the next look, when what was under way has shown itself, it is cut.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import structlog
@@ -34,7 +34,7 @@ class _Refused(Exception):  # noqa: N818 - not an error of ours
 
 
 class Cutter:
-    """Follow the node's label; *whole* are resources whose pods hold GPUs or instances without a grant."""
+    """Follow the node's label; *whole* are the resources whose pods hold GPUs or instances without a grant."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Cutter:
         events: PodEvents,
         *,
         pods: Callable[[], Sequence[Pod] | None],
-        whole: str,
+        whole: Callable[[], Collection[str]],
     ) -> None:
         self._nvml = nvml
         self._file = file
@@ -134,8 +134,9 @@ class Cutter:
             )
 
     def _holds(self, pod: Pod, due: Mapping[str, PhysicalGPU]) -> bool:
+        whole = set(self._whole())
         if any(
-            self._whole in ((container.resources and container.resources.limits) or ())
+            whole & ((container.resources and container.resources.limits) or {}).keys()
             for container, _ in pod.start_order
         ):
             return True

@@ -6,14 +6,21 @@ their path, and what has no meaning here is said in a warning instead of being i
 
 import re
 from collections import Counter
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
 from cotenant.contract import configuration
-from cotenant.contract.configuration import ConfigurationError, GPURule, check_shared_resource
+from cotenant.contract.configuration import (
+    ConfigurationError,
+    GPURule,
+    MIGStrategy,
+    check_profile,
+    check_shared_resource,
+)
 from cotenant.contract.inventory import Family, Mode
+from cotenant.contract.names import NVIDIA_DOMAIN, SHARED
 from cotenant.contract.request import MAX_GPUS
 from device_plugin.families.rules import NVIDIA_GPU
 
@@ -22,6 +29,7 @@ _SILENT = frozenset({"gfd", "useNodeFeatureAPI", "deviceDiscoveryStrategy", "fai
 _INDEX = re.compile("[0-9]{1,4}")
 _UUID = re.compile(r"GPU-[0-9A-Fa-f-]{1,60}")
 _MIG = re.compile(r"MIG-.{1,100}|[0-9]{1,4}:[0-9]{1,4}")
+_MIG_RESOURCE = f"{NVIDIA_DOMAIN}/mig-"
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
@@ -112,6 +120,8 @@ class NVIDIASharing(NamedTuple):
     rules: tuple[GPURule, ...]
     packed: bool
     warnings: tuple[str, ...]
+    # how MIG instances are named; None where the file leaves MIG GPUs alone
+    mig_strategy: MIGStrategy | None = None
 
 
 def read(text: str) -> NVIDIASharing:
@@ -130,16 +140,29 @@ def read(text: str) -> NVIDIASharing:
     ]
     if len(both) > 1:
         raise ConfigurationError("sharing: timeSlicing and mps exclude each other; rules of `gpus` can mix them")
-    for name, mode, how in both:
-        rules += _rules(f"sharing.{name}", mode, how, warnings)
+    strategy = MIGStrategy((found.flags or _Flags()).mig_strategy or MIGStrategy.NONE)
+    ways = [(f"sharing.{name}", mode, how, _resources(f"sharing.{name}", how, warnings)) for name, mode, how in both]
+    if strategy is not MIGStrategy.NONE:
+        rules.append(_instances(ways, strategy, warnings))
+    for way in ways:
+        rules += _rules(way, strategy, warnings)
     rules.append(GPURule(family=Family.REPLICAS, resource=NVIDIA_GPU))
     warnings += _without_meaning(found)
     plugin = (found.flags or _Flags()).plugin or _PluginFlags()
-    return NVIDIASharing(tuple(rules), plugin.shared_devices_allocation_policy == "packed", tuple(warnings))
+    return NVIDIASharing(
+        tuple(rules),
+        plugin.shared_devices_allocation_policy == "packed",
+        tuple(warnings),
+        None if strategy is MIGStrategy.NONE else strategy,
+    )
 
 
-def _rules(path: str, mode: Mode, how: _Sharing, warnings: list[str]) -> Iterator[GPURule]:
-    """Make rules of one way of sharing."""
+# A way of sharing: where it stands, the mode, what it says, and its resources.
+_Way: TypeAlias = tuple[str, Mode, _Sharing, tuple[_Shared, ...]]
+
+
+def _resources(path: str, how: _Sharing, warnings: list[str]) -> tuple[_Shared, ...]:
+    """List what is shared in one way."""
     resources = how.resources or ()
     if how.replicas is not None:
         if how.resources is not None:
@@ -149,13 +172,50 @@ def _rules(path: str, mode: Mode, how: _Sharing, warnings: list[str]) -> Iterato
     for name, count in Counter(_full(shared.name) for shared in resources).items():
         if count > 1:
             raise ConfigurationError(f"{path}.resources: {name} stands {count} times")
+    return resources
+
+
+def _instances(ways: Sequence[_Way], strategy: MIGStrategy, warnings: list[str]) -> GPURule:
+    """Make the rule of GPUs whose MIG mode is on: their instances are offered, whole or in shares."""
+    replicas, profiles, renamed, single = 1, {}, False, False
+    for path, mode, how, resources in ways:
+        for n, shared in enumerate(resources):
+            name, at = _full(shared.name), f"{path}.resources[{n}]"
+            profile = name.removeprefix(_MIG_RESOURCE) if name.startswith(_MIG_RESOURCE) else ""
+            if bool(profile) is not (strategy is MIGStrategy.MIXED) or mode is Mode.MPS:
+                continue
+            if shared.rename not in {"", name + SHARED}:
+                warnings.append(f"{at}.rename: is not used for MIG instances; renameByDefault makes it {name}{SHARED}")
+            if shared.devices != "all" and profile:
+                raise ConfigurationError(
+                    f"{at}.devices: expected all for MIG instances; rules of `gpus` tell GPUs apart"
+                )
+            renamed = renamed or how.rename_by_default or shared.rename == name + SHARED
+            single = bool(how.fail_requests_greater_than_one)
+            if profile:
+                profiles[profile] = shared.replicas
+            else:
+                replicas = shared.replicas
+    return GPURule(
+        mig_enabled=True,
+        family=Family.MIG_STATIC,
+        replicas=replicas,
+        profile_replicas=profiles,
+        rename_shared=renamed,
+        fail_requests_greater_than_one=single,
+    )
+
+
+def _rules(way: _Way, strategy: MIGStrategy, warnings: list[str]) -> Iterator[GPURule]:
+    """Make rules of whole GPUs of one way of sharing."""
+    path, mode, how, resources = way
     # as NVIDIA's plugin has it: under MPS a container can have one share alone
     single = how.fail_requests_greater_than_one
     single = mode is Mode.MPS if single is None else single
     for n, shared in enumerate(resources):
         at = f"{path}.resources[{n}]"
-        if _full(shared.name).startswith("nvidia.com/mig-"):
-            warnings.append(f"{at}: MIG instances are not shared; {_full(shared.name)} stays whole")
+        if _full(shared.name).startswith(_MIG_RESOURCE):
+            _check_instance(at, _full(shared.name), mode, strategy, warnings)
             continue
         resource = _resource(at, shared, rename_by_default=how.rename_by_default)
         for uuids, indices in _devices(f"{at}.devices", shared.devices):
@@ -168,6 +228,21 @@ def _rules(path: str, mode: Mode, how: _Sharing, warnings: list[str]) -> Iterato
                 replicas=shared.replicas,
                 fail_requests_greater_than_one=single,
             )
+
+
+def _check_instance(path: str, name: str, mode: Mode, strategy: MIGStrategy, warnings: list[str]) -> None:
+    """Say what is wrong with an entry about MIG instances."""
+    try:
+        check_profile(name.removeprefix(_MIG_RESOURCE))
+    except ValueError as error:
+        raise ConfigurationError(f"{path}.name: {error}") from error
+    if mode is Mode.MPS:
+        raise ConfigurationError(
+            f"{path}: MIG instances are not shared by MPS, by NVIDIA's plugin neither; share them under "
+            "sharing.timeSlicing, or take the entry out"
+        )
+    if strategy is not MIGStrategy.MIXED:
+        warnings.append(f"{path}: {name} is offered with flags.migStrategy mixed alone, and it is {strategy}")
 
 
 def _resource(path: str, shared: _Shared, *, rename_by_default: bool) -> str:
@@ -230,8 +305,6 @@ def _without_meaning(found: _File) -> Iterator[str]:
     for key, value in flags.items():
         if key not in _SILENT and value:
             yield f"flags.{key}: is not used; docs/modes.md says what stands for it"
-    if flags.get("migStrategy") in {"single", "mixed"}:
-        yield "flags.migStrategy: MIG instances are served by rules of `gpus` alone"
     for key, value in plugin.items():
         if key != "sharedDevicesAllocationPolicy" and value:
             yield f"flags.plugin.{key}: is not used; docs/modes.md says what stands for it"

@@ -1,19 +1,21 @@
 """GPUs that MIG partitions: which instances this node offers under which names, and how each is handed out."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import structlog
 
 from cotenant.contract.configuration import MIGStrategy
 from cotenant.contract.grant import ContainerGrant
-from cotenant.contract.inventory import GPU, MIG, Family, Health, MIGInstance
-from cotenant.contract.names import Names
+from cotenant.contract.inventory import GPU, MIG, Family, Health, InstanceShares, MIGInstance, MIGProfile
+from cotenant.contract.names import SHARED, Names
 from device_plugin.admission import Admission, Admitted
 from device_plugin.api import deviceplugin_pb2 as pb
 from device_plugin.families.granted import Granted
 from device_plugin.families.maker import Maker
+from device_plugin.families.replicas import Shares
 from device_plugin.families.rules import NVIDIA_GPU, Assigned
-from device_plugin.ids import instance_ids
+from device_plugin.ids import instance_ids, share_ids
 from device_plugin.nvml import NVML, MIGError, NVMLUnavailableError, PhysicalGPU
 
 log = structlog.get_logger(__name__)
@@ -42,13 +44,27 @@ class Partition(Granted):
             self._maker.ensure(admitted.pod, admitted.grant)
 
 
+class Offered(NamedTuple):
+    """Hold what MIG GPUs are offered as: device ids by resource, each with whether it is healthy; and shares.
+
+    *instances* are had by a grant, *whole* are handed out as GPUs without one.
+    """
+
+    instances: Mapping[str, Mapping[str, bool]]
+    whole: Mapping[str, Shares]
+
+
 class Partitions:
     """Look at the MIG GPUs of this node."""
 
     def __init__(
-        self, nvml: NVML, assigned: Callable[[PhysicalGPU], Assigned], strategy: MIGStrategy, names: Names
+        self,
+        nvml: NVML,
+        assigned: Callable[[PhysicalGPU], Assigned],
+        strategy: Callable[[], MIGStrategy],
+        names: Names,
     ) -> None:
-        """Take how each GPU is *assigned*."""
+        """Take how each GPU is *assigned*, and under which *strategy* instances that are given are named."""
         self._nvml = nvml
         self._assigned = assigned
         self._strategy = strategy
@@ -102,7 +118,12 @@ class Partitions:
                 # one without a compute instance is being made by somebody, or was left behind
                 instances = tuple(one.instance for one in there if one.uuid)
                 numbers.update({(uuid, one.id): one.uuid for one in there if one.uuid})
-                found[uuid] = MIG(profiles=profiles, instances=instances, unexplained=unexplained.get(uuid, ()))
+                found[uuid] = MIG(
+                    profiles=profiles,
+                    instances=instances,
+                    unexplained=unexplained.get(uuid, ()),
+                    shares=self._shares(gpu, profiles) if family is Family.MIG_STATIC else (),
+                )
         self._last, self.numbers = found, numbers
         return found
 
@@ -117,36 +138,62 @@ class Partitions:
                 log.warning("mig.not_read", gpu=gpu.uuid, error=str(error))
         return found
 
-    def offers(self, gpus: Sequence[GPU]) -> dict[str, dict[str, bool]]:
-        """List the device ids of every resource that MIG GPUs are offered under, each with whether it is healthy.
+    def _shares(self, gpu: PhysicalGPU, profiles: Iterable[MIGProfile]) -> tuple[InstanceShares, ...]:
+        """Say which profiles' instances are shared among those that the extender grants."""
+        how = self._assigned(gpu)
+        return tuple(
+            InstanceShares(profile=profile.name, replicas=how.shares_of(profile.name), renamed=how.renamed)
+            for profile in profiles
+            if self._strategy() is MIGStrategy.MIXED and how.shares_of(profile.name) > 1
+        )
+
+    def offers(self, gpus: Sequence[GPU], assigned: Mapping[str, Assigned], *, packed: bool) -> Offered:
+        """List the device ids of every resource that MIG GPUs are offered under.
 
         Raises StrategyError where the strategy single finds anything but one profile.
         """
         static = [gpu for gpu in gpus if gpu.family is Family.MIG_STATIC]
         offered: dict[str, dict[str, bool]] = {}
-        if static and self._strategy is MIGStrategy.MIXED:
+        whole: dict[str, Shares] = {}
+        if static and self._strategy() is MIGStrategy.MIXED:
             for gpu in static:
                 for one in gpu.mig.instances if gpu.mig else ():
-                    ids = offered.setdefault(self._names.mig(one.profile), {})
-                    ids[one.uuid] = _is_well(gpu, one)
+                    ids = offered.setdefault(self._names.mig_prefix + (gpu.mig or MIG()).suffix(one.profile), {})
+                    replicas = (gpu.mig or MIG()).replicas(one.profile)
+                    ids.update(dict.fromkeys(share_ids(one.uuid, replicas), _is_well(gpu, one)))
         elif static:
-            offered[NVIDIA_GPU] = self._whole(gpus, static)
+            whole = self._whole(gpus, static, assigned, packed=packed)
         for gpu in gpus:
             if gpu.family is Family.MIG_DYNAMIC:
                 for profile in gpu.mig.profiles if gpu.mig else ():
                     ids = offered.setdefault(self._names.mig(profile.name), {})
                     ids.update(dict.fromkeys(instance_ids(gpu.uuid, profile), gpu.health is Health.HEALTHY))
-        return offered
+        return Offered(offered, whole)
 
-    def _whole(self, gpus: Sequence[GPU], static: Sequence[GPU]) -> dict[str, bool]:
+    def _whole(
+        self, gpus: Sequence[GPU], static: Sequence[GPU], assigned: Mapping[str, Assigned], *, packed: bool
+    ) -> dict[str, Shares]:
+        """Offer what is there under NVIDIA's name for GPUs, in shares where a rule says so."""
+        found: dict[str, Shares] = {}
+        for gpu, uuid, well in self._units(gpus, static):
+            how = assigned[gpu.uuid]
+            name = NVIDIA_GPU + (SHARED if how.renamed and how.replicas > 1 else "")
+            before = found.get(name, Shares({}, single=False))
+            ids = dict.fromkeys(share_ids(uuid, how.replicas), well)
+            found[name] = Shares({**before.devices, **ids}, before.single or how.single, packed)
+        return found
+
+    def _units(self, gpus: Sequence[GPU], static: Sequence[GPU]) -> list[tuple[GPU, str, bool]]:
+        """List what counts as a GPU, by UUID, each with whether it is healthy."""
+        strategy = self._strategy()
         others = [gpu for gpu in gpus if gpu.family is Family.REPLICAS]
         if others:
             raise StrategyError(
-                f"migStrategy: {self._strategy} offers instances as {NVIDIA_GPU}, which GPU {others[0].index} is "
+                f"migStrategy: {strategy} offers instances as {NVIDIA_GPU}, which GPU {others[0].index} is "
                 "offered as too; use mixed"
             )
-        if self._strategy is MIGStrategy.NONE:
-            return {gpu.uuid: gpu.health is Health.HEALTHY for gpu in static}
+        if strategy is MIGStrategy.NONE:
+            return [(gpu, gpu.uuid, gpu.health is Health.HEALTHY) for gpu in static]
         instances = [(one, gpu) for gpu in static for one in (gpu.mig.instances if gpu.mig else ())]
         profiles = sorted({one.profile for one, _ in instances})
         empty = [gpu.index for gpu in static if gpu.health is Health.HEALTHY and not (gpu.mig and gpu.mig.instances)]
@@ -156,7 +203,7 @@ class Partitions:
                 f"migStrategy: single needs instances of one profile on every GPU of family mig-static, and {found}; "
                 "use mixed, or cut the GPUs alike"
             )
-        return {one.uuid: _is_well(gpu, one) for one, gpu in instances}
+        return [(gpu, one.uuid, _is_well(gpu, one)) for one, gpu in instances]
 
 
 def _is_well(gpu: GPU, instance: MIGInstance) -> bool:

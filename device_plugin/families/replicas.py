@@ -10,12 +10,10 @@ from cotenant.contract.inventory import GPU, Family, Health
 from cotenant.contract.reasons import Reason
 from device_plugin.api import deviceplugin_pb2 as pb
 from device_plugin.families.rules import Assigned
+from device_plugin.ids import gpu_of, share_ids
 from device_plugin.refusal import RefusedError
 
 log = structlog.get_logger(__name__)
-
-# NVIDIA's own separator (internal/rm, AnnotatedID): exporters that attribute use to pods take ids apart at it.
-_SEPARATOR = "::"
 
 
 class Shares(NamedTuple):
@@ -40,16 +38,6 @@ def offered(gpus: Iterable[GPU], assigned: Mapping[str, Assigned], *, packed: bo
         ids |= dict.fromkeys(share_ids(gpu.uuid, how.replicas), gpu.health is Health.HEALTHY)
         single[how.resource] = single.get(how.resource, False) or how.single
     return {name: Shares(ids, single[name], packed) for name, ids in devices.items()}
-
-
-def share_ids(uuid: str, replicas: int) -> list[str]:
-    """Name the shares of a GPU; a GPU that is not shared has its UUID for id."""
-    return [uuid] if replicas == 1 else [f"{uuid}{_SEPARATOR}{n}" for n in range(replicas)]
-
-
-def gpu_of(device: str) -> str:
-    """Say of which GPU an id is."""
-    return device.partition(_SEPARATOR)[0]
 
 
 class Replicas:

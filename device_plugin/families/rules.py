@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from cotenant.contract.configuration import GPURule
 from cotenant.contract.inventory import Family, Mode
+from cotenant.contract.names import mig_suffix
 from cotenant.contract.request import model_wished
 from device_plugin.nvml import PhysicalGPU
 
@@ -19,10 +20,17 @@ class Assigned(NamedTuple):
     mode: Mode = Mode.TIME_SLICING
     # of GPUs under MPS: those of one group have one daemon
     group: str = ""
-    # of the family replicas
+    # of the family replicas, and the last two of mig-static too
     resource: str = ""
     replicas: int = 1
     single: bool = False
+    # of mig-static: the shares of single profiles' instances, and whether shares have a name of their own
+    profiles: tuple[tuple[str, int], ...] = ()
+    renamed: bool = False
+
+    def shares_of(self, profile: str) -> int:
+        """Count the shares that a static MIG instance of *profile* is."""
+        return dict(self.profiles).get(mig_suffix(profile), self.replicas)
 
 
 def assign(gpu: PhysicalGPU, rules: Sequence[GPURule]) -> Assigned:
@@ -39,6 +47,8 @@ def assign(gpu: PhysicalGPU, rules: Sequence[GPURule]) -> Assigned:
                 resource=(rule.resource or NVIDIA_GPU) if rule.family is Family.REPLICAS else "",
                 replicas=rule.replicas,
                 single=rule.fail_requests_greater_than_one,
+                profiles=tuple(sorted((mig_suffix(name), n) for name, n in rule.profile_replicas.items())),
+                renamed=rule.rename_shared,
             )
     return Assigned()
 
@@ -48,4 +58,6 @@ def _names(rule: GPURule, gpu: PhysicalGPU) -> bool:
         (not rule.uuids or gpu.uuid in rule.uuids)
         and (not rule.indices or gpu.index in rule.indices)
         and model_wished(gpu.model, rule.models)
+        # a vGPU with an instance behind it is a GPU to its guest
+        and rule.mig_enabled in {None, bool(gpu.mig_enabled) and not gpu.guest}
     )

@@ -170,10 +170,11 @@ class Account(msgspec.Struct):
         for gpu in self.inventory.gpus if self.inventory else ():
             if gpu.mode is Mode.MIG:
                 mig = gpu.mig or MIG()
-                here = [slot.instance for slot in self.slots if slot.uuid == gpu.uuid]
+                here = [slot.instance for slot in self.slots.elements() if slot.uuid == gpu.uuid]
                 # one that is there without a grant may be on its way out, and its place be given to the next pod
                 there = [msgspec.structs.replace(one, uuid="") for one in mig.unexplained]
-                taken = sorted({*here, *there}, key=lambda one: (one.start, one.size, one.profile))
+                there = [one for one in dict.fromkeys(there) if one not in here]
+                taken = sorted([*here, *there], key=lambda one: (one.start, one.size, one.profile))
                 pods = self.pods.get(gpu.uuid, 0)
                 found.append(
                     MIGState(

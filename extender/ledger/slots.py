@@ -3,7 +3,7 @@
 import msgspec
 
 from cotenant.contract import grant as grants
-from extender.ledger.values import Hold, NodeView, overlap
+from extender.ledger.values import Hold, NodeView
 
 
 def check_slots(view: NodeView, hold: Hold, chosen: grants.Grant) -> None:
@@ -17,7 +17,9 @@ def check_slots(view: NodeView, hold: Hold, chosen: grants.Grant) -> None:
             raise ValueError(f"pod {hold.key} was to get an instance of GPU {uuid}, which has none to give")
         instance = msgspec.structs.replace(placement.instance, uuid="")
         if state.static:
-            if placement.instance not in state.instances or any(overlap(instance, one) for one in taken[uuid]):
+            as_offered = (state.replicas(instance.profile), state.suffix(instance.profile))
+            free = state.free_shares(taken[uuid]).get(placement.instance, 0)
+            if not free or as_offered != (placement.replicas, placement.suffix):
                 raise ValueError(f"pod {hold.key} was to get {instance.profile} at {instance.start}, which is not free")
         else:
             state.geometry.check(instance, taken[uuid])  # PlacementError is a ValueError

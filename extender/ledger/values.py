@@ -1,6 +1,7 @@
 """What the ledger shows: nodes, their GPUs, and what pods hold of them."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
 import msgspec
@@ -9,6 +10,7 @@ from cotenant.contract.compute import NOTHING, Compute
 from cotenant.contract.inventory import GPU, Family, Health, MIGInstance
 from cotenant.contract.mig import Geometry
 from cotenant.contract.mps import NONE, Clients
+from cotenant.contract.names import mig_suffix
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest, RequestError
 
@@ -63,6 +65,7 @@ class MIGState(msgspec.Struct, frozen=True):
 
     gpu: GPU
     geometry: Geometry
+    # one of which several shares are held stands here as often
     taken: tuple[MIGInstance, ...]
     # somebody may hold any of it: a grant that cannot be read, or memory of before it was a MIG GPU
     closed: bool
@@ -84,14 +87,27 @@ class MIGState(msgspec.Struct, frozen=True):
         """List the instances of a static GPU."""
         return self.gpu.mig.instances if self.gpu.mig is not None else ()
 
-    def free_instances(self) -> list[MIGInstance]:
-        """List the instances of a static GPU that nothing held lies on, and that are well."""
+    def replicas(self, profile: str) -> int:
+        """Count the shares that an instance of *profile* is; 1 where it is handed out whole."""
+        return self.gpu.mig.replicas(profile) if self.gpu.mig is not None else 1
+
+    def suffix(self, profile: str) -> str:
+        """Say under which name pods ask an instance of *profile*."""
+        return self.gpu.mig.suffix(profile) if self.gpu.mig is not None else mig_suffix(profile)
+
+    def free_shares(self, taken: Sequence[MIGInstance] | None = None) -> dict[MIGInstance, int]:
+        """Count what can be had of each instance of a static GPU; one that is whole is one share.
+
+        None of one that is unwell, or that something else lies on. *taken* is instead of what the ledger knows.
+        """
         unfit = self.gpu.mig.unfit if self.gpu.mig is not None else frozenset()
-        return [
-            one
-            for one in self.instances
-            if one.uuid not in unfit and not any(overlap(one, other) for other in self.taken)
-        ]
+        held = Counter(self.taken if taken is None else taken)
+        free = {}
+        for one in self.instances:
+            bare = msgspec.structs.replace(one, uuid="")
+            closed = one.uuid in unfit or any(overlap(one, other) for other in held if other != bare)
+            free[one] = 0 if closed else max(0, self.replicas(one.profile) - held[bare])
+        return free
 
 
 def overlap(one: MIGInstance, other: MIGInstance) -> bool:

@@ -22,6 +22,21 @@ from tests.device_plugin.node import NAMES, NODE, SECONDS, Node, container, gran
 A100 = {"model": "NVIDIA A100-SXM4-40GB", "memory": "40GiB", "mig": "true", "computeCapability": "[8, 0]"}
 DYNAMIC = "gpus: [{family: mig-dynamic}]\ndeviceListStrategy: cdi-cri\n"
 STATIC = "gpus: [{family: mig-static}]\n"
+# NVIDIA's own, with a number for the GPUs of this node
+DOCUMENTED = """
+version: v1
+flags:
+  migStrategy: mixed
+sharing:
+  timeSlicing:
+    resources:
+    - name: nvidia.com/gpu
+      replicas: 8
+    - name: nvidia.com/mig-1g.5gb
+      replicas: 2
+    - name: nvidia.com/mig-2g.10gb
+      replicas: 2
+"""
 SIZES = {"1g.5gb": 1, "2g.10gb": 2, "3g.20gb": 4, "7g.40gb": 8}
 
 
@@ -80,6 +95,10 @@ class Cut:
             assert time.monotonic() < deadline, f"waited {SECONDS} s for {what}"
             time.sleep(0.02)
 
+    def notes(self) -> list[str]:
+        """List what Events say."""
+        return [str(event["note"]) for event in self.node.api.events()]
+
     def spec(self, name: str) -> dict[str, Any]:
         """Read the CDI spec that has a device of that name."""
         found = [json.loads(path.read_text()) for path in self.cdi.glob("*.json")]
@@ -93,7 +112,9 @@ def label(node: Node, geometry: str) -> None:
         writes.annotate_node(cluster, "gpu-1", {}, labels=labels)
 
 
-def placed(profile: str, start: int, *, gpu: int = 0, name: str = "main", instance: str = "") -> ContainerGrant:
+def placed(
+    profile: str, start: int, *, gpu: int = 0, name: str = "main", instance: str = "", replicas: int = 1
+) -> ContainerGrant:
     return ContainerGrant(
         name=name,
         role=Role.MAIN,
@@ -101,7 +122,7 @@ def placed(profile: str, start: int, *, gpu: int = 0, name: str = "main", instan
         mode=Mode.MIG,
         gpus=(GPUShare(uuid=uuid(gpu), bytes=SIZES[profile] * 5 * GIB),),
         units=1,
-        mig=MIGPlacement(profile=profile, start=start, size=SIZES[profile], uuid=instance),
+        mig=MIGPlacement(profile=profile, start=start, size=SIZES[profile], uuid=instance, replicas=replicas),
         isolation=IsolationRecord(asked=Isolation.NONE, given=Isolation.STRICT, enforced_by="MIG partition"),
     )
 
@@ -265,6 +286,63 @@ class TestStatic:
         # well again after 20 clean probes
         static.node.wait_published("well", lambda i: i.gpus[0].mig is not None and i.gpus[0].mig.unfit == {cordoned})
         kubelet.wait(lambda: kubelet.allocatable(resource) == 2, "two")
+
+    def test_the_configmap_of_nvidias_documentation_shares_instances_and_gpus(self, static: Cut) -> None:
+        static.node.write_gpus([A100, {"memory": "80GiB"}])
+        static.cut(("3g.20gb", 4), ("1g.5gb", 0), ("1g.5gb", 1))
+        theirs = static.node.folder / "nvidia.yaml"
+        theirs.write_text(DOCUMENTED)
+        static.config = static.config.replace(STATIC, f"nvidiaConfig: {theirs}\n")
+        static.start()
+        kubelet = static.node.kubelet
+        # two 1g of 2 shares each, a whole 3g, and the GPU without MIG in 8 shares
+        expected = {NAMES.mig("1g.5gb"): 4, NAMES.mig("3g.20gb"): 1, "nvidia.com/gpu": 8, NAMES.gpu_mem: 0}
+        kubelet.wait(lambda: kubelet.devices.capacity()[1] == expected, "all resources")
+        wanted = static.uuid_at(1)
+        pods = [static.add(f"p{n}", placed("1g.5gb", 1, instance=wanted, replicas=2)) for n in range(2)]
+        static.node.running(pods[0])
+        static.node.running(pods[1])
+        assert [wanted, wanted] == [static.node.gpus_seen(pod) for pod in pods]
+        held = [kubelet.devices.held(pod, "main")[NAMES.mig("1g.5gb")] for pod in pods]
+        assert {frozenset({f"{wanted}::{n}"}) for n in range(2)} == set(held)
+        third = static.add("third", placed("1g.5gb", 1, instance=wanted, replicas=2))
+        static.node.settled(third)
+        assert f"was granted the MIG instance {wanted}, which the kubelet has not free" in kubelet.message(third)
+        # an edit waits for those who hold shares of the GPU
+        theirs.write_text(DOCUMENTED.replace("replicas: 2", "replicas: 3"))
+        static.wait(lambda: any("stays in family mig-static" in one for one in static.notes()), "an Event")
+        assert 4 == kubelet.allocatable(NAMES.mig("1g.5gb"))
+        for pod in ("p0", "p1", "third"):
+            static.node.api.delete_pod(pod)
+        kubelet.wait(lambda: kubelet.allocatable(NAMES.mig("1g.5gb")) == 6, "three shares of each")
+
+    def test_shares_of_instances_that_are_called_gpus(self, static: Cut) -> None:
+        static.config = static.config.replace("mig-static}", "mig-static, replicas: 3, renameShared: true}")
+        static.config = static.config.replace(
+            "renameShared: true}", "renameShared: true, failRequestsGreaterThanOne: true}"
+        )
+        static.config += "migStrategy: single\n"
+        static.node.write_gpus([A100])
+        static.cut(("3g.20gb", 0), ("3g.20gb", 4))
+        shared = "nvidia.com/gpu.shared"
+        static.start(resource=shared)
+        kubelet = static.node.kubelet
+        kubelet.wait(lambda: kubelet.allocatable(shared) == 6, "three shares of two instances")
+        pods = [
+            static.node.add_pod(
+                f"p{n}",
+                annotations={},
+                spec={
+                    "nodeName": "gpu-1",
+                    "containers": [{"name": "main", "resources": {"limits": {shared: count}}}],
+                },
+            )
+            for n, count in enumerate((1, 1, 2))
+        ]
+        static.node.settled(*pods)
+        # to different instances as long as there are some
+        assert {static.uuid_at(0), static.uuid_at(4)} == {static.node.gpus_seen(pod) for pod in pods[:2]}
+        assert "failRequestsGreaterThanOne refuses them; ask for 1" in kubelet.message(pods[2])
 
     def test_a_gpu_that_fails_keeps_its_instances_and_offers_none_of_them(self, static: Cut) -> None:
         static.node.write_gpus([A100])

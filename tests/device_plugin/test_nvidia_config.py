@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cotenant.contract.configuration import ConfigurationError, GPURule
+from cotenant.contract.configuration import ConfigurationError, GPURule, MIGStrategy
 from cotenant.contract.inventory import Family, Mode
 from device_plugin.families import nvidia
 from device_plugin.families.nvidia import NVIDIASharing
@@ -79,7 +79,6 @@ def shared(**fields: Any) -> GPURule:
     ("text", "rule"),
     [
         (ANY, shared(replicas=4)),
-        (A100, shared(replicas=8)),
         (README, shared(resource="nvidia.com/gpu.shared", replicas=10, fail_requests_greater_than_one=True)),
         # as NVIDIA's plugin: under MPS a container has one share
         (
@@ -87,7 +86,7 @@ def shared(**fields: Any) -> GPURule:
             shared(mode=Mode.MPS, resource="nvidia.com/gpu.shared", replicas=10, fail_requests_greater_than_one=True),
         ),
     ],
-    ids=["any", "a100", "readme", "mps"],
+    ids=["any", "readme", "mps"],
 )
 def test_the_examples_of_nvidias_documentation_are_taken_unchanged(text: str, rule: GPURule) -> None:
     found = nvidia.read(text)
@@ -95,10 +94,41 @@ def test_the_examples_of_nvidias_documentation_are_taken_unchanged(text: str, ru
     assert not found.packed
 
 
+def cut(**fields: Any) -> GPURule:
+    return GPURule(**{"mig_enabled": True, "family": Family.MIG_STATIC, **fields})
+
+
+def test_the_example_with_mig_instances_is_taken_unchanged() -> None:
+    found = nvidia.read(A100)
+    assert (cut(profile_replicas={"1g.5gb": 2, "7g.40gb": 7}), shared(replicas=8), WHOLE) == found.rules
+    assert (MIGStrategy.MIXED, ()) == (found.mig_strategy, found.warnings)
+    # where instances are called nvidia.com/gpu, its replicas are those of each, and the others are unused
+    found = nvidia.read(
+        A100.replace("mixed", "single").replace("timeSlicing:", "timeSlicing:\n    renameByDefault: true")
+    )
+    assert cut(replicas=8, rename_shared=True) == found.rules[0]
+    assert MIGStrategy.SINGLE == found.mig_strategy
+    said = "sharing.timeSlicing.resources[1]: nvidia.com/mig-1g.5gb is offered with flags.migStrategy mixed alone"
+    assert f"{said}, and it is single" == found.warnings[0]
+    # and where the file leaves MIG alone, which is NVIDIA's default
+    found = nvidia.read(A100.replace("mixed", "none"))
+    assert ((shared(replicas=8), WHOLE), None) == (found.rules, found.mig_strategy)
+    assert f"{said}, and it is none" == found.warnings[0]
+
+
+def test_instances_without_replicas_are_offered_whole() -> None:
+    assert (cut(), WHOLE) == nvidia.read("{version: v1, flags: {migStrategy: mixed}}").rules
+
+
+def test_shares_of_instances_are_renamed_as_nvidia_does() -> None:
+    renamed = A100.replace("timeSlicing:", "timeSlicing:\n    renameByDefault: true")
+    assert nvidia.read(renamed).rules[0].rename_shared
+    other = A100.replace("replicas: 7", "replicas: 7\n      rename: nvidia.com/whole")
+    (warning,) = nvidia.read(other).warnings
+    assert warning.endswith("is not used for MIG instances; renameByDefault makes it nvidia.com/mig-7g.40gb.shared")
+
+
 def test_what_is_taken_and_means_nothing_here_is_said() -> None:
-    said = nvidia.read(A100).warnings
-    assert "sharing.timeSlicing.resources[1]: MIG instances are not shared; nvidia.com/mig-1g.5gb stays whole" in said
-    assert "flags.migStrategy: MIG instances are served by rules of `gpus` alone" in said
     assert (
         "flags.plugin.deviceIDStrategy: is not used; docs/modes.md says what stands for it"
         in nvidia.read(README).warnings
@@ -157,6 +187,18 @@ def test_the_policy_for_shares_is_taken() -> None:
         (
             "sharing.mps.resources[0].devices: the list is empty; leave the entry out to share no GPU",
             "{version: v1, sharing: {mps: {resources: [{name: gpu, replicas: 2, devices: []}]}}}",
+        ),
+        (
+            "sharing.mps.resources[0]: MIG instances are not shared by MPS, by NVIDIA's plugin neither",
+            "{version: v1, sharing: {mps: {resources: [{name: mig-1g.5gb, replicas: 2}]}}}",
+        ),
+        (
+            "sharing.timeSlicing.resources[0].name: expected a MIG profile, such as 1g.5gb, got 'small'",
+            "{version: v1, sharing: {timeSlicing: {resources: [{name: mig-small, replicas: 2}]}}}",
+        ),
+        (
+            "sharing.timeSlicing.resources[2].devices: expected all for MIG instances",
+            A100.replace("replicas: 7", "replicas: 7\n      devices: 1"),
         ),
         (
             "sharing.timeSlicing.resources: nvidia.com/gpu stands 2 times",

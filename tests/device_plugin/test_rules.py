@@ -58,7 +58,20 @@ def test_the_first_rule_that_names_a_gpu_decides(rule: str, of: PhysicalGPU, exp
 @pytest.mark.parametrize(
     ("rule", "sentence"),
     [
-        ("{family: mig-static, mode: mps}", "gpus[0]: mode: expected mig with family mig-static, got mps"),
+        (
+            "{family: mig-static, mode: mps}",
+            "gpus[0]: mode: MIG instances are not shared by MPS, by NVIDIA's plugin neither",
+        ),
+        ("{family: mig-dynamic, mode: mps}", "gpus[0]: mode: expected mig with family mig-dynamic, got mps"),
+        ("{family: mig-dynamic, replicas: 2}", "gpus[0]: replicas and failRequestsGreaterThanOne are for the families"),
+        (
+            "{family: replicas, renameShared: true}",
+            "gpus[0]: profileReplicas and renameShared are for family mig-static",
+        ),
+        (
+            "{family: mig-static, profileReplicas: {small: 2}}",
+            "gpus[0]: profileReplicas: expected a MIG profile, such as 1g.5gb, got 'small'",
+        ),
         ("{mode: exclusive}", "gpus[0]: mode: expected time-slicing or mps with family memory, got exclusive"),
         ("{model: A100}", "gpus[0].model: unknown key"),
         ("{indices: [-1]}", "gpus[0].indices[0]: expected int >= 0"),

@@ -191,6 +191,52 @@ class TestStatic:
         cluster.with_node(node)
         assert [("GPU-n-0", "1g.5gb", 0)] == cluster.where("1g.5gb")
 
+    def test_shares_of_instances_fill_evenly_up_to_their_number_and_come_back(self) -> None:
+        node = a_node().with_mig(static=["1g.5gb@0", "1g.5gb@1", "3g.20gb@4"]).with_shares("1g.5gb", 2, renamed=True)
+        cluster = Cluster().with_node(node)
+        assert [("GPU-n-0", "1g.5gb", start) for start in (0, 1, 0, 1)] == [
+            one for _ in range(4) for one in cluster.where("1g.5gb.shared")
+        ]
+        assert Reason.NO_MIG_ROOM == cluster.put("1g.5gb.shared")
+        assert Reason.NO_MIG_PROFILE == cluster.put("1g.5gb")
+        cluster.end("p1")
+        # one pod with two containers needs two shares, and there is one
+        assert Reason.NO_MIG_ROOM == cluster.put("1g.5gb.shared", "1g.5gb.shared")
+        assert [("GPU-n-0", "1g.5gb", 1)] == cluster.where("1g.5gb.shared", name="late")
+        again = Cluster()
+        for pod in cluster.pods.values():
+            again.ledger.observe_pod(pod.build())
+        assert cluster.view().mig == again.with_node(node).view().mig
+        cluster.end("p0")
+        cluster.end("late")
+        assert [("GPU-n-0", "1g.5gb", start) for start in (0, 1)] == cluster.where("1g.5gb.shared", "1g.5gb.shared")
+
+    def test_the_grant_of_a_share_says_that_nothing_holds_it_apart_from_the_others(self) -> None:
+        node = a_node().with_mig(static=["1g.5gb@0", "2g.10gb@2"]).with_shares("1g.5gb", 4)
+        cluster = Cluster().with_node(node)
+        held = cluster.put("1g.5gb")
+        assert isinstance(held, Hold)
+        (container,) = decode(held.grant).containers
+        assert container.mig is not None
+        assert ("MIG-1g.5gb@0", 4, "1g.5gb") == (container.mig.uuid, container.mig.replicas, container.mig.suffix)
+        assert ("none", "MIG partition around the instance, nothing between its shares") == (
+            container.isolation.given,
+            container.isolation.enforced_by,
+        )
+        assert 4864 * MIB // 4 == container.gpus[0].bytes  # a 1g.5gb of an A100 with 40 GB has 4,864 MiB
+        # who asks to be kept from neighbours gets no share, and a whole instance where there is one
+        assert Reason.ISOLATION_UNAVAILABLE == cluster.put("1g.5gb", isolation="strict")
+        assert [("GPU-n-0", "2g.10gb", 2)] == cluster.where("2g.10gb", isolation="strict")
+
+    def test_a_share_that_another_extender_gave_is_never_given_twice(self) -> None:
+        node = a_node().with_mig(static=["1g.5gb@0"]).with_shares("1g.5gb", 2)
+        cluster = Cluster().with_node(node)
+        first = cluster.put("1g.5gb")
+        assert isinstance(first, Hold)
+        cluster.put("1g.5gb")
+        with pytest.raises(ValueError, match=r"was to get 1g\.5gb at 0, which is not free"):
+            cluster.ledger.assume("uid-of-q", "default/q", "n", lambda _: decode(first.grant))
+
     def test_an_instance_that_is_there_is_taken_before_one_is_made(self) -> None:
         cluster = Cluster().with_node(a_node().with_mig().with_mig(static=["1g.5gb@0"]))
         assert [("GPU-n-1", "1g.5gb", 0)] == cluster.where("1g.5gb")
@@ -289,5 +335,5 @@ def test_no_two_slots_ever_overlap_and_a_refusal_has_no_place_left(
 def test_a_static_gpu_is_shown_with_its_free_instances() -> None:
     cluster = Cluster().with_node(a_node().with_mig(static=["3g.20gb@4", "1g.5gb@0"]))
     (state,) = cluster.view().mig
-    assert [an_instance("3g.20gb@4"), an_instance("1g.5gb@0")] == state.free_instances()
+    assert {an_instance("3g.20gb@4"): 1, an_instance("1g.5gb@0"): 1} == state.free_shares()
     assert board("A100-SXM4-40GB").geometry.slices == state.geometry.slices

@@ -17,6 +17,7 @@ from cotenant.contract.configuration.plugin import (
     GPURule,
     MIGStrategy,
     MPSSettings,
+    check_profile,
     check_shared_resource,
 )
 from cotenant.contract.configuration.reading import ConfigurationError, convert, load
@@ -38,6 +39,7 @@ __all__ = [
     "TypicalPod",
     "VerbsTLS",
     "Writer",
+    "check_profile",
     "check_shared_resource",
     "convert",
     "is_address",

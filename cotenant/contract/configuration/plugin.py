@@ -9,7 +9,7 @@ import msgspec
 from cotenant.contract.configuration.shared import Seconds, Section, Shared, is_address, read_key
 from cotenant.contract.health import HealthSettings
 from cotenant.contract.inventory import Family, Mode
-from cotenant.contract.names import ALIASES_IN_GIB, ALIASES_IN_MIB
+from cotenant.contract.names import ALIASES_IN_GIB, ALIASES_IN_MIB, SHARED
 from cotenant.contract.overuse import WatchdogSettings
 from cotenant.contract.units import parse_bytes
 
@@ -35,6 +35,9 @@ class MIGStrategy(StrEnum):
     MIXED = "mixed"
 
 
+Replicas = Annotated[int, msgspec.Meta(ge=1, le=1000)]
+
+
 class GPURule(Section, frozen=True, kw_only=True):
     """Put GPUs into a family; a rule names those that meet all it says, and without a word it names every GPU."""
 
@@ -42,28 +45,43 @@ class GPURule(Section, frozen=True, kw_only=True):
     uuids: tuple[str, ...] = ()
     indices: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] = ()
     models: tuple[str, ...] = ()
+    # Names GPUs whose MIG mode is on, or is not, alone.
+    mig_enabled: bool | None = None
     family: Family = Family.MEMORY
     # time-slicing or mps; the MIG families have no choice
     mode: Mode | None = None
     # GPUs under MPS of one group share one control daemon, so that a container may use several of them
     group: Annotated[str, msgspec.Meta(pattern="^([a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?)?$")] = ""
-    # Of the family replicas: the resource, how many shares a GPU is, and whether more than one of them is refused.
+    # Of the family replicas: the resource, how many shares a GPU is, and whether more than one of them is refused. Of
+    # mig-static, the same of each instance; of some profiles another number, and whether their name ends in .shared.
     resource: str = ""
-    replicas: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
+    replicas: Replicas = 1
     fail_requests_greater_than_one: bool = False
+    profile_replicas: dict[str, Replicas] = msgspec.field(default_factory=dict)
+    rename_shared: bool = False
 
     def __post_init__(self) -> None:
-        if self.family is not Family.REPLICAS and (
-            self.resource or self.replicas > 1 or self.fail_requests_greater_than_one
-        ):
-            raise ValueError("resource, replicas and failRequestsGreaterThanOne are for family replicas")
+        self._check_shares()
         if self.resource:
             read_key("resource", check_shared_resource, self.resource)
         if self.group and self.mode is not Mode.MPS:
             raise ValueError("group: is for mode mps")
+        if self.family is Family.MIG_STATIC and self.mode is Mode.MPS:
+            raise ValueError("mode: MIG instances are not shared by MPS, by NVIDIA's plugin neither; leave it out")
         choices = (Mode.MIG,) if self.family in _MIG_FAMILIES else (Mode.TIME_SLICING, Mode.MPS)
         if self.mode is not None and self.mode not in choices:
             raise ValueError(f"mode: expected {' or '.join(choices)} with family {self.family}, got {self.mode}")
+
+    def _check_shares(self) -> None:
+        counted = self.replicas > 1 or self.fail_requests_greater_than_one
+        if self.family not in {Family.REPLICAS, Family.MIG_STATIC} and counted:
+            raise ValueError("replicas and failRequestsGreaterThanOne are for the families replicas and mig-static")
+        if self.family is not Family.REPLICAS and self.resource:
+            raise ValueError("resource: is for family replicas")
+        for profile in self.profile_replicas:
+            read_key("profileReplicas", check_profile, profile)
+        if self.family is not Family.MIG_STATIC and (self.profile_replicas or self.rename_shared):
+            raise ValueError("profileReplicas and renameShared are for family mig-static")
 
     @property
     def shared_by(self) -> Mode:
@@ -145,6 +163,17 @@ class DevicePluginConfiguration(Shared, frozen=True, kw_only=True):
 
 # A qualified name, whose domain is not kubernetes.io (pkg/apis/core/v1/helper, IsExtendedResourceName).
 _RESOURCE = re.compile(r"[a-z0-9]([-a-z0-9.]{0,200}[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+
+
+# NVIDIA's names (nvmlGpuInstanceProfileInfo_v2_t), and as its plugin writes them in resources.
+_PROFILE = re.compile(r"[1-9][0-9]?g\.[1-9][0-9]{0,3}gb([-+.][a-z]{1,8}){0,3}")
+
+
+def check_profile(name: str) -> str:
+    """Give *name* if it can be a MIG profile's; raise ValueError with a sentence otherwise."""
+    if not _PROFILE.fullmatch(name) or name.endswith(SHARED):
+        raise ValueError(f"expected a MIG profile, such as 1g.5gb, got {name[:80]!r}")
+    return name
 
 
 def check_shared_resource(name: str) -> str:
