@@ -99,7 +99,15 @@ class DevicePlugin:
         self._events = PodEvents(cluster, node)
         self._lister = PodResources(pod_resources, names.is_granted)
         self._notes = NodeNotes(cluster, node, erased=self._erased)
-        self._care = Care(configuration.health, names, nvml, self._notes, self._events, changed=self._judge_again)
+        self._care = Care(
+            configuration.health,
+            names,
+            nvml,
+            self._notes,
+            self._events,
+            locate=lambda uuid, number: self._partitions.locate(uuid, number),
+            changed=self._judge_again,
+        )
         self._publisher = Publisher(cluster, node, names, unit_bytes=configuration.unit_bytes, noticed=self._noticed)
         self._admission = Admission(self._lister, self._pods, names, has_gpu=lambda uuid: uuid in self._gpus)
         self._metrics = Metrics(node, self._snapshot)
@@ -264,8 +272,7 @@ class DevicePlugin:
         except PodResourcesError as error:
             log.warning("configuration.holders_unknown", error=str(error))
             return None
-        parents = {instance: gpu for (gpu, _), instance in self._partitions.numbers.items()}
-        return held(self._pods.all_known(), self._configuration.names.grant, listed, parents)
+        return held(self._pods.all_known(), self._configuration.names.grant, listed, self._partitions.parents())
 
     def _tell_configuration(self, reason: str, note: str, *, well: bool) -> None:
         self._events.about_node(reason, _CONFIGURE, note, normal=well)
@@ -363,8 +370,7 @@ class DevicePlugin:
                     mig=self._mig,
                     cutting=self._cutter.announced,
                     daemon=self._daemon,
-                ),
-                self._partitions.numbers,
+                )
             )
             # shares of a GPU may change without a change of the GPU
             shown = described, dict(self._assignment.of), self._sharing

@@ -191,6 +191,14 @@ class NodeBuilder:
         mig = msgspec.structs.replace(last.mig or MIG(), unhealthy=ill)
         return replace(self, gpus=(*others, msgspec.structs.replace(last, mig=mig)))
 
+    def with_ill_places(self, *texts: str) -> Self:
+        """Say that instances of the last GPU, a dynamic one, met a trouble of the hardware where they lay."""
+        *others, last = self.gpus
+        places = [msgspec.structs.replace(an_instance(text), uuid="") for text in texts]
+        ill = tuple(UnhealthyInstance(uuid=f"MIG-{one.start}", detail="XID 1000", place=one) for one in places)
+        mig = msgspec.structs.replace(last.mig or MIG(), unhealthy=ill)
+        return replace(self, gpus=(*others, msgspec.structs.replace(last, mig=mig)))
+
     def with_shares(self, profile: str, replicas: int, *, renamed: bool = False) -> Self:
         """Say that instances of a profile on the last GPU are handed out in shares."""
         *others, last = self.gpus

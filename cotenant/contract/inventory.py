@@ -69,10 +69,14 @@ class MIGInstance(_Wire, frozen=True, kw_only=True):
 
 
 class UnhealthyInstance(_Wire, frozen=True, kw_only=True):
-    """Name an instance of the static family that gets no new pods, though its GPU does, and say why."""
+    """Name an instance that gets no new pods, though its GPU does, and say why.
+
+    In the dynamic family it may be gone by now: nothing new lies at its *place*.
+    """
 
     uuid: Text
     detail: str = ""
+    place: MIGInstance | None = None
 
 
 class InstanceShares(_Wire, frozen=True, kw_only=True):

@@ -70,8 +70,7 @@ class Partitions:
         self._strategy = strategy
         self._names = names
         self._last: dict[str, MIG] = {}
-        # MIG UUIDs by GPU and NVML's number of the GPU instance, by which events name it
-        self.numbers: Mapping[tuple[str, int], str] = {}
+        self._gpus: Mapping[str, int] = {}
 
     def families(self, gpus: Iterable[PhysicalGPU], family: Family) -> dict[str, PhysicalGPU]:
         """Give the GPUs of one family that are fit to be asked, by UUID."""
@@ -103,7 +102,6 @@ class Partitions:
         A GPU that fails keeps what it was: its device ids become unhealthy, and must not go under pods that hold them.
         """
         found = {gpu.uuid: self._last[gpu.uuid] for gpu in gpus if gpu.fault and gpu.uuid in self._last}
-        numbers: dict[tuple[str, int], str] = {}
         for family in (Family.MIG_STATIC, Family.MIG_DYNAMIC):
             for uuid, gpu in self.families(gpus, family).items():
                 try:
@@ -117,15 +115,30 @@ class Partitions:
                     continue
                 # one without a compute instance is being made by somebody, or was left behind
                 instances = tuple(one.instance for one in there if one.uuid)
-                numbers.update({(uuid, one.id): one.uuid for one in there if one.uuid})
                 found[uuid] = MIG(
                     profiles=profiles,
                     instances=instances,
                     unexplained=unexplained.get(uuid, ()),
                     shares=self._shares(gpu, profiles) if family is Family.MIG_STATIC else (),
                 )
-        self._last, self.numbers = found, numbers
+        self._last = found
+        self._gpus = {gpu.uuid: gpu.index for gpu in gpus}
         return found
+
+    def parents(self) -> dict[str, str]:
+        """Say of which GPU each instance is that is given, by UUID."""
+        return {one.uuid: gpu for gpu, mig in self._last.items() for one in mig.instances}
+
+    def locate(self, uuid: str, number: int) -> MIGInstance | None:
+        """Find the instance that NVML calls by *number*; None where there is none by now."""
+        if uuid not in self._last or uuid not in self._gpus:
+            return None
+        try:
+            there = self._nvml.mig_instances(self._gpus[uuid])
+        except MIGError as error:
+            log.warning("mig.not_read", gpu=uuid, error=str(error))
+            return None
+        return next((one.instance for one in there if one.id == number and one.uuid), None)
 
     def nodes(self, gpus: Sequence[PhysicalGPU]) -> dict[str, list[tuple[str, str]]]:
         """Name the device nodes of the instances that are given, by MIG UUID."""

@@ -1,14 +1,14 @@
 """Cares for the GPUs of one node: brings health, cordons and record together, and tells people of changes."""
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
 import structlog
 
 from cotenant.contract.health import HealthSettings, decode_faults, encode_faults
-from cotenant.contract.inventory import GPU, Health, UnhealthyInstance
+from cotenant.contract.inventory import GPU, MIG, Family, Health, MIGInstance, UnhealthyInstance
 from cotenant.contract.names import Names
 from device_plugin.events import PodEvents
 from device_plugin.health import cordon
@@ -39,8 +39,13 @@ class Care:
         notes: NodeNotes,
         events: PodEvents,
         *,
+        locate: Callable[[str, int], MIGInstance | None],
         changed: Callable[[], None],
     ) -> None:
+        """Take what finds a MIG instance by its GPU's UUID and NVML's number of it."""
+        self._locate = locate
+        # where the instances lie, or lay, of which the driver has told, by UUID
+        self._places: dict[str, MIGInstance] = {}
         self.keeper = HealthKeeper(settings, boot=_boot())
         self._names = names
         self._notes = notes
@@ -99,38 +104,42 @@ class Care:
             self.keeper.acknowledge()
             self._changed()
 
-    def judged(self, gpus: Sequence[GPU], instances: Mapping[tuple[str, int], str]) -> tuple[GPU, ...]:
+    def judged(self, gpus: Sequence[GPU]) -> tuple[GPU, ...]:
         """Mark the GPUs that are unfit or cordoned, tell people of changes, and write down what must last.
 
-        *instances* are MIG UUIDs by GPU and NVML's number of the GPU instance: these are marked each by itself.
+        MIG instances are marked each by itself; in the dynamic family by the place where one met a trouble.
         """
         with self._lock:
-            cordoned = self._cordoned(instances.values())
-            judged = tuple(self._judged(gpu, cordoned, instances) for gpu in gpus)
+            cordoned = self._cordoned(one.uuid for gpu in gpus if gpu.mig is not None for one in gpu.mig.instances)
+            judged = tuple(self._judged(gpu, cordoned) for gpu in gpus)
             self._tell(judged)
             if self._read:
                 self._write_down()
             return judged
 
-    def _judged(self, gpu: GPU, cordoned: Cordon, instances: Mapping[tuple[str, int], str]) -> GPU:
+    def _judged(self, gpu: GPU, cordoned: Cordon) -> GPU:
         detail = self.keeper.ailment(gpu.uuid) or gpu.detail
         if not detail and gpu.uuid in cordoned.uuids:
             detail = f"{_CORDONED} {self._names.gpu_cordon}"
         if not detail:
-            return self._with_instances(gpu, cordoned, instances) if gpu.mig is not None else gpu
+            return gpu if gpu.mig is None else self._with_instances(gpu, gpu.mig, cordoned)
         return msgspec.structs.replace(gpu, health=Health.UNHEALTHY, detail=detail)
 
-    def _with_instances(self, gpu: GPU, cordoned: Cordon, instances: Mapping[tuple[str, int], str]) -> GPU:
-        unfit = {}
-        for (uuid, number), mig_uuid in instances.items():
-            detail = self.keeper.ailment(uuid, number) if uuid == gpu.uuid else ""
-            if not detail and mig_uuid in cordoned.uuids:
+    def _with_instances(self, gpu: GPU, mig: MIG, cordoned: Cordon) -> GPU:
+        unfit = []
+        for one in mig.instances:
+            detail = self.keeper.ailment(gpu.uuid, one.uuid)
+            if not detail and one.uuid in cordoned.uuids:
                 detail = f"{_CORDONED} {self._names.gpu_cordon}"
-            if detail and gpu.mig is not None and mig_uuid in {one.uuid for one in gpu.mig.instances}:
-                unfit[mig_uuid] = UnhealthyInstance(uuid=mig_uuid, detail=detail)
-        if gpu.mig is None or not unfit:
+            if detail:
+                unfit.append(UnhealthyInstance(uuid=one.uuid, detail=detail))
+        if gpu.family is Family.MIG_DYNAMIC:
+            for uuid, place in self._places.items():
+                if detail := self.keeper.ailment(gpu.uuid, uuid):
+                    unfit.append(UnhealthyInstance(uuid=uuid, detail=detail, place=place))
+        if not unfit:
             return gpu
-        return msgspec.structs.replace(gpu, mig=msgspec.structs.replace(gpu.mig, unhealthy=tuple(unfit.values())))
+        return msgspec.structs.replace(gpu, mig=msgspec.structs.replace(mig, unhealthy=tuple(unfit)))
 
     def _cordoned(self, instances: Iterable[str]) -> Cordon:
         found = cordon.read(self._cordon_text, {*(gpu.uuid for gpu in self._gpus), *instances})
@@ -147,7 +156,8 @@ class Care:
         for gpu in judged:
             shown[f"GPU {gpu.index} ({gpu.uuid})"] = gpu.detail
             for one in gpu.mig.unhealthy if gpu.mig is not None else ():
-                shown[f"MIG instance {one.uuid} of GPU {gpu.index}"] = one.detail
+                where = f", {one.place.profile} at {one.place.start}" if one.place is not None else ""
+                shown[f"MIG instance {one.uuid}{where} of GPU {gpu.index}"] = one.detail
         for name in dict.fromkeys((*self._shown, *shown)):
             detail = shown.get(name, "")
             if self._shown.get(name, "") == detail:
@@ -175,7 +185,14 @@ class Care:
         self._notes.annotate(self._names.gpu_faults, encode_faults(records) if records.faults else None)
 
     def _heard(self, event: GPUEvent) -> None:
-        self.keeper.heard(event)
+        found = None
+        if event.uuid and event.gpu_instance is not None:
+            found = self._locate(event.uuid, event.gpu_instance)
+        if found is not None:
+            # a pod that fails takes its instance along, and what is wrong at the place stays
+            self._places[found.uuid] = msgspec.structs.replace(found, uuid="")
+        # of an instance that nobody knows any more it may be any part of the GPU
+        self.keeper.heard(event, found.uuid if found is not None else "")
         self._changed()
 
 

@@ -34,10 +34,10 @@ _ENDS = {
 
 
 class Subject(NamedTuple):
-    """Name a GPU, or one GPU instance of it by the number that NVML gives it."""
+    """Name a GPU, or one MIG instance of it by its own UUID: NVML gives the number of an instance that is gone anew."""
 
     uuid: str
-    gpu_instance: int | None = None
+    instance: str = ""
 
 
 class HealthKeeper:
@@ -58,8 +58,8 @@ class HealthKeeper:
 
     # What it takes.
 
-    def heard(self, event: GPUEvent) -> None:
-        """Take an event of the driver's."""
+    def heard(self, event: GPUEvent, instance: str = "") -> None:
+        """Take an event of the driver's, which names the MIG *instance* of that UUID."""
         if event.xid is None:
             severity, key = self._settings.uncorrected_ecc, "ecc"
             sentence = f"a double-bit memory error; {_ENDS.get(severity, '')}"
@@ -70,7 +70,7 @@ class HealthKeeper:
         with self._lock:
             if event.xid is not None:
                 self._xids[event.uuid, event.xid, severity] += 1
-            for subject in self._meant(event, severity):
+            for subject in self._meant(event, severity, instance):
                 found = Finding(key, severity, sentence)
                 self._faults[subject] = faults.afflict(self._faults.get(subject, {}), found)
 
@@ -82,7 +82,7 @@ class HealthKeeper:
                 probe = self._probe(gpu)
                 for subject in [subject for subject in self._faults if subject.uuid == gpu.uuid]:
                     # an instance has no probe of its own: what the whole GPU suffers says nothing for it or against it
-                    if subject.gpu_instance is None or not probe.present:
+                    if not subject.instance or not probe.present:
                         self._faults[subject] = faults.probed(self._faults[subject], probe, self._settings.clean_probes)
 
     def restore(self, records: FaultRecords) -> None:
@@ -105,12 +105,12 @@ class HealthKeeper:
 
     # What it tells.
 
-    def ailment(self, uuid: str, gpu_instance: int | None = None) -> str:
+    def ailment(self, uuid: str, instance: str = "") -> str:
         """Say why a GPU, or an instance of it, is unfit for new pods; "" where it is fit."""
         with self._lock:
             found = faults.ailments(self._faults.get(Subject(uuid), {}))
-            if not found and gpu_instance is not None:
-                found = faults.ailments(self._faults.get(Subject(uuid, gpu_instance), {}))
+            if not found and instance:
+                found = faults.ailments(self._faults.get(Subject(uuid, instance), {}))
         return found[0].sentence if found else ""
 
     def records(self) -> FaultRecords:
@@ -132,13 +132,12 @@ class HealthKeeper:
 
     # Within.
 
-    def _meant(self, event: GPUEvent, severity: Severity) -> list[Subject]:
+    def _meant(self, event: GPUEvent, severity: Severity, instance: str) -> list[Subject]:
         if not event.uuid:
             # of which GPU it was is not known, so it may have been any
-            return [subject for subject in self._faults if subject.gpu_instance is None]
+            return [subject for subject in self._faults if not subject.instance]
         # a reset is the whole GPU's, whoever was hit
-        narrow = event.gpu_instance is not None and severity is Severity.TRANSIENT
-        return [Subject(event.uuid, event.gpu_instance if narrow else None)]
+        return [Subject(event.uuid, instance if severity is Severity.TRANSIENT else "")]
 
     def _probe(self, gpu: PhysicalGPU) -> Probe:
         if gpu.fault:

@@ -173,6 +173,8 @@ class Account(msgspec.Struct):
                 here = [slot.instance for slot in self.slots.elements() if slot.uuid == gpu.uuid]
                 # one that is there without a grant may be on its way out, and its place be given to the next pod
                 there = [msgspec.structs.replace(one, uuid="") for one in mig.unexplained]
+                # where an instance was that met a trouble of the hardware, the next one would
+                there += [one.place for one in mig.unhealthy if one.place is not None]
                 there = [one for one in dict.fromkeys(there) if one not in here]
                 taken = sorted([*here, *there], key=lambda one: (one.start, one.size, one.profile))
                 pods = self.pods.get(gpu.uuid, 0)

@@ -50,17 +50,23 @@ def looked(kept: HealthKeeper, *gpus: PhysicalGPU, times: int = 1) -> None:
 def test_a_transient_xid_of_a_mig_instance_is_that_instances_alone() -> None:
     kept = keeper()
     looked(kept, gpu(mig=True))
-    kept.heard(GPUEvent("GPU-1", 1000, gpu_instance=3, compute_instance=0))
-    assert ("", "") == (kept.ailment("GPU-1"), kept.ailment("GPU-1", 4))
-    assert "XID 1000" in kept.ailment("GPU-1", 3)
+    kept.heard(GPUEvent("GPU-1", 1000, gpu_instance=3, compute_instance=0), "MIG-3")
+    assert ("", "") == (kept.ailment("GPU-1"), kept.ailment("GPU-1", "MIG-4"))
+    assert "XID 1000" in kept.ailment("GPU-1", "MIG-3")
     looked(kept, gpu(mig=True), times=2)
-    assert "" == kept.ailment("GPU-1", 3)
+    assert "" == kept.ailment("GPU-1", "MIG-3")
+
+
+def test_what_an_instance_met_that_is_not_known_any_more_is_the_whole_gpus() -> None:
+    kept = keeper()
+    kept.heard(GPUEvent("GPU-1", 1000, gpu_instance=3, compute_instance=0))
+    assert "XID 1000" in kept.ailment("GPU-1")
 
 
 def test_what_needs_a_reset_is_the_whole_gpus_whichever_instance_met_it_and_so_every_instances() -> None:
     kept = keeper()
-    kept.heard(GPUEvent("GPU-1", 95, gpu_instance=3))
-    assert all("XID 95" in kept.ailment("GPU-1", instance) for instance in (None, 3, 4))
+    kept.heard(GPUEvent("GPU-1", 95, gpu_instance=3), "MIG-3")
+    assert all("XID 95" in kept.ailment("GPU-1", instance) for instance in ("", "MIG-3", "MIG-4"))
 
 
 def test_an_event_of_an_unnamed_gpu_may_be_any_ones() -> None:

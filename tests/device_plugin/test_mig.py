@@ -11,7 +11,7 @@ import pytest
 from cotenant.cluster import connect, writes
 from cotenant.contract.configuration import ConfigurationError, DevicePluginConfiguration, convert
 from cotenant.contract.grant import ContainerGrant, GPUShare, Isolation, IsolationRecord, MIGPlacement, Role
-from cotenant.contract.inventory import Family, Health, MIGInstance, Mode
+from cotenant.contract.inventory import Family, Health, Inventory, MIGInstance, Mode, UnhealthyInstance
 from cotenant.contract.units import GIB, id_prefix
 from cotenant.standins.api_rules import NODES
 from device_plugin.families.partitions import StrategyError
@@ -201,6 +201,34 @@ class TestDynamic:
         dynamic.node.wait_published(
             "rid of it", lambda inventory: inventory.gpus[0].mig and not inventory.gpus[0].mig.unexplained
         )
+
+    def test_where_an_instance_met_a_trouble_nothing_new_lies_until_it_is_over_and_the_rest_goes_on(
+        self, dynamic: Cut
+    ) -> None:
+        dynamic.config += "health: {cleanProbes: 30}\n"
+        dynamic.start(A100)
+        first = dynamic.add("p", placed("1g.5gb", 5))
+        dynamic.node.running(first)
+        (there,) = NVML.open(fake=dynamic.node.gpu_file).mig_instances(0)
+        dynamic.node.write_gpus([{**A100, "xids": f"[{{xid: 1000, gpuInstance: {there.id}, computeInstance: 0}}]"}])
+
+        def ill(inventory: Inventory) -> tuple[UnhealthyInstance, ...]:
+            return inventory.gpus[0].mig.unhealthy if inventory.gpus[0].mig is not None else ()
+
+        found = dynamic.node.wait_published("an ill instance", ill)
+        (unwell,) = ill(found)
+        assert (there.uuid, MIGInstance(profile="1g.5gb", start=5, size=1)) == (unwell.uuid, unwell.place)
+        assert unwell.detail.startswith("XID 1000;")
+        assert Health.HEALTHY == found.gpus[0].health
+        assert any(
+            f"MIG instance {there.uuid}, 1g.5gb at 5 of GPU 0 gets no new pods" in one for one in dynamic.notes()
+        )
+        # the instance goes with its pod, and the place stays marked; pods elsewhere on the GPU run
+        dynamic.node.api.delete_pod("p")
+        dynamic.wait(lambda: not dynamic.there(), "the instance to go")
+        dynamic.node.running(dynamic.add("q", placed("2g.10gb", 0)))
+        assert (unwell,) == ill(dynamic.node.wait_published("anything", bool))
+        dynamic.node.wait_published("well again", lambda inventory: not ill(inventory))
 
     def test_what_is_in_the_way_and_in_use_holds_the_pod_back_until_it_ends(self, dynamic: Cut) -> None:
         dynamic.start(A100)

@@ -117,6 +117,17 @@ class TestDynamic:
         assert [("GPU-n-0", "3g.20gb", 4)] == cluster.where("3g.20gb")
         assert Reason.NO_MIG_ROOM == cluster.put("1g.5gb")
 
+    def test_the_place_of_an_instance_that_met_a_trouble_is_taken_and_the_others_are_not(self) -> None:
+        node = a_node().with_mig()
+        cluster = Cluster().with_node(node.with_ill_places("3g.20gb@4"))
+        assert [("GPU-n-0", "3g.20gb", 0)] == cluster.where("3g.20gb")
+        assert Reason.NO_MIG_ROOM == cluster.put("1g.5gb")
+        cluster.with_node(node)
+        assert [("GPU-n-0", "1g.5gb", 6)] == cluster.where("1g.5gb")
+        # of one that holds it still, it is taken once
+        cluster.with_node(node.with_ill_places("3g.20gb@0"))
+        assert [("GPU-n-0", "1g.5gb", 5)] == cluster.where("1g.5gb")
+
     def test_a_pod_that_ends_gives_its_place_back_and_one_that_terminates_does_not(self) -> None:
         cluster = Cluster().with_node(a_node().with_mig())
         cluster.put("7g.40gb", name="whole")
