@@ -7,12 +7,14 @@ import msgspec
 import structlog
 
 from cotenant.cluster import Cluster, ClusterError, writes
+from cotenant.contract.configuration import ConfigurationError
 
 log = structlog.get_logger(__name__)
 
 _RETRY_SECONDS = (0.2, 10.0)
 _WRITE_SECONDS = 3.0
 _LAST_WRITE_SECONDS = 1.0
+_NODE_SECONDS = 5.0
 
 
 class NodeMetadata(msgspec.Struct, frozen=True, rename="camel"):
@@ -23,6 +25,27 @@ class NodeMetadata(msgspec.Struct, frozen=True, rename="camel"):
     resource_version: str | None = None
     annotations: dict[str, str] | None = None
     labels: dict[str, str] | None = None
+
+
+class _Node(msgspec.Struct, frozen=True):
+    metadata: NodeMetadata
+
+
+class _NodeList(msgspec.Struct, frozen=True):
+    items: tuple[_Node, ...] = ()
+
+
+_nodes = msgspec.json.Decoder(_NodeList)
+
+
+def labels_of(cluster: Cluster, node: str) -> dict[str, str]:
+    """Read the labels of the node; raise ConfigurationError where it cannot be asked for what its label says."""
+    try:
+        reply = cluster.get(f"/api/v1/nodes?fieldSelector=metadata.name%3D{node}", timeout=_NODE_SECONDS)
+        nodes = _nodes.decode(reply.body).items
+    except (ClusterError, msgspec.MsgspecError) as error:
+        raise ConfigurationError(f"the label that selects rules for node {node} cannot be read: {error}") from error
+    return (nodes[0].metadata.labels or {}) if nodes else {}
 
 
 class NodeNotes:

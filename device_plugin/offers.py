@@ -33,7 +33,7 @@ class Offers:
         self._new_instances = instances
         self._shares: dict[str, Replicas] = {}
         self._known: dict[str, Resource] = {}
-        self._started = False
+        self.started = False
         # all that this node offers; a node of which a part is not served is not placed on
         self.resources: tuple[Resource, ...] = (memory,)
 
@@ -47,9 +47,14 @@ class Offers:
         """Name the resources that are handed out without a grant."""
         return frozenset(self._shares)
 
+    @property
+    def known(self) -> frozenset[str]:
+        """Name all that was ever offered besides memory."""
+        return frozenset(self._known)
+
     def start(self) -> None:
         """Begin to serve what there is, and from now on what comes."""
-        self._started = True
+        self.started = True
         for resource in self.resources:
             resource.start()
 
@@ -84,7 +89,7 @@ class Offers:
         devices = {**cut, **{name: one.devices for name, one in shares.items()}}
         for name, resource in self._known.items():
             resource.offer(devices.get(name, {}))
-        if self._started:
+        if self.started:
             for resource in self.resources[len(before) :]:
                 resource.start()
 

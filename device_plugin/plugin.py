@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import msgspec
 import structlog
 
-from cotenant.cluster import Cluster, ClusterError
-from cotenant.contract.configuration import ConfigurationError, DevicePluginConfiguration
+from cotenant.cluster import Cluster
+from cotenant.contract.configuration import DevicePluginConfiguration
 from cotenant.contract.grant import ContainerGrant
 from cotenant.contract.inventory import GPU, MIG, Family, MIGInstance, Mode
 from cotenant.contract.reasons import Reason
@@ -23,10 +22,12 @@ from device_plugin.families.assignment import Assignment, held
 from device_plugin.families.cutter import Cutter
 from device_plugin.families.maker import Maker
 from device_plugin.families.memory import Memory
+from device_plugin.families.newcomers import Newcomers
 from device_plugin.families.occupants import Occupants
 from device_plugin.families.partitions import Partition, Partitions, StrategyError
 from device_plugin.families.replicas import Replicas
 from device_plugin.families.rules import NVIDIA_GPU, Assigned
+from device_plugin.families.switch import Switch
 from device_plugin.health.care import Care
 from device_plugin.ids import TooManyIdsError
 from device_plugin.inventory import Daemon, describe
@@ -35,7 +36,7 @@ from device_plugin.kubelet.service import Allocator
 from device_plugin.metrics import Metrics, Snapshot
 from device_plugin.mps.keeper import MPSKeeper
 from device_plugin.mps.plan import max_clients, name_of, pipe_of, plans
-from device_plugin.notes import NodeMetadata, NodeNotes
+from device_plugin.notes import NodeMetadata, NodeNotes, labels_of
 from device_plugin.nvml import NVML, NVMLUnavailableError, PhysicalGPU
 from device_plugin.offers import Offers
 from device_plugin.pods import NodePods
@@ -57,7 +58,6 @@ _STALE_SECONDS = 30.0
 # Pods often end together; what they leave is cleared together.
 _PAUSE_SECONDS = 0.05
 _LIST_SECONDS = 2.0
-_NODE_SECONDS = 5.0
 _CONFIGURE = "Configure"
 
 
@@ -99,13 +99,25 @@ class DevicePlugin:
         self._events = PodEvents(cluster, node)
         self._lister = PodResources(pod_resources, names.is_granted)
         self._notes = NodeNotes(cluster, node, erased=self._erased)
+        self._assignment = Assignment(
+            self._in_use, lambda note: self._events.about_node("GPUInUse", _CONFIGURE, note, normal=True)
+        )
+        self._partitions = Partitions(
+            nvml, self._assignment.how, lambda: self._sharing.mig_strategy or configuration.mig_strategy, names
+        )
+        self._switch = Switch(
+            nvml,
+            self._assignment.how,
+            self._in_use,
+            lambda reason, note: self._tell_configuration(reason, note, well=reason == "MIGModeOn"),
+        )
         self._care = Care(
             configuration.health,
             names,
             nvml,
             self._notes,
             self._events,
-            locate=lambda uuid, number: self._partitions.locate(uuid, number),
+            locate=self._partitions.locate,
             changed=self._judge_again,
         )
         self._publisher = Publisher(cluster, node, names, unit_bytes=configuration.unit_bytes, noticed=self._noticed)
@@ -127,17 +139,11 @@ class DevicePlugin:
         self._metrics.add(self._watchdog.collector(lambda: {gpu.uuid: str(gpu.index) for gpu in self._described or ()}))
         self._plugin_folder = plugin_folder
         self._rules = Rules(configuration, config_file, configuration.nvidia_config, self._tell_configuration)
-        self._labels = _labels(cluster, node) if self._rules.by_label else {}
+        self._labels = labels_of(cluster, node) if self._rules.by_label else {}
         self._sharing = Sharing(())
         self._holders = PodResources(pod_resources, lambda resource: resource in self._offers.ungranted)
-        self._assignment = Assignment(
-            self._in_use, lambda note: self._events.about_node("GPUInUse", _CONFIGURE, note, normal=True)
-        )
         self._mps = MPSKeeper(
             configuration.mps, nvml, look_seconds=configuration.inventory_interval, changed=self._judge_again
-        )
-        self._partitions = Partitions(
-            nvml, self._assignment.how, lambda: self._sharing.mig_strategy or configuration.mig_strategy, names
         )
         self._specs = SpecFolder(Path(configuration.cdi_directory), names, configuration.cdi_kind)
         self._maker = Maker(nvml, self._specs, self._pods, names, gpus=lambda: self._dynamic)
@@ -154,6 +160,8 @@ class DevicePlugin:
             whole=lambda: self._offers.ungranted | {NVIDIA_GPU},
         )
         self._occupants = Occupants(cluster, node, plugin_folder, names)
+        self._newcomers = Newcomers(lambda resources: self._occupants.taken(resources, new_to_us=True), names)
+        self._untaken = ""
         self._answers = Answers.of(configuration, lambda uuid: self._gpus[uuid])
         memory = Memory(names.gpu_mem, self._admission, self._answer, self._unserved)
         self._offers = Offers(
@@ -171,8 +179,7 @@ class DevicePlugin:
         """
         gpus = self._nvml.gpus()
         self._assign(gpus)
-        if self._partitions.switch_on(gpus):
-            log.info("mig.mode_on")
+        self._switch.look(gpus, starting=True)
         self._take_inventory()
         self._occupants.refuse([resource.name for resource in self._offers.resources])
         if self._serving is not None:
@@ -301,7 +308,7 @@ class DevicePlugin:
                 self._sweep(show=False)
                 self._take_inventory()
             except (NVMLUnavailableError, TooManyIdsError, StrategyError) as error:
-                log.warning("inventory.not_taken", error=str(error))
+                self._not_taken(error)
             except Exception:  # one look that fails for whatever reason must not be the last one
                 log.exception("inventory.failed")
 
@@ -309,7 +316,13 @@ class DevicePlugin:
         try:
             self._show()
         except (TooManyIdsError, StrategyError) as error:
-            log.warning("inventory.not_taken", error=str(error))
+            self._not_taken(error)
+
+    def _not_taken(self, error: Exception) -> None:
+        log.warning("inventory.not_taken", error=str(error))
+        if str(error) != self._untaken and not isinstance(error, NVMLUnavailableError):
+            self._tell_configuration("BadConfiguration", f"{error}; what was offered before stays", well=False)
+        self._untaken = str(error)
 
     def _noticed(self, node: NodeMetadata | None) -> None:
         if node is not None:
@@ -339,6 +352,8 @@ class DevicePlugin:
     def _take_inventory(self) -> None:
         gpus = self._nvml.gpus()
         self._assign(gpus)
+        if self._told_ready and self._switch.look(gpus):
+            gpus = self._nvml.gpus()
         self._cutter.look(self._partitions.static(gpus))
         self._dynamic = self._partitions.families(gpus, Family.MIG_DYNAMIC)
         self._mig = self._partitions.look(gpus, self._unexplained)
@@ -349,6 +364,10 @@ class DevicePlugin:
         self._looked_at = time.monotonic()
         self._gpus = {gpu.uuid: gpu for gpu in gpus}
         self._show()
+        if self._offers.started and self._newcomers.look():
+            for name, why in self._newcomers.said.items():
+                self._tell_configuration("ResourceTaken", f"{name} is not offered: {why}", well=False)
+            self._show()
         # not under the lock: daemons that are to end may be telling of a change
         self._mps.keep(plans(self._described or (), self._assignment.of), self._gpus)
 
@@ -372,18 +391,23 @@ class DevicePlugin:
                     daemon=self._daemon,
                 )
             )
+            partitions = self._partitions.offers(described, self._assignment.of, packed=self._sharing.packed)
+            if self._offers.started:
+                described, partitions = self._newcomers.sift(
+                    described, self._assignment.of, partitions, self._offers.known
+                )
             # shares of a GPU may change without a change of the GPU
-            shown = described, dict(self._assignment.of), self._sharing
+            shown = described, dict(self._assignment.of), partitions
             if shown == self._last_shown:
                 return
             self._offers.show(
-                described,
+                [gpu for gpu in described if not self._newcomers.withheld(gpu, self._assignment.of[gpu.uuid])],
                 self._assignment.of,
-                self._partitions.offers(described, self._assignment.of, packed=self._sharing.packed),
+                partitions,
                 unit_bytes=self._configuration.unit_bytes,
                 packed=self._sharing.packed,
             )
-            self._described, self._last_shown = described, shown
+            self._described, self._last_shown, self._untaken = described, shown, ""
             self._publisher.set_gpus(described)
 
     def _http(self) -> HTTPServing:
@@ -413,24 +437,3 @@ class DevicePlugin:
     def _unready(self) -> str:
         missing = [resource.name for resource in self._offers.resources if not resource.serving]
         return f"no kubelet follows {', '.join(missing)}" if missing else self._unwell()
-
-
-def _labels(cluster: Cluster, node: str) -> dict[str, str]:
-    """Read the labels of the node; raise ConfigurationError where it cannot be asked for what its label says."""
-    try:
-        reply = cluster.get(f"/api/v1/nodes?fieldSelector=metadata.name%3D{node}", timeout=_NODE_SECONDS)
-        nodes = _nodes.decode(reply.body).items
-    except (ClusterError, msgspec.MsgspecError) as error:
-        raise ConfigurationError(f"the label that selects rules for node {node} cannot be read: {error}") from error
-    return (nodes[0].metadata.labels or {}) if nodes else {}
-
-
-class _Node(msgspec.Struct, frozen=True):
-    metadata: NodeMetadata
-
-
-class _NodeList(msgspec.Struct, frozen=True):
-    items: tuple[_Node, ...] = ()
-
-
-_nodes = msgspec.json.Decoder(_NodeList)

@@ -1,7 +1,7 @@
 """Looks for another device plugin that serves the names we are to serve: two would hand out the same silicon."""
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import msgspec
@@ -40,27 +40,34 @@ class Occupants:
         self._folder = folder
         self._names = names
 
-    def refuse(self, resources: Sequence[str]) -> None:
+    def refuse(self, resources: Collection[str]) -> None:
         """Raise StrategyError where another plugin serves one of *resources*."""
-        foreign = [name for name in resources if name.startswith(f"{NVIDIA_DOMAIN}/")]
-        for name in foreign:
-            # NVIDIA's plugin: internal/plugin/server.go
-            path = self._folder / f"nvidia-{name.partition('/')[2]}.sock"
-            if is_served(path):
-                self._fail(name, f"{path} answers")
-        for name in self._offered_by_another(foreign):
-            self._fail(name, f"node {self._node} offers it, and publishes no GPU of ours that is")
+        for sentence in self.taken(resources).values():
+            raise StrategyError(sentence)
 
-    def _fail(self, resource: str, why: str) -> None:
+    def taken(self, resources: Collection[str], *, new_to_us: bool = False) -> dict[str, str]:
+        """Name those of *resources* that another plugin serves, each with a sentence.
+
+        Where none was ever offered by this process, they are *new_to_us*, whatever it has published.
+        """
+        foreign = sorted(name for name in resources if name.startswith(f"{NVIDIA_DOMAIN}/"))
+        # NVIDIA's plugin: internal/plugin/server.go
+        sockets = {name: self._folder / f"nvidia-{name.partition('/')[2]}.sock" for name in foreign}
+        found = {name: f"{path} answers" for name, path in sockets.items() if is_served(path)}
+        for name in self._offered_by_another([name for name in foreign if name not in found], new_to_us=new_to_us):
+            found[name] = f"node {self._node} offers it, and publishes no GPU of ours that is"
+        return {name: self._sentence(name, why) for name, why in found.items()}
+
+    def _sentence(self, resource: str, why: str) -> str:
         way_out = (
             f", or set migDomain: {self._names.domain} here, in the extender's configuration and in the admission "
             "policies"
             if resource.startswith(f"{NVIDIA_DOMAIN}/mig-")
             else ""
         )
-        raise StrategyError(f"another device plugin serves {resource}: {why}. Remove it from this node{way_out}")
+        return f"another device plugin serves {resource}: {why}. Remove it from this node{way_out}"
 
-    def _offered_by_another(self, resources: Sequence[str]) -> list[str]:
+    def _offered_by_another(self, resources: Sequence[str], *, new_to_us: bool) -> list[str]:
         """Name those of *resources* that the kubelet has, though no plugin of ours has published GPUs for them."""
         if not resources:
             return []
@@ -77,7 +84,7 @@ class Occupants:
                 ours = any(gpu.family is not Family.MEMORY for gpu in inventories.decode(text).gpus)
             except InventoryError:
                 ours = False
-            if not ours:
+            if new_to_us or not ours:
                 offered = node.status.allocatable or {}
                 return [name for name in resources if _some(offered.get(name, "0"))]
         return []

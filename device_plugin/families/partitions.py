@@ -82,20 +82,6 @@ class Partitions:
         """List the GPUs whose instances are given, be MIG mode on or not yet."""
         return [gpu for gpu in gpus if self._assigned(gpu).family is Family.MIG_STATIC and not (gpu.guest or gpu.fault)]
 
-    def switch_on(self, gpus: Iterable[PhysicalGPU]) -> bool:
-        """Switch MIG mode on where a rule wants instances made and that needs no reset; tell whether any was."""
-        switched = False
-        for gpu in gpus:
-            wanted = self._assigned(gpu).family is Family.MIG_DYNAMIC
-            if wanted and gpu.mig_enabled is False and not (gpu.guest or gpu.fault):
-                try:
-                    self._nvml.set_mig_mode(gpu.index, on=True)
-                    switched = True
-                    log.info("mig.switched_on", gpu=gpu.uuid)
-                except MIGError as error:
-                    log.warning("mig.not_switched_on", gpu=gpu.uuid, error=str(error))
-        return switched
-
     def look(self, gpus: Sequence[PhysicalGPU], unexplained: Mapping[str, tuple[MIGInstance, ...]]) -> dict[str, MIG]:
         """Read what the MIG GPUs can be cut into and are cut into, by UUID.
 

@@ -17,7 +17,7 @@ from cotenant.standins.api_rules import NODES
 from device_plugin.families.partitions import StrategyError
 from device_plugin.nvml import NVML
 from device_plugin.nvml.fake_mig import Fault, StateFile
-from tests.device_plugin.node import NAMES, NODE, SECONDS, Node, container, granted, uuid
+from tests.device_plugin.node import NAMES, NODE, SECONDS, Node, container, container_grant, granted, uuid
 
 A100 = {"model": "NVIDIA A100-SXM4-40GB", "memory": "40GiB", "mig": "true", "computeCapability": "[8, 0]"}
 DYNAMIC = "gpus: [{family: mig-dynamic}]\ndeviceListStrategy: cdi-cri\n"
@@ -220,9 +220,8 @@ class TestDynamic:
         assert (there.uuid, MIGInstance(profile="1g.5gb", start=5, size=1)) == (unwell.uuid, unwell.place)
         assert unwell.detail.startswith("XID 1000;")
         assert Health.HEALTHY == found.gpus[0].health
-        assert any(
-            f"MIG instance {there.uuid}, 1g.5gb at 5 of GPU 0 gets no new pods" in one for one in dynamic.notes()
-        )
+        told = f"MIG instance {there.uuid}, 1g.5gb at 5 of GPU 0 gets no new pods"
+        dynamic.wait(lambda: any(told in one for one in dynamic.notes()), "an Event")
         # the instance goes with its pod, and the place stays marked; pods elsewhere on the GPU run
         dynamic.node.api.delete_pod("p")
         dynamic.wait(lambda: not dynamic.there(), "the instance to go")
@@ -263,6 +262,50 @@ class TestDynamic:
         assert [Health.HEALTHY, Health.UNHEALTHY, Health.UNHEALTHY] == [gpu.health for gpu in found]
         assert "MIG mode is off: `nvidia-smi -i 1 -mig 1`" == found[1].detail
         assert found[2].detail.startswith("a vGPU is cut by the hypervisor, not in the virtual machine")
+
+    def test_a_gpu_that_comes_to_the_family_by_an_edit_is_switched_on_when_nobody_uses_it(self, dynamic: Cut) -> None:
+        h100 = {"model": "NVIDIA H100 80GB HBM3", "memory": "80GiB", "mig": "false"}
+        a100 = {**A100, "mig": "false"}
+        ruled = dynamic.config
+        dynamic.config = ruled.replace("[{family: mig-dynamic}]", "[]")
+        dynamic.start(h100, {**h100, "processes": "[{pid: 7, memory: 1GiB}]"}, a100, h100, resource=NAMES.gpu_mem)
+        pod = dynamic.node.add_pod("p", container_grant(gpus=[3], units=8))
+        dynamic.node.running(pod)
+        dynamic.node.edit(ruled)
+        kubelet = dynamic.node.kubelet
+        # 7 of the first H100 alone
+        kubelet.wait(lambda: kubelet.allocatable(NAMES.mig("1g.10gb")) == 7, "instances of the first")
+        found = dynamic.node.wait_published("three switched", lambda i: i.gpus[0].health is Health.HEALTHY)
+        assert ["mig-dynamic"] * 3 + ["memory"] == [str(gpu.family) for gpu in found.gpus]
+        dynamic.wait(lambda: sum("MIG mode of GPU" in note for note in dynamic.notes()) >= 3, "an Event for each")
+        said = {note.partition(" (")[0]: note for note in dynamic.notes() if note.startswith("MIG mode of GPU")}
+        assert said["MIG mode of GPU 0"].endswith("was switched on: its rule is mig-dynamic")
+        assert "processes use it (7); it is tried again when they have ended" in said["MIG mode of GPU 1"]
+        assert "this model needs a reset for it: drain it, and `nvidia-smi -i 2 -mig 1`" in said["MIG mode of GPU 2"]
+        assert any(f"GPU {uuid(3)} stays in family memory" in note for note in dynamic.notes())
+        # the last two have become free
+        dynamic.node.write_gpus([h100, h100, a100, h100])
+        dynamic.node.api.delete_pod("p")
+        kubelet.wait(lambda: kubelet.allocatable(NAMES.mig("1g.10gb")) == 21, "instances of three")
+
+    def test_a_name_that_another_plugin_serves_is_not_taken_by_an_edit_either(self, static: Cut) -> None:
+        static.node.write_gpus([A100, {"memory": "80GiB"}])
+        static.cut(("1g.5gb", 0))
+        ruled = static.config.replace("{family", "{indices: [0], family")
+        static.config = static.config.replace(STATIC, "gpus: []\n")
+        static.start(resource=NAMES.gpu_mem)
+        path = static.node.folder / "kubelet" / "device-plugins" / "nvidia-mig-1g.5gb.sock"
+        with socket.socket(socket.AF_UNIX) as theirs:
+            theirs.bind(str(path))
+            theirs.listen()
+            static.node.edit(ruled)
+            found = static.node.wait_published("refused", lambda i: "another device plugin serves" in i.gpus[0].detail)
+            assert [Health.UNHEALTHY, Health.HEALTHY] == [gpu.health for gpu in found.gpus]
+            assert NAMES.mig("1g.5gb") not in static.node.kubelet.devices.capacity()[0]
+            told = "nvidia.com/mig-1g.5gb is not offered: another"
+            static.wait(lambda: any(note.startswith(told) for note in static.notes()), "an Event")
+        path.unlink()
+        static.node.kubelet.wait(lambda: static.node.kubelet.allocatable(NAMES.mig("1g.5gb")) == 1, "our own")
 
     def test_instances_are_made_only_where_cdi_names_can_be_handed_out(self) -> None:
         with pytest.raises(
