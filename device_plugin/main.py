@@ -45,6 +45,12 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     type=click.Path(path_type=Path),
     help="NVIDIA's sharing configuration, a file or a folder of files, for GPUs that our own rules do not name.",
 )
+@click.option(
+    "--watchdog-interval",
+    type=click.FloatRange(0, 3600),
+    metavar="SECONDS",
+    help="Look so often who uses how much GPU memory; takes the node's PID namespace.",
+)
 @click.option("--nvml-library", type=_FILE, help="libnvidia-ml.so.1, where the loader does not find it.")
 @click.option("--fake-gpus", type=_FILE, help="Serve made-up GPUs from this file, for trials without any.")
 @click.version_option(package_name="cotenant")
@@ -57,6 +63,7 @@ def main(
     pod_resources: Path | None,
     serve: str | None,
     nvidia_config: Path | None,
+    watchdog_interval: float | None,
     nvml_library: Path | None,
     fake_gpus: Path | None,
 ) -> None:
@@ -71,6 +78,9 @@ def main(
         settings = configuration.load(config_file, DevicePluginConfiguration)
         if nvidia_config is not None:
             settings = msgspec.structs.replace(settings, nvidia_config=str(nvidia_config))
+        if watchdog_interval is not None:
+            watchdog = msgspec.structs.replace(settings.watchdog, interval=watchdog_interval)
+            settings = msgspec.structs.replace(settings, watchdog=watchdog)
         if serve is not None:
             settings = msgspec.structs.replace(settings, serve=serve)
         nvml = NVML.open(library_path=nvml_library, fake=fake_gpus)

@@ -1,4 +1,4 @@
-"""Build our kustomizations without kubectl: resources, JSON patches and generated ConfigMaps, which is all they use."""
+"""Build our kustomizations without kubectl: resources, components, JSON patches and ConfigMaps, and nothing else."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +13,21 @@ MANIFESTS = Path(__file__).resolve().parent.parent / "manifests"
 
 def build(directory: Path) -> Iterator[Object]:
     """Yield the objects that `kubectl apply -k` would apply; a generated ConfigMap keeps its name without a hash."""
+    components = yaml.safe_load((directory / "kustomization.yaml").read_text()).get("components", [])
+    parts = [yaml.safe_load((directory / name / "kustomization.yaml").read_text()) for name in components]
+    for document in _build(directory):
+        yield _patched(document, [patch for part in parts for patch in part["patches"]])
+
+
+def _patched(document: Object, patches: list[Object]) -> Object:
+    target = {"kind": document["kind"], "name": document["metadata"]["name"]}
+    chosen = [one["patch"] for one in patches if one["target"] == target]
+    made: Object = json_patch.apply(document, [operation for patch in chosen for operation in yaml.safe_load(patch)])
+    return made
+
+
+def _build(directory: Path) -> Iterator[Object]:
+    """Yield what resources and generators of a kustomization make."""
     kustomization = yaml.safe_load((directory / "kustomization.yaml").read_text())
     generated = [
         {
@@ -36,11 +51,10 @@ def build(directory: Path) -> Iterator[Object]:
         path = directory / name
         for document in build(path) if path.is_dir() else yaml.safe_load_all(path.read_text()):
             target = {"kind": document["kind"], "name": document["metadata"]["name"]}
-            patches = [one["patch"] for one in kustomization.get("patches", []) if one["target"] == target]
             for one in generated:
                 if one["behavior"] == "merge" and target == {"kind": "ConfigMap", "name": one["metadata"]["name"]}:
                     document["data"] |= one["data"]
-            yield json_patch.apply(document, [operation for patch in patches for operation in yaml.safe_load(patch)])
+            yield _patched(document, kustomization.get("patches", []))
     for one in generated:
         if one.pop("behavior") == "create":
             yield one

@@ -78,6 +78,7 @@ def schema() -> Schema:
             enabled=_FLAG,
             configuration=_configuration(DevicePluginConfiguration),
             fakeGPUs=_ANY,
+            memoryWatchdog={"type": "boolean"},
             kubeletRoot={"type": "string", "pattern": "^/.*[^/]$"},
             runtimeClassName=_TEXT,
             **pods,

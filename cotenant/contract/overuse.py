@@ -19,8 +19,9 @@ MAX_USERS = 100
 class WatchdogSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
     """Say how the device plugin watches who uses how much."""
 
-    # Seconds between two looks at the processes; 0 never looks.
-    interval: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 5.0
+    # Seconds between two looks at the processes; 0 never looks. It takes the node's PID namespace (hostPID), so whoever
+    # wants it turns both on (docs/decisions/0061-watchdog-by-choice.md).
+    interval: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 0.0
     # What a container may use beyond its grant before it is told of. CUDA itself takes some hundred MiB per process,
     # which no program asks for.
     margin: str | int = "512MiB"

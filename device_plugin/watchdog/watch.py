@@ -76,10 +76,9 @@ class Watchdog:
         """Begin to look."""
         if self._settings.interval:
             if not self._processes.sees_all():
-                log.warning(
-                    "watchdog.blind",
-                    why="this is a PID namespace of its own, where NVML shows no processes of others: set hostPID",
-                )
+                why = "this is a PID namespace of its own, where NVML shows no processes of others: set hostPID"
+                log.warning("watchdog.blind", why=why)
+                self._events.about_node("WatchdogBlind", _ACTION, f"the memory watchdog sees nothing: {why}")
             self._thread.start()
 
     def stop(self) -> None:

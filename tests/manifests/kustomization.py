@@ -22,6 +22,7 @@ def files(folder: Path) -> set[Path]:
     for name in kustomization["resources"]:
         path = (folder / name).resolve()
         found |= files(path) if path.is_dir() else {path}
+    found |= {(folder / name / FILE).resolve() for name in kustomization.get("components", [])}
     for entry in kustomization.get("configMapGenerator", []):
         found |= {folder / name for name in entry["files"]}
     return found

@@ -35,7 +35,10 @@ from tests.manifests.kustomization import (
 LAYOUTS = ("second-scheduler", "attached")
 ROOTS = [
     *(MANIFESTS / layout for layout in LAYOUTS),
-    *(MANIFESTS / other for other in ("admission/webhook", "dev-fake-gpus", "eviction", "mig", "monitoring")),
+    *(
+        MANIFESTS / other
+        for other in ("admission/webhook", "dev-fake-gpus", "eviction", "memory-watchdog", "mig", "monitoring")
+    ),
     MANIFESTS / "network-policy",
 ]
 # What is not for `kubectl apply -k`.
@@ -91,7 +94,17 @@ class TestFiles:
     @pytest.mark.parametrize("path", sorted(MANIFESTS.rglob(FILE)), ids=lambda path: str(path.parent.name))
     def test_a_kustomization_uses_what_our_reader_of_it_knows_and_patches_what_there_is(self, path: Path) -> None:
         kustomization = yaml.safe_load(path.read_text())
-        assert kustomization.keys() <= {"apiVersion", "kind", "resources", "patches", "configMapGenerator"}
+        if kustomization["kind"] == "Component":
+            assert {"apiVersion", "kind", "patches"} == kustomization.keys()
+            return
+        assert kustomization.keys() <= {
+            "apiVersion",
+            "kind",
+            "resources",
+            "components",
+            "patches",
+            "configMapGenerator",
+        }
         for entry in kustomization.get("configMapGenerator", []):
             assert (
                 {"name", "namespace", "files"} <= entry.keys() <= {"name", "namespace", "files", "behavior", "options"}
@@ -327,6 +340,22 @@ class TestAccounts:
 
 class TestPrivileges:
     """Nothing has more of the node than it needs."""
+
+    def test_the_watchdog_and_the_nodes_processes_come_together(self) -> None:
+        plain, watched = (list(build(MANIFESTS / folder)) for folder in ("second-scheduler", "memory-watchdog"))
+        for found, interval, sees in ((plain, 0.0, None), (watched, 5.0, True)):
+            spec = pod_specs(found)["cotenant-device-plugin"]
+            assert sees == spec.get("hostPID")
+            said = [one for one in spec["containers"][0]["args"] if one.startswith("--watchdog-interval")]
+            (text,) = mounted(found, "cotenant-device-plugin", "device-plugin").values()
+            configured = convert(text, DevicePluginConfiguration).watchdog.interval
+            assert interval == (float(said[0].partition("=")[2]) if said else configured)
+        # nothing else differs
+        for found in (plain, watched):
+            spec = pod_specs(found)["cotenant-device-plugin"]
+            spec.pop("hostPID", None)
+            spec["containers"][0]["args"] = spec["containers"][0]["args"][:2]
+        assert plain == watched
 
     def test_no_container_can_gain_privileges(self, found: list[Object]) -> None:
         for spec in pod_specs(found).values():

@@ -68,6 +68,7 @@ Domain and namespace are replaced in its text; what else values say is set in it
 {{- end -}}
 {{- with $root.Values.imagePullSecrets }}{{ $_ := set $spec "imagePullSecrets" . }}{{ end -}}
 {{- if $values.hostNetwork }}{{ $_ := set $spec "hostNetwork" true }}{{ $_ := set $spec "dnsPolicy" "ClusterFirstWithHostNet" }}{{ end -}}
+{{- if get $values "memoryWatchdog" }}{{ $_ := set $spec "hostPID" true }}{{ end -}}
 {{- range $spec.volumes -}}
 {{- if and (eq .name "pod-resources") (get $values "kubeletRoot") }}{{ $_ := set .hostPath "path" (printf "%s/pod-resources" $values.kubeletRoot) }}{{ end -}}
 {{- end -}}
@@ -85,6 +86,10 @@ Domain and namespace are replaced in its text; what else values say is set in it
 {{- if $values.extraEnv }}{{ $_ := set . "env" (concat (.env | default list) $values.extraEnv) }}{{ end -}}
 {{- if and (eq $object.kind "DaemonSet") $values.fakeGPUs -}}
 {{- $_ := set . "args" (append .args "--fake-gpus=/etc/cotenant/fake-gpus.yaml") -}}
+{{- end -}}
+{{- if and (eq $object.kind "DaemonSet") $values.memoryWatchdog -}}
+{{- $interval := dig "watchdog" "interval" 5 $values.configuration -}}
+{{- $_ := set . "args" (append .args (printf "--watchdog-interval=%v" $interval)) -}}
 {{- end -}}
 {{- end -}}
 {{- end }}
