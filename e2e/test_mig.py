@@ -242,6 +242,11 @@ def printed_devices(ground: Ground, seen: Object) -> list[str]:
     return sorted(line.removeprefix("DEVICES=").split())
 
 
+# What the kubelet says of a pod that it admits between a plugin's end and the next one's registration, and of one whose
+# question the plugin was asked when it was killed (devicemanager/manager.go, devicesToAllocate; gRPC's own codes).
+_KILLED = ("no healthy devices present", "rpc error: code = Unavailable", "rpc error: code = Canceled")
+
+
 @dataclass
 class Storm:
     """What was seen of the pods of a storm."""
@@ -250,8 +255,8 @@ class Storm:
     saw: dict[str, str] = field(default_factory=dict)
     # when a container ended for certain, at the earliest
     ended: dict[str, float] = field(default_factory=dict)
-    # by the kubelet, as pods are that it admits while no plugin is registered
-    rejected: set[str] = field(default_factory=set)
+    # what the kubelet said of pods that it did not admit
+    rejected: dict[str, str] = field(default_factory=dict)
     overlaps: list[str] = field(default_factory=list)
 
     def look(self, ground: Ground, pods: Sequence[Object]) -> None:
@@ -278,7 +283,11 @@ class Storm:
             if finished:
                 self.ended[name] = datetime.fromisoformat(finished).timestamp()
         if seen["status"].get("reason"):
-            self.rejected.add(name)
+            self.rejected[name] = f"{seen['status']['reason']}: {seen['status'].get('message', '')}"
+
+    def refused_by_us(self) -> dict[str, str]:
+        """Name the pods that were rejected for another reason than that the plugin was being killed."""
+        return {name: why for name, why in self.rejected.items() if not any(one in why for one in _KILLED)}
 
 
 def test_a_storm_of_pods_while_the_plugin_is_killed_between_calls_of_nvml(  # noqa: C901 - as storms are
@@ -336,10 +345,12 @@ def test_a_storm_of_pods_while_the_plugin_is_killed_between_calls_of_nvml(  # no
     journal = ground.state.read().journal
     wrong = misdeeds(storm, deleted, journal)
     made = sum(what == "create" for _, what, _, _ in journal)
+    said = Counter(next((one for one in _KILLED if one in why), why) for why in storm.rejected.values())
     print(
         f"\n{PODS} pods, {len(storm.placed)} placed, {len(storm.saw)} seen running, {len(storm.rejected)} rejected; "
-        f"plugin killed {killed} times by NVML calls; {made} instances made"
+        f"plugin killed {killed} times by NVML calls; {made} instances made; rejected since: {dict(said)}"
     )
+    assert {} == storm.refused_by_us()
     assert [] == storm.overlaps
     assert [] == wrong
     assert killed >= KILLS - 1, "the faults hardly ever struck"

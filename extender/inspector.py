@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 import msgspec
 
 from cotenant.contract import grant as grants
-from cotenant.contract.inventory import MIGInstance
+from cotenant.contract.inventory import MIG, MIGInstance
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest, RequestError
 from cotenant.contract.units import format_bytes
@@ -393,11 +393,27 @@ def _node_row(
 
 def _slot_rows(state: MIGState, held: Sequence[tuple[MIGInstance, str]]) -> tuple[Slot, ...]:
     """List the instances of a MIG GPU, those that nobody holds too."""
-    rows = [Slot(one.profile, one.start, one.size, pod) for one, pod in held]
-    known = {(row.profile, row.start) for row in rows}
-    there = (*state.taken, *state.instances)
-    rows += {Slot(one.profile, one.start, one.size, "") for one in there if (one.profile, one.start) not in known}
+    mig = state.gpu.mig or MIG()
+    places = {one.uuid: one for one in mig.instances}
+    unwell = {_place(one.place or places.get(one.uuid)): one.detail for one in mig.unhealthy}
+    holders: dict[tuple[str, int, int], list[str]] = {_place(one): [] for one in (*state.taken, *state.instances)}
+    for one, pod in held:
+        holders.setdefault(_place(one), []).append(pod)
+    rows = [
+        Slot(
+            *place,
+            pod=", ".join(sorted(set(pods))),
+            shares=state.replicas(place[0]),
+            held=len(pods),
+            detail=unwell.get(place, ""),
+        )
+        for place, pods in holders.items()
+    ]
     return tuple(sorted(rows, key=lambda row: (row.start, row.size, row.profile, row.pod)))
+
+
+def _place(one: MIGInstance | None) -> tuple[str, int, int]:
+    return ("", 0, 0) if one is None else (one.profile, one.start, one.size)
 
 
 def _gpu_row(
@@ -421,4 +437,6 @@ def _gpu_row(
         holders=tuple(sorted(held, key=lambda holder: (-holder.bytes, holder.pod))),
         slices=state.geometry.slices if isinstance(state, MIGState) else 0,
         slots=_slot_rows(state, slots.get((view.name, gpu.uuid), ())) if isinstance(state, MIGState) else (),
+        clients=state.clients if isinstance(state, GPUState) else 0,
+        max_clients=gpu.max_clients,
     )

@@ -33,12 +33,19 @@ class Holder(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Slot(msgspec.Struct, frozen=True, rename="camel"):
-    """Show one MIG instance of a GPU; start and size count memory slices, and nobody holds it where *pod* is empty."""
+    """Show one MIG instance of a GPU; start and size count memory slices, and nobody holds it where *pod* is empty.
+
+    Of one that is handed out in *shares*, *pod* names all who hold some, with commas, and *held* counts them. *detail*
+    says why it gets no new pods.
+    """
 
     profile: str
     start: int
     size: int
     pod: str
+    shares: int = 1
+    held: int = 0
+    detail: str = ""
 
 
 class GPURow(msgspec.Struct, frozen=True, rename="camel"):
@@ -57,6 +64,9 @@ class GPURow(msgspec.Struct, frozen=True, rename="camel"):
     # of a MIG GPU: how many memory slices it has, and the instances that are there or held, by start
     slices: int = 0
     slots: tuple[Slot, ...] = ()
+    # of a GPU under MPS: how many containers its daemon serves, and how many it may; 0 is no limit
+    clients: int = 0
+    max_clients: int = 0
 
 
 class NodeRow(msgspec.Struct, frozen=True, rename="camel"):

@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 
-from cotenant.contract.inventory import Health
+from cotenant.contract.inventory import Health, Mode
 from cotenant.contract.units import format_bytes
 from extender.rows import (
     Expected,
@@ -20,7 +20,7 @@ from extender.rows import (
 )
 
 _GAP = "   "
-_NODES = ("NODE", "GPU", "MODEL", "MODE", "ALLOCATED", "FREE", "PODS", "HEALTH")
+_NODES = ("NODE", "GPU", "MODEL", "MODE", "ALLOCATED", "FREE", "PODS", "SLOTS", "HEALTH")
 _NODES_WIDE = ("UUID", "HELD BY")
 _NAMESPACES = ("NAMESPACE", "PODS", "MEMORY", "GPUS", "MODELS", "ISOLATION")
 _MIX = ("OF PODS", "GPUS", "MEMORY", "CPU", "MODEL")
@@ -36,7 +36,7 @@ def nodes_table(page: NodePage, *, wide: bool = False) -> str:
     for node in page.items:
         rows += [_node_line(node, gpu, wide=wide) for gpu in node.gpus]
         if not node.gpus:
-            rows.append((node.node, "-", "-", "-", "-", "-", "-", problem(node), *(("-", "-") if wide else ())))
+            rows.append((node.node, *("-" * (len(_NODES) - 2)), problem(node), *(("-", "-") if wide else ())))
     total = page.cluster
     sums = f"{amount(total.held_bytes)}/{amount(total.usable_bytes)} ({percent(total.held_bytes, total.usable_bytes)})"
     largest = f"largest free block {amount(total.largest_free_block_bytes)}"
@@ -138,15 +138,16 @@ def explanation_table(told: PodExplanation, *, wide: bool = False) -> str:
 def nodes_csv(items: Iterable[NodeRow]) -> str:
     """Write GPUs, one a line, amounts in bytes."""
     names = ("node", "gpu", "uuid", "model", "mode", "usable_bytes", "held_bytes", "free_bytes", "pods", "health")
-    rows: list[tuple[object, ...]] = [(*names, "problem")]
+    rows: list[tuple[object, ...]] = [(*names, "problem", "clients", "max_clients", "slots")]
     for node in items:
         rows += [
             (
                 *(node.node, g.index, g.uuid, g.model, g.mode, g.usable_bytes, g.held_bytes, g.free_bytes),
                 *(len(g.holders), g.health, node.problem or ""),
+                *(g.clients, g.max_clients, " ".join(f"{one.profile}@{one.start}" for one in g.slots)),
             )
             for g in node.gpus
-        ] or [(node.node, *[""] * (len(names) - 1), node.problem or "")]
+        ] or [(node.node, *[""] * (len(names) - 1), node.problem or "", "", "", "")]
     return _csv(rows)
 
 
@@ -168,6 +169,24 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     shown = [[_plain(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     return [_GAP.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in shown]
+
+
+def slots(gpu: GPURow) -> str:
+    """Say how many containers MPS serves on a GPU, or which MIG instances it has; "-" where it has neither."""
+    if gpu.mode is Mode.MPS:
+        return f"{gpu.clients}/{gpu.max_clients or '-'} clients"
+    found = []
+    for profile in dict.fromkeys(one.profile for one in gpu.slots):
+        alike = [one for one in gpu.slots if one.profile == profile]
+        notes = []
+        if alike[0].shares > 1:
+            notes.append(f"{sum(one.held for one in alike)}/{sum(one.shares for one in alike)} shares")
+        elif free := sum(not one.pod and not one.detail for one in alike):
+            notes.append(f"{free} free")
+        if ill := sum(bool(one.detail) for one in alike):
+            notes.append(f"{ill} unwell")
+        found.append(f"{len(alike)} x {profile}" + (f" ({', '.join(notes)})" if notes else ""))
+    return ", ".join(found) or "-"
 
 
 def amount(of_bytes: int) -> str:
@@ -195,6 +214,7 @@ def _node_line(node: NodeRow, gpu: GPURow, *, wide: bool) -> tuple[str, ...]:
         f"{amount(gpu.held_bytes)}/{amount(gpu.usable_bytes)} ({percent(gpu.held_bytes, gpu.usable_bytes)})",
         amount(gpu.free_bytes),
         str(len(gpu.holders)),
+        slots(gpu),
         problem(node) if node.problem else "ok" if gpu.health is Health.HEALTHY else health,
     )
     held_by = ", ".join(f"{holder.pod}={amount(holder.bytes)}" for holder in gpu.holders) or "-"

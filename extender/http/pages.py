@@ -24,7 +24,7 @@ from cotenant.contract.units import format_bytes
 from extender.http.api import MAX_QUERY, QueryError, bounded, not_ours, number, one_of, state
 from extender.inspector import Inspector
 from extender.rows import GPURow, Holder, NodeRow, Slot, State
-from extender.tables import percent, problem
+from extender.tables import percent, problem, slots
 
 _NODES = 40
 _PODS = 200
@@ -70,6 +70,8 @@ class Bar(msgspec.Struct, frozen=True):
     healthy: bool
     amount: str
     label: str
+    # MPS clients, or MIG instances, in words; empty where neither is there
+    slots: str
     parts: tuple[Part, ...]
 
 
@@ -230,14 +232,17 @@ def _bar(gpu: GPURow) -> Bar:
     else:
         held = ", ".join(f"{holder.pod} {format_bytes(holder.bytes)}" for holder in gpu.holders) or "nobody"
         parts = tuple(_parts(gpu.holders, max(gpu.usable_bytes, sum(holder.bytes for holder in gpu.holders), 1)))
+    held_in = slots(gpu).removeprefix("-")
+    clients = f", {held_in}" if gpu.max_clients else ""
     return Bar(
         gpu=gpu,
         index=gpu.index,
         uuid=gpu.uuid,
         healthy=healthy,
-        amount=f"{_amount(gpu.held_bytes)} / {format_bytes(gpu.usable_bytes)}" if healthy else "unhealthy",
+        amount=f"{_amount(gpu.held_bytes)} / {format_bytes(gpu.usable_bytes)}{clients}" if healthy else "unhealthy",
         label=f"GPU {gpu.index}{'' if healthy else ', unhealthy'}: {format_bytes(gpu.free_bytes)} of "
-        f"{format_bytes(gpu.usable_bytes)} free, held by {held}",
+        f"{format_bytes(gpu.usable_bytes)} free, held by {held}{clients}",
+        slots=held_in,
         parts=parts,
     )
 
@@ -263,15 +268,20 @@ def _instances(slots: Iterable[Slot], slices: int) -> Iterable[Part]:
             x=f"{100 * slot.start / slices:.2f}",
             width=f"{100 * slot.size / slices:.2f}",
             colour=colour(slot.pod) if slot.pod else "unheld",
-            title=f"{slot.pod or NOBODY}: {_place(slot)}",
+            title=f"{slot.pod or NOBODY}: {_place(slot)}{f'; no new pods: {slot.detail}' if slot.detail else ''}",
             # a name alone where a single slice has no room for both
-            text=f"{slot.profile} {slot.pod.partition('/')[2]}" if slot.size > 1 else slot.profile,
+            text=slot.profile if slot.size == 1 else f"{slot.profile} {_who(slot)}",
         )
 
 
 def _place(slot: Slot) -> str:
     last = slot.start + slot.size - 1
-    return f"{slot.profile} on slice{f's {slot.start} to {last}' if slot.size > 1 else f' {slot.start}'}"
+    where = f"{slot.profile} on slice{f's {slot.start} to {last}' if slot.size > 1 else f' {slot.start}'}"
+    return f"{where}, {slot.held} of {slot.shares} shares" if slot.shares > 1 else where
+
+
+def _who(slot: Slot) -> str:
+    return f"{slot.held} of {slot.shares}" if slot.shares > 1 else slot.pod.partition("/")[2]
 
 
 def colour(pod: str) -> str:

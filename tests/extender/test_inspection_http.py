@@ -58,11 +58,47 @@ class TestNodes:
 
         lines = extender.get("/v1/nodes?as=table").body.decode().splitlines()
 
-        assert ["NODE", "GPU", "MODEL", "MODE", "ALLOCATED", "FREE", "PODS", "HEALTH"] == lines[0].split()
+        assert ["NODE", "GPU", "MODEL", "MODE", "ALLOCATED", "FREE", "PODS", "SLOTS", "HEALTH"] == lines[0].split()
         assert lines[1].startswith("n1")
         assert "6Gi/10Gi (60%)" in lines[1]
         expected = "CLUSTER: 2 nodes, 4 GPUs, 6Gi/40Gi (15%), largest free block 10Gi, 0 pods waiting"
         assert expected == lines[5]
+
+    def test_clients_of_mps_and_instances_of_mig_are_counted(self, api: ApiServer, extender: Running) -> None:
+        served = a_node("m").with_gpu().under_mps(max_clients=48)
+        static = (
+            a_node("s").with_mig(static=["3g.20gb@4", "1g.5gb@0", "1g.5gb@1", "2g.10gb@2"]).with_shares("1g.5gb", 4)
+        )
+        add(api, served, static.with_ill_instances("2g.10gb@2"), a_node("d").with_mig().with_ill_places("3g.20gb@0"))
+        assert eventually(lambda: len(extender.ledger.views()) == 5)
+        for name, node, resource in (
+            ("a", "m", NAMES.gpu_mem),
+            ("b", "m", NAMES.gpu_mem),
+            ("c", "s", NAMES.mig("1g.5gb")),
+            ("e", "s", NAMES.mig("1g.5gb")),
+            ("f", "s", NAMES.mig("1g.5gb")),
+            ("g", "d", NAMES.mig("3g.20gb")),
+        ):
+            bound(api, extender, a_pod().named(name).asking(1, of=resource), node)
+
+        slots = {line.split()[0]: line for line in extender.get("/v1/nodes?as=table").body.decode().splitlines()[1:-1]}
+        gpus = {node["node"]: node["gpus"][0] for node in extender.get("/v1/nodes").json["items"]}
+
+        assert " 2/48 clients " in slots["m"]
+        assert " 2 x 1g.5gb (3/8 shares), 1 x 2g.10gb (1 unwell), 1 x 3g.20gb (1 free) " in slots["s"]
+        assert " 2 x 3g.20gb (1 unwell) " in slots["d"]
+        assert (2, 48) == (gpus["m"]["clients"], gpus["m"]["maxClients"])
+        (first, second, ill, free) = gpus["s"]["slots"]
+        assert ("default/c, default/f", 4, 2) == (first["pod"], first["shares"], first["held"])
+        assert ("default/e", 1) == (second["pod"], second["held"])
+        assert ("XID 1000", "") == (ill["detail"], free["detail"])
+        csv = extender.get("/v1/nodes?as=csv&filter=mps").body.decode()
+        assert "clients,max_clients,slots" in csv
+        page = extender.get("/nodes/s").body.decode()
+        assert "2 x 1g.5gb (3/8 shares), 1 x 2g.10gb (1 unwell), 1 x 3g.20gb (1 free)" in page
+        assert "default/c, default/f: 1g.5gb on slice 0, 2 of 4 shares" in page
+        assert "no pod: 2g.10gb on slices 2 to 3; no new pods: XID 1000" in page
+        assert "2 GiB / 80 GiB, 2/48 clients" in extender.get("/").body.decode()
 
     def test_pages_follow_each_other_without_gap_or_overlap(self, api: ApiServer, extender: Running) -> None:
         add(api, *(a_node(f"m{n}").with_gpu() for n in range(5)))
@@ -93,7 +129,7 @@ class TestNodes:
         add(api, a_node("m").with_gpu(model="=1+1"))
         assert eventually(lambda: extender.ledger.view("m"))
         line = extender.get("/v1/nodes?as=csv&filter=m").body.decode().splitlines()[1]
-        assert f"m,0,GPU-m-0,'=1+1,time-slicing,{80 * GIB},0,{80 * GIB},0,healthy," == line
+        assert f"m,0,GPU-m-0,'=1+1,time-slicing,{80 * GIB},0,{80 * GIB},0,healthy,,0,0," == line
 
     def test_a_name_cannot_move_the_cursor_of_a_terminal(self, api: ApiServer, extender: Running) -> None:
         add(api, a_node("m").with_gpu(model="T4\x1b[2J\nm2"))
