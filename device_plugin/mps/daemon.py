@@ -1,7 +1,6 @@
 """Keeps one MPS control daemon running: starts it, watches it, starts it again, and ends it."""
 
 import shutil
-import subprocess
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Protocol
 
 import structlog
 
-from device_plugin.mps import process
+from device_plugin.mps import nursery, process
 from device_plugin.mps.control import Control, MPSError, ServerState
 from device_plugin.mps.plan import Plan
 from device_plugin.mps.process import Process, Record
@@ -55,8 +54,11 @@ class Daemon:
         changed: Callable[[], None],
         look_seconds: float,
         answer_seconds: float,
+        nursery: str = "",
     ) -> None:
+        """Take where a *nursery* listens that is to start it, "" for a child of this process."""
         self.plan = plan
+        self._nursery = nursery
         self._folder = folder
         self._control = Control(program, folder, plan.uuids, answer_seconds)
         self._gpus = gpus
@@ -82,6 +84,12 @@ class Daemon:
         if self._thread.is_alive():
             self._thread.join()
         end(self._folder, self._control, self._process, self._gpus)
+
+    def leave(self) -> None:
+        """Watch no more, and let it run on for whoever comes next."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _run(self) -> None:
         pause = _BACK_OFF_SECONDS[0]
@@ -139,22 +147,19 @@ class Daemon:
         # before anything is changed, so that whoever comes next can undo it
         process.write(self._folder / RECORD, kept)
         self._gpus.close(self.plan)
-        with (self._control.log / "daemon.out").open("ab") as output:
-            child = subprocess.Popen(  # noqa: S603 - the program is the operator's choice
-                [self._control.program, "-f"],
-                env=self._control.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        identity = process.identify(child.pid)
+        if self._nursery:
+            child, pid = None, nursery.ask(self._nursery, self._folder, self.plan.uuids)
+        else:
+            child = nursery.start(self._control)
+            pid = child.pid
+        identity = process.identify(pid)
         if identity is None:
-            raise MPSError(f"{self._control.program} ended at once, with code {child.wait()}")
+            code = f", with code {child.wait()}" if child is not None else ""
+            raise MPSError(f"{self._control.program} ended at once{code}")
         self._process = Process(identity, child)
         process.write(self._folder / RECORD, Record(kept.program, kept.uuids, kept.compute_modes, identity))
         self._await_answer()
-        log.info("mps.started", daemon=self.plan.name, pid=child.pid, gpus=",".join(self.plan.uuids))
+        log.info("mps.started", daemon=self.plan.name, pid=pid, gpus=",".join(self.plan.uuids))
 
     def _await_answer(self) -> None:
         left = _START_SECONDS

@@ -50,7 +50,7 @@ class MPSKeeper:
             self._gpus = gpus
             wanted = {plan.name: plan for plan in plans}
             leaving = [name for name, daemon in self._daemons.items() if wanted.get(name) != daemon.plan]
-            self._end([self._daemons.pop(name) for name in leaving])
+            self._all(Daemon.stop, [self._daemons.pop(name) for name in leaving])
             if not self._swept:
                 self._swept = True
                 self._sweep(wanted)
@@ -64,9 +64,12 @@ class MPSKeeper:
         return daemon.problem if daemon is not None else "its MPS control daemon is not there yet"
 
     def stop(self) -> None:
-        """End all daemons."""
+        """End all daemons; those of a nursery live on for the next plugin."""
         with self._lock:
-            self._end(list(self._daemons.values()))
+            if self._settings.nursery:
+                self._all(Daemon.leave, list(self._daemons.values()))
+            else:
+                self._all(Daemon.stop, list(self._daemons.values()))
             self._daemons.clear()
 
     def _new(self, plan: Plan) -> Daemon:
@@ -78,13 +81,14 @@ class MPSKeeper:
             changed=self._changed,
             look_seconds=self._look_seconds,
             answer_seconds=self._answer_seconds,
+            nursery=self._settings.nursery,
         )
 
     @staticmethod
-    def _end(daemons: Sequence[Daemon]) -> None:
+    def _all(do: Callable[[Daemon], None], daemons: Sequence[Daemon]) -> None:
         if daemons:
             with ThreadPoolExecutor(len(daemons)) as pool:
-                list(pool.map(Daemon.stop, daemons))
+                list(pool.map(do, daemons))
 
     def _sweep(self, wanted: Mapping[str, Plan]) -> None:
         """End daemons of plugins before this one that are planned no more."""

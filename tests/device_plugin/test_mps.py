@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -19,10 +20,11 @@ from cotenant.contract.configuration import MPSSettings
 from cotenant.contract.inventory import GPU, Family, Health, Mode
 from cotenant.contract.units import GIB
 from device_plugin.families.rules import Assigned
-from device_plugin.mps import process
+from device_plugin.mps import nursery, process
 from device_plugin.mps.control import Control, MPSError
 from device_plugin.mps.daemon import RECORD
 from device_plugin.mps.keeper import MPSKeeper
+from device_plugin.mps.nursery import Nursery
 from device_plugin.mps.plan import Limit, Plan, max_clients, plans
 from device_plugin.nvml import NVML, NVMLUnavailableError, PhysicalGPU
 from tests.device_plugin.node import NAMES, SECONDS, Node, container_grant, uuid
@@ -62,7 +64,7 @@ def until(condition: Callable[[], bool], what: str) -> None:
 class Ground:
     """A keeper of daemons, on made-up GPUs or on those that are there."""
 
-    def __init__(self, program: str, folder: Path) -> None:
+    def __init__(self, program: str, folder: Path, nursery: str = "") -> None:
         self.program = program
         self.folder = folder
         if program == FAKE:
@@ -70,7 +72,7 @@ class Ground:
             self.nvml = NVML.open(fake=folder / "gpus.yaml")
         else:
             self.nvml = NVML.open()
-        self.settings = MPSSettings(control=program, root=str(folder / "mps"), shm="/dev/shm")
+        self.settings = MPSSettings(control=program, root=str(folder / "mps"), shm="/dev/shm", nursery=nursery)
         self.keeper = self.new_keeper()
         self.plan = Plan("one", (self.gpu.uuid,), (Limit(1024),), threads=50)
 
@@ -266,6 +268,88 @@ class TestAccidents:
             check=False,
         )  # fmt: skip
         assert (1, b"Cannot find MPS control daemon process\n") == (done.returncode, done.stderr)
+
+
+@pytest.fixture
+def nursed() -> Iterator[Ground]:
+    """Daemons that are started by a nursery, which is not there yet."""
+    folder = Path(tempfile.mkdtemp(prefix="mps-"))
+    made = Ground(FAKE, folder, nursery=str(folder / "mps" / "nursery.sock"))
+    yield made
+    made.keep()
+    made.keeper.stop()
+    made.nvml.close()
+    shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def nursery_of(ground: Ground) -> Iterator[None]:
+    """Run a nursery until the end of the block."""
+    running = Nursery(Path(ground.settings.nursery), FAKE)
+    thread = threading.Thread(target=running.run)
+    thread.start()
+    try:
+        yield
+    finally:
+        running.stop()
+        thread.join()
+
+
+class TestNursery:
+    """Daemons outlive the plugin that asked for them, and are ended by the one that does not want them."""
+
+    def test_an_update_of_the_plugin_ends_no_daemon(self, nursed: Ground) -> None:
+        with nursery_of(nursed):
+            nursed.serving()
+            pid = nursed.pid
+            nursed.control.command("fake client 1000")
+            nursed.keeper.stop()
+            nursed.keeper = nursed.new_keeper()
+            nursed.serving()
+            assert pid == nursed.pid
+            assert 1 == len(nursed.control.servers())
+            # limits of the plan are set again, whoever it was before
+            assert 50.0 == float(nursed.control.command("get_default_active_thread_percentage"))
+            nursed.keep()
+            until(lambda: process.identify(pid) is None, "the end of the daemon, which nobody plans any more")
+            assert DEFAULT == nursed.gpu.compute_mode
+
+    def test_one_that_ends_is_started_again_by_the_nursery(self, nursed: Ground) -> None:
+        with nursery_of(nursed):
+            nursed.serving()
+            pid = nursed.pid
+            os.kill(pid, signal.SIGKILL)
+            until(lambda: nursed.pid not in {0, pid} and not nursed.keeper.problem("one"), "another daemon")
+
+    def test_without_the_nursery_the_gpu_says_so_until_it_is_there(self, nursed: Ground) -> None:
+        nursed.keep(nursed.plan)
+        nursed.problem("the nursery of MPS daemons at")
+        with nursery_of(nursed):
+            until(lambda: not nursed.keeper.problem("one"), "the daemon to serve")
+            pid = nursed.pid
+        until(lambda: process.identify(pid) is None, "the daemon to end with its nursery")
+
+    def test_a_daemon_that_a_killed_plugin_had_not_written_down_yet_is_replaced(self, nursed: Ground) -> None:
+        with nursery_of(nursed):
+            nursed.serving()
+            pid = nursed.pid
+            lost, nursed.keeper = nursed.keeper, nursed.new_keeper()
+            nursed.abandon(lost)
+            before = nursed.record
+            process.write(
+                nursed.folder / "mps" / "one" / RECORD,
+                process.Record(before.program, before.uuids, before.compute_modes),
+            )
+            nursed.serving()
+            assert pid != nursed.pid
+            assert process.identify(pid) is None
+            assert DEFAULT == nursed.record.compute_modes[uuid(0)]
+
+    def test_nothing_is_started_for_folders_of_others(self, nursed: Ground, tmp_path: Path) -> None:
+        with nursery_of(nursed), pytest.raises(MPSError, match="is no daemon's folder in"):
+            nursery.ask(nursed.settings.nursery, tmp_path, (uuid(0),))
+        with pytest.raises(ValueError, match="nursery: expected a path right in /run/cotenant/mps, got '/tmp/x'"):
+            MPSSettings(nursery="/tmp/x")
 
 
 def gpu(index: int, **fields: Any) -> GPU:

@@ -20,6 +20,7 @@ from cotenant.contract.configuration import (
 from cotenant.contract.names import Names
 from device_plugin.families import nvidia
 from device_plugin.main import main as device_plugin
+from device_plugin.mps.nursery import main as starts_daemons
 from e2e.kustomize import MANIFESTS, build
 from e2e.rest import Object
 from extender.main import main as extender
@@ -477,11 +478,18 @@ class TestSharingExamples:
         ]
 
     def test_the_plugin_gets_the_folders_that_it_looks_for(self) -> None:
+        (nursery,) = documents(MANIFESTS / "examples" / "mps-nursery.yaml")
         (patch,) = documents(MANIFESTS / "examples" / "mps-device-plugin.yaml")
-        spec, settings = patch["spec"]["template"]["spec"], MPSSettings()
-        (plugin,) = spec["containers"]
-        on_node = {volume["name"]: volume["hostPath"]["path"] for volume in spec["volumes"]}
-        inside = {on_node[mount["name"]]: mount["mountPath"] for mount in plugin["volumeMounts"]}
-        assert {settings.root: settings.root, settings.shm_folder: "/dev/shm"} == inside
+        settings = MPSSettings(nursery=str(starts_daemons.params[0].default))
+        for document in (nursery, patch):
+            spec = document["spec"]["template"]["spec"]
+            (plugin,) = spec["containers"]
+            on_node = {volume["name"]: volume["hostPath"]["path"] for volume in spec["volumes"]}
+            inside = {on_node[mount["name"]]: mount["mountPath"] for mount in plugin["volumeMounts"]}
+            assert {settings.root: settings.root, settings.shm_folder: "/dev/shm"} == inside
+            # each knows the other's processes by their numbers
+            assert spec["hostPID"] is True
+        assert ["cotenant-mps-nursery"] == nursery["spec"]["template"]["spec"]["containers"][0]["command"]
+        assert "OnDelete" == nursery["spec"]["updateStrategy"]["type"]
         (base,) = of_kind(list(build(MANIFESTS / "base")), "DaemonSet").values()
         assert [plugin["name"]] == [one["name"] for one in base["spec"]["template"]["spec"]["containers"]]

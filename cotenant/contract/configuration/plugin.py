@@ -98,12 +98,16 @@ class MPSSettings(Section, frozen=True, kw_only=True):
     root: str = "/run/cotenant/mps"
     # The node's folder that containers under MPS have as /dev/shm, and this program too; shm in root without a word.
     shm: str = ""
+    # Where `cotenant-mps-nursery` listens, in root, which starts daemons that outlive this program; none without it.
+    nursery: str = ""
 
     def __post_init__(self) -> None:
-        for key in ("root", "shm"):
+        for key in ("root", "shm", "nursery"):
             path = getattr(self, key)
             if path and not path.startswith("/"):
                 raise ValueError(f"{key}: expected an absolute path, got {path!r}")
+        if self.nursery and self.nursery.rpartition("/")[0] != self.root:
+            raise ValueError(f"nursery: expected a path right in {self.root}, got {self.nursery!r}")
 
     @property
     def shm_folder(self) -> str:
