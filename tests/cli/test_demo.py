@@ -97,15 +97,15 @@ class TestOutcome:
         assert 0 == run.status, run.text
 
     def test_all_pods_have_come_to_their_end(self, run: Run) -> None:
-        # one notebook, train, chat, etl, render, legacy, summary, rerank and six taggers; whale; sneaky
-        assert "= 16 pods: 14 placed, 1 waiting, 1 refused" in run.text
-        # chat and etl have two containers each: 14 + 2
-        assert "= 16 containers: annotation, environment and device ids agree in each" in run.text
-        assert "= 14 API writes for 14 placed pods: one each" in run.text
+        # notebook, train, chat, etl, render, asr, tts, walled, legacy, summary, rerank and six taggers; whale; sneaky
+        assert "= 19 pods: 17 placed, 1 waiting, 1 refused" in run.text
+        # chat and etl have two containers each: 17 + 2
+        assert "= 19 containers: annotation, environment and device ids agree in each" in run.text
+        assert "= 17 API writes for 17 placed pods: one each" in run.text
 
     def test_memory_is_counted_once(self, run: Run) -> None:
-        # 2 + 60 + (40 + 16) + a T4 of 14 + 6 * 6 + 50 + 80 + 12; etl has left
-        assert "= 310 of 353 GiB in use on 7 GPUs" in run.text
+        # 2 + 60 + (40 + 16) + a T4 of 14 + 12 + 9 + 11.69 of MIG + 6 * 6 + 50 + 80 + 12; etl has left
+        assert "= 342 of 399 GiB in use on 9 GPUs" in run.text
 
     @pytest.mark.parametrize(
         ("container", "asks", "node"),
@@ -117,6 +117,8 @@ class TestOutcome:
             ("render/blender", "8 GiB", "gpu-t4-1"),
             ("legacy/main", "50 GiB", "gpu-h200-1"),
             ("rerank/main", "12 GiB", "gpu-a100-1"),
+            ("asr/main", "12 GiB", "gpu-a30-1"),
+            ("walled/main", "2g.12gb", "gpu-a30-1"),
         ],
     )
     def test_pods_go_where_they_leave_the_least_behind(self, run: Run, container: str, asks: str, node: str) -> None:
@@ -129,10 +131,10 @@ class TestOutcome:
 
     def test_a_pod_that_waits_says_why_in_the_schedulers_words(self, run: Run) -> None:
         text = " ".join(run.text.split())
-        insufficient = "2 Insufficient cotenant.io/gpu-mem."
-        assert f"whale waits: 0/3 nodes are available: 1 the request is larger than any GPU, {insufficient}" in text
+        insufficient = "3 Insufficient cotenant.io/gpu-mem."
+        assert f"whale waits: 0/4 nodes are available: 1 the request is larger than any GPU, {insufficient}" in text
         assert (
-            f"rerank waits: 0/3 nodes are available: 1 no single GPU has the requested memory free, {insufficient}"
+            f"rerank waits: 0/4 nodes are available: 1 no single GPU has the requested memory free, {insufficient}"
             in text
         )
 
@@ -146,8 +148,8 @@ class TestOutcome:
 
     def test_it_stays_up_with_the_pods_that_are_left(self, run: Run) -> None:
         assert run.kubeconfig_was_there
-        # 16, of which sneaky was refused and etl deleted
-        assert 14 == len(run.pods)
+        # 19, of which sneaky was refused and etl deleted
+        assert 17 == len(run.pods)
         assert {"notebook", "whale", "rerank"} < run.pods
         assert {"sneaky", "etl"}.isdisjoint(run.pods)
 
@@ -164,7 +166,7 @@ class TestEnd:
         while "cotenant-" not in process.stdout.readline():  # the first program that is ready; all are started by then
             assert process.poll() is None
         started = children(process)
-        assert 4 == len(started)
+        assert 5 == len(started)
         os.killpg(process.pid, signal.SIGINT)
         process.communicate(timeout=PATIENCE_SECONDS)
         assert 130 == process.returncode

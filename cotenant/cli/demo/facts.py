@@ -16,6 +16,7 @@ from cotenant.contract import grant as grants
 from cotenant.contract.environment import INJECTED, annotations, informative, injected
 from cotenant.contract.grant import ContainerGrant, Grant, GrantError
 from cotenant.contract.inventory import GPU
+from cotenant.contract.names import mig_suffix
 from cotenant.contract.units import id_prefix
 
 Json = Mapping[str, Any]
@@ -64,7 +65,8 @@ def given(stage: Stage, pod: Json) -> list[Given]:
     for container in grant.containers:
         started = stage.kubelets[node].started(pod["metadata"]["uid"], container.name)
         environment = started.env if started else {}
-        ids = sorted(started.ids.get(stage.names.gpu_mem, ())) if started else []
+        resource = stage.names.gpu_mem if container.mig is None else stage.names.mig(container.mig.profile)
+        ids = sorted(started.ids.get(resource, ())) if started else []
         compared.append(
             Given(
                 container=container.name,
@@ -140,6 +142,7 @@ def _unlike_annotations(stage: Stage, pod: Json, grant: Grant, container: Contai
 def _unlike_ids(ids: list[str], container: ContainerGrant) -> list[str]:
     """Compare how many ids there are of each GPU; an exclusive GPU is charged whole, but only what was asked is ids."""
     each = container.units // len(container.gpus)
-    expected = {id_prefix(share.uuid): each for share in container.gpus}
+    instance = "" if container.mig is None else f"-{mig_suffix(container.mig.profile)}"
+    expected = {f"{id_prefix(share.uuid)}{instance}": each for share in container.gpus}
     found = dict(Counter(unit.rpartition("-")[0] for unit in ids))
     return [] if found == expected else [f"container {container.name} holds ids of {found}, but was granted {expected}"]

@@ -1,6 +1,8 @@
 """What the demo shows: its nodes and its pods, from the two YAML files beside this module."""
 
+import sysconfig
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import msgspec
@@ -8,6 +10,9 @@ import yaml
 
 Json = dict[str, Any]
 Outcome = Literal["runs", "waits", "refused"]
+
+# Stands in for nvidia-cuda-mps-control.
+MPS_CONTROL = "cotenant-fake-mps-control"
 
 _SAYS = "kubernetes.io/description"
 
@@ -17,10 +22,23 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     gpus: list[Json]
+    # of the device plugin's configuration
+    rules: list[Json] = []
 
     def fake_gpus(self) -> bytes:
         """Write the file for the node's device plugin; JSON is YAML."""
         return msgspec.json.encode({"node": self.name, "gpus": self.gpus})
+
+    def configuration(self, folder: Path) -> bytes:
+        """Write the configuration of the node's device plugin, which keeps what it makes in *folder*."""
+        mps = {"control": str(Path(sysconfig.get_path("scripts")) / MPS_CONTROL), "root": f"{folder}/mps"}
+        settings = {
+            "gpus": self.rules,
+            "deviceListStrategy": "cdi-cri",
+            "cdiDirectory": f"{folder}/cdi",
+            "mps": {**mps, "shm": "/dev/shm"},  # noqa: S108 - what is everybody's here
+        }
+        return msgspec.json.encode(settings if self.rules else {})
 
 
 class Step(msgspec.Struct, frozen=True):

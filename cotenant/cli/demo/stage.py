@@ -17,7 +17,7 @@ from cotenant.cli.demo.children import Children, DemoError
 from cotenant.cli.demo.scene import Node
 from cotenant.cluster import Cluster, connect
 from cotenant.contract import inventory as inventories
-from cotenant.contract.inventory import Inventory, InventoryError
+from cotenant.contract.inventory import Family, Health, Inventory, InventoryError
 from cotenant.contract.names import Names
 from cotenant.standins.api_server import ApiServer
 from cotenant.standins.kubelet import Kubelet
@@ -147,11 +147,13 @@ class Stage:
     def _start_plugin(self, node: Node) -> tuple[str, str]:
         fake_gpus = self.folder / f"{node.name}.gpus.yaml"
         fake_gpus.write_bytes(node.fake_gpus())
+        config = self.folder / f"{node.name}.yaml"
+        config.write_bytes(node.configuration(self.folder))
         ready = self.children.start(
             f"{PLUGIN}-{node.name}",
             PLUGIN,
             *("--kubeconfig", self._kubeconfig(f"{PLUGIN}-{node.name}"), "--node-name", node.name),
-            *("--kubelet-dir", str(self.folder / node.name), "--fake-gpus", str(fake_gpus)),
+            *("--config", str(config), "--kubelet-dir", str(self.folder / node.name), "--fake-gpus", str(fake_gpus)),
             *("--pod-resources", str(self.kubelets[node.name].pod_resources.socket)),
             ready=r"ready: .* (\d+ units of \S+ \S+) on",
         )
@@ -181,9 +183,15 @@ class Stage:
         inventory = self.inventory(node)
         if inventory is None or not inventory.serving:
             return False
-        units = sum(gpu.usable_bytes for gpu in inventory.gpus) // inventory.unit_bytes
+        if any(gpu.health is Health.UNHEALTHY for gpu in inventory.gpus):
+            return False  # its MPS daemon is not there yet
+        memory = [gpu.usable_bytes for gpu in inventory.gpus if gpu.family is Family.MEMORY]
+        wanted = {self.names.gpu_mem: str(sum(memory) // inventory.unit_bytes)}
+        for gpu in inventory.gpus:
+            for profile in gpu.mig.profiles if gpu.mig is not None else ():
+                wanted[self.names.mig(profile.name)] = str(profile.max_instances)
         status: dict[str, Any] = (self.api.node(node) or {}).get("status", {})
-        return bool(str(units) == status.get("allocatable", {}).get(self.names.gpu_mem))
+        return bool(wanted.items() <= status.get("allocatable", {}).items())
 
     def _patience(self) -> Iterator[None]:
         ends = time.monotonic() + _SEEN_SECONDS

@@ -15,7 +15,8 @@ from cotenant.cli.demo.stage import Stage, submit
 from cotenant.cli.demo.strips import picture
 from cotenant.cluster import ApiError
 from cotenant.contract.environment import INJECTED, MPS_MEMORY, VISIBLE_DEVICES
-from cotenant.contract.grant import Role
+from cotenant.contract.grant import ContainerGrant, Role
+from cotenant.contract.inventory import Family
 from cotenant.contract.units import GIB, MIB, format_bytes
 
 Json = dict[str, Any]
@@ -211,10 +212,12 @@ class Story:
                 row = _ROW.format(
                     tag="{}",
                     name=f"{name}/{container.container}{role}"[:_NAME_WIDTH],
-                    asks=format_bytes(container.grant.units * inventory.unit_bytes),
+                    asks=container.grant.mig.profile
+                    if container.grant.mig is not None
+                    else format_bytes(container.grant.units * inventory.unit_bytes),
                     node=node,
                     gpu=gpu.index,
-                    uuid=f"{visible[number][:12]}…" if number < len(visible) else "",
+                    uuid=_seen(container.grant, visible[number]) if number < len(visible) else "",
                     limit=limits[number] if number < len(limits) else "",
                     ids=f"{len(container.ids) // len(container.gpus)} ids",
                     mark=screen.bad("✗") if container.disagreements else screen.good("✓"),
@@ -236,7 +239,7 @@ class Story:
             ("you write", f"limits: {{{names.gpu_mem}: {spec['resources']['limits'][names.gpu_mem]}}}"),
             ("admission", f"adds schedulerName, {names.managed}: 0, and {read} variables"),
             ("", "whose values are read from annotations that do not exist yet"),
-            ("scheduler", f"asks the extender: {', '.join(f'{node} {score}' for node, score in scores)}"),
+            ("scheduler", f"has its scores: {', '.join(f'{node} {score}' for node, score in scores)}"),
             ("bind", f"one API write: the node, and the grant of GPU {gpu.index} ({gpu.model}):"),
             ("", visible),
             ("kubelet", f"prefers the ids of that GPU: {' '.join(container.ids)}"),
@@ -248,6 +251,11 @@ class Story:
     def _verdict(self, good: bool, text: str) -> None:  # noqa: FBT001 - reads as a sentence
         mark = self._screen.good("✓") if good else self._screen.bad("✗")
         self._screen.line(f"  {mark} {text}")
+
+
+def _seen(grant: ContainerGrant, visible: str) -> str:
+    """Say which GPU a container sees; the instance of a dynamic MIG grant is named by its CDI device alone."""
+    return "MIG, by CDI" if grant.family is Family.MIG_DYNAMIC else f"{visible[:12]}…"
 
 
 def _told(pod: Json) -> str:
