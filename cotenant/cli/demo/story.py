@@ -239,7 +239,7 @@ class Story:
             ("you write", f"limits: {{{names.gpu_mem}: {spec['resources']['limits'][names.gpu_mem]}}}"),
             ("admission", f"adds schedulerName, {names.managed}: 0, and {read} variables"),
             ("", "whose values are read from annotations that do not exist yet"),
-            ("scheduler", f"has its scores: {', '.join(f'{node} {score}' for node, score in scores)}"),
+            ("scheduler", f"scores: {', '.join(f'{node} {score}' for node, score in scores)}"),
             ("bind", f"one API write: the node, and the grant of GPU {gpu.index} ({gpu.model}):"),
             ("", visible),
             ("kubelet", f"prefers the ids of that GPU: {' '.join(container.ids)}"),
