@@ -1,7 +1,8 @@
 """Preemption by a real kube-scheduler: what its victims become in our hands, and what stays out of its reach."""
 
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from e2e import nodes, policies
 from e2e.cluster import ControlPlane
 from e2e.faults.invariants import Picture, broken
 from e2e.faults.load import pod
+from e2e.kustomize import MANIFESTS, build
 from e2e.processes import MissingProgramError, wait_until
 from e2e.programs import RunningExtender
 from e2e.rest import Api, Object
@@ -44,6 +46,19 @@ class Ground:
             "Pod", name, lambda seen: bool(seen and "nodeName" in seen["spec"]), saying="its node", timeout_s=60
         )
 
+    def waits(self, name: str) -> None:
+        """Wait until the pod was tried in vain."""
+        self.api.wait(
+            "Pod",
+            name,
+            lambda seen: any(
+                "no single GPU has the requested memory free" in one.get("message", "")
+                for one in (seen or {}).get("status", {}).get("conditions", [])
+            ),
+            saying="why it waits",
+            timeout_s=60,
+        )
+
     def evicted(self) -> set[str]:
         return {one["metadata"]["name"] for one in self.api.list("Pod") if "deletionTimestamp" in one["metadata"]}
 
@@ -66,22 +81,41 @@ class Ground:
 
 
 @pytest.fixture
-def ground(tmp_path: Path) -> Iterator[Ground]:
-    try:
-        with ControlPlane(tmp_path / "control-plane") as cluster, policies.installed(cluster.api()):
+def begin(tmp_path: Path) -> Iterator[Callable[[str], Ground]]:
+    """Start all of it, the extender with a configuration and the rights that are shipped."""
+    with ExitStack() as stack:
+
+        def start(configuration: str = "", *, evictions: bool = False) -> Ground:
+            cluster = stack.enter_context(ControlPlane(tmp_path / "control-plane"))
             api = cluster.api()
+            stack.enter_context(policies.installed(api))
             nodes.register(api, 1, nodes.Shape(gpus=2, gpu_bytes=10 * GIB), prefix="lab")
-            api.create(
-                {
-                    "apiVersion": "scheduling.k8s.io/v1",
-                    "kind": "PriorityClass",
-                    "metadata": {"name": "urgent"},
-                    "value": 1000,
-                }
+            urgent = {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": "urgent"}}
+            api.create({**urgent, "value": 1000})
+            for one in build(MANIFESTS / "second-scheduler"):
+                if one["kind"] in {"Namespace", "ServiceAccount", "ClusterRole", "ClusterRoleBinding"}:
+                    api.apply_object(one)
+            for one in build(MANIFESTS / "eviction") if evictions else ():
+                api.apply_object(one)
+            file = tmp_path / "extender.yaml"
+            file.write_text(configuration)
+            kubeconfig = cluster.service_account_kubeconfig("cotenant-extender", namespace="cotenant-system")
+            extender = stack.enter_context(
+                RunningExtender(cluster, tmp_path / "extender", kubeconfig=kubeconfig, flags=[f"--config={file}"])
             )
-            with RunningExtender(cluster, tmp_path / "extender") as extender:
-                cluster.start_scheduler(extender.scheduler_config())
-                yield Ground(api, extender)
+            cluster.start_scheduler(extender.scheduler_config())
+            return Ground(api, extender)
+
+        try:
+            yield start
+        except MissingProgramError as missing:
+            pytest.skip(str(missing))
+
+
+@pytest.fixture
+def ground(begin: Callable[[], Ground]) -> Ground:
+    try:
+        return begin()
     except MissingProgramError as missing:
         pytest.skip(str(missing))
 
@@ -125,25 +159,57 @@ class TestVictims:
         assert {"six-b"} == ground.evicted()
 
 
-class TestOutOfReach:
+class TestFragmentation:
     """kube-scheduler evicts for sums alone, and asks us only about nodes that it would evict from."""
 
-    def test_a_node_that_is_only_fragmented_stays_as_it_is_and_the_pod_waits(self, ground: Ground) -> None:
-        # 4 units are left of each GPU, 8 of the node: enough by the sum, so that there is nothing to evict for.
+    def two_residents(self, ground: Ground) -> None:
+        """Leave 4 units of each GPU, 8 of the node: enough for 6 by the sum, so that there is nothing to evict for."""
         ground.resident("six-a", 6, minute=0)
         ground.resident("six-b", 6, minute=1)
 
+    def test_by_default_the_node_stays_as_it_is_and_the_pod_waits(self, ground: Ground) -> None:
+        self.two_residents(ground)
+
         ground.create("urgent", 6, urgent=True)
 
+        ground.waits("urgent")
+        assert set() == ground.evicted()
+        assert 0 == ground.preempted()
+
+    def test_where_it_is_configured_one_goes_and_the_pod_runs_in_its_place(self, begin: Callable[..., Ground]) -> None:
+        ground = begin("preemptFragmented: {after: 1}", evictions=True)
+        self.two_residents(ground)
+
+        ground.create("urgent", 6, urgent=True)
+
+        assert wait_until(lambda: bool(ground.evicted()), timeout_s=60), "nobody was evicted"
+        assert 1 == len(ground.evicted())
         ground.api.wait(
             "Pod",
             "urgent",
-            lambda seen: any(
-                "no single GPU has the requested memory free" in one.get("message", "")
-                for one in (seen or {}).get("status", {}).get("conditions", [])
+            lambda seen: bool(seen and seen["status"].get("nominatedNodeName") == "lab-0"),
+            saying="its nomination",
+            timeout_s=30,
+        )
+        # another one may have what is free, but not what its victim leaves
+        ground.create("rival", 5)
+        ground.gone(ground.evicted())
+        assert "lab-0" == ground.bound("urgent")["spec"]["nodeName"]
+        ground.waits("rival")
+        assert [] == broken(Picture.of(ground.api))
+        assert 0 == ground.preempted()
+
+    def test_without_the_right_nobody_goes_and_the_pod_is_told(self, begin: Callable[..., Ground]) -> None:
+        ground = begin("preemptFragmented: {after: 1}")
+        self.two_residents(ground)
+
+        ground.create("urgent", 6, urgent=True)
+
+        assert wait_until(
+            lambda: any(
+                one["reason"] == "GPUMemoryPreemptionForbidden"
+                for one in ground.api.list("Event", api_version="events.k8s.io/v1")
             ),
-            saying="why it waits",
             timeout_s=60,
         )
         assert set() == ground.evicted()
-        assert 0 == ground.preempted()

@@ -11,7 +11,9 @@ from e2e.processes import find_program
 from e2e.rest import Object
 from extender.admission import Settings, mutating_review, validating_review
 from extender.http import app as routes
-from extender.http.server import Server
+from extender.http.call_server import CallServer
+from extender.http.certificates import Certificates
+from extender.http.wsgi import Application
 from extender.ledger import Ledger
 from extender.metrics import Metrics
 
@@ -37,7 +39,7 @@ class WebhookServer:
                 "validate": self._counted("validate", lambda body: validating_review(body, settings)),
             },
         )
-        self._server = Server("127.0.0.1:0", app, certificate=(self._certificate, key))
+        self._server = CallServer("127.0.0.1:0", Application(app), certificates=Certificates(self._certificate, key))
 
     def __enter__(self) -> Self:
         self._server.start()

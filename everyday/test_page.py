@@ -18,8 +18,9 @@ from cotenant.contract.units import GIB
 from e2e.processes import MissingProgramError, bin_directory, find_program
 from everyday.browser import Browser
 from extender.http import app as routes
+from extender.http.call_server import CallServer
 from extender.http.pages import pages
-from extender.http.server import Server
+from extender.http.wsgi import Application
 from extender.inspector import Inspector
 from extender.ledger import Ledger
 from extender.verbs.judge import Judge
@@ -68,7 +69,7 @@ def served(nodes: int) -> Iterator[str]:
     ledger = a_ledger(nodes)
     app = routes.new_app()
     pages(app, inspector=Inspector(ledger, Judge(ledger, NAMES, GIB, "priced-leftovers")), synced=lambda: True)
-    server = Server("127.0.0.1:0", app)
+    server = CallServer("127.0.0.1:0", Application(app))
     server.start()
     try:
         yield f"http://{server.address}"

@@ -116,8 +116,8 @@ class Metrics:
         )
         self._evictions = Counter(
             "cotenant_evictions",
-            "Evictions of pods that used more GPU memory than they were granted, by outcome.",
-            ["outcome"],
+            "Evictions by the extender, by cause (overuse, preemption) and outcome.",
+            ["cause", "outcome"],
             registry=self._registry,
         )
         self._scrape_seconds = Counter(
@@ -151,9 +151,9 @@ class Metrics:
         """Count an answer to kube-scheduler; *outcome* is ok, rejected or error."""
         self._requests.labels(verb, outcome).observe(seconds)
 
-    def evicted(self, outcome: str) -> None:
+    def evicted(self, cause: str, outcome: str) -> None:
         """Count an eviction; *outcome* is ok, blocked by a disruption budget, forbidden or error."""
-        self._evictions.labels(outcome).inc()
+        self._evictions.labels(cause, outcome).inc()
 
     def expose(self) -> list[bytes]:
         """Write all metrics in Prometheus' text format, in pieces; one scrape at a time."""
@@ -193,6 +193,11 @@ class _StateCollector(Collector):
         unreadable = sum(bool(hold.problem) for hold in holds)
         yield GaugeMetricFamily("cotenant_pods", "Pods that hold GPU memory.", value=len(holds))
         yield GaugeMetricFamily("cotenant_pods_assumed", "Pods reserved but not known to be bound.", value=assumed)
+        yield GaugeMetricFamily(
+            "cotenant_pods_promised",
+            "Pods that GPU memory is kept for until those evicted for them are gone.",
+            value=self._ledger.promises(),
+        )
         yield from self._waiting({hold.uid for hold in holds})
         yield GaugeMetricFamily("cotenant_grants_unreadable", "Bound pods with an unreadable grant.", value=unreadable)
         yield GaugeMetricFamily(

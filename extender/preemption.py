@@ -5,6 +5,9 @@ from typing import Literal
 
 import msgspec
 
+# Makes every priority positive, so that of negative ones, too, fewer are less (math.MaxInt32 + 1).
+_SHIFT = 1 << 31
+
 Operator = Literal["In", "NotIn", "Exists", "DoesNotExist"]
 
 
@@ -49,6 +52,15 @@ class Budget(msgspec.Struct, frozen=True):
     # None matches nothing
     selector: Selector | None
     allowed: int
+
+    def covers(self, pod: "Neighbour") -> bool:
+        """Tell whether it is about *pod*; a pod without labels is about none, as for kube-scheduler."""
+        return (
+            self.selector is not None
+            and bool(pod.labels)
+            and self.namespace == pod.namespace
+            and self.selector.matches(pod.labels)
+        )
 
 
 class Neighbour(msgspec.Struct, frozen=True):
@@ -102,6 +114,30 @@ def victims(
     return Victims(chosen, sum(one.uid in protected for one in chosen))
 
 
+def least(found: Mapping[str, Victims]) -> str:
+    """Choose the node where evicting does the least harm, as kube-scheduler does (pickOneNodeForPreemption).
+
+    The fewest victims against their budgets, then the lowest highest priority, then the lowest sum of priorities, then
+    the fewest victims, then those that started last. *found* is not empty, and each has a victim.
+    """
+    tied = sorted(found)
+    for harm in (
+        lambda one: one.violations,
+        lambda one: max(pod.priority for pod in one.pods),
+        lambda one: sum(pod.priority + _SHIFT for pod in one.pods),
+        lambda one: len(one.pods),
+    ):
+        fewest = min(harm(found[node]) for node in tied)
+        tied = [node for node in tied if harm(found[node]) == fewest]
+    return max(tied, key=lambda node: _started(found[node]))
+
+
+def _started(victims: Victims) -> str:
+    """Say when the first of the most important started; times sort as text, and what has not started comes last."""
+    highest = max(one.priority for one in victims.pods)
+    return min(one.started or "~" for one in victims.pods if one.priority == highest)
+
+
 def _importance(one: Neighbour) -> tuple[int, str, str]:
     return -one.priority, one.started or "~", one.uid
 
@@ -112,12 +148,7 @@ def _protected(neighbours: Sequence[Neighbour], budgets: Sequence[Budget]) -> fr
     found = set()
     for one in sorted(neighbours, key=_importance):
         for n, budget in enumerate(budgets):
-            if (
-                budget.selector is not None
-                and one.labels
-                and budget.namespace == one.namespace
-                and budget.selector.matches(one.labels)
-            ):
+            if budget.covers(one):
                 left[n] -= 1
                 if left[n] < 0:
                     found.add(one.uid)

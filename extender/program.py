@@ -10,25 +10,27 @@ import msgspec
 import structlog
 
 from cotenant.cluster import Cluster
-from cotenant.contract.configuration import ExtenderConfiguration, Layout, Placement
+from cotenant.contract.configuration import TLS, ExtenderConfiguration, Layout, Placement, VerbsTLS
 from cotenant.contract.request import PodRequest
 from extender.admission import review
 from extender.admission.settings import Settings
 from extender.cluster.binder import Binder
 from extender.cluster.election import Elect, Election, Follow
 from extender.cluster.events import Events
+from extender.cluster.evictions import Evictions
 from extender.cluster.evictor import Evictor
 from extender.cluster.feed import Feed
 from extender.cluster.neighbourhood import Neighbourhood
 from extender.cluster.nominator import Nominator
+from extender.cluster.preemptor import Preemptor
 from extender.cluster.writership import Sole, Writership
 from extender.http import app as routes
 from extender.http.api import inspection
-from extender.http.call_server import CallServer
-from extender.http.calls import Calls
+from extender.http.call_server import CallServer, Request
+from extender.http.calls import Answer, Calls
 from extender.http.certificates import Certificates
 from extender.http.pages import pages
-from extender.http.server import Server
+from extender.http.wsgi import Application
 from extender.inspector import Inspector
 from extender.ledger import Ledger
 from extender.metrics import Metrics, TenantSamples
@@ -40,6 +42,7 @@ from extender.verbs.judge import Judge
 from extender.verbs.lessons import Lessons
 from extender.verbs.preempt import Preempt
 from extender.verbs.prioritize import Prioritize
+from extender.verbs.victims import Search
 
 _log = structlog.get_logger(__name__)
 
@@ -53,12 +56,18 @@ class Extender:
     def __init__(self, configuration: ExtenderConfiguration, cluster: Cluster) -> None:
         names, unit_bytes = configuration.names, configuration.unit_bytes
         self._ledger = Ledger(names, unit_bytes)
-        self._events = Events(cluster, instance=os.environ.get("POD_NAME") or socket.gethostname())
+        self._events = Events(
+            cluster,
+            instance=os.environ.get("POD_NAME") or socket.gethostname(),
+            may_write=lambda: self._writer.token() is not None,
+        )
+        evictions = Evictions(cluster, self._evicted)
         self._evictor = Evictor(
             cluster,
             self._ledger,
             names,
             self._events.complain,
+            evictions,
             grace=configuration.evict_overusers_after,
             may_write=lambda: self._writer.token() is not None,
         )
@@ -69,7 +78,24 @@ class Extender:
         )
         tenants = Tenants(configuration.namespaces, names)
         judge = Judge(self._ledger, names, unit_bytes, configuration.policy, mix=configuration.mix, tenants=tenants)
-        self._nominator = Nominator(cluster, self._ledger, judge) if configuration.nominate else None
+        search = Search(self._ledger, Neighbourhood(cluster))
+        # who sees to pods that fit nowhere, beside the verbs
+        self._onlookers: list[Nominator | Preemptor] = []
+        if configuration.nominate:
+            self._onlookers.append(Nominator(cluster, self._ledger, judge))
+        if configuration.preempt_fragmented is not None:
+            self._onlookers.append(
+                Preemptor(
+                    cluster,
+                    self._ledger,
+                    judge,
+                    search,
+                    evictions=evictions,
+                    tell=self._events.complain,
+                    configuration=configuration.preempt_fragmented,
+                    may_write=lambda: self._writer.token() is not None,
+                )
+            )
         self._metrics = metrics = Metrics(
             self._ledger,
             self._feed.synced,
@@ -98,11 +124,11 @@ class Extender:
                 judge,
                 synced=self._feed.synced,
                 decide=configuration.placement is Placement.DECIDE,
-                nominator=self._nominator,
+                onlookers=self._onlookers,
                 rejected=metrics.rejected,
             ),
             prioritize=Prioritize(judge),
-            preempt=Preempt(self._ledger, judge, Neighbourhood(cluster)),
+            preempt=Preempt(judge, search),
             bind=Bind(
                 self._ledger,
                 judge,
@@ -138,23 +164,30 @@ class Extender:
         inspector = Inspector(self._ledger, judge)
         inspection(rest, inspector=inspector, synced=self._feed.synced)
         pages(rest, inspector=inspector, synced=self._feed.synced)
-        tls = configuration.tls
-        certificate = (Path(tls.cert_file), Path(tls.key_file)) if tls else None
-        everything_else = Server(configuration.serve, rest, certificate=certificate)
-        if together:
-            routes.verbs(rest, calls)
-        self._servers: list[Server | CallServer] = (
-            [everything_else]
-            if together
-            else [CallServer(configuration.listen, calls, certificates=_certificates(configuration)), everything_else]
+        application = Application(rest)
+
+        def verbs(request: Request) -> Answer:
+            return calls(request.method, request.path, request.body)
+
+        def all_together(request: Request) -> Answer:
+            return verbs(request) if request.path in calls.paths else application(request)
+
+        everything_else = CallServer(
+            configuration.serve,
+            all_together if together else application,
+            certificates=_certificates(configuration.tls),
         )
+        self._servers = [everything_else]
+        if not together:
+            own = CallServer(configuration.listen, verbs, certificates=_certificates(configuration.verbs_tls))
+            self._servers.insert(0, own)
 
     def run(self, stopping: threading.Event, ready: Callable[[str], None]) -> None:
         """Serve until *stopping*; call *ready* with a sentence once the cluster has been read."""
         try:
             for server in self._servers:
                 server.start()
-            self._evictor.start(self._feed.synced, self._metrics.evicted)
+            self._evictor.start(self._feed.synced)
             self._feed.start()
             if isinstance(self._writer, Writership):
                 self._writer.start()
@@ -176,8 +209,8 @@ class Extender:
         self._binder.hurry()
         for server in self._servers:
             server.stop()
-        if self._nominator is not None:
-            self._nominator.stop()
+        for onlooker in self._onlookers:
+            onlooker.stop()
         for part in self._beside:
             part.stop()
         self._binder.stop()
@@ -189,6 +222,9 @@ class Extender:
         self._feed.stop()
         self._evictor.stop()
         self._events.stop()
+
+    def _evicted(self, cause: str, outcome: str) -> None:
+        self._metrics.evicted(cause, outcome)
 
     def _begin(self) -> None:
         """Start what goes by the cluster as it has been read."""
@@ -214,9 +250,11 @@ class Extender:
         return f"cotenant-extender ready: {where}; {len(self._ledger.views())} nodes, {len(self._ledger.holds())} pods"
 
 
-def _certificates(configuration: ExtenderConfiguration) -> Certificates | None:
-    tls = configuration.verbs_tls
-    return Certificates(*map(Path, (tls.cert_file, tls.key_file, tls.client_ca_file))) if tls else None
+def _certificates(tls: TLS | None) -> Certificates | None:
+    if tls is None:
+        return None
+    clients = Path(tls.client_ca_file) if isinstance(tls, VerbsTLS) else None
+    return Certificates(Path(tls.cert_file), Path(tls.key_file), clients)
 
 
 def _heard_by_nobody(_uid: str, _request: PodRequest) -> None:

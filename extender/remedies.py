@@ -264,7 +264,7 @@ def _without(view: NodeView, ended: Sequence[Hold], holds: Sequence[Hold]) -> No
     for state in view.gpus:
         held = max(0, state.held_bytes - freed[state.gpu.uuid])
         pods = state.pods - fewer[state.gpu.uuid]
-        free = max(0, state.gpu.usable_bytes - held)
+        free = max(0, state.gpu.usable_bytes - held - state.promised_bytes)
         served = clients[state.gpu.uuid]
         as_whom = frozenset(users.get(state.gpu.mps_pipe, ()))
         gpus.append(

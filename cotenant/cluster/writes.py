@@ -3,6 +3,7 @@
 Each returns nothing and raises a ClusterError; where its *outcome_unknown* is set, the write may have happened.
 """
 
+import hashlib
 import re
 import secrets
 from collections.abc import Mapping
@@ -187,20 +188,27 @@ def record_event(
     at: datetime,
     reporter: str,
     instance: str,
+    once: bool = False,
     timeout: float = 5.0,
 ) -> None:
     """Create an Event that people see with `kubectl describe`; a long *note* is cut.
 
     *action* is what was being done (``Binding``), *reason* why it is told, both in CamelCase. *at* has a time zone.
     *reporter* is the program (``cotenant.io/extender``), *instance* its pod. Events of nodes lie in ``default``.
+
+    Raises:
+        Conflict: with *once*, where an Event of the same object and reason is still there.
+
     """
+    same = f"{reporter} {regarding.kind} {regarding.namespace}/{regarding.name} {regarding.uid} {reason}"
+    suffix = hashlib.sha256(same.encode()).hexdigest()[:16] if once else secrets.token_hex(8)
     namespace = regarding.namespace or "default"
     body: dict[str, Any] = {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
         # As client-go names them. Not generateName, which may not end in a dot.
         "metadata": {
-            "name": f"{regarding.name[:_EVENT_NAME_STEM].rstrip('-.')}.{secrets.token_hex(8)}",
+            "name": f"{regarding.name[:_EVENT_NAME_STEM].rstrip('-.')}.{suffix}",
             "namespace": namespace,
         },
         "regarding": regarding,

@@ -42,6 +42,7 @@ class Spec(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     scheduler_name: str | None = None
     security_context: SecurityContext | None = None
     priority: int | None = None
+    preemption_policy: str | None = None
     # what the pod is given as a whole, whatever its containers ask, and what its sandbox takes besides
     resources: Resources | None = None
     overhead: dict[str, Quantity] | None = None

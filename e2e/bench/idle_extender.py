@@ -12,7 +12,8 @@ import msgspec
 from flask import Flask, Response, request
 
 from cotenant.cluster import Cluster, ClusterError, connect, writes
-from extender.http.server import Server
+from extender.http.call_server import CallServer
+from extender.http.wsgi import Application
 from extender.verbs.wire import ArgsReader, BindArgs, BindResult, FilterResult, HostPriority
 
 _args = ArgsReader()
@@ -65,7 +66,7 @@ def main(kubeconfig: str, listen: str, *, decide: bool) -> None:
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     with connect(kubeconfig) as cluster:
-        server = Server(listen, app(cluster, decide=decide))
+        server = CallServer(listen, Application(app(cluster, decide=decide)))
         server.start()
         click.echo("idle-extender ready")
         stopping.wait()

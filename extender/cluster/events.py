@@ -2,33 +2,66 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import structlog
 from cachetools import TTLCache
 
-from cotenant.cluster import Cluster, ClusterError, writes
+from cotenant.cluster import Cluster, ClusterError, Conflict, writes
 
 _log = structlog.get_logger(__name__)
 
 _AGAIN_AFTER_SECONDS = 3600
 _QUEUE = 1_000
+# Who stands by says nothing, but keeps what it would have said for the time that a take-over takes: the LIST of a new
+# writer comes before it is one.
+_KEPT = 1_000
+_KEPT_SECONDS = 60.0
+_LOOK_SECONDS = 0.5
 
 
 def _now() -> datetime:
     return datetime.now(UTC)
 
 
-class Events:
-    """Write Events in the background; an Event that cannot be written is logged and dropped."""
+class _Told(NamedTuple):
+    """Hold what is to be said of a pod."""
 
-    def __init__(self, cluster: Cluster, instance: str, now: Callable[[], datetime] = _now) -> None:
+    uid: str
+    key: str
+    reason: str
+    sentence: str
+    since: float
+
+
+class Events:
+    """Write Events in the background; an Event that cannot be written is logged and dropped.
+
+    *may_write* tells whether this extender is the one that writes. An Event's name follows from pod and reason, so that
+    the next writer, or the next process, does not say again what was said within the hour that Events are kept.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        instance: str,
+        *,
+        may_write: Callable[[], bool] = lambda: True,
+        now: Callable[[], datetime] = _now,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._cluster = cluster
         self._instance = instance
+        self._may_write = may_write
         self._now = now
+        self._clock = clock
         self._told: TTLCache[tuple[str, str], bool] = TTLCache(10_000, _AGAIN_AFTER_SECONDS)
-        self._queue: queue.Queue[tuple[str, str, str, str] | None] = queue.Queue(_QUEUE)
+        self._queue: queue.Queue[_Told | None] = queue.Queue(_QUEUE)
+        # only the thread's
+        self._kept: list[_Told] = []
         self._thread = threading.Thread(target=self._run, name="events", daemon=True)
         self._thread.start()
 
@@ -36,10 +69,8 @@ class Events:
         """Say of the pod *key* (namespace/name) what is wrong with it, unless that was said within the hour."""
         if (uid, reason) in self._told:
             return
-        self._told[uid, reason] = True
-        _log.warning(sentence, pod=key, pod_uid=uid, reason=str(reason))
         try:
-            self._queue.put_nowait((uid, key, reason, sentence))
+            self._queue.put_nowait(_Told(uid, key, str(reason), sentence, self._clock()))
         except queue.Full:
             _log.warning("too many events wait, one is dropped", pod=key, pod_uid=uid)
 
@@ -49,20 +80,47 @@ class Events:
         self._thread.join(timeout=5)
 
     def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
-            uid, key, reason, sentence = item
-            namespace, _, name = key.partition("/")
+        while True:
             try:
-                writes.record_event(
-                    self._cluster,
-                    regarding=writes.Regarding(kind="Pod", name=name, namespace=namespace, uid=uid),
-                    kind="Warning",
-                    reason=str(reason),
-                    action="Scheduling",
-                    note=sentence,
-                    at=self._now(),
-                    reporter="cotenant.io/extender",
-                    instance=self._instance,
-                )
-            except ClusterError as error:
-                _log.warning("event not written", pod=key, pod_uid=uid, why=str(error))
+                item = self._queue.get(timeout=_LOOK_SECONDS if self._kept else None)
+            except queue.Empty:
+                self._say_kept()
+                continue
+            if item is None:
+                return
+            if self._may_write():
+                self._say(item)
+            else:
+                self._kept = [*self._kept[1 - _KEPT :], item]
+
+    def _say_kept(self) -> None:
+        fresh = self._clock() - _KEPT_SECONDS
+        self._kept = [one for one in self._kept if one.since > fresh]
+        if self._may_write():
+            kept, self._kept = self._kept, []
+            for one in kept:
+                self._say(one)
+
+    def _say(self, told: _Told) -> None:
+        if (told.uid, told.reason) in self._told:
+            return
+        self._told[told.uid, told.reason] = True
+        _log.warning(told.sentence, pod=told.key, pod_uid=told.uid, reason=told.reason)
+        namespace, _, name = told.key.partition("/")
+        try:
+            writes.record_event(
+                self._cluster,
+                regarding=writes.Regarding(kind="Pod", name=name, namespace=namespace, uid=told.uid),
+                kind="Warning",
+                reason=told.reason,
+                action="Scheduling",
+                note=told.sentence,
+                at=self._now(),
+                reporter="cotenant.io/extender",
+                instance=self._instance,
+                once=True,
+            )
+        except Conflict:
+            _log.info("this was said within the hour already", pod=told.key, pod_uid=told.uid, reason=told.reason)
+        except ClusterError as error:
+            _log.warning("event not written", pod=told.key, pod_uid=told.uid, why=str(error))

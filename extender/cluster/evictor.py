@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 import structlog
 from cachetools import TTLCache
 
-from cotenant.cluster import Cluster, ClusterError, Forbidden, NotFound, TooManyRequests, writes
+from cotenant.cluster import Cluster, ClusterError, NotFound, writes
 from cotenant.contract.names import Names
+from extender.cluster.evictions import Cause, Evictions, Outcome
 from extender.ledger import Ledger
 from extender.overuse import Reports, Suspect
 
@@ -37,6 +38,7 @@ class Evictor:
         ledger: Ledger,
         names: Names,
         tell: Tell,
+        evictions: Evictions,
         *,
         grace: float | None,
         may_write: Callable[[], bool] = lambda: True,
@@ -48,7 +50,7 @@ class Evictor:
         self._tell = tell
         self._grace = grace
         self._synced: Callable[[], bool] = lambda: False
-        self._counted: Callable[[str], None] = lambda _: None
+        self._evictions = evictions
         self._may_write = may_write
         self._clock = clock
         self._reports = Reports(self._node_of)
@@ -63,12 +65,9 @@ class Evictor:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="overuse", daemon=True)
 
-    def start(self, synced: Callable[[], bool], counted: Callable[[str], None]) -> None:
-        """Begin to follow.
-
-        *synced* tells whether all nodes and pods have been read once; *counted* is told the outcome of each eviction.
-        """
-        self._synced, self._counted = synced, counted
+    def start(self, synced: Callable[[], bool]) -> None:
+        """Begin to follow; *synced* tells whether all nodes and pods have been read once."""
+        self._synced = synced
         self._thread.start()
 
     def stop(self) -> None:
@@ -175,39 +174,20 @@ class Evictor:
         hold = self._ledger.hold(suspect.uid)
         if hold is None or hold.node != suspect.node or suspect.uid in self._evicted:
             return
-        namespace, _, name = hold.key.partition("/")
-        try:
-            writes.evict(self._cluster, namespace=namespace, name=name, uid=suspect.uid, timeout=_REQUEST_SECONDS)
-        except TooManyRequests as error:
-            self._counted("blocked")
-            _log.info("eviction not allowed now", pod=hold.key, pod_uid=suspect.uid, why=str(error))
-            self._tell(
-                suspect.uid,
-                hold.key,
-                "GPUMemoryEvictionBlocked",
-                f"{suspect.sentence}; a disruption budget keeps it from being evicted",
-            )
-        except Forbidden as error:
-            self._counted("forbidden")
-            self._tell(
-                suspect.uid,
-                hold.key,
-                "GPUMemoryEvictionForbidden",
-                f"{suspect.sentence}; it is not evicted, since the extender may not: apply manifests/eviction",
-            )
-            _log.warning("eviction forbidden", pod=hold.key, pod_uid=suspect.uid, why=str(error))
-        except NotFound:
-            return
-        except ClusterError as error:
-            self._counted("error")  # the next report tries again
-            _log.warning("eviction failed", pod=hold.key, pod_uid=suspect.uid, why=str(error))
-        else:
-            self._counted("ok")
-            self._evicted[suspect.uid] = None
-            _log.warning("evicted", pod=hold.key, pod_uid=suspect.uid, node=hold.node, why=suspect.sentence)
-            self._tell(
-                suspect.uid, hold.key, "GPUMemoryEvicted", f"{suspect.sentence}; evicted after {self._grace:g} s of it"
-            )
+        sentence = suspect.sentence
+        # what failed otherwise is tried again upon the next report
+        match self._evictions.evict(suspect.uid, hold.key, Cause.OVERUSE):
+            case Outcome.OK:
+                self._evicted[suspect.uid] = None
+                told = "GPUMemoryEvicted", f"{sentence}; evicted after {self._grace:g} s of it"
+            case Outcome.BLOCKED:
+                told = "GPUMemoryEvictionBlocked", f"{sentence}; a disruption budget keeps it from being evicted"
+            case Outcome.FORBIDDEN:
+                why = "it is not evicted, since the extender may not: apply manifests/eviction"
+                told = "GPUMemoryEvictionForbidden", f"{sentence}; {why}"
+            case _:
+                return
+        self._tell(suspect.uid, hold.key, *told)
 
     def _node_of(self, uid: str) -> str:
         hold = self._ledger.hold(uid)

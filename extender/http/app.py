@@ -1,4 +1,4 @@
-"""The routes of Flask: for probes, Prometheus and the API server, and for whoever shares an address with them."""
+"""The routes of Flask: for probes, Prometheus, the API server and people."""
 
 from collections.abc import Callable
 
@@ -8,36 +8,12 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from cotenant import __version__
-from extender.http.calls import JSON, MAX_BODY, BodyError, Calls
+from extender.http.calls import JSON
 from extender.metrics import CONTENT_TYPE, Metrics
 
 _log = structlog.get_logger(__name__)
 
-# What is longer is still read up to here, since a client that is cut off while it sends never sees the answer.
-_MAX_DRAINED = 64 << 20
-_CHUNK = 1 << 20
-
 _encode = msgspec.json.Encoder().encode
-
-
-def verbs(app: Flask, calls: Calls) -> None:
-    """Add kube-scheduler's calls, for where they are answered at the same address as everything else."""
-
-    def call() -> Response:
-        body: bytes | BodyError
-        try:
-            body = _body()
-        except BodyError as error:
-            body = error
-        answer = calls(request.method, request.path, body)
-        # Bytes with a Content-Length, in one write: without the length Go opens a new connection per call.
-        response = Response(answer.body, answer.status, mimetype=answer.mimetype)
-        if answer.last:
-            response.headers["Connection"] = "close"
-        return response
-
-    for path in calls.paths:
-        app.add_url_rule(path, endpoint=f"call {path}", view_func=call, methods=["POST"])
 
 
 def everything_else(
@@ -71,10 +47,7 @@ def everything_else(
     def _admission(name: str) -> Response:
         if name not in review:
             return Response(f"there is no admission webhook {name!r}\n", 404, mimetype="text/plain")
-        try:
-            return Response(review[name](_body()), mimetype=JSON)
-        except BodyError as error:
-            return Response(f"{error}\n", 413, mimetype="text/plain")
+        return Response(review[name](request.get_data(cache=False)), mimetype=JSON)
 
 
 def new_app() -> Flask:
@@ -91,25 +64,6 @@ def _failed(error: Exception) -> Response:
     _log.error("request failed", verb=request.path.strip("/"), exc_info=error)
     sentence = f"{request.path.strip('/')} failed inside the extender ({type(error).__name__}); its log says more"
     return Response(f"{sentence}\n", 500, mimetype="text/plain")
-
-
-def _body() -> bytes:
-    length = request.content_length
-    if length is None:
-        # sent in chunks, which Go does not do with a body that it has whole: nothing is read beyond this
-        request.max_content_length = MAX_BODY + 1
-    elif length > MAX_BODY:
-        left = min(length, _MAX_DRAINED)
-        while left > 0 and (chunk := request.stream.read(min(left, _CHUNK))):
-            left -= len(chunk)
-        raise BodyError(
-            f"the request has {length} bytes, more than the {MAX_BODY} allowed; set nodeCacheCapable: true, so that "
-            "kube-scheduler sends names instead of whole nodes"
-        )
-    body = request.get_data(cache=False)
-    if len(body) > MAX_BODY:
-        raise BodyError(f"the request has more than the {MAX_BODY} bytes allowed")
-    return body
 
 
 def _json(value: object) -> Response:

@@ -1,9 +1,10 @@
-"""The HTTP server of kube-scheduler's calls: one thread per connection, which reads, answers and waits for the next.
+"""The HTTP server: one thread per connection, which reads, answers and waits for the next.
 
-It is not cheroot, which hands a connection from its selector to a worker and back for every request, nor Flask, which
-makes some forty objects of one: together they take 0.6 ms of CPU a call where this takes 0.04 (docs/decisions/0020),
-and every pod of the cluster waits for two calls or three. It knows as much of HTTP/1.1 as its callers use, and of the
-rest says so and hangs up. Everything that is not on this path is Flask's.
+It hands no connection from a selector to a worker and back for every request, which with Flask's some forty objects
+takes 0.6 ms of CPU a call where this takes 0.04 (docs/decisions/0020), and every pod of the cluster waits for two calls
+or three. And a client that is slow, or silent, keeps nobody but its own thread waiting; where there are too many of
+them, the one that has been silent for longest is hung up on (docs/decisions/0083). It knows as much of HTTP/1.1 as its
+callers use, and of the rest says so and hangs up.
 """
 
 import contextlib
@@ -24,7 +25,8 @@ _log = structlog.get_logger(__name__)
 # Go's http.Transport keeps idle connections for 90 s and does not send a POST again that met a closing one, so the
 # server must be the one that waits longer.
 _IDLE_SECONDS = 120
-# kube-scheduler opens a connection for every bind that runs beside others; what is beyond this waits in the backlog.
+# kube-scheduler opens a connection for every bind that runs beside others. Beyond this one that waits for its client
+# gives way, and where all are being answered, the next waits in the backlog.
 _MOST_CONNECTIONS = 2048
 _BACKLOG = 1024
 # Requests under way when SIGTERM comes get this long, which is less than the 10 s that we promise to be gone in.
@@ -46,11 +48,23 @@ class _BadRequestError(Exception):
     """Say why what came is no request that can be answered; the connection ends."""
 
 
+class Request(NamedTuple):
+    """Hold what came; header *fields* by their names in lower case, and a body, or why that could not be had."""
+
+    method: str
+    path: str
+    query: str
+    fields: dict[bytes, bytes]
+    body: bytes | BodyError
+
+
 class _Head(NamedTuple):
     """Hold what is read of a request before its body."""
 
     method: str
     path: str
+    query: str
+    fields: dict[bytes, bytes]
     # None where the body comes in chunks
     length: int | None
     keep: bool
@@ -59,26 +73,29 @@ class _Head(NamedTuple):
 
 
 class CallServer:
-    """Serve *answer*, which is given method, path and body, on one address.
+    """Serve *answer* on one address, to at most so many connections at once.
 
-    With *certificates* by TLS, and only to those who show one of their authority.
+    With *certificates* by TLS, and where these name an authority, only to those who show a certificate of it.
     """
 
     def __init__(
         self,
         address: str,
-        answer: Callable[[str, str, bytes | BodyError], Answer],
+        answer: Callable[[Request], Answer],
         *,
         certificates: Certificates | None = None,
+        connections: int = _MOST_CONNECTIONS,
     ) -> None:
         self._certificates = certificates
         host, _, port = address.rpartition(":")
         self._where = host.strip("[]"), int(port)
         self._answer = answer
         self._listener = socket.socket(socket.AF_INET6 if ":" in self._where[0] else socket.AF_INET)
-        self._room = threading.Semaphore(_MOST_CONNECTIONS)
+        self._room = threading.Semaphore(connections)
         self._guard = threading.Lock()
         self._connections: dict[socket.socket, threading.Thread] = {}
+        # those that wait for their client, the longest first
+        self._silent: dict[socket.socket, None] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._accept, name=f"calls {address}", daemon=True)
 
@@ -116,18 +133,32 @@ class CallServer:
 
     def _accept(self) -> None:
         while not self._stopping.is_set():
-            self._room.acquire()
             try:
                 connection, _ = self._listener.accept()
             except OSError as error:
-                self._room.release()
                 if not self._stopping.wait(0.1):  # out of file descriptors, or the client has gone again
                     _log.warning("a connection was not accepted", error=str(error))
                 continue
+            if not self._room.acquire(blocking=False):
+                self._hang_up_on_one()
+                self._room.acquire()
+            if self._stopping.is_set():
+                connection.close()
+                return
             thread = threading.Thread(target=self._serve, args=(connection,), name="call", daemon=True)
             with self._guard:
                 self._connections[connection] = thread
+                self._silent[connection] = None
             thread.start()
+
+    def _hang_up_on_one(self) -> None:
+        """End the connection whose client has been silent for longest; none where all are being answered."""
+        with self._guard:
+            silent = next(iter(self._silent), None)
+            if silent is not None:
+                del self._silent[silent]
+                with contextlib.suppress(OSError):
+                    _shut(silent, socket.SHUT_RDWR)
 
     def _serve(self, connection: socket.socket) -> None:
         try:
@@ -147,6 +178,7 @@ class CallServer:
         finally:
             with self._guard:
                 del self._connections[connection]
+                self._silent.pop(connection, None)
             connection.close()
             self._room.release()
 
@@ -155,30 +187,41 @@ class CallServer:
         if self._certificates is None:
             return connection
         secured = self._certificates.context().wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
-        with self._guard:
-            self._connections[secured] = self._connections.pop(connection)
+        self._be_known_as(secured, connection)
         try:
             secured.do_handshake()
         except OSError as error:
             _log.info("a caller of the verbs was turned away", why=str(error))
-            with self._guard:
-                self._connections[connection] = self._connections.pop(secured)
+            self._be_known_as(connection, secured)
             secured.close()
             raise
         return secured
 
+    def _be_known_as(self, now: socket.socket, before: socket.socket) -> None:
+        with self._guard:
+            self._connections[now] = self._connections.pop(before)
+            if before in self._silent:
+                del self._silent[before]
+                self._silent[now] = None
+
     def _one(self, connection: socket.socket, source: BinaryIO) -> bool:
         """Answer one request; tell whether the connection goes on."""
+        with self._guard:
+            self._silent[connection] = None
         head = _read_head(source)
         if head is None:
             return False
         if head.hesitates:
             connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         body, whole = _read_body(source, head)
-        answer = self._answer(head.method, head.path, body)
+        with self._guard:
+            self._silent.pop(connection, None)
+        answer = self._answer(Request(head.method, head.path, head.query, head.fields, body))
         keep = head.keep and whole and not answer.last and not self._stopping.is_set()
         # In one write: a second one would wait for the client's acknowledgement of the first, up to 40 ms.
         connection.sendall(_response(answer, keep=keep))
+        for piece in answer.more:
+            connection.sendall(piece)
         if not whole:
             _linger(connection)
         return keep
@@ -201,14 +244,18 @@ def _linger(connection: socket.socket) -> None:
 
 def _response(answer: Answer, *, keep: bool) -> bytes:
     # Always with its length: without one Go opens a new connection per call.
-    if keep and answer.status == http.HTTPStatus.OK and answer.mimetype == "application/json":
+    if keep and answer.status == http.HTTPStatus.OK and answer.mimetype == "application/json" and not answer.headers:
         return _OK % len(answer.body) + answer.body
     status = http.HTTPStatus(answer.status)
-    head = (
-        f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {answer.mimetype}\r\n"
-        f"Content-Length: {len(answer.body)}\r\n{'' if keep else 'Connection: close' + chr(13) + chr(10)}\r\n"
-    )
-    return head.encode() + answer.body
+    length = len(answer.body) + sum(map(len, answer.more))
+    lines = [
+        f"HTTP/1.1 {status.value} {status.phrase}",
+        f"Content-Type: {answer.mimetype}",
+        f"Content-Length: {length}",
+    ]
+    lines += [f"{name}: {value}" for name, value in answer.headers]
+    lines += [] if keep else ["Connection: close"]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + answer.body
 
 
 def _read_head(source: BinaryIO) -> _Head | None:
@@ -228,9 +275,12 @@ def _read_head(source: BinaryIO) -> _Head | None:
             raise _BadRequestError(f"the head of the request is longer than {_MAX_HEAD} bytes, or ends early")
         name, _, value = line.partition(b":")
         fields[name.lower()] = value.strip()
+    path, _, query = target.partition("?")
     return _Head(
         method=method,
-        path=target.partition("?")[0],
+        path=path,
+        query=query,
+        fields=fields,
         length=_length(fields),
         keep=version != "HTTP/1.0" and method != "HEAD" and fields.get(b"connection", b"").lower() != b"close",
         hesitates=fields.get(b"expect", b"").lower() == b"100-continue",

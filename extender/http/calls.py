@@ -35,12 +35,17 @@ class BodyError(ValueError):
 
 
 class Answer(NamedTuple):
-    """Hold what goes back: an HTTP status, a body, its type, and whether the connection ends after it."""
+    """Hold what goes back: an HTTP status, a body, its type, and whether the connection ends after it.
+
+    *more* are further pieces of the body, and *headers* those beside its type and length.
+    """
 
     status: int
     body: bytes
     mimetype: str = JSON
     last: bool = False
+    more: tuple[bytes, ...] = ()
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 class Calls:

@@ -1,4 +1,4 @@
-"""The certificates that kube-scheduler's calls are answered under, read again when their files change."""
+"""The certificates that calls are answered under, read again when their files change."""
 
 import os
 import ssl
@@ -11,15 +11,15 @@ _log = structlog.get_logger(__name__)
 
 
 class Certificates:
-    """Give what a TLS handshake needs: our certificate, and the authority that signed those of the callers.
+    """Give what a TLS handshake needs: our certificate, and the authority that signed those of the callers, if any.
 
-    Whoever calls without a certificate of that authority is turned away in the handshake. The files are looked at for
-    each handshake, as kubelets and cert-manager replace them without telling anybody; what cannot be read leaves the
-    last ones in use. Raises OSError or ssl.SSLError where the first ones cannot be read.
+    Where there is one, whoever calls without a certificate of it is turned away in the handshake. The files are looked
+    at for each handshake, as kubelets and cert-manager replace them without telling anybody; what cannot be read leaves
+    the last ones in use. Raises OSError or ssl.SSLError where the first ones cannot be read.
     """
 
-    def __init__(self, certificate: Path, key: Path, clients: Path) -> None:
-        self._files = certificate, key, clients
+    def __init__(self, certificate: Path, key: Path, clients: Path | None = None) -> None:
+        self._files = certificate, key, *([clients] if clients is not None else [])
         self._lock = threading.Lock()
         self._seen = self._stamps()
         self._context = self._read()
@@ -32,9 +32,9 @@ class Certificates:
                 if stamps != self._seen:
                     self._context = self._read()
                     self._seen = stamps
-                    _log.info("certificates of the verbs read again")
+                    _log.info("certificates read again")
             except (OSError, ssl.SSLError) as error:
-                _log.warning("the new certificates of the verbs cannot be read, the last ones stay", why=str(error))
+                _log.warning("the new certificates cannot be read, the last ones stay", why=str(error))
             return self._context
 
     def _stamps(self) -> list[tuple[int, int]]:
@@ -42,10 +42,11 @@ class Certificates:
         return [(found.st_mtime_ns, found.st_ino) for found in map(os.stat, self._files)]
 
     def _read(self) -> ssl.SSLContext:
-        certificate, key, clients = self._files
+        certificate, key, *clients = self._files
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.load_cert_chain(certificate, key)
-        context.load_verify_locations(clients)
-        context.verify_mode = ssl.CERT_REQUIRED
+        for authority in clients:
+            context.load_verify_locations(authority)
+            context.verify_mode = ssl.CERT_REQUIRED
         return context

@@ -15,7 +15,7 @@ from cotenant.contract.mps import Clients
 from cotenant.contract.names import Names
 from cotenant.contract.reasons import Reason
 from cotenant.contract.units import parse_quantity
-from extender.ledger.values import GPUState, Hold, MIGSlot, MIGState, Node, NodeView
+from extender.ledger.values import GPUState, Hold, MIGSlot, MIGState, Node, NodeView, Stage
 
 
 class Account(msgspec.Struct):
@@ -46,6 +46,8 @@ class Account(msgspec.Struct):
     slots: Counter[MIGSlot] = msgspec.field(default_factory=Counter)
     partitioned: Counter[str] = msgspec.field(default_factory=Counter)
     closing: set[str] = msgspec.field(default_factory=set)
+    # what is kept for pods that are to come, beside what is held: both together may be more than there is
+    promised: Counter[str] = msgspec.field(default_factory=Counter)
 
     def read(self, node: Node, names: Names, unit_bytes: int) -> bool:
         """Take over what the API server says of the node; tell whether that is news.
@@ -89,12 +91,14 @@ class Account(msgspec.Struct):
 
     def put(self, hold: Hold) -> None:
         """Count what a pod holds."""
-        if hold.charges and not hold.slots:
+        promised = hold.stage is Stage.PROMISED
+        if hold.charges and not hold.slots and not promised:
             self.sizes[_size(hold)] += 1
         for uuid, amount in hold.charges.items():
-            self.held[uuid] += amount
+            (self.promised if promised else self.held)[uuid] += amount
             self.pods[uuid] += 1
-        self.alone.update(hold.alone)
+        if not promised:
+            self.alone.update(hold.alone)
         for uuid, clients in hold.clients.items():
             self.clients[uuid] += clients.count
             self.users.update((uuid, user) for user in clients.users)
@@ -110,14 +114,16 @@ class Account(msgspec.Struct):
 
     def drop(self, hold: Hold) -> None:
         """Take back what put counted."""
+        promised = hold.stage is Stage.PROMISED
         for uuid, amount in hold.charges.items():
-            self.held[uuid] -= amount
+            (self.promised if promised else self.held)[uuid] -= amount
             self.pods[uuid] -= 1
             if not self.pods[uuid]:
-                del self.held[uuid], self.pods[uuid]
-        if hold.charges and not hold.slots:
+                del self.held[uuid], self.pods[uuid], self.promised[uuid]
+        if hold.charges and not hold.slots and not promised:
             self.sizes -= Counter([_size(hold)])
-        self.alone -= Counter(hold.alone)
+        if not promised:
+            self.alone -= Counter(hold.alone)
         for uuid, clients in hold.clients.items():
             self.clients -= Counter({uuid: clients.count})
             self.users -= Counter((uuid, user) for user in clients.users)
@@ -194,11 +200,13 @@ class Account(msgspec.Struct):
         held = self.held.get(gpu.uuid, 0) + everywhere_bytes
         if self.alone and self.alone.get(gpu.uuid, 0):
             held = max(held, gpu.usable_bytes)
+        promised = self.promised.get(gpu.uuid, 0)
         state = GPUState(
             gpu=gpu,
             held_bytes=held,
-            free_bytes=max(0, gpu.usable_bytes - held),
+            free_bytes=max(0, gpu.usable_bytes - held - promised),
             pods=self.pods.get(gpu.uuid, 0) + len(self.everywhere),
+            promised_bytes=promised,
         )
         if gpu.mode is not Mode.MPS or not users:
             return state

@@ -11,6 +11,9 @@ A pod's hold::
 An ASSUMED hold whose Binding got no answer stays until the watch or the API server tells its fate: no clock ends it.
 A pod seen bound needs no assumption before it (another extender, or this one before a restart, made that).
 
+A waiting pod for which others were evicted is promised what they leave: nobody else is given it, and the pod itself
+sees its node without the promise. A promise ends when it is kept, when the pod is gone, or when it is released.
+
 What the ledger promises:
 
 - The sum of what is held of a GPU stays within its usable bytes, as long as nobody else writes grants.
@@ -24,7 +27,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import islice
 from sys import intern
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -60,6 +63,8 @@ class Ledger:
         self._outdated: dict[str, None] = {}
         self._holds: dict[str, Hold] = {}
         self._uses = Uses()
+        # by UID; counted of their nodes while the pod holds nothing
+        self._promises: dict[str, Hold] = {}
         self._waiting: dict[str, Waiting] = {}
         # what every bound pod takes of its node, by UID: those that ask nothing of ours too
         self._residents: dict[str, tuple[str, Compute]] = {}
@@ -97,7 +102,7 @@ class Ledger:
             # the inventory is never changed, only replaced
             account = copy.deepcopy(account, {id(account.inventory): account.inventory})
             for uid in uids:
-                hold, resident = self._holds.get(uid), self._residents.get(uid)
+                hold, resident = self._holds.get(uid) or self._promises.get(uid), self._residents.get(uid)
                 if hold is not None and hold.node == node:
                     account.drop(hold)
                 if resident is not None and resident[0] == node:
@@ -142,6 +147,14 @@ class Ledger:
         _, compute = self._residents.get(uid, ("", NOTHING))
         return compute
 
+    def promised(self, uid: str) -> Hold | None:
+        """Show what is kept for the waiting pod of that UID."""
+        return self._promises.get(uid)
+
+    def promises(self) -> int:
+        """Count the pods that something is kept for."""
+        return len(self._promises)
+
     def waiting(self, uid: str) -> Waiting | None:
         """Show the pod of that UID if it is ours and not bound."""
         return self._waiting.get(uid)
@@ -168,6 +181,37 @@ class Ledger:
             self._sequence += 1
             return self._sequence
 
+    # --- what preemption does ---
+
+    def promise(
+        self, uid: str, key: str, node: str, gone: Iterable[str], choose: Callable[[NodeView], grants.Grant | R]
+    ) -> Hold | R:
+        """Keep for a waiting pod what *choose* grants it on *node* as that will be without the pods *gone*, by UID.
+
+        Or give back the refusal that *choose* returns, which must be quick and must not call the ledger. Raises
+        ValueError when the node is unknown, or the pod holds something or was promised something already.
+        """
+        with self._lock:
+            view = self.without(node, gone)
+            if view is None or uid in self._holds or uid in self._promises:
+                raise ValueError(
+                    f"pod {key} cannot be promised anything on {node}: it has a place, or the node is gone"
+                )
+            chosen = choose(view)
+            if not isinstance(chosen, grants.Grant):
+                return chosen
+            hold = holds.assumed(chosen, uid=uid, key=key, node=node, since=self.mark())
+            self._promises[uid] = promised = msgspec.structs.replace(hold, stage=Stage.PROMISED)
+            self._count_promise(promised, 1)
+            return promised
+
+    def release(self, uid: str) -> None:
+        """Keep nothing for the pod of that UID any more."""
+        with self._lock:
+            promised = self._promises.pop(uid, None)
+            if promised is not None and uid not in self._holds:
+                self._count_promise(promised, -1)
+
     # --- what bind does ---
 
     def assume(
@@ -187,7 +231,7 @@ class Ledger:
         ValueError when the node is unknown, the pod already holds something, or the choice does not fit.
         """
         with self._lock:
-            view, held = self.view(node), self._holds.get(uid)
+            view, held = self._view_for(uid, node), self._holds.get(uid)
             if view is None or held is not None:
                 raise ValueError(f"pod {key} cannot be assumed on {node}: {held or 'the node is unknown'}")
             chosen = choose(view)
@@ -216,6 +260,7 @@ class Ledger:
             if hold is not None and hold.stage is Stage.ASSUMED:
                 self._holds[uid] = msgspec.structs.replace(hold, stage=Stage.BOUND)
                 self._waiting.pop(uid, None)
+                self.release(uid)
 
     def forget(self, uid: str) -> None:
         """Give back what was assumed for a pod whose Binding the API server has refused for certain."""
@@ -283,6 +328,7 @@ class Ledger:
             self._waiting.pop(uid, None)
             self._ungranted.pop(uid, None)
             self._without_slots.pop(uid, None)
+            self.release(uid)
             self._leave(uid)
             self._drop(uid)
 
@@ -303,7 +349,14 @@ class Ledger:
             for pod in pods:
                 listed.add(pod.uid)
                 self.observe_pod(pod)
-            known = {*self._holds, *self._waiting, *self._ungranted, *self._without_slots, *self._residents}
+            known = {
+                *self._holds,
+                *self._promises,
+                *self._waiting,
+                *self._ungranted,
+                *self._without_slots,
+                *self._residents,
+            }
             for uid in known - listed:
                 hold = self._holds.get(uid)
                 if hold is None or hold.since <= started:
@@ -323,6 +376,7 @@ class Ledger:
 
     def _observe_bound(self, pod: Pod, node: str) -> None:
         self._waiting.pop(pod.uid, None)
+        self.release(pod.uid)
         self._settle_in(pod.uid, node, requests(pod))
         text = pod.annotations.get(self._names.grant)
         held = self._holds.get(pod.uid)
@@ -387,7 +441,24 @@ class Ledger:
         if account.inventory is not None:
             self._refresh(account)
 
+    def _view_for(self, uid: str, node: str) -> NodeView | None:
+        """Show the node as the pod of that UID sees it: without what is kept for itself."""
+        promised = self._promises.get(uid)
+        return self.without(node, [uid]) if promised is not None and promised.node == node else self.view(node)
+
+    def _count_promise(self, promised: Hold, times: Literal[1, -1]) -> None:
+        account = self._account(promised.node)
+        if times > 0:
+            account.put(promised)
+        else:
+            account.drop(promised)
+        self._refresh(account)
+        self._prune(account)
+
     def _put(self, hold: Hold) -> None:
+        promised = self._promises.get(hold.uid)
+        if promised is not None and hold.uid not in self._holds:
+            self._count_promise(promised, -1)
         account = self._account(hold.node)
         self._holds[hold.uid] = hold
         self._uses.put(hold)
@@ -403,6 +474,9 @@ class Ledger:
         account.drop(hold)
         self._refresh(account)
         self._prune(account)
+        promised = self._promises.get(uid)
+        if promised is not None:  # its Binding was refused: it waits again
+            self._count_promise(promised, 1)
 
     def _account(self, name: str) -> Account:
         account = self._accounts.get(name)

@@ -46,6 +46,8 @@ class GPUState(msgspec.Struct, frozen=True, gc=False):
     # how many containers MPS serves on it, and as whom those of its daemon run
     clients: int = 0
     users: frozenset[int] = frozenset()
+    # what is kept, beyond what is held, for pods whose victims have yet to go
+    promised_bytes: int = 0
 
     @property
     def healthy(self) -> bool:
@@ -151,6 +153,8 @@ class Stage(StrEnum):
 
     ASSUMED = "assumed"
     BOUND = "bound"
+    # kept for a pod that waits for its victims to go; never among holds()
+    PROMISED = "promised"
 
 
 class Hold(msgspec.Struct, frozen=True, gc=False):

@@ -1,21 +1,22 @@
 """filter: which of these nodes could take this pod."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest, RequestError
-from extender.ledger import Ledger
+from extender.fit import Placement, place
+from extender.ledger import Hold, Ledger
 from extender.verbs.judge import Judge
 from extender.verbs.wire import ExtenderArgs, FilterResult, NodeList
 
 _UNSETTLED = Reason.UNSETTLED.sentence
 
 
-class Nominator(Protocol):
-    """Look for a node that fits after all, later and elsewhere: filter does not wait."""
+class Onlooker(Protocol):
+    """See what can be done for a pod that fits nowhere, later and elsewhere: filter does not wait."""
 
     def look(self, pod: Pod, request: PodRequest, sampled: frozenset[str]) -> None:
         """Note that nothing in *sampled* fits *pod*."""
@@ -31,14 +32,14 @@ class Filter:
         *,
         synced: Callable[[], bool],
         decide: bool = False,
-        nominator: Nominator | None = None,
+        onlookers: Sequence[Onlooker] = (),
         rejected: Callable[[Reason, int], None] = lambda _reason, _count: None,
     ) -> None:
         self._ledger = ledger
         self._judge = judge
         self._synced = synced
         self._decide = decide
-        self._nominator = nominator
+        self._onlookers = onlookers
         self._rejected = rejected
 
     def __call__(self, args: ExtenderArgs) -> FilterResult:
@@ -69,14 +70,22 @@ class Filter:
             # before anybody looks elsewhere for a place, or for whom to evict: it would be the namespace's no anywhere
             self._rejected(Reason.NAMESPACE_LIMIT, len(names))
             return self._answer(args, [], dict.fromkeys(names, excess.constant))
+        promised = self._ledger.promised(args.pod.uid)
+        if promised is not None and promised.node in names and self._is_free(promised, request):
+            elsewhere = dict.fromkeys(set(names) - {promised.node}, _UNSETTLED)
+            return self._answer(args, [promised.node], elsewhere)
         verdicts = self._judge.weigh(request, args.candidates)
         verdicts = self._judge.within_limits(namespace, request, verdicts, args.candidates)
         failed = {names[n]: reason.sentence for n, reason in verdicts.refused.items()}
         for reason, count in Counter(verdicts.refused.values()).items():
             self._rejected(reason, count)
         if len(verdicts.refused) == len(names):
-            if self._nominator is not None:
-                self._nominator.look(args.pod, request, frozenset(names))
+            if promised is not None:
+                # Its victims are on their way out. Were the node unresolvable, kube-scheduler would take the nomination
+                # away (defaultpreemption, PodEligibleToPreemptOthers).
+                return self._answer(args, [], failed, resolvable=promised.node)
+            for onlooker in self._onlookers:
+                onlooker.look(args.pod, request, frozenset(names))
             return self._answer(args, [], failed)
         if self._decide:
             return self._answer(args, [min(names[n] for n in verdicts.cheapest())], failed)
@@ -84,12 +93,25 @@ class Filter:
             return self._answer(args, None, {})
         return self._answer(args, [name for name in names if name not in failed], failed)
 
+    def _is_free(self, promised: Hold, request: PodRequest) -> bool:
+        """Tell whether what is kept for a pod can be had by now."""
+        view = self._ledger.without(promised.node, [promised.uid])
+        return view is not None and isinstance(place(view, request), Placement)
+
     @staticmethod
-    def _answer(args: ExtenderArgs, fitting: list[str] | None, failed: dict[str, str]) -> FilterResult:
+    def _answer(
+        args: ExtenderArgs, fitting: list[str] | None, failed: dict[str, str], *, resolvable: str = ""
+    ) -> FilterResult:
         """Answer in the form that was asked in; *fitting* is None for all.
 
-        All failures are unresolvable: in-tree preemption sees no single GPUs, and would evict pods in vain.
+        All failures but that of *resolvable* are unresolvable: in-tree preemption sees no single GPUs, and would evict
+        pods in vain.
         """
+        if resolvable in failed:
+            resolved = {resolvable: failed.pop(resolvable)}
+            if args.whole is not None:
+                return FilterResult(Nodes=NodeList(items=[]), FailedNodes=resolved, FailedAndUnresolvableNodes=failed)
+            return FilterResult(NodeNames=[], FailedNodes=resolved, FailedAndUnresolvableNodes=failed)
         if args.whole is not None:
             items = [args.whole[name] for name in (args.candidates.names if fitting is None else fitting)]
             return FilterResult(Nodes=NodeList(items=items), FailedAndUnresolvableNodes=failed)

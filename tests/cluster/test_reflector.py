@@ -200,6 +200,21 @@ class TestListAgain:
         assert done.wait(20)
         assert 2 == len(notebook.started)
 
+    def test_a_watch_whose_answer_does_not_begin_is_not_waited_for(
+        self, api: ApiServer, follow: Follow, notebook: Notebook
+    ) -> None:
+        held = api.faults.hold(path=WATCH)
+        reflector = follow(watching=False)
+        assert held.reached.wait(20)
+        api.add_pod("unseen")
+
+        assert reflector.list_again().wait(20)
+
+        assert {"unseen"} == set(notebook.pods)
+        held.release()
+        api.add_pod("seen")
+        assert notebook.waits_for(lambda: "seen" in notebook.pods)
+
     def test_one_that_fails_is_asked_for_until_it_succeeds(
         self, api: ApiServer, follow: Follow, notebook: Notebook
     ) -> None:

@@ -10,25 +10,28 @@ from typing import TYPE_CHECKING
 import pytest
 
 from extender.http.call_server import CallServer
-from extender.http.calls import Answer, BodyError
+from extender.http.calls import Answer
 from tests.extender.running import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from extender.http.call_server import Request
+
 
 class Echo:
     """Answer with what came; a body that is `wait` is held until it is let go."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, connections: int = 2048) -> None:
         self.reached = threading.Event()
         self.go_on = threading.Event()
-        self.server = CallServer("127.0.0.1:0", self)
+        self.server = CallServer("127.0.0.1:0", self, connections=connections)
         self.server.start()
         host, _, port = self.server.address.rpartition(":")
         self.where = host, int(port)
 
-    def __call__(self, method: str, path: str, body: bytes | BodyError) -> Answer:
+    def __call__(self, request: Request) -> Answer:
+        method, path, body = request.method, request.path, request.body
         if body == b"wait":
             self.reached.set()
             assert self.go_on.wait(PATIENCE)
@@ -146,3 +149,40 @@ def test_stopping_ends_what_is_idle_and_finishes_what_is_under_way(echo: Echo) -
     assert not stopping.is_alive()
     with pytest.raises(OSError, match="refused"):
         echo.connect()
+
+
+class TestTooMany:
+    """Four connections at once, and no more."""
+
+    @pytest.fixture
+    def echo(self) -> Iterator[Echo]:
+        echo = Echo(connections=4)
+        yield echo
+        echo.go_on.set()
+        echo.server.stop()
+
+    def test_the_one_that_has_been_silent_for_longest_gives_way(self, echo: Echo) -> None:
+        silent = [echo.connect() for _ in range(4)]
+        # the first has spoken since, and waits for its next request; the second sends one that never ends
+        silent[0].sendall(b"POST /a HTTP/1.1\r\nContent-Length: 1\r\n\r\n1")
+        assert silent[0].recv(1000).endswith(b"POST /a 1")
+        silent[1].sendall(b"POST /a HTTP/1.1\r\nX: ")
+
+        for n in range(3):
+            assert echo.say(b"POST /b HTTP/1.1\r\nContent-Length: 1\r\n\r\n%d" % n).endswith(b"POST /b %d" % n)
+
+        assert b"" == silent[1].recv(1)
+        silent[0].sendall(b"POST /c HTTP/1.1\r\nContent-Length: 1\r\n\r\n1")
+        assert silent[0].recv(1000).endswith(b"POST /c 1")
+
+    def test_one_that_is_being_answered_is_never_hung_up_on(self, echo: Echo) -> None:
+        busy = [echo.connect() for _ in range(4)]
+        for one in busy:
+            one.sendall(b"POST /a HTTP/1.1\r\nContent-Length: 4\r\n\r\nwait")
+        assert echo.reached.wait(PATIENCE)
+        late = echo.connect()
+        late.sendall(b"POST /b HTTP/1.1\r\nConnection: close\r\nContent-Length: 1\r\n\r\n1")
+        echo.go_on.set()
+
+        assert [True] * 4 == [one.recv(1000).endswith(b"POST /a wait") for one in busy]
+        assert late.recv(1000).endswith(b"POST /b 1")

@@ -144,6 +144,8 @@ class LedgerMachine(RuleBasedStateMachine):
         # what it was asked to assume: by UID, node and grant, and the step it happened in
         self.assumed: dict[str, tuple[Told, int]] = {}
         self.flights: dict[str, Flight] = {}
+        # what is kept for pods that wait for others to go
+        self.promises: dict[str, Told] = {}
         # pods that the last word on did not decode
         self.unread: set[str] = set()
         self.reads: deque[PodBuilder] = deque()
@@ -293,6 +295,34 @@ class LedgerMachine(RuleBasedStateMachine):
         self.assumed[uid] = Told(node, hold.grant), self.step
         self.check_that_no_gpu_is_over_committed_by(uid, node, hold.grant)
 
+    # --- the extender evicts for a pod ---
+
+    @precondition(lambda self: self.told_nodes)
+    @rule(uid=pods, node=node_names, data=st.data())
+    def a_pod_is_promised_what_others_hold(self, uid: str, node: str, data: st.DataObject) -> None:
+        waiting = self.ledger.waiting(uid)
+        free = self.ledger.hold(uid) is None and uid not in self.promises
+        if waiting is None or isinstance(waiting.request, RequestError) or not free or not self.ledger.view(node):
+            return
+        request = waiting.request
+        there = [hold.uid for hold in self.ledger.holds() if hold.node == node]
+        gone = data.draw(st.sets(st.sampled_from(there))) if there else set()
+
+        def choose(view: NodeView) -> Grant | Reason:
+            placed = place(view, request)
+            return grant(request, placed) if isinstance(placed, Placement) else placed
+
+        promised = self.ledger.promise(uid, waiting.key, node, gone, choose)
+        if isinstance(promised, Hold):
+            self.promises[uid] = Told(node, promised.grant)
+
+    @precondition(lambda self: self.promises)
+    @rule(data=st.data())
+    def a_promise_is_taken_back(self, data: st.DataObject) -> None:
+        uid = data.draw(st.sampled_from(sorted(self.promises)))
+        self.ledger.release(uid)
+        del self.promises[uid]
+
     def check_that_no_gpu_is_over_committed_by(self, uid: str, node: str, text: str) -> None:
         """I1: all that lives on the GPUs of the new grant, and all on its way there, fits in what is usable."""
         usable = {gpu.uuid: gpu.usable_bytes for gpu in self.told_nodes[node].gpus}
@@ -354,6 +384,7 @@ class LedgerMachine(RuleBasedStateMachine):
         state = self.flights.pop(uid).state
         if state == "done":
             self.ledger.confirm(uid)
+            self.promises.pop(uid, None)
             return
         pod = self.stored.get(uid)
         if pod is None:
@@ -426,7 +457,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.unread |= unreadable
         readable = {uid: pod for uid, pod in listing.pods.items() if uid not in unreadable}
         self.ledger.pods_replaced([pod.build() for pod in readable.values()], listing.started, unreadable)
-        for uid in {*self.told, *self.told_pods, *self.assumed} - set(listing.pods):
+        for uid in {*self.told, *self.told_pods, *self.assumed, *self.promises} - set(listing.pods):
             # younger than the list: it may not be in it
             if uid not in self.assumed or self.assumed[uid][1] <= listing.step:
                 self.untell(uid)
@@ -438,6 +469,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """What was on its way is cut off, and LISTs tell the rest: I4."""
         self.flights.clear()
         self.assumed.clear()
+        self.promises.clear()
         self.told.clear()
         self.told_pods.clear()
         self.told_nodes.clear()
@@ -461,6 +493,9 @@ class LedgerMachine(RuleBasedStateMachine):
             self.the_watch_tells_of_a_node()
         while self.pod_news:
             self.the_watch_tells_of_a_pod()
+        # the one thing that is not rebuilt: whom a promise was made to competes with the others
+        while self.promises:
+            self.ledger.release(self.promises.popitem()[0])
         fresh = self.fresh(pods_first=False)
 
         def holds(ledger: Ledger) -> dict[str, Hold]:
@@ -511,12 +546,14 @@ class LedgerMachine(RuleBasedStateMachine):
         self.told_pods[uid] = pod
         if is_bound(pod):
             annotations = dict(pod.annotations)
+            self.promises.pop(uid, None)
             self.told[uid] = Told(dict(pod.spec)["nodeName"], annotations.get("cotenant.io/grant"))
 
     def untell(self, uid: str) -> None:
         self.told.pop(uid, None)
         self.told_pods.pop(uid, None)
         self.assumed.pop(uid, None)
+        self.promises.pop(uid, None)
         self.unread.discard(uid)
 
     def expected(self) -> dict[str, Told]:
@@ -532,6 +569,7 @@ class LedgerMachine(RuleBasedStateMachine):
         expected = self.expected()
         holds = {hold.uid: hold for hold in self.ledger.holds()}
         assert set(expected) == set(holds)
+        assert self.promises.keys() == {uid for uid in [*self.stored, *self.promises] if self.ledger.promised(uid)}
         for uid, told in expected.items():
             hold = holds[uid]
             assert (told.node, told.text) == (hold.node, hold.grant)
@@ -561,7 +599,9 @@ class LedgerMachine(RuleBasedStateMachine):
             view = self.ledger.view(name)
             assert view is not None
             here = [told.text or "" for told in expected.values() if told.node == name]
-            held = sum((Counter(held_by(text)) for text in here), Counter())
+            # a promise counts beside what its victims hold until they are gone, but not beside what it has become
+            kept = [told.text or "" for uid, told in self.promises.items() if told.node == name and uid not in expected]
+            held = sum((Counter(held_by(text)) for text in [*here, *kept]), Counter())
             closed = set().union(*map(alone_in, here))
             strangers = sum(
                 most_of_one_gpu(self.told_pods[uid])

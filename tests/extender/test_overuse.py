@@ -182,8 +182,8 @@ class TestTheProgram:
         assert eventually(lambda: say(api, "n1", pod, beat=next(beat)) or told(api, "GPUMemoryEvicted"))
         assert [("p", status), ("p", 201)] == evictions(api)[:2]
         outcome = {429: "blocked", 403: "forbidden"}[status]
-        assert 1 == extender.metric(f'cotenant_evictions_total{{outcome="{outcome}"}}')
-        assert 1 == extender.metric('cotenant_evictions_total{outcome="ok"}')
+        assert 1 == extender.metric(f'cotenant_evictions_total{{cause="overuse",outcome="{outcome}"}}')
+        assert 1 == extender.metric('cotenant_evictions_total{cause="overuse",outcome="ok"}')
 
     def test_another_pod_of_the_same_name_is_not_evicted_for_the_first(
         self, api: ApiServer, start: Callable[..., Running]

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cotenant.standins.api_rules import NODES, PODS
 from extender.preemption import Budget, Neighbour, Requirement, Selector, victims
-from tests.builders import a_pod
+from tests.builders import a_node, a_pod
 from tests.extender.running import Running, eventually, submit
 
 if TYPE_CHECKING:
@@ -199,3 +200,53 @@ class TestVerb:
         answer = extender.post("/preempt", b"[")
         assert 400 == answer.status
         assert answer.body.startswith(b"preempt: the request is not what kube-scheduler sends")
+
+
+class TestVerbWithMIG:
+    """kube-scheduler counts instances of a profile over a whole node, wherever on its GPUs they lie."""
+
+    def bound(self, api: ApiServer, extender: Running, name: str, profile: str, *, gpu: str, priority: int = 0) -> str:
+        """Bind a pod to an instance of m, and give its UID."""
+        wish = a_pod().named(name).with_container({f"nvidia.com/mig-{profile}": "1"}).wishing(gpu_uuid=gpu)
+        body = wish.as_json()
+        body["spec"]["priority"] = priority
+        pod = api.create(PODS, body, "default")
+        assert "" == extender.bind(pod, "m")
+        return str(pod["metadata"]["uid"])
+
+    def ask(self, extender: Running, profile: str, gpu: str, victim: str) -> Json:
+        pod = a_pod().named("vip").with_container({f"nvidia.com/mig-{profile}": "1"}).wishing(gpu_uuid=gpu).as_json()
+        pod["metadata"]["uid"], pod["spec"]["priority"] = "vip", 10
+        meta = {"m": {"Pods": [{"UID": victim}], "NumPDBViolations": 0}}
+        answer = extender.post("/preempt", {"Pod": pod, "NodeNameToMetaVictims": meta})
+        assert 200 == answer.status, answer.body
+        found: Json = answer.json["NodeNameToMetaVictims"]
+        return found
+
+    @pytest.mark.parametrize("static", [None, ["4g.20gb@0", "3g.20gb@4"]], ids=["dynamic", "static"])
+    def test_the_instance_that_the_pod_can_use_is_freed_and_no_other(
+        self, api: ApiServer, extender: Running, static: list[str] | None
+    ) -> None:
+        api.create(NODES, a_node("m").with_mig(static=static).with_mig(static=static).as_json())
+        assert eventually(lambda: extender.ledger.view("m"))
+        first = self.bound(api, extender, "first", "4g.20gb", gpu="GPU-m-0")
+        second = self.bound(api, extender, "second", "4g.20gb", gpu="GPU-m-1", priority=1)
+        self.bound(api, extender, "beside", "3g.20gb", gpu="GPU-m-1")
+
+        # both 4g are held: kube-scheduler would have the less important go, which is of a GPU that the pod cannot use
+        assert {"m": {"Pods": [{"UID": second}], "NumPDBViolations": 0}} == self.ask(
+            extender, "4g.20gb", "GPU-m-1", first
+        )
+        # where its victim does it stays, and nobody else is looked for
+        assert {"m": {"Pods": [{"UID": first}], "NumPDBViolations": 0}} == self.ask(
+            extender, "4g.20gb", "GPU-m-0", first
+        )
+
+    def test_a_whole_gpu_takes_all_that_lie_on_it(self, api: ApiServer, extender: Running) -> None:
+        api.create(NODES, a_node("m").with_mig().as_json())
+        assert eventually(lambda: extender.ledger.view("m"))
+        there = {self.bound(api, extender, f"p{n}", "2g.10gb", gpu="GPU-m-0") for n in range(3)}
+
+        (found,) = self.ask(extender, "7g.40gb", "GPU-m-0", min(there)).values()
+
+        assert there == {one["UID"] for one in found["Pods"]}

@@ -75,6 +75,17 @@ class Writer(Section, frozen=True, kw_only=True):
         return self.lease.partition("/")[2]
 
 
+class FragmentedPreemption(Section, frozen=True, kw_only=True):
+    """Say how the extender evicts for pods that fit nowhere only because free memory lies in pieces."""
+
+    # How long a pod must have waited in vain.
+    after: Seconds = 3.0
+    # How long what its victims leave is kept for it.
+    hold_for: Seconds = 120.0
+    # How many pods may be evicted in a minute; a pod that takes more by itself waits for a minute without any.
+    per_minute: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 10
+
+
 class TypicalPod(Section, frozen=True, kw_only=True):
     """Describe pods that are alike, of which *weight* come where others come with theirs."""
 
@@ -167,6 +178,8 @@ class ExtenderConfiguration(Shared, frozen=True, kw_only=True):
     nominate: bool = True
     # Evict pods that use more GPU memory than they were granted for so many seconds; null: never.
     evict_overusers_after: Seconds | None = None
+    # Evict pods of lower priority for one that fits nowhere because free memory lies in pieces; null: never.
+    preempt_fragmented: FragmentedPreemption | None = None
     # Show every GPU and pod in /metrics, not nodes and sums alone: four samples a GPU and one a pod.
     gpu_metrics: bool = True
 

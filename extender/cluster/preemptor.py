@@ -1,0 +1,309 @@
+"""Evict for a pod that fits nowhere because free memory lies in pieces, which kube-scheduler never does.
+
+Its dry run counts a node's sums: a node that has enough in all, but on no single GPU, has nobody to evict for, and our
+preempt is not asked. So where that is configured the extender evicts by itself, only from nodes that passed all of
+kube-scheduler's own filters a moment before, those that filter was called with.
+
+    filter refuses all -> wait -> search -> promise -> evict -> nominate -> the victims go -> nominate -> bind
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import msgspec
+import structlog
+from cachetools import TTLCache
+
+from cotenant.cluster import Cluster, ClusterError, NotFound, Unreachable, writes
+from cotenant.contract import grant as grants
+from cotenant.contract.configuration import FragmentedPreemption
+from cotenant.contract.pods import Pod
+from cotenant.contract.reasons import Reason
+from cotenant.contract.request import PodRequest
+from extender.cluster.evictions import Cause, Evictions, Outcome
+from extender.cluster.evictor import Tell
+from extender.fit import Placement, grant, place
+from extender.ledger import Ledger, NodeView
+from extender.preemption import Budget, Neighbour, Victims, least
+from extender.verbs.judge import Judge
+from extender.verbs.victims import Search
+
+_log = structlog.get_logger(__name__)
+
+_pod = msgspec.json.Decoder(Pod)
+_REQUEST_SECONDS = 4.0
+# A LIST of its pods each; those whose emptiest GPU lacks the least come first.
+_SEARCHED_NODES = 16
+# A pod for which nothing could be done is not looked at again for this long.
+_AGAIN_SECONDS = 15.0
+_WAITING = 1_000
+_MINUTE = 60.0
+_LOOK_SECONDS = 0.1
+# Once the victims are gone kube-scheduler may try before we know, and take the nomination away; it is made again.
+_NOMINATE_AFTER = (0.05, 0.5, 2.0, 5.0, 10.0, 20.0)
+
+
+class _Asked(msgspec.Struct, frozen=True):
+    """Hold a pod that fits nowhere, the nodes that it was tried on, and when to see to it."""
+
+    due: float
+    pod: Pod
+    request: PodRequest
+    sampled: frozenset[str]
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    """Hold whom memory is kept for, until when, those who have to go for it, and when to nominate next."""
+
+    pod: Pod
+    node: str
+    victims: frozenset[str]
+    until: float
+    due: float = 0.0
+    turn: int = 0
+
+
+class Preemptor:
+    """Evict in the background, for one pod after the other; safe to be told of pods from many threads."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        ledger: Ledger,
+        judge: Judge,
+        search: Search,
+        *,
+        evictions: Evictions,
+        tell: Tell,
+        configuration: FragmentedPreemption,
+        may_write: Callable[[], bool] = lambda: True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._cluster = cluster
+        self._ledger = ledger
+        self._judge = judge
+        self._search = search
+        self._evictions = evictions
+        self._tell = tell
+        self._configuration = configuration
+        self._may_write = may_write
+        self._clock = clock
+        self._condition = threading.Condition()
+        self._stopping = False
+        # by pod UID
+        self._asked: dict[str, _Asked] = {}
+        self._in_vain: TTLCache[str, None] = TTLCache(10_000, _AGAIN_SECONDS, timer=clock)
+        # only the thread's from here on
+        self._kept: dict[str, _Kept] = {}
+        self._evicted_at: deque[float] = deque()
+        self._thread = threading.Thread(target=self._run, name="preempt", daemon=True)
+        self._thread.start()
+
+    def look(self, pod: Pod, request: PodRequest, sampled: frozenset[str]) -> None:
+        """Note that nothing in *sampled* fits *pod*, all of which kube-scheduler's own filters let it onto."""
+        if pod.spec.preemption_policy == "Never":
+            return
+        with self._condition:
+            before = self._asked.get(pod.uid)
+            if pod.uid in self._in_vain or (before is None and len(self._asked) >= _WAITING):
+                return
+            # it counts from its first attempt in vain; only the nodes are the newest
+            due = before.due if before is not None else self._clock() + self._configuration.after
+            self._asked[pod.uid] = _Asked(due, pod, request, sampled)
+            self._condition.notify()
+
+    def stop(self) -> None:
+        """End after the eviction under way."""
+        with self._condition:
+            self._stopping = True
+            self._condition.notify()
+        self._thread.join(timeout=_REQUEST_SECONDS)
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                if not self._stopping:
+                    self._condition.wait(self._pause())
+                if self._stopping:
+                    return
+                due = [one for one in self._asked.values() if one.due <= self._clock()]
+            for one in sorted(due, key=lambda one: -(one.pod.spec.priority or 0)):
+                self._guarded(one.pod, lambda one=one: self._see_to(one))  # type: ignore[misc]
+            for kept in list(self._kept.values()):
+                self._guarded(kept.pod, lambda kept=kept: self._look_after(kept))  # type: ignore[misc]
+
+    def _pause(self) -> float | None:
+        """Say how long nothing has to be done."""
+        if self._kept:
+            return _LOOK_SECONDS
+        first = min((one.due for one in self._asked.values()), default=None)
+        return None if first is None else max(0.01, first - self._clock())
+
+    def _guarded(self, pod: Pod, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except ClusterError as error:
+            _log.warning("preemption put off", pod=pod.key, pod_uid=pod.uid, why=str(error))
+            self._drop(pod.uid)
+
+    def _drop(self, uid: str) -> None:
+        with self._condition:
+            self._asked.pop(uid, None)
+            self._in_vain[uid] = None
+
+    # One pod's turn.
+
+    def _see_to(self, asked: _Asked) -> None:
+        pod = self._now(asked.pod)
+        if pod is None or not self._waits(pod) or self._fits_by_now(asked):
+            self._drop(asked.pod.uid)
+            return
+        found = self._choose(asked, pod.spec.priority or 0)
+        if found is None:
+            self._drop(pod.uid)
+            return
+        node, victims, budgets = found
+        if victims.violations:
+            self._drop(pod.uid)
+            why = f"{_pods(len(victims.pods))} of node {node} would have to go, {victims.violations} of them protected"
+            self._tell(
+                pod.uid, pod.key, "GPUMemoryPreemptionBlocked", f"{why} by a disruption budget: nobody is evicted"
+            )
+        elif self._too_many(len(victims.pods)):
+            with self._condition:
+                self._asked[pod.uid] = msgspec.structs.replace(asked, due=self._clock() + 1.0)
+        else:
+            self._drop(pod.uid)
+            self._preempt(asked, pod, node, victims, budgets)
+
+    def _now(self, pod: Pod) -> Pod | None:
+        """Read the pod as it is; None where it is gone, or another one of its name has come."""
+        try:
+            body = writes.get_pod(
+                self._cluster, namespace=pod.metadata.namespace, name=pod.metadata.name, timeout=_REQUEST_SECONDS
+            )
+            found = _pod.decode(body)
+        except NotFound:
+            return None
+        except msgspec.MsgspecError as error:
+            raise Unreachable(f"the API server's answer is no Pod: {error}") from error
+        return found if found.uid == pod.uid else None
+
+    def _waits(self, pod: Pod) -> bool:
+        """Tell whether the pod waits for us alone; one that is nominated already waits for others to end."""
+        return (
+            self._may_write()
+            and not pod.spec.node_name
+            and not pod.status.nominated_node_name
+            and pod.metadata.deletion_timestamp is None
+            and pod.spec.preemption_policy != "Never"
+            and self._ledger.hold(pod.uid) is None
+            and self._ledger.promised(pod.uid) is None
+        )
+
+    def _fits_by_now(self, asked: _Asked) -> bool:
+        return any(not isinstance(one, Reason) for one in self._judge.judge(asked.request, sorted(asked.sampled)))
+
+    def _choose(self, asked: _Asked, priority: int) -> tuple[str, Victims, Sequence[Budget]] | None:
+        """Find the node where evicting does the least harm; None where there is none, or where pods are ending."""
+        budgets = self._search.budgets()
+        found: dict[str, Victims] = {}
+        for node in sorted(asked.sampled, key=self._emptiness)[:_SEARCHED_NODES]:
+            victims = self._search.among_holders(node, asked.request, priority, budgets)
+            if victims == "wait":
+                return None
+            if victims is not None:
+                found[node] = victims
+        if not found:
+            return None
+        node = least(found)
+        return node, found[node], budgets
+
+    def _emptiness(self, node: str) -> tuple[int, str]:
+        view = self._ledger.view(node)
+        return -max((state.free_bytes for state in view.healthy), default=0) if view else 0, node
+
+    def _too_many(self, count: int) -> bool:
+        """Tell whether so many more would be too many for this minute; a pod that needs more than that goes alone."""
+        now = self._clock()
+        while self._evicted_at and self._evicted_at[0] <= now - _MINUTE:
+            self._evicted_at.popleft()
+        return bool(self._evicted_at) and len(self._evicted_at) + count > self._configuration.per_minute
+
+    def _preempt(self, asked: _Asked, pod: Pod, node: str, victims: Victims, budgets: Sequence[Budget]) -> None:
+        uids = frozenset(one.uid for one in victims.pods)
+        if not self._promise(asked, node, uids):
+            return
+        # Those that a budget is about first: where it does not let them go after all, nobody else has gone in vain.
+        for one in sorted(victims.pods, key=lambda one: not any(budget.covers(one) for budget in budgets)):
+            outcome = self._evict(one, pod, node)
+            if outcome not in {Outcome.OK, Outcome.GONE}:
+                self._ledger.release(pod.uid)
+                self._complain(pod, node, outcome)
+                return
+        self._kept[pod.uid] = _Kept(pod, node, uids, until=self._clock() + self._configuration.hold_for)
+        why = f"evicted {_pods(len(uids))} of lower priority from node {node}, whose free GPU memory lay in pieces"
+        self._tell(pod.uid, pod.key, "GPUMemoryPreempting", f"{why}; it is kept for this pod")
+        self._nominate(pod, node)
+
+    def _promise(self, asked: _Asked, node: str, uids: frozenset[str]) -> bool:
+        request = asked.request
+        prefer, spread = self._judge.preference(request, node), self._judge.spreads(request)
+
+        def choose(view: NodeView) -> grants.Grant | Reason:
+            placed = place(view, request, prefer, spread=spread)
+            return grant(request, placed) if isinstance(placed, Placement) else placed
+
+        try:
+            return not isinstance(self._ledger.promise(asked.pod.uid, asked.pod.key, node, uids, choose), Reason)
+        except ValueError:  # it was bound, or the node has gone
+            return False
+
+    def _evict(self, victim: Neighbour, pod: Pod, node: str) -> Outcome:
+        hold = self._ledger.hold(victim.uid)
+        if hold is None:
+            return Outcome.GONE
+        outcome = self._evictions.evict(victim.uid, hold.key, Cause.PREEMPTION)
+        if outcome is Outcome.OK:
+            self._evicted_at.append(self._clock())
+            why = (
+                f"evicted from node {node}, so that one GPU has the memory that pod {pod.key} of a higher priority asks"
+            )
+            self._tell(victim.uid, hold.key, "GPUMemoryPreempted", why)
+        return outcome
+
+    def _complain(self, pod: Pod, node: str, outcome: Outcome) -> None:
+        if outcome is Outcome.BLOCKED:
+            why = f"a disruption budget keeps a pod of node {node} from being evicted"
+            self._tell(pod.uid, pod.key, "GPUMemoryPreemptionBlocked", f"{why}; it is tried again")
+        elif outcome is Outcome.FORBIDDEN:
+            why = "nobody is evicted for this pod, since the extender may not: apply manifests/eviction"
+            self._tell(pod.uid, pod.key, "GPUMemoryPreemptionForbidden", why)
+
+    def _nominate(self, pod: Pod, node: str) -> None:
+        writes.nominate(self._cluster, namespace=pod.metadata.namespace, name=pod.metadata.name, uid=pod.uid, node=node)
+        _log.info("nominated", pod=pod.key, pod_uid=pod.uid, node=node, cause=str(Cause.PREEMPTION))
+
+    # Until the pod is bound.
+
+    def _look_after(self, kept: _Kept) -> None:
+        uid, now = kept.pod.uid, self._clock()
+        if self._ledger.promised(uid) is None:  # bound, or gone
+            del self._kept[uid]
+        elif now >= kept.until or not self._may_write():
+            del self._kept[uid]
+            self._ledger.release(uid)
+            _log.warning("nothing is kept for the pod any more", pod=kept.pod.key, pod_uid=uid, node=kept.node)
+        elif now >= kept.due and not any(self._ledger.hold(victim) for victim in kept.victims):
+            self._kept[uid] = msgspec.structs.replace(
+                kept, turn=kept.turn + 1, due=now + _NOMINATE_AFTER[min(kept.turn, len(_NOMINATE_AFTER) - 1)]
+            )
+            pod = self._now(kept.pod) if kept.turn else None
+            if pod is not None and not pod.spec.node_name and pod.status.nominated_node_name != kept.node:
+                self._nominate(pod, kept.node)
+
+
+def _pods(count: int) -> str:
+    return "a pod" if count == 1 else f"{count} pods"

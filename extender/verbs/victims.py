@@ -1,0 +1,111 @@
+"""Whose eviction frees a node for a pod: what the ledger knows, put together with what the API server is asked."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import msgspec
+
+from cotenant.contract.names import mig_suffix
+from cotenant.contract.request import PodRequest
+from extender.fit import Placement, place
+from extender.ledger import Ledger, MIGState, NodeView
+from extender.preemption import Budget, Neighbour, Victims, victims
+
+
+class Neighbourhood(Protocol):
+    """Read from the API server what the ledger does not keep."""
+
+    def on(self, node: str) -> Sequence[Neighbour]:
+        """List the pods of a node that have not ended and are not terminating."""
+
+    def budgets(self) -> Sequence[Budget]:
+        """List all disruption budgets."""
+
+
+class Search:
+    """Look for victims, node by node."""
+
+    def __init__(self, ledger: Ledger, neighbourhood: Neighbourhood) -> None:
+        self._ledger = ledger
+        self._neighbourhood = neighbourhood
+
+    def budgets(self) -> Sequence[Budget]:
+        """List all disruption budgets; raises ClusterError where the API server cannot be asked."""
+        return self._neighbourhood.budgets()
+
+    def fits(self, node: str, request: PodRequest, gone: frozenset[str]) -> bool:
+        """Tell whether the pod would fit without those, by GPUs, CPU and memory."""
+        view = self._ledger.without(node, gone)
+        return view is not None and _has_compute(view, request) and isinstance(place(view, request), Placement)
+
+    def on(
+        self,
+        node: str,
+        request: PodRequest,
+        priority: int,
+        budgets: Sequence[Budget],
+        *,
+        always: frozenset[str] = frozenset(),
+    ) -> Victims | None:
+        """Choose victims of a lower *priority* on *node*, those of *always* among them; None where none would do.
+
+        Raises ClusterError where the API server cannot be asked.
+        """
+        lower = [self._weighed(one) for one in self._neighbourhood.on(node) if one.priority < priority]
+        found = victims(lower, budgets, lambda gone: self.fits(node, request, gone), always)
+        return found if found is not None and found.pods else None
+
+    def among_holders(
+        self, node: str, request: PodRequest, priority: int, budgets: Sequence[Budget]
+    ) -> Victims | Literal["wait"] | None:
+        """Choose as on() does, only among pods that hold something of a GPU.
+
+        "wait" where pods that are ending anyway make room enough.
+        """
+        holders = {hold.uid for hold in self._ledger.holds() if hold.node == node}
+        staying = self._neighbourhood.on(node)
+        ending = frozenset(holders - {one.uid for one in staying})
+        if ending and self.fits(node, request, ending):
+            return "wait"
+        lower = [self._weighed(one) for one in staying if one.priority < priority and one.uid in holders]
+        found = victims(lower, budgets, lambda gone: self.fits(node, request, gone))
+        return found if found is not None and found.pods else None
+
+    def explained(self, node: str, request: PodRequest) -> bool:
+        """Tell whether what we count is why kube-scheduler, which counts sums, did not place the pod there.
+
+        Otherwise its victims are in the way for another reason, such as a port or an anti-affinity, and must go.
+        """
+        view = self._ledger.view(node)
+        if view is None:
+            return False
+        if not _has_compute(view, request):
+            return True
+        if request.profiles:
+            asked = Counter(request.profiles)
+            return any(_advertised(view, profile) < count for profile, count in asked.items())
+        free = sum(state.free_bytes for state in view.gpus)
+        return free < sum(container.share_bytes for container in request.containers) * request.wishes.gpu_count
+
+    def _weighed(self, one: Neighbour) -> Neighbour:
+        hold = self._ledger.hold(one.uid)
+        held = sum(hold.charges.values()) + hold.everywhere_bytes if hold else 0
+        return msgspec.structs.replace(one, bytes=held)
+
+
+def _has_compute(view: NodeView, request: PodRequest) -> bool:
+    free, asked = view.free_compute, request.compute
+    return asked.cpu_milli <= free.cpu_milli and asked.memory_bytes <= free.memory_bytes
+
+
+def _advertised(view: NodeView, profile: str) -> int:
+    """Count the instances of *profile* that kube-scheduler takes for free: what is advertised less what is held."""
+    return sum(_bound(state, profile) for state in view.mig if state.healthy)
+
+
+def _bound(state: MIGState, profile: str) -> int:
+    if state.static:
+        return sum(mig_suffix(one.profile) == profile for one in state.free_instances())
+    most = {mig_suffix(name): count for name, count in state.geometry.room(()).items()}.get(profile, 0)
+    return most - sum(mig_suffix(one.profile) == profile for one in state.taken)
