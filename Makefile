@@ -117,6 +117,10 @@ chaos: $(ENVIRONMENT) binaries ## have everything go wrong for 10 minutes, as ro
 node-churn: $(ENVIRONMENT) binaries ## as root: 300 pods on the real kubelet while plugin, kubelet, containerd are killed; COUNT=, KILLS=
 	COTENANT_BIN=$(E2E_BIN) $(RUN)/python -m e2e.faults.node_churn --count $(or $(COUNT),300) --kills $(or $(KILLS),20) --seed $(or $(SEED),1)
 
+.PHONY: soak
+soak: $(ENVIRONMENT) binaries ## let 20 pods a second come and go for 2 hours: does memory grow, do the sums stay right? FOR=, STAND_INS=1
+	COTENANT_BIN=$(E2E_BIN) $(RUN)/python -m e2e.faults.soak --seconds $(or $(FOR),7200) $(if $(STAND_INS),--stand-ins)
+
 .PHONY: fuzz
 fuzz: $(ENVIRONMENT) ## send 10,000 nearly good and bad requests to extender, webhook and device plugin
 	COTENANT_FUZZ=$(or $(COUNT),1700) $(RUN)/pytest tests/extender/test_fuzz.py tests/device_plugin/test_fuzz.py

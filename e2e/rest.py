@@ -59,11 +59,12 @@ _KNOWN = {
 class Api:
     """Calls one API server as one user. Threads may share it: each has a connection of its own."""
 
-    def __init__(self, server: str, *, token: str, ca_file: Path) -> None:
+    def __init__(self, server: str, *, token: str, ca_file: Path | None) -> None:
+        """Prepare; without an authority the server is called by plain HTTP, as the stand-in is."""
         self.server = server
         self.token = token
         self._address = urlsplit(server)
-        self._tls = ssl.create_default_context(cafile=str(ca_file))
+        self._tls = ssl.create_default_context(cafile=str(ca_file)) if ca_file is not None else None
         self._local = threading.local()
         self._resources = dict(_KNOWN)
 
@@ -84,10 +85,11 @@ class Api:
                 f"{path}: its current context does not name a server with a CA file and a user with a token"
             ) from error
 
-    def _connect(self, timeout_s: float) -> http.client.HTTPSConnection:
-        return http.client.HTTPSConnection(
-            self._address.hostname or "", self._address.port, context=self._tls, timeout=timeout_s
-        )
+    def _connect(self, timeout_s: float) -> http.client.HTTPConnection:
+        host, port = self._address.hostname or "", self._address.port
+        if self._tls is None:
+            return http.client.HTTPConnection(host, port, timeout=timeout_s)
+        return http.client.HTTPSConnection(host, port, context=self._tls, timeout=timeout_s)
 
     def raw(self, method: str, path: str, body: bytes | None = None, *, content: str = "application/json") -> bytes:
         """Make one call and return the body of its answer; raise ApiError for any status but 2xx.
@@ -103,7 +105,7 @@ class Api:
         }
         fresh = False
         while True:
-            connection: http.client.HTTPSConnection | None = getattr(self._local, "connection", None)
+            connection: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
             if connection is None:
                 connection, fresh = self._connect(60), True
                 self._local.connection = connection
