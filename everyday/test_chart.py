@@ -207,6 +207,6 @@ def test_a_packaged_chart_needs_no_links(tmp_path: Path) -> None:
         ('{"evictOverusersAfter": 60}', True),
     ],
 )
-def test_the_right_to_evict_is_there_only_where_something_evicts(configuration: str, granted: bool) -> None:
+def test_the_right_to_evict_is_there_only_where_something_evicts(configuration: str, *, granted: bool) -> None:
     rendered = objects(render(f"extender.configuration={configuration}"))
     assert granted == any(one["metadata"]["name"] == "cotenant-evictions" for one in rendered)

@@ -180,6 +180,29 @@ class TestSlowClients:
                 connection.sendall(begun[n % len(begun)])
             assert ["n1", "n2"] == extender.fitting(pod, "n1", "n2")
 
+    def test_probes_metrics_and_webhook_are_answered_beside_all_of_that(
+        self, api: ApiServer, extender: Running
+    ) -> None:
+        host, _, port = extender.other_address.rpartition(":")
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4096)), hard))
+        begun = [
+            b"",
+            b"GET /metrics HT",
+            b"GET /readyz HTTP/1.1\r\nHost: x\r\nX-Slow: ",
+            b"POST /admission/validate HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{",
+            # asks, and never reads
+            b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
+        ]
+        with ExitStack() as stack:
+            for n in range(1000):
+                connection = stack.enter_context(socket.create_connection((host, int(port)), PATIENCE))
+                connection.sendall(begun[n % len(begun) if n < 100 else 0])
+            for path in ("/healthz", "/readyz", "/metrics"):
+                assert 200 == extender.get(path).status
+            answer = call(extender.other_address, "POST", "/admission/validate", b"{}")
+            assert 200 == answer.status
+
 
 class TestNoHTTP:
     """What is none ends with its connection."""

@@ -189,6 +189,49 @@ class TestAttached:
             assert not (binds(extender) and binds(other))
 
 
+class TestEvents:
+    """What breaks the rules is said once, by the one that writes."""
+
+    @pytest.fixture
+    def follow(self, start: Callable[..., Running]) -> Callable[[], Running]:
+        return lambda: start(layout="second-scheduler", writer=WRITER)
+
+    def go_around(self, api: ApiServer, name: str) -> None:
+        """Bind a pod of ours as somebody does who does not ask the extender."""
+        submit(api, a_pod().named(name).asking(8))
+        api.store.bind(("default", name), {"metadata": {"name": name}, "target": {"name": "n1"}})
+
+    def said(self, api: ApiServer) -> list[str]:
+        return sorted(one["regarding"]["name"] for one in api.events() if one["reason"] == Reason.NO_GRANT)
+
+    def test_who_stands_by_says_it_once_it_has_taken_over_and_not_before(
+        self, api: ApiServer, follow: Callable[[], Running]
+    ) -> None:
+        hold(api, "another-pod_1", 4)
+        extender = follow()
+        self.go_around(api, "p")
+        assert eventually(lambda: extender.metric("cotenant_pods_ungranted") == 1)
+        assert [] == self.said(api)
+
+        hold(api, OURS, 5)
+
+        assert eventually(lambda: ["p"] == self.said(api))
+
+    def test_the_next_one_says_again_only_what_the_last_one_could_not(
+        self, api: ApiServer, follow: Callable[[], Running]
+    ) -> None:
+        hold(api, OURS, 4)
+        first = follow()
+        self.go_around(api, "p")
+        assert eventually(lambda: ["p"] == self.said(api))
+        first.__exit__()
+        self.go_around(api, "q")
+
+        follow()
+
+        assert eventually(lambda: ["p", "q"] == self.said(api))
+
+
 def labels(api: ApiServer) -> dict[str, str | None]:
     return {pod["metadata"]["name"]: pod["metadata"].get("labels", {}).get(NAMES.writer) for pod in api.pods(NAMESPACE)}
 
