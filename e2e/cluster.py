@@ -5,9 +5,12 @@ at once. Everything that it writes lies in `directory`; it signals no process bu
 """
 
 import http.client
+import os
 import secrets
+import signal
 import ssl
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -161,6 +164,15 @@ class ControlPlane:
         running.stop(patience_s=5)
         self._start_api_server(find_program("kube-apiserver"))
         self._programs.insert(place, self._programs.pop())
+
+    def freeze_etcd(self, seconds: float) -> None:
+        """Stop etcd for so long in the middle of what it does; kube-apiserver answers only what it has cached."""
+        (etcd,) = [program for program in self._programs if program.name == "etcd"]
+        os.kill(etcd.pid, signal.SIGSTOP)
+        try:
+            time.sleep(seconds)
+        finally:
+            os.kill(etcd.pid, signal.SIGCONT)
 
     def _start_etcd(self, binary: Path) -> None:
         client, peer = (f"http://127.0.0.1:{port}" for port in (self._etcd_port, self._etcd_peer_port))

@@ -1,9 +1,9 @@
 """The verbs by TLS, called by a real kube-scheduler that shows a certificate of its own."""
 
-import shutil
 import socket
 import ssl
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import yaml
 
 from cotenant.contract.units import GIB
 from e2e import nodes, policies
-from e2e.cluster import ControlPlane, Scheduler
+from e2e.cluster import ControlPlane
 from e2e.faults.load import pod
 from e2e.processes import MissingProgramError
 from e2e.programs import RunningExtender
@@ -29,8 +29,9 @@ class Ground:
     authority: Authority
     stranger: Authority
 
-    def schedule(self, client: tuple[Path, Path] | None) -> Scheduler:
-        """Start a kube-scheduler that shows this certificate."""
+    @contextmanager
+    def scheduler(self, client: tuple[Path, Path] | None) -> Iterator[None]:
+        """Run a kube-scheduler that shows this certificate."""
         config: dict[str, Any] = self.extender.scheduler_config()
         tls = {"caFile": str(self.authority.certificate)}
         if client is not None:
@@ -40,7 +41,9 @@ class Ground:
             "enableHTTPS": True,
             "tlsConfig": tls,
         }
-        return self.cluster.start_scheduler(config)
+        scheduler = self.cluster.start_scheduler(config)
+        yield
+        self.cluster.stop_scheduler(scheduler)
 
     def bound(self, name: str) -> None:
         """Create a pod and wait until it is placed."""
@@ -62,6 +65,7 @@ class Ground:
             timeout_s=60,
         )
         assert "nodeName" not in (api.get("Pod", name)["spec"])
+        api.delete("Pod", name, grace_s=0)
 
     def shown(self) -> str:
         """Give the certificate that the extender shows to a new caller."""
@@ -75,8 +79,9 @@ class Ground:
             return ssl.DER_cert_to_PEM_cert(secured.getpeercert(binary_form=True) or b"")
 
 
-@pytest.fixture
-def ground(tmp_path: Path) -> Iterator[Ground]:
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    tmp_path = tmp_path_factory.mktemp("verbs-tls")
     if reason := why_not():
         pytest.skip(reason)
     authority, stranger = Authority(tmp_path / "ours"), Authority(tmp_path / "theirs")
@@ -93,32 +98,24 @@ def ground(tmp_path: Path) -> Iterator[Ground]:
         pytest.skip(str(missing))
 
 
-def test_a_scheduler_with_a_certificate_binds_also_after_the_extenders_was_replaced(ground: Ground) -> None:
-    ground.schedule(ground.authority.sign("scheduler"))
-    ground.bound("first")
-
-    before = ground.shown()
-    certificate, key = ground.authority.sign("server")  # over the files of the first
-    assert certificate.exists()
-    assert key.exists()
-    assert before != ground.shown()
-
-    # binds beside each other open connections of their own, by the new certificate
-    for n in range(5):
-        ground.bound(f"after-{n}")
-
-
 @pytest.mark.parametrize("caller", ["none", "of another authority"])
 def test_a_scheduler_without_one_of_the_authority_places_nothing(ground: Ground, caller: str) -> None:
-    ground.schedule(ground.stranger.sign("scheduler") if caller != "none" else None)
-    ground.refused("waits")
+    with ground.scheduler(ground.stranger.sign("scheduler") if caller != "none" else None):
+        ground.refused(f"waits-{len(caller)}")
 
 
-def test_a_half_written_certificate_leaves_the_last_one_in_use(ground: Ground) -> None:
-    ground.schedule(ground.authority.sign("scheduler"))
-    before = ground.shown()
-    shutil.copy(ground.authority.folder / "server.crt", ground.authority.folder / "whole")
-    (ground.authority.folder / "server.crt").write_text("-----BEGIN CERT")
+def test_a_scheduler_with_a_certificate_binds_also_while_the_extenders_is_replaced(ground: Ground) -> None:
+    with ground.scheduler(ground.authority.sign("scheduler")):
+        ground.bound("first")
+        first = ground.shown()
+        ground.authority.sign("server")  # over the files of the first
+        second = ground.shown()
+        assert first != second
 
-    assert before == ground.shown()
-    ground.bound("placed")
+        # binds beside each other open connections of their own, by the new certificate
+        for n in range(5):
+            ground.bound(f"after-{n}")
+
+        (ground.authority.folder / "server.crt").write_text("-----BEGIN CERT")
+        assert second == ground.shown()
+        ground.bound("with-the-last-good-one")

@@ -1,4 +1,4 @@
-"""docs/security.md and docs/peers.md: the tests that they name exist, and the rights that are granted are explained."""
+"""docs/security.md, crash-safety.md and peers.md: tests that they name exist, and rights that are granted are told."""
 
 from collections import defaultdict
 
@@ -46,6 +46,9 @@ def test_at_least_25_attacks_were_tried() -> None:
     ("page", "heading"),
     [
         ("security.md", "Attacks tried"),
+        ("crash-safety.md", "The extender"),
+        ("crash-safety.md", "The API server and etcd"),
+        ("crash-safety.md", "Objects and clocks"),
         ("peers.md", "gpushare"),
         ("peers.md", "HAMi, Volcano, KAI, Koordinator, NVIDIA's plugin"),
     ],

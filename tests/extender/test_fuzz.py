@@ -180,9 +180,7 @@ class TestSlowClients:
                 connection.sendall(begun[n % len(begun)])
             assert ["n1", "n2"] == extender.fitting(pod, "n1", "n2")
 
-    def test_probes_metrics_and_webhook_are_answered_beside_all_of_that(
-        self, api: ApiServer, extender: Running
-    ) -> None:
+    def test_probes_metrics_and_webhook_are_answered_beside_all_of_that(self, extender: Running) -> None:
         host, _, port = extender.other_address.rpartition(":")
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4096)), hard))

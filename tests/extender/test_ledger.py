@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import RequestError, parse
@@ -125,6 +127,20 @@ class TestNodes:
 
         ledger.observe_node(a_node("n").with_gpus(2, "10GiB").build())
         assert [2, 10] == free(ledger)
+
+    def test_a_node_made_anew_with_other_gpus_gives_those_and_goes_on_counting_what_the_old_ones_carry(
+        self, ledger: Ledger
+    ) -> None:
+        ledger.observe_pod(a_pod().asking(8).bound_to("n", EIGHT).build())
+
+        ledger.node_gone("n")
+        others = a_node("n").with_gpu("10GiB", uuid="GPU-x").with_gpu("10GiB", uuid="GPU-y")
+        ledger.observe_node(others.build())
+        assert [10, 10] == free(ledger)
+
+        # the old ones are put in again before their pod is gone
+        ledger.observe_node(others.with_gpus(1, "10GiB", uuid="GPU-n-0").build())
+        assert [10, 10, 2] == free(ledger)
 
     def test_pods_seen_before_their_node_are_counted_once_it_comes(self) -> None:
         ledger = Ledger(NAMES, GIB)
@@ -480,3 +496,25 @@ class TestChanges:
         ledger.node_gone("n")
 
         assert ["n"] == ledger.changes(seen)[1]
+
+
+@given(data=st.data())
+def test_events_that_come_twice_or_in_another_order_among_pods_end_in_the_same(data: st.DataObject) -> None:
+    """The API server keeps the order of one object's changes, and of no two; a resumed watch may repeat one."""
+    two = a_grant(granted({"GPU-n-0": 2 * GIB}))
+    bound = {name: a_pod().named(name).asking(2).bound_to("n", two) for name in "abc"}
+    stories = {name: [a_pod().named(name).asking(2), pod, pod.in_phase("Running")] for name, pod in bound.items()}
+    ended = data.draw(st.sets(st.sampled_from("abc")))
+    for name in ended:
+        stories[name].append(bound[name].in_phase("Succeeded"))
+    ledger = Ledger(NAMES, GIB)
+    ledger.observe_node(a_node("n").with_gpus(1, "10GiB").build())
+
+    while any(stories.values()):
+        name = data.draw(st.sampled_from([name for name, story in stories.items() if story]))
+        pod = stories[name].pop(0)
+        for _ in range(data.draw(st.integers(1, 3))):
+            ledger.observe_pod(pod.build())
+
+    assert {"abc".index(name) for name in set("abc") - ended} == {"abc".index(h.key[-1]) for h in ledger.holds()}
+    assert [10 - 2 * (3 - len(ended))] == free(ledger)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import threading
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
+from cotenant.cluster import connect
 from cotenant.contract import grant as grants
+from cotenant.contract.configuration import Writer
 from cotenant.contract.reasons import Reason
 from cotenant.contract.units import GIB
 from cotenant.standins.api_rules import LEASES, PODS
+from extender.cluster.election import Elect
 from extender.cluster.writership import Writership
 from extender.ledger import Stage
 from tests.builders import NAMES, a_grant, a_pod, granted
@@ -234,6 +240,37 @@ class TestEvents:
 
 def labels(api: ApiServer) -> dict[str, str | None]:
     return {pod["metadata"]["name"]: pod["metadata"].get("labels", {}).get(NAMES.writer) for pod in api.pods(NAMESPACE)}
+
+
+class TestClocks:
+    """Whoever sets a machine's clock ends nobody's term: all that is measured is measured by a monotonic one."""
+
+    def test_a_wall_clock_that_jumps_to_and_fro_changes_neither_holder_nor_term(
+        self, api: ApiServer, tmp_path: Path
+    ) -> None:
+        years = iter(itertools.cycle([2026, 1970, 2090, 2026, 2001]))
+        writership = Writership(settle=0.01, list_again=listed)
+        with connect(api.kubeconfig(tmp_path / "kubeconfig")) as cluster:
+            lease = msgspec.convert(WRITER | QUICK, Writer)
+            elect = Elect(
+                cluster, lease, writership, pod=ME, label="x", now=lambda: datetime(next(years), 1, 1, tzinfo=UTC)
+            )
+            writership.start()
+            elect.start()
+            try:
+                assert eventually(lambda: writership.token() is not None)
+                terms = {held(api) for _ in range(20) if not threading.Event().wait(0.1)}
+                assert writership.token() is not None
+                assert 1 == len(terms)
+            finally:
+                elect.stop()
+                writership.stop()
+
+
+def listed() -> threading.Event:
+    done = threading.Event()
+    done.set()
+    return done
 
 
 class TestTakingOver:
