@@ -173,7 +173,8 @@ class Preemptor:
             )
         elif self._too_many(len(victims.pods)):
             with self._condition:
-                self._asked[pod.uid] = msgspec.structs.replace(asked, due=self._clock() + 1.0)
+                # when one of them is a minute ago
+                self._asked[pod.uid] = msgspec.structs.replace(asked, due=self._evicted_at[0] + _MINUTE)
         else:
             self._drop(pod.uid)
             self._preempt(asked, pod, node, victims, budgets)
@@ -292,17 +293,24 @@ class Preemptor:
         uid, now = kept.pod.uid, self._clock()
         if self._ledger.promised(uid) is None:  # bound, or gone
             del self._kept[uid]
-        elif now >= kept.until or not self._may_write():
+        elif any(self._ledger.hold(victim) for victim in kept.victims):
+            # as long as they hold it themselves, keeping it costs nobody anything
+            self._kept[uid] = msgspec.structs.replace(kept, until=now + self._configuration.hold_for)
+        elif now >= kept.until:
             del self._kept[uid]
             self._ledger.release(uid)
             _log.warning("nothing is kept for the pod any more", pod=kept.pod.key, pod_uid=uid, node=kept.node)
-        elif now >= kept.due and not any(self._ledger.hold(victim) for victim in kept.victims):
-            self._kept[uid] = msgspec.structs.replace(
-                kept, turn=kept.turn + 1, due=now + _NOMINATE_AFTER[min(kept.turn, len(_NOMINATE_AFTER) - 1)]
-            )
-            pod = self._now(kept.pod) if kept.turn else None
-            if pod is not None and not pod.spec.node_name and pod.status.nominated_node_name != kept.node:
-                self._nominate(pod, kept.node)
+        elif now >= kept.due:
+            wait = _NOMINATE_AFTER[min(kept.turn, len(_NOMINATE_AFTER) - 1)]
+            self._kept[uid] = msgspec.structs.replace(kept, turn=kept.turn + 1, due=now + wait)
+            # not at once: kube-scheduler has just been woken by their end, too
+            if kept.turn and self._may_write():
+                self._nominate_again(kept)
+
+    def _nominate_again(self, kept: _Kept) -> None:
+        pod = self._now(kept.pod)
+        if pod is not None and not pod.spec.node_name and pod.status.nominated_node_name != kept.node:
+            self._nominate(pod, kept.node)
 
 
 def _pods(count: int) -> str:

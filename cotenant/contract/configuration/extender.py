@@ -80,7 +80,7 @@ class FragmentedPreemption(Section, frozen=True, kw_only=True):
 
     # How long a pod must have waited in vain.
     after: Seconds = 3.0
-    # How long what its victims leave is kept for it.
+    # How long what its victims have left is kept for it.
     hold_for: Seconds = 120.0
     # How many pods may be evicted in a minute; a pod that takes more by itself waits for a minute without any.
     per_minute: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 10
