@@ -44,7 +44,7 @@ def a_metrics(ledger: Ledger, *, clock: Callable[[], float] = lambda: 100.0, per
     metrics.answered("filter", "ok", 0.001)
     metrics.rejected(Reason.NO_GPU_FITS, 1)
     metrics.bound(None)
-    metrics.evicted("ok")
+    metrics.evicted("overuse", "ok")
     metrics.show_writer(lambda: True)
     limits = {"default": NamespaceLimits(gpu_memory="20GiB", gpus=4)}
     metrics.also(TenantSamples(ledger, Tenants(limits, NAMES)))
