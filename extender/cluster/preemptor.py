@@ -211,7 +211,8 @@ class Preemptor:
         """Find the node where evicting does the least harm; None where there is none, or where pods are ending."""
         budgets = self._search.budgets()
         found: dict[str, Victims] = {}
-        for node in sorted(asked.sampled, key=self._emptiness)[:_SEARCHED_NODES]:
+        allowed = [node for node in asked.sampled if self._allowed(asked, node)]
+        for node in sorted(allowed, key=self._emptiness)[:_SEARCHED_NODES]:
             victims = self._search.among_holders(node, asked.request, priority, budgets)
             if victims == "wait":
                 return None
@@ -221,6 +222,12 @@ class Preemptor:
             return None
         node = least(found)
         return node, found[node], budgets
+
+    def _allowed(self, asked: _Asked, node: str) -> bool:
+        """Tell whether the limits of the pod's namespace let it onto the node."""
+        view, namespace = self._ledger.view(node), asked.pod.metadata.namespace
+        use = self._ledger.use_of(namespace)
+        return view is not None and self._judge.tenants.excess(namespace, asked.request, use, view) is None
 
     def _emptiness(self, node: str) -> tuple[int, str]:
         view = self._ledger.view(node)
