@@ -40,6 +40,7 @@ _MAX_DRAINED = 64 << 20
 _CHUNK = 1 << 20
 
 _LINGER_SECONDS = 2.0
+_LOOK_SECONDS = 0.05
 
 _OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 
@@ -139,9 +140,9 @@ class CallServer:
                 if not self._stopping.wait(0.1):  # out of file descriptors, or the client has gone again
                     _log.warning("a connection was not accepted", error=str(error))
                 continue
-            if not self._room.acquire(blocking=False):
+            # one that is being answered now may be silent in a moment
+            while not self._room.acquire(timeout=_LOOK_SECONDS):
                 self._hang_up_on_one()
-                self._room.acquire()
             if self._stopping.is_set():
                 connection.close()
                 return

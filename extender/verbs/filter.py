@@ -80,13 +80,11 @@ class Filter:
         for reason, count in Counter(verdicts.refused.values()).items():
             self._rejected(reason, count)
         if len(verdicts.refused) == len(names):
-            if promised is not None:
-                # Its victims are on their way out. Were the node unresolvable, kube-scheduler would take the nomination
-                # away (defaultpreemption, PodEligibleToPreemptOthers).
-                return self._answer(args, [], failed, resolvable=promised.node)
-            for onlooker in self._onlookers:
+            for onlooker in self._onlookers if promised is None else ():
                 onlooker.look(args.pod, request, frozenset(names))
-            return self._answer(args, [], failed)
+            # The victims of whom something is promised are on their way out. Were the node unresolvable, kube-scheduler
+            # would take the nomination away (defaultpreemption, PodEligibleToPreemptOthers).
+            return self._answer(args, [], failed, resolvable=promised.node if promised is not None else "")
         if self._decide:
             return self._answer(args, [min(names[n] for n in verdicts.cheapest())], failed)
         if not failed:
