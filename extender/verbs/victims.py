@@ -106,6 +106,6 @@ def _advertised(view: NodeView, profile: str) -> int:
 
 def _bound(state: MIGState, profile: str) -> int:
     if state.static:
-        return sum(mig_suffix(one.profile) == profile for one in state.free_instances())
+        return sum(free for one, free in state.free_shares().items() if state.suffix(one.profile) == profile)
     most = {mig_suffix(name): count for name, count in state.geometry.room(()).items()}.get(profile, 0)
     return most - sum(mig_suffix(one.profile) == profile for one in state.taken)
