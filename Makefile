@@ -6,7 +6,7 @@ UV := .uv/bin/uv
 UV_VERSION := 0.13.9
 ENVIRONMENT := .venv/.synced
 RUN := .venv/bin
-SOURCES := cotenant extender device_plugin e2e everyday packing scripts tests
+SOURCES := cotenant extender device_plugin e2e everyday examples packing scripts tests
 E2E_BIN ?= $(or $(COTENANT_BIN),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/cotenant/bin)
 
 .DEFAULT_GOAL := help
@@ -100,6 +100,10 @@ bench: $(ENVIRONMENT) binaries ## measure all that costs at 5,000 nodes, half an
 .PHONY: bench-quick
 bench-quick: $(ENVIRONMENT) binaries ## measure the verbs at 5,000 nodes and Allocate alone, in five minutes
 	COTENANT_BIN=$(E2E_BIN) $(RUN)/python -m e2e.bench --only verbs --only allocate
+
+.PHONY: bench-policies
+bench-policies: $(ENVIRONMENT) ## measure what choosing and shadow scoring cost at 5,000 nodes, in a minute; needs nothing built
+	$(RUN)/python -m e2e.bench --only policies
 
 .PHONY: bench-short
 bench-short: $(ENVIRONMENT) binaries ## run every part of the bench at small sizes, as CI does

@@ -10,6 +10,7 @@ import click
 from cotenant import __version__, logs
 from cotenant.cluster import ClusterError, connect
 from cotenant.contract.configuration import ConfigurationError, ExtenderConfiguration, Placement, is_address, load
+from extender.choices import Choices
 from extender.policies import PolicyError, named
 from extender.program import Extender, with_flags
 
@@ -56,11 +57,7 @@ def main(  # noqa: PLR0917 - click calls it by name
         configuration = with_flags(
             load(config, ExtenderConfiguration), listen=listen, serve=serve, placement=placement, policy=policy
         )
-        for key, name in (("policy", configuration.policy), ("shadow", configuration.shadow)):
-            try:
-                named(name or configuration.policy)
-            except PolicyError as error:
-                raise ConfigurationError(f"{key}: {error}") from error
+        check_policies(configuration)
         # sixteen for Bindings, and the watches, writes and reads beside them; one that is not kept costs a handshake
         with connect(kubeconfig, pool_size=_CONNECTIONS) as cluster:
             # what is read at the start is kept, so looking for garbage in it is in vain
@@ -68,6 +65,18 @@ def main(  # noqa: PLR0917 - click calls it by name
             Extender(configuration, cluster).run(stopping, _ready)
     except (ConfigurationError, ClusterError, OSError) as error:
         sys.exit(f"cotenant-extender: {error}")
+
+
+def check_policies(configuration: ExtenderConfiguration) -> None:
+    """Raise ConfigurationError for a policy that does not exist."""
+    try:
+        Choices.configured(configuration)
+    except PolicyError as error:
+        raise ConfigurationError(str(error)) from error
+    try:
+        named(configuration.shadow or configuration.policy)
+    except PolicyError as error:
+        raise ConfigurationError(f"shadow: {error}") from error
 
 
 def _ready(sentence: str) -> None:

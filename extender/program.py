@@ -14,6 +14,7 @@ from cotenant.contract.configuration import TLS, ExtenderConfiguration, Layout, 
 from cotenant.contract.request import PodRequest
 from extender.admission import review
 from extender.admission.settings import Settings
+from extender.choices import Choices
 from extender.cluster.binder import Binder
 from extender.cluster.election import Elect, Election, Follow
 from extender.cluster.events import Events
@@ -55,7 +56,8 @@ class Extender:
 
     def __init__(self, configuration: ExtenderConfiguration, cluster: Cluster) -> None:
         names, unit_bytes = configuration.names, configuration.unit_bytes
-        self._ledger = Ledger(names, unit_bytes)
+        choices = Choices.configured(configuration)
+        self._ledger = Ledger(names, unit_bytes, labels=choices.labels)
         self._events = Events(
             cluster,
             instance=os.environ.get("POD_NAME") or socket.gethostname(),
@@ -77,7 +79,7 @@ class Extender:
             cluster, self._ledger, names=names, bind_timeout=configuration.bind_timeout, writer=self._writer
         )
         tenants = Tenants(configuration.namespaces, names)
-        judge = Judge(self._ledger, names, unit_bytes, configuration.policy, mix=configuration.mix, tenants=tenants)
+        judge = Judge(self._ledger, names, unit_bytes, choices, mix=configuration.mix, tenants=tenants)
         search = Search(self._ledger, Neighbourhood(cluster))
         # who sees to pods that fit nowhere, beside the verbs
         self._onlookers: list[Nominator | Preemptor] = []
@@ -146,6 +148,7 @@ class Extender:
             names=names,
             unit_bytes=unit_bytes,
             scheduler=configuration.scheduler_name if configuration.layout is Layout.SECOND_SCHEDULER else None,
+            profiles=frozenset(configuration.profile_policies),
             extender_user=configuration.extender_user,
             tenants=tenants,
         )

@@ -10,15 +10,18 @@ from cotenant.contract.grant import Isolation
 from cotenant.contract.mps import NONE
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest
+from extender.choices import Pool, pool_of
 from extender.fit import Placement, Preference, parts, pieces, place
 from extender.ledger import GPUState, Ledger
 from extender.mix import Mix
 from extender.partition_ranking import PartitionRanking, spreads
 from extender.policies import Ask, Policy, named
+from extender.pooled_ranking import NO_POOL, NodeRanking, PooledRanking
 from extender.table import MILLI, NO_USER, Bools, Floats, Ints, Table
 
-# Requests that are alike share one ranking, so this is the number of different sizes in flight, not of pods.
-_SHAPES = 32
+# Requests that are alike share one ranking, so this is the number of different sizes in flight, not of pods, for each
+# policy that they go by.
+SHAPES = 32
 # Fewer pods than this tell nothing of what is to come; until then policies that go by the mix are stood in for.
 FEWEST_PODS = 20
 _STAND_IN = "binpack"
@@ -32,13 +35,15 @@ _NEVER = np.iinfo(np.int64).max
 class Rankings:
     """Keep a table of the ledger and rankings of its nodes; not safe to use from many threads."""
 
-    def __init__(self, ledger: Ledger, mix: Mix | None = None, *, shapes: int = _SHAPES) -> None:
+    def __init__(self, ledger: Ledger, mix: Mix | None = None, *, shapes: int = SHAPES) -> None:
         self._ledger = ledger
         self._mix = mix or Mix()
         self.table = Table(ledger)
         self._epoch = self.table.epoch
         # each policy, and the version of the table that it has been told of
         self._policies: dict[str, tuple[Policy, int]] = {}
+        # of each row the pool that it is in, and the version of the table that this was said of
+        self._pools: dict[tuple[Pool, ...], tuple[Ints, int]] = {}
         self._rankings: LRUCache[tuple[Any, ...], Ranking | PartitionRanking] = LRUCache(shapes)
 
     @property
@@ -76,8 +81,27 @@ class Rankings:
         if table.epoch == epoch:
             self._policies.update(made)
 
-    def of(self, request: PodRequest, policy: str) -> "Ranking | PartitionRanking":
-        """Rank all nodes for *request* as they are now."""
+    def of(self, request: PodRequest, policy: str, pools: tuple[Pool, ...] = ()) -> NodeRanking:
+        """Rank all nodes for *request* as they are now, by *policy* and by those of node pools."""
+        between = self._of(request, policy)
+        if all(pool.policy == policy for pool in pools):
+            return between
+        own = [self._of(request, pool.policy) for pool in pools]
+        return PooledRanking(between, own, self._pool(pools), self.table)
+
+    def _pool(self, pools: tuple[Pool, ...]) -> Ints:
+        """Say which pool each row is in, (N,)."""
+        table = self.table
+        found, seen = self._pools.get(pools) or (np.full(table.shape[0], NO_POOL), -1)
+        if seen != table.version:
+            for row in table.changed_since(seen):
+                view = self._ledger.view(table.names[row]) if row < len(table.names) else None
+                pool = pool_of(pools, view.labels) if view is not None else None
+                found[row] = NO_POOL if pool is None else pool
+            self._pools[pools] = found, table.version
+        return found
+
+    def _of(self, request: PodRequest, policy: str) -> "Ranking | PartitionRanking":
         table = self.table
         table.refresh()
         if table.epoch != self._epoch:
@@ -110,6 +134,8 @@ class Rankings:
         return ranking
 
     def _forget(self, *, only_by_mix: bool = False) -> None:
+        if not only_by_mix:
+            self._pools.clear()
         for name in [name for name in self._policies if named(name).needs_mix or not only_by_mix]:
             del self._policies[name]
         for key in [key for key in self._rankings if named(key[0]).needs_mix or not only_by_mix]:

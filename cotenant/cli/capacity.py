@@ -1,6 +1,8 @@
 """The commands that simulate and plan, as they are typed; what they do is imported when they run."""
 
 from collections.abc import Callable
+from functools import wraps
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +55,25 @@ def _loads(_context: click.Context, _option: click.Parameter, text: str) -> list
 
 
 def _policy(function: Command) -> Command:
-    return click.option(
-        "--policy",
-        default="priced-leftovers",
-        show_default=True,
-        callback=policies_known,
-        help="How to choose nodes and GPUs; NODE/GPU for two policies, one for each level.",
-    )(function)
+    """Add the options that say how nodes and GPUs are chosen, and hand their *choices* on."""
+
+    @wraps(function)
+    def chosen(*, policy: str | None, config: Path | None, **options: Any) -> None:
+        from cotenant.cli.simulate import choices  # noqa: PLC0415
+
+        function(choices=choices(policy, config), **options)
+
+    for option in (
+        click.option("--config", type=FILE, help="The extender's, for its policies by profile and node pool as well."),
+        click.option(
+            "--policy",
+            callback=policies_known,
+            help="How to choose nodes and GPUs; NODE/GPU for two policies, one for each level. "
+            "[default: priced-leftovers]",
+        ),
+    ):
+        chosen = option(chosen)
+    return chosen
 
 
 def _policies(function: Command) -> Command:
@@ -116,7 +130,10 @@ def simulate(**options: Any) -> None:
         for name in ("afresh", "learn"):
             if options.pop(name):
                 raise click.UsageError(f"--{name} goes with --trace")
-        simulation.run(**options)
+        choices = options.pop("choices")
+        if len(choices.policies) > 1:
+            raise click.UsageError("policies by profile and node pool go with --trace: these files name neither")
+        simulation.run(policy=choices.default, **options)
         return
     for name in ("nodes", "pods", "sequence", "ratio"):
         if options.pop(name) and name == "sequence":
@@ -165,7 +182,15 @@ def sweep(**options: Any) -> None:
     help="Keep one of so many nodes of each kind.",
 )
 @click.option("--together", is_flag=True, help="A pod drawn lives as long as it did in the trace, not as another did.")
+@click.option("--longest", default=inf, type=click.FloatRange(0.01), metavar="HOURS", help="Have no pod live longer.")
+@click.option(
+    "--drift", type=FILE, help="CSV of pods that take the place of --pods bit by bit, all of them in the end."
+)
 @click.option("--learn", is_flag=True, help="Learn the mix of pods as the extender does, instead of knowing it.")
+@click.option(
+    "--window", default=5000, show_default=True, type=click.IntRange(20), help="With --learn: from so many pods."
+)
+@click.option("--relocate", is_flag=True, help="Move a pod, at no cost, where that lets one fit that does not.")
 @_sweeping
 def churn(**options: Any) -> None:
     """Let pods come and go at random: how much of the GPUs is allocated, and how long pods wait.

@@ -26,7 +26,11 @@ def churn(
     hours: float,
     every: int,
     together: bool,
+    longest: float,
+    drift: Path | None,
     learn: bool,
+    window: int,
+    relocate: bool,
     out: Path,
     scheduler: str | None,
     plot: Path | None,
@@ -34,10 +38,27 @@ def churn(
     """Play everything that *out* has no report of, print a table and write it as CSV."""
     with sentences():
         # what cannot be read is told before the first play, not after the last
-        read_lives(pods, read_pods(pods, read_nodes(nodes)))
+        known = read_nodes(nodes)
+        read_lives(pods, read_pods(pods, known))
+        if drift is not None:
+            read_pods(drift, known)
         out.mkdir(parents=True, exist_ok=True)
         plays = [
-            Churn(nodes, pods, policy, load / 100, seed, hours, every, together=together, learn=learn)
+            Churn(
+                nodes,
+                pods,
+                policy,
+                load / 100,
+                seed,
+                hours,
+                every,
+                together=together,
+                learn=learn,
+                drift=drift,
+                longest=longest,
+                window=window,
+                relocate=relocate,
+            )
             for policy, load, seed in product(policies, loads, seeds)
         ]
         with click.progressbar(length=len(plays), label="plays", file=sys.stderr) as bar:
@@ -56,9 +77,11 @@ def churn(
 
 def table(found: Sequence[Point]) -> str:
     """Write points for people."""
-    first = found[0].policy if found else ""
+    less = f"less {found[0].policy}" if found else ""
     lines = [
-        f"{'':24}{'allocated, %':>18}{'less ' + first:>24}{'waited, min':>20}{'less ' + first:>24}{'waiting':>10}",
+        "".join(
+            (f"{'':24}{'allocated, %':>18}{less:>24}{'waited, min':>20}{less:>24}", f"{'waiting':>10}{'moves':>8}")
+        ),
     ]
     for one in found:
         cells = [
@@ -67,5 +90,7 @@ def table(found: Sequence[Point]) -> str:
             f"{one.waited_minutes:12.2f} ± {one.waited_minutes_half:5.2f}",
             f"{one.waited_difference:+16.2f} ± {one.waited_difference_half:5.2f}",
         ]
-        lines.append(f"{one.load * 100:4.0f} % {one.policy:17}" + "".join(cells) + f"{one.waiting:10.1f}")
+        lines.append(
+            f"{one.load * 100:4.0f} % {one.policy:17}" + "".join(cells) + f"{one.waiting:10.1f}{one.moves:8.0f}"
+        )
     return "\n".join(lines)

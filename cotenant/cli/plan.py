@@ -25,6 +25,7 @@ from cotenant.simulator.scheduler import Scheduler
 from cotenant.simulator.snapshot import read_template
 from cotenant.simulator.timeline import Job
 from cotenant.simulator.trace import read_nodes, read_pods
+from extender.choices import Choices
 from extender.ledger import Ledger
 from extender.mix import Mix
 
@@ -102,7 +103,7 @@ def wanted(*, file: Path | None, replicas: int | None, found: Scene, **asked: An
     )
 
 
-def fit(source: Source, *, policy: str, output: str, **asked: Any) -> None:
+def fit(source: Source, *, choices: Choices, output: str, **asked: Any) -> None:
     """Say whether a deployment still fits, and where."""
     found = source.scene()
     deployment = wanted(found=found, **asked)
@@ -111,7 +112,7 @@ def fit(source: Source, *, policy: str, output: str, **asked: Any) -> None:
     request = deployment.request(found)
     among = Doors(found.document).open_to(deployment.pod)
     answer = capacity.fit(
-        found.scheduler(policy), request, name=deployment.pod.name, replicas=deployment.replicas, among=among
+        found.scheduler(choices), request, name=deployment.pod.name, replicas=deployment.replicas, among=among
     )
     click.echo(_json(answer) if output == "json" else fit_table(answer, request))
     if len(answer.spots) < answer.wanted:
@@ -129,7 +130,7 @@ def largest(source: Source, *, output: str) -> None:
 def moves(
     source: Source,
     *,
-    policy: str,
+    choices: Choices,
     most: int,
     priority: int,
     apply: bool,
@@ -141,7 +142,7 @@ def moves(
     live = source.connect() if apply else None
     found = source.scene()
     deployment = wanted(found=found, replicas=None, **asked)
-    planner = Planner(found, found.scheduler(policy), priority=priority)
+    planner = Planner(found, found.scheduler(choices), priority=priority)
     if deployment is not None:
         room = deployment.request(found)
         plan = planner.make_room(room, Doors(found.document).open_to(deployment.pod), most=most)
@@ -192,7 +193,7 @@ def nodes(
     nodes_csv: Path | None,
     pods_csv: Path | None,
     like: str,
-    policy: str,
+    choices: Choices,
     wait: float,
     most: int,
     seed: int,
@@ -205,7 +206,7 @@ def nodes(
         names = [f"{like}-{n:06}" for n in range(count)]
         order = list(range(count))
         Random(seed).shuffle(order)  # noqa: S311
-        return Scheduler(make_ledger(names), policy, ranks=dict(zip(names, order, strict=True)), mix=mix)
+        return Scheduler(make_ledger(names), choices, ranks=dict(zip(names, order, strict=True)), mix=mix)
 
     answer = capacity.needed(
         jobs, scheduler, mix, patience=wait, most=most, progress=lambda what: click.echo(f"trying {what}", err=True)
@@ -223,7 +224,7 @@ def _from_trace(trace: Path, like: str) -> tuple[list[Job], Mix, Any]:
     entry: NodeEntry = kind
 
     def make(names: Sequence[str]) -> Ledger:
-        ledger = Ledger(found.document.names, found.document.unit_bytes)
+        ledger = Ledger(found.document.names, found.document.unit_bytes, labels=entry.labels)
         for name in names:
             ledger.observe_node(document.kube_node(_copy(entry, name, found.document.unit_bytes), found.document))
         return ledger
@@ -239,6 +240,7 @@ def _copy(node: NodeEntry, name: str, unit_bytes: int) -> NodeEntry:
         name=name,
         cpu=node.cpu,
         memory=node.memory,
+        labels=node.labels,
         gpus=tuple(document.GPUEntry(model=gpu.model, memory=gpu.usable_bytes, mode=gpu.mode) for gpu in gpus),
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from cotenant.contract.configuration import ConfigurationError, ExtenderConfiguration, load
 from cotenant.contract.request import RequestError
 from cotenant.simulator import document, scene
 from cotenant.simulator.replay import replay
@@ -24,6 +25,8 @@ from cotenant.simulator.trace import (
     read_order,
     read_pods,
 )
+from extender.choices import Choices
+from extender.policies import PolicyError
 
 # The columns that people compare policies by.
 _SHOWN = ("50", "90", "95", "100", "110", "130")
@@ -55,6 +58,20 @@ def read_scene(trace: Path, *, afresh: bool = False) -> scene.Scene:
     for pod, why in found.refused.items():
         click.echo(f"{pod} is left out: {why}", err=True)
     return found
+
+
+def choices(policy: str | None, config: Path | None) -> Choices:
+    """Say which policies place pods: an extender's configuration, whose `policy` the option stands for; or that alone.
+
+    Raises click.ClickException for a bad configuration.
+    """
+    try:
+        configuration = load(config, ExtenderConfiguration)
+        if policy is not None:
+            configuration = msgspec.structs.replace(configuration, policy=policy)
+        return Choices.configured(configuration)
+    except (ConfigurationError, PolicyError) as error:
+        raise click.ClickException(str(error)) from error
 
 
 @contextmanager
@@ -105,7 +122,7 @@ def run(
 def run_trace(
     *,
     trace: Path,
-    policy: str,
+    choices: Choices,
     seed: int,
     sample: bool,
     afresh: bool,
@@ -118,15 +135,15 @@ def run_trace(
     if strips is not None:
         raise click.UsageError("--strips goes with --nodes and --pods")
     set_up = read_scene(trace, afresh=afresh)
-    scheduler = set_up.scheduler(policy, seed=seed, sample=sample, learn=learn)
+    scheduler = set_up.scheduler(choices, seed=seed, sample=sample, learn=learn)
     times = [job.arrival for job in set_up.jobs] + [loss.at for loss in set_up.losses]
     ends = [job.arrival + job.life for job in set_up.jobs if job.life < float("inf")]
     until = max([*times, *ends], default=0.0) + _AFTER_SECONDS
-    with click.progressbar(length=len(set_up.jobs), label=policy, file=sys.stderr) as bar:
+    with click.progressbar(length=len(set_up.jobs), label=choices.default, file=sys.stderr) as bar:
         played = Timeline(scheduler, set_up.mix, set_up.node).play(
             set_up.jobs, set_up.losses, until=until, progress=bar.update
         )
-    found = times_report(played, policy=policy, seed=seed)
+    found = times_report(played, policy=choices.default, seed=seed)
     with sentences():
         _write(json, found)
         if plot is not None:

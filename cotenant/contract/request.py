@@ -72,6 +72,8 @@ class PodRequest(msgspec.Struct, frozen=True):
     wishes: Wishes
     # what it takes of a node besides; kube-scheduler sees to it that a node has that, policies may weigh it
     compute: Compute = NOTHING
+    # spec.schedulerName: which profile of kube-scheduler it is for
+    scheduler: str = ""
 
     @property
     def shape(self) -> tuple[tuple[tuple[Role, int | str], ...], tuple[int | None, ...], Wishes, Compute]:
@@ -159,7 +161,8 @@ def parse(pod: Pod, names: Names, unit_bytes: int) -> PodRequest | None:
                 user=pod.user(container),
             )
         )
-    request = PodRequest(containers=tuple(containers), wishes=wishes, compute=requests(pod))
+    scheduler = pod.spec.scheduler_name or ""
+    request = PodRequest(containers=tuple(containers), wishes=wishes, compute=requests(pod), scheduler=scheduler)
     first = next((container.name for container in containers if container.role is Role.INIT), None)
     if first is not None and wishes.gpu_count > 1:
         raise RequestError(
@@ -218,7 +221,8 @@ def _partitioned(
             Reason.BAD_REQUEST,
             f"{names.isolation}: exclusive in a pod that asks MIG instances, whose GPU has others; ask strict",
         )
-    return PodRequest(containers=tuple(containers), wishes=wishes, compute=requests(pod))
+    scheduler = pod.spec.scheduler_name or ""
+    return PodRequest(containers=tuple(containers), wishes=wishes, compute=requests(pod), scheduler=scheduler)
 
 
 def _refuse_mixed(container: Container, resource: str, others: list[Container], names: Names) -> None:

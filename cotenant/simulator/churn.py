@@ -1,7 +1,7 @@
 """Pods that come and go: a trace's pods and lifetimes, arriving at random, on a cluster that is in use already."""
 
 from collections.abc import Mapping, Sequence
-from math import sqrt
+from math import inf, sqrt
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -9,10 +9,12 @@ import msgspec
 import numpy as np
 
 from cotenant.simulator import cluster
+from cotenant.simulator.relocation import Mover
 from cotenant.simulator.scheduler import Scheduler
 from cotenant.simulator.timeline import Job, Timeline
 from cotenant.simulator.times import TimesReport, times_report
 from cotenant.simulator.trace import MILLI, TraceError, TraceNode, TracePod, read_lives, read_nodes, read_pods
+from extender.learning import WINDOW
 from extender.mix import Mix
 
 # The two-sided 95 percent quantile of Student's t, by degrees of freedom; beyond, that of the normal distribution.
@@ -35,6 +37,7 @@ def draw(
     hours: float,
     seed: int,
     together: bool = False,
+    drift: Sequence[TracePod] = (),
 ) -> list[Job]:
     """Draw pods that come at random times (Poisson) for so many hours, and those that are there when it begins.
 
@@ -42,12 +45,16 @@ def draw(
     *pods* ran for; a pod drawn gets its own where *together*, else that of another, so that the mix of what is there is
     the trace's. Those in the beginning are the ones that a cluster without end or limits would have: long lives are as
     much likelier as they are longer, and part of each is over.
+
+    With *drift* more and more of those that come are of these pods instead: none in the beginning, all in the end. The
+    rate at which pods come is such that what they ask stays the load.
     """
     random = np.random.default_rng(seed)
     work = np.array(lives, float)
     milli = np.array([pod.milli for pod in pods], float)
     asked = (milli * work).mean() if together else milli.mean() * work.mean()
-    a_second = load * MILLI * sum(node.gpus for node in nodes) / asked
+    capacity = load * MILLI * sum(node.gpus for node in nodes)
+    a_second = capacity / asked
     residents = random.poisson(a_second * work.mean())
     arrivals = random.poisson(a_second * hours * 3600)
     requests = [cluster.request(pod) for pod in pods]
@@ -61,14 +68,42 @@ def draw(
     which = random.integers(len(pods), size=arrivals)
     living = which if together else random.integers(len(pods), size=arrivals)
     times = np.sort(random.random(arrivals)) * hours * 3600
-    return jobs + [
+    jobs += [
         Job(f"arrival-{n}", pods[pod].kind, requests[pod], float(at), float(work[life]))
         for n, (pod, life, at) in enumerate(zip(which, living, times, strict=True))
     ]
+    return _drifted(jobs, drift, asked=float(milli.mean()), until=hours * 3600, random=random) if drift else jobs
+
+
+def _drifted(
+    jobs: Sequence[Job], drift: Sequence[TracePod], *, asked: float, until: float, random: np.random.Generator
+) -> list[Job]:
+    """Put pods of *drift* in the place of more and more of *jobs*.
+
+    Those ask another amount of GPU than the *asked* milli of the others: so each comes in the place of as many as make
+    the load stay, on average.
+    """
+    times = asked / float(np.mean([pod.milli for pod in drift]))
+    requests = [cluster.request(pod) for pod in drift]
+    found: list[Job] = []
+    for job in jobs:
+        if job.arrival == 0 or random.random() >= job.arrival / until:
+            found.append(job)
+            continue
+        for n in range(int(times + random.random())):
+            pod = int(random.integers(len(drift)))
+            kind, request = drift[pod].kind, requests[pod]
+            found.append(msgspec.structs.replace(job, uid=f"{job.uid}-{n}", kind=kind, request=request))
+    return found
 
 
 class Churn(msgspec.Struct, frozen=True):
-    """Name one play: an errand. *warm* is the part of the hours that is not measured."""
+    """Name one play: an errand.
+
+    *warm* is the part of the hours that is not measured. *drift* is the trace that pods are of more and more. No life
+    is longer than *longest* hours. With *learn*, *window* pods are what the mix is learned from. With *relocate* pods
+    are moved for those that fit nowhere.
+    """
 
     nodes: Path
     pods: Path
@@ -80,11 +115,15 @@ class Churn(msgspec.Struct, frozen=True):
     together: bool = False
     learn: bool = False
     warm: float = 0.1
+    drift: Path | None = None
+    longest: float = inf
+    window: int = WINDOW
+    relocate: bool = False
 
     @property
     def inputs(self) -> tuple[Path, ...]:
         """Name the files that it reads."""
-        return self.nodes, self.pods
+        return (self.nodes, self.pods) if self.drift is None else (self.nodes, self.pods, self.drift)
 
     @property
     def title(self) -> str:
@@ -94,11 +133,15 @@ class Churn(msgspec.Struct, frozen=True):
     @property
     def sign(self) -> str:
         """Say what else decides the report."""
-        return f"{self.policy} {self.load} {self.hours} {self.every} {self.together} {self.learn} {self.warm}"
+        sign = f"{self.policy} {self.load} {self.hours} {self.every} {self.together} {self.learn} {self.warm}"
+        more = (self.drift is not None, self.longest, self.window, self.relocate)
+        # as before there were these, so that what was kept then still counts
+        return sign if more == (False, inf, WINDOW, False) else f"{sign} {more}"
 
     def at(self, inputs: Mapping[Path, Path]) -> "Churn":
         """Give the same play on copies of its files."""
-        return msgspec.structs.replace(self, nodes=inputs[self.nodes], pods=inputs[self.pods])
+        drift = None if self.drift is None else inputs[self.drift]
+        return msgspec.structs.replace(self, nodes=inputs[self.nodes], pods=inputs[self.pods], drift=drift)
 
     def work(self) -> TimesReport:
         """Play."""
@@ -109,16 +152,32 @@ class Churn(msgspec.Struct, frozen=True):
         usable = [n for n, pod in enumerate(pods) if _possible(pod, nodes)]
         if not usable or not any(lives[n] for n in usable):
             raise TraceError(self.pods, 1, "deletion_time", "expected pods that live, and that fit the nodes kept")
-        pods, lives = [pods[n] for n in usable], [lives[n] for n in usable]
-        jobs = draw(nodes, pods, lives, load=self.load, hours=self.hours, seed=self.seed, together=self.together)
+        pods, lives = [pods[n] for n in usable], [min(lives[n], self.longest * 3600) for n in usable]
+        drift = [] if self.drift is None else read_pods(self.drift, everything)
+        jobs = draw(
+            nodes,
+            pods,
+            lives,
+            load=self.load,
+            hours=self.hours,
+            seed=self.seed,
+            together=self.together,
+            drift=[pod for pod in drift if _possible(pod, nodes)],
+        )
         mix = Mix.of(pod.pod_class for pod in pods)
         order = np.random.default_rng(self.seed).permutation(len(nodes))
         ranks = {node.name: int(rank) for node, rank in zip(nodes, order, strict=True)}
         scheduler = Scheduler(
-            cluster.new_ledger(nodes), self.policy, ranks=ranks, mix=None if self.learn else mix, learn=self.learn
+            cluster.new_ledger(nodes),
+            self.policy,
+            ranks=ranks,
+            mix=None if self.learn else mix,
+            learn=self.learn,
+            window=self.window,
         )
         until = self.hours * 3600
-        played = Timeline(scheduler, mix).play(jobs, until=until)
+        mover = Mover(scheduler) if self.relocate else None
+        played = Timeline(scheduler, mix, mover=mover).play(jobs, until=until)
         return times_report(played, policy=self.policy, seed=self.seed, since=self.warm * until)
 
 
@@ -155,6 +214,7 @@ class Point(msgspec.Struct, frozen=True):
     fragmentation: float
     unplaced: float
     decision_p50_ms: float
+    moves: float = 0.0
 
 
 def points(results: Sequence[tuple[Churn, TimesReport]]) -> list[Point]:
@@ -194,6 +254,7 @@ def _point(policy: str, load: float, reports: dict[int, TimesReport], first: dic
         fragmentation=round(mean(r.fragmentation for r in reports.values()), 3),
         unplaced=round(mean(sum(r.unplaced.values()) for r in reports.values()), 1),
         decision_p50_ms=round(mean(r.decision_ms["p50"] for r in reports.values()), 3),
+        moves=round(mean(r.moves for r in reports.values()), 1),
     )
 
 

@@ -51,6 +51,15 @@ def bind(ledger: Ledger, uid: str, asked: PodRequest, node: str, prefer: Prefere
     ledger.confirm(uid)
 
 
+def bound(hold: Hold, uid: str, compute: Compute) -> Pod:
+    """Make the pod of that UID that holds what *hold* says, and takes *compute* besides."""
+    asked: dict[str, str | int] = {"cpu": f"{compute.cpu_milli}m", "memory": compute.memory_bytes}
+    return Pod(
+        metadata=Metadata(name=uid, uid=uid, annotations={NAMES.grant: hold.grant}),
+        spec=Spec(containers=(Container(name="main"),), node_name=hold.node, resources=Resources(requests=asked)),
+    )
+
+
 def _plain_pod(uid: str, compute: Compute, node: str) -> Pod:
     asked: dict[str, str | int] = {"cpu": f"{compute.cpu_milli}m", "memory": compute.memory_bytes}
     return Pod(

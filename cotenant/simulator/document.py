@@ -112,6 +112,8 @@ class PodEntry(_Part, frozen=True, kw_only=True):
     models: tuple[str, ...] = ()
     uuids: tuple[str, ...] = ()
     policy: str = ""
+    # spec.schedulerName: the profile of kube-scheduler
+    scheduler: str = ""
     arrival: Seconds = 0.0
     departure: Seconds | None = None
     node: str = ""
@@ -239,7 +241,9 @@ def kube_node(node: NodeEntry, document: Document, lost: Collection[int] = ()) -
         text = inventories.encode(msgspec.structs.replace(inventory, gpus=gpus)) if gpus else ""
         units = sum(gpu.usable_bytes for gpu in gpus if gpu.family is Family.MEMORY) // unit
     return Node(
-        metadata=Node.Metadata(name=node.name, annotations={names.inventory: text} if text else None),
+        metadata=Node.Metadata(
+            name=node.name, annotations={names.inventory: text} if text else None, labels=node.labels or None
+        ),
         status=Node.Status(allocatable={"cpu": node.cpu, "memory": node.memory, names.gpu_mem: units}),
     )
 
@@ -276,6 +280,7 @@ def kube_pod(pod: PodEntry, document: Document, *, bound: bool = False) -> Pod:
             containers=tuple(kinds["main"]) or (Container(name="main"),),
             init_containers=tuple(kinds["init"]) or None,
             node_name=pod.node if bound and pod.node else None,
+            scheduler_name=pod.scheduler or None,
             # as one sum, which a pod may name since Kubernetes 1.34
             resources=Resources(requests={"cpu": pod.cpu, "memory": pod.memory}),
         ),

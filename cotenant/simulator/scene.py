@@ -19,9 +19,11 @@ from cotenant.simulator.document import (
 )
 from cotenant.simulator.scheduler import Scheduler
 from cotenant.simulator.timeline import Job, Loss
+from extender.choices import Choices
 from extender.fit import pieces
 from extender.ledger import Ledger, Node
 from extender.mix import Mix, PodClass
+from extender.policies import named
 from extender.ranking import ask
 from extender.table import Table
 
@@ -40,13 +42,15 @@ class Scene(msgspec.Struct, frozen=True):
     losses: tuple[Loss, ...]
     refused: dict[str, str]
 
-    def scheduler(self, policy: str, *, seed: int = 0, sample: bool = False, learn: bool = False) -> Scheduler:
+    def scheduler(
+        self, choices: Choices | str, *, seed: int = 0, sample: bool = False, learn: bool = False
+    ) -> Scheduler:
         """Make a scheduler on the ledger; the seed says which node comes first where several are equal."""
         names = sorted(node.name for node in self.document.nodes)
         Random(seed).shuffle(names)  # noqa: S311
         ranks = {name: rank for rank, name in enumerate(names)}
         mix = None if learn else self.mix
-        return Scheduler(self.ledger, policy, ranks=ranks, mix=mix, sample=sample, learn=learn)
+        return Scheduler(self.ledger, choices, ranks=ranks, mix=mix, sample=sample, learn=learn)
 
     def node(self, name: str, lost: Collection[int]) -> Node:
         """Make a node anew, with these GPUs lost."""
@@ -56,7 +60,7 @@ class Scene(msgspec.Struct, frozen=True):
 
 def scene(document: Document, *, afresh: bool = False) -> Scene:
     """Set the scene; with *afresh* all pods are to be placed anew, in the order they came."""
-    ledger = Ledger(document.names, document.unit_bytes)
+    ledger = Ledger(document.names, document.unit_bytes, labels={key for node in document.nodes for key in node.labels})
     for node in document.nodes:
         ledger.observe_node(kube_node(node, document))
     doors = Doors(document)
@@ -65,6 +69,7 @@ def scene(document: Document, *, afresh: bool = False) -> Scene:
     for pod in document.pods:
         try:
             asked = request(pod, document)
+            named(pod.policy or "binpack")
         except (RequestError, ValueError) as error:
             refused[pod.key] = str(error)
             asked = None

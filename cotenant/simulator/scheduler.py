@@ -8,10 +8,12 @@ import numpy as np
 from cotenant.contract.request import PodRequest
 from cotenant.simulator import cluster
 from cotenant.simulator.sampling import Sampler
-from extender.learning import Learner
+from extender.choices import Choices
+from extender.learning import WINDOW, Learner
 from extender.ledger import Ledger, Node
 from extender.mix import Mix
-from extender.ranking import Ranking, Rankings
+from extender.pooled_ranking import NodeRanking
+from extender.ranking import Rankings
 from extender.table import Bools, Floats, Ints
 
 # More than any trace has different sizes of pods.
@@ -21,28 +23,30 @@ _SHAPES = 4096
 class Scheduler:
     """Place pods one by one on a ledger of its own.
 
-    *ranks* says by name which node comes first where a policy holds several for equal: the smaller. *sample* shows the
-    policy only the nodes that kube-scheduler would. With *learn* the mix of pods is learned as in production, else
-    *mix* is known from the start and stays.
+    *choices* are the policies, a name for one alone; a pod that wishes for another gets that. *ranks* says by name
+    which node comes first where a policy holds several for equal: the smaller. *sample* shows the policy only the nodes
+    that kube-scheduler would. With *learn* the mix of pods is learned as in production, from the latest *window* pods,
+    else *mix* is known from the start and stays.
     """
 
     def __init__(
         self,
         ledger: Ledger,
-        policy: str,
+        choices: Choices | str,
         *,
         ranks: Mapping[str, int],
         mix: Mix | None = None,
         sample: bool = False,
         learn: bool = False,
+        window: int = WINDOW,
     ) -> None:
         self.ledger = ledger
-        self.policy = policy
+        self._choices = Choices(choices) if isinstance(choices, str) else choices
         self.rankings = Rankings(ledger, mix, shapes=_SHAPES)
         self.table = self.rankings.table
         self.last_decision = 0.0
         self._ranks = ranks
-        self._learner = Learner(ledger, self.rankings) if learn else None
+        self._learner = Learner(ledger, self.rankings, window=window) if learn else None
         self._sample = sample
         self._sampler: Sampler | None = None
         self._rank: Ints = np.zeros(0, np.int64)
@@ -86,12 +90,13 @@ class Scheduler:
         self.ledger.node_gone(node)
         self.table.refresh()
 
-    def _ranking(self, asked: PodRequest) -> Ranking:
+    def _ranking(self, asked: PodRequest) -> NodeRanking:
+        if asked.profiles:
+            raise TypeError("traces ask memory, and no MIG instances")
         if self._learner is not None and self._learner.due:
             self.rankings.mix = Mix.of(self._learner.pods())
-        ranking = self.rankings.of(asked, self.policy)
-        if not isinstance(ranking, Ranking):
-            raise TypeError("traces ask memory, and no MIG instances")
+        choice = self._choices.of(asked)
+        ranking = self.rankings.of(asked, choice.policy, choice.pools)
         if self._epoch != self.table.epoch:
             self._epoch = self.table.epoch
             self._rank = np.full(self.table.shape[0], len(self._ranks))
@@ -112,7 +117,7 @@ class Scheduler:
         open_to[[row for name, row in table.rows.items() if name in among]] = True
         return able & open_to
 
-    def _shown(self, ranking: Ranking, able: Bools, asked: PodRequest) -> Bools:
+    def _shown(self, ranking: NodeRanking, able: Bools, asked: PodRequest) -> Bools:
         if self._sampler is None:
             return able
         amount = sum(container.share_bytes for container in asked.containers) * asked.wishes.gpu_count

@@ -283,6 +283,7 @@ class _Reading:
             models=asked.wishes.models if asked else (),
             uuids=asked.wishes.uuids if asked else (),
             policy=asked.wishes.policy if asked else "",
+            scheduler=asked.scheduler if asked else "",
             node=node,
             grant=pod.annotations.get(self._names.grant, "") if node else "",
             priority=spec.priority or 0,

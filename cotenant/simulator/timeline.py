@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from cotenant.contract.request import PodRequest
+from cotenant.simulator.relocation import Mover, Running
 from cotenant.simulator.scheduler import Scheduler
 from extender.ledger import Node
 from extender.mix import Mix
@@ -65,7 +66,8 @@ class Played(msgspec.Struct, frozen=True):
     waited (J,): seconds spent waiting, all times together, until the end for those that still wait. restarts: how often
     a pod had to come again because what it ran on was lost. decisions: seconds of each ranking, those that found no
     place too. at (M,), allocated, fragmented, waiting (M,): moments, and percent of all GPU memory held then, percent
-    fragmented (FGD's definition), and how many pods waited. capacity_bytes: of all GPUs in the beginning.
+    fragmented (FGD's definition), and how many pods waited. capacity_bytes: of all GPUs in the beginning. moves: how
+    many pods were moved for others.
     """
 
     jobs: tuple[Job, ...]
@@ -79,6 +81,7 @@ class Played(msgspec.Struct, frozen=True):
     waiting: Floats
     capacity_bytes: int
     seconds: float
+    moves: int = 0
 
 
 class _What(IntEnum):
@@ -95,14 +98,21 @@ class Timeline:
     """Play jobs and losses on a scheduler.
 
     *node* makes the Node of that name with the GPUs of these indices lost; *mix* is whose fragmentation is measured.
+    With a *mover*, a pod that fits nowhere when it comes may have one moved for it.
     """
 
     def __init__(
-        self, scheduler: Scheduler, mix: Mix, node: Callable[[str, Collection[int]], Node] | None = None
+        self,
+        scheduler: Scheduler,
+        mix: Mix,
+        node: Callable[[str, Collection[int]], Node] | None = None,
+        mover: Mover | None = None,
     ) -> None:
         self._scheduler = scheduler
         self._mix = mix
         self._node = node
+        self._mover = mover
+        self._moves = 0
         self._order = count()
         self._happenings: list[tuple[float, _What, int, int]] = []
         self._losses: list[Loss] = []
@@ -166,6 +176,7 @@ class Timeline:
             waiting=seen[2],
             capacity_bytes=capacity,
             seconds=time.perf_counter() - began,
+            moves=self._moves,
         )
 
     def _act(self, what: _What, n: int, now: float, progress: Callable[[int], None]) -> None:
@@ -193,6 +204,8 @@ class Timeline:
         job, scheduler = self._jobs[n], self._scheduler
         row = scheduler.place(job.uid, job.request, job.nodes)
         self._decisions.append(scheduler.last_decision)
+        if row < 0 and self._since[n] == now and self._moved_for(job):
+            row = scheduler.place(job.uid, job.request, job.nodes)
         if row < 0:
             return False
         self._running[job.uid] = n, scheduler.table.names[row]
@@ -200,6 +213,19 @@ class Timeline:
         self._waited[n] += now - self._since[n]
         if job.life < inf:
             self._plan(now + job.life, _What.END, n)
+        return True
+
+    def _moved_for(self, job: Job) -> bool:
+        """Move one pod so that *job* fits, and tell whether that was done."""
+        if self._mover is None:
+            return False
+        running = (Running(uid, self._jobs[n].request) for uid, (n, _) in self._running.items())
+        moved = self._mover.make_room(job.request, running, job.nodes)
+        if moved is None:
+            return False
+        uid, node = moved
+        self._running[uid] = self._running[uid][0], node
+        self._moves += 1
         return True
 
     def _end(self, n: int, now: float) -> None:

@@ -15,7 +15,7 @@ class TimesReport(msgspec.Struct, frozen=True):
     allocation, fragmentation: percent of all GPU memory, mean over the time that was measured. waited_s: mean, median,
     95th and 99th percentile and worst of the seconds that pods waited, those that wait still as far as they have; by
     kind likewise. unplaced: how many wait still, by kind. decision_ms as in a report without times. moments: seconds,
-    allocated, fragmented and waiting pods of each moment.
+    allocated, fragmented and waiting pods of each moment. moves: how many pods were moved for others.
     """
 
     policy: str
@@ -32,6 +32,7 @@ class TimesReport(msgspec.Struct, frozen=True):
     decision_ms: dict[str, float]
     seconds: float
     moments: dict[str, list[float]]
+    moves: int = 0
 
 
 def times_report(played: Played, *, policy: str, seed: int, since: float = 0.0) -> TimesReport:
@@ -64,6 +65,7 @@ def times_report(played: Played, *, policy: str, seed: int, since: float = 0.0) 
             "fragmented": np.round(played.fragmented, 2).tolist(),
             "waiting": played.waiting.tolist(),
         },
+        moves=played.moves,
     )
 
 

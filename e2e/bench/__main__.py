@@ -8,11 +8,11 @@ from typing import Any
 import click
 
 from e2e import nodes
-from e2e.bench import allocate, growth, herd, load, report, throughput, verbs
+from e2e.bench import allocate, growth, herd, load, policies, report, throughput, verbs
 from e2e.cluster import ControlPlane
 from e2e.node import why_not
 
-_PARTS = ("verbs", "allocate", "throughput", "herd", "growth")
+_PARTS = ("verbs", "policies", "allocate", "throughput", "herd", "growth")
 _PLACEMENTS = ("advise", "decide")
 
 
@@ -64,6 +64,9 @@ def main(
                     report.throughput(found["throughput"])
                 if wrong := load.over_committed(cluster.api()):
                     raise click.ClickException(f"{wrong} GPUs hold more than they have")
+        if "policies" in parts:
+            found["policies"] = policies.measure(node_count, bound, rounds=calls)
+            report.verbs(f"choosing, {node_count} nodes, {bound} pods bound", found["policies"])
         if "allocate" in parts:
             found["allocate"] = _allocate(directory, pods=20 if short else 100)
         if "herd" in parts:

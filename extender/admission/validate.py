@@ -63,7 +63,7 @@ def _refused(pod: Mapping[str, Any], namespace: str, settings: Settings) -> str 
 
 
 def _placed_past_us(pod: Pod, settings: Settings) -> str | None:
-    if settings.scheduler and pod.spec.scheduler_name != settings.scheduler:
+    if settings.scheduler and pod.spec.scheduler_name not in {settings.scheduler, *settings.profiles}:
         return (
             f"spec.schedulerName is {pod.spec.scheduler_name}, but only {settings.scheduler} knows who holds which "
             "GPU; leave schedulerName out"

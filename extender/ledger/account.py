@@ -1,7 +1,7 @@
 """One node's account: what its inventory says, and the sums of what pods hold there."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from sys import intern
 
@@ -48,9 +48,10 @@ class Account(msgspec.Struct):
     closing: set[str] = msgspec.field(default_factory=set)
     # what is kept for pods that are to come, beside what is held: both together may be more than there is
     promised: Counter[str] = msgspec.field(default_factory=Counter)
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
 
-    def read(self, node: Node, names: Names, unit_bytes: int) -> bool:
-        """Take over what the API server says of the node; tell whether that is news.
+    def read(self, node: Node, names: Names, unit_bytes: int, labels: Collection[str] = ()) -> bool:
+        """Take over what the API server says of the node, of its labels those named; tell whether that is news.
 
         Kubelets update their Nodes every few seconds; most updates say nothing new about GPUs.
         """
@@ -58,9 +59,11 @@ class Account(msgspec.Struct):
         advertised = (node.status.allocatable or {}).get(names.gpu_mem)
         compute = allocatable(node.status.allocatable)
         instances = _advertised_instances(node, names)
-        if self.read_from == (annotation, advertised, instances) and self.compute == compute:
+        kept = {key: value for key, value in (node.metadata.labels or {}).items() if key in labels}
+        read_from = annotation, advertised, instances
+        if (self.read_from, self.compute, self.labels) == (read_from, compute, kept):
             return False
-        self.compute, self.read_from = compute, (annotation, advertised, instances)
+        self.compute, self.read_from, self.labels = compute, read_from, kept
         self.inventory, problem, self.detail = _inventory(annotation, unit_bytes)
         self.problem = self.mig_problem = problem
         if problem is None and not _advertises_memory(self.inventory, advertised):
@@ -158,6 +161,7 @@ class Account(msgspec.Struct):
             mig=self._partitioned(),
             mig_problem=self.mig_problem,
             advertised=self.read_from[2] if self.read_from else frozenset(),
+            labels=self.labels,
         )
 
     def _users(self) -> dict[str, frozenset[int]]:

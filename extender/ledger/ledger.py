@@ -24,7 +24,7 @@ What the ledger promises:
 import copy
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import islice
 from sys import intern
 from typing import Literal, TypeVar
@@ -51,7 +51,9 @@ _CHANGES_KEPT = 50_000
 class Ledger:
     """Keep who holds what of every GPU; safe to use from many threads."""
 
-    def __init__(self, names: Names, unit_bytes: int) -> None:
+    def __init__(self, names: Names, unit_bytes: int, *, labels: Collection[str] = ()) -> None:
+        """Make an empty one, that keeps those of a node's *labels*."""
+        self._labels = frozenset(labels)
         self._names = names
         self._unit_bytes = unit_bytes
         self._lock = threading.RLock()
@@ -287,7 +289,7 @@ class Ledger:
         """Take over what the API server says of a node."""
         with self._lock:
             account = self._account(node.metadata.name)
-            if account.read(node, self._names, self._unit_bytes):
+            if account.read(node, self._names, self._unit_bytes, self._labels):
                 self._refresh(account)
 
     def node_gone(self, name: str) -> None:

@@ -24,6 +24,7 @@ class Node(msgspec.Struct, frozen=True):
         name: str
         resource_version: str | None = msgspec.field(name="resourceVersion", default=None)
         annotations: dict[str, str] | None = None
+        labels: dict[str, str] | None = None
 
     class Status(msgspec.Struct, frozen=True):
         """Hold what the kubelet advertises."""
@@ -137,6 +138,8 @@ class NodeView(msgspec.Struct, frozen=True, gc=False):
     mig: tuple[MIGState, ...] = ()
     mig_problem: Reason | None = None
     advertised: frozenset[str] = frozenset()
+    # those of its labels that the ledger was told to keep
+    labels: Mapping[str, str] = {}
 
     @property
     def states(self) -> list[GPUState | MIGState]:

@@ -111,7 +111,7 @@ class Bind:
             request = self._request(args)
             if request is None or isinstance(request, Refusal):
                 return request
-            prefer, spread = self._judge.preference(request, args.Node), self._judge.spreads(request)
+            prefer, spread = self._judge.preference(request, args.Node), self._judge.spreads(request, args.Node)
         except RequestError as error:
             return Refusal.of(args, error.reason, str(error))
 

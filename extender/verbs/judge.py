@@ -11,13 +11,15 @@ from cotenant.contract.names import Names
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest, RequestError, parse
+from extender.choices import Choice, Choices
 from extender.fit import Placement, Preference, place
 from extender.learning import Learner, Learning, Pinned
 from extender.ledger import Ledger
 from extender.mix import Mix
-from extender.partition_ranking import PartitionRanking, spreads
+from extender.partition_ranking import spreads
 from extender.policies import PolicyError, named
-from extender.ranking import Ranking, Rankings
+from extender.pooled_ranking import NodeRanking
+from extender.ranking import SHAPES, Rankings
 from extender.table import Floats, Ints
 from extender.tenants import Excess, Tenants
 from extender.verbs.wire import Candidates
@@ -47,18 +49,21 @@ class Judge:
         ledger: Ledger,
         names: Names,
         unit_bytes: int,
-        default_policy: str,
+        choices: Choices | str,
         *,
         mix: Sequence[TypicalPod] | None = None,
         tenants: Tenants | None = None,
     ) -> None:
-        """Make a judge that goes by *mix*, or without one, by the pods that came last, and holds pods to *tenants*."""
+        """Make a judge that goes by *mix*, or without one, by the pods that came last, and holds pods to *tenants*.
+
+        A name is *choices* enough.
+        """
         self.tenants = tenants or Tenants({}, names)
         self._ledger = ledger
         self._names = names
         self._unit_bytes = unit_bytes
-        self._default_policy = default_policy
-        self._rankings = Rankings(ledger)
+        self._choices = Choices(choices) if isinstance(choices, str) else choices
+        self._rankings = Rankings(ledger, shapes=SHAPES * len(self._choices.policies))
         self._learner: Learning = Pinned(mix, self._rankings) if mix else Learner(ledger, self._rankings)
         self.pinned = mix is not None
         self._lock = threading.Lock()
@@ -88,13 +93,8 @@ class Judge:
         return self.tenants.excess(namespace, request, self._ledger.use_of(namespace))
 
     def policy(self, request: PodRequest) -> str:
-        """Name the policy that the pod wishes for, or the default; raise RequestError for one that does not exist."""
-        name = request.wishes.policy or self._default_policy
-        try:
-            named(name)
-        except PolicyError as error:
-            raise RequestError(Reason.BAD_REQUEST, f"{self._names.policy}: {error}") from error
-        return name
+        """Name the policy that chooses the pod's node; raise RequestError where it wishes for none that exists."""
+        return self._choice(request).policy
 
     def judge(self, request: PodRequest, nodes: Sequence[str]) -> list[float | Reason]:
         """Give for each node its cost to the request, the lower the better, or why it does not fit."""
@@ -136,9 +136,11 @@ class Judge:
         with self._lock:
             return self._rank(request).preference(node)
 
-    def spreads(self, request: PodRequest) -> bool:
-        """Tell whether the pod's MIG instances are to be kept apart; raise RequestError for an unknown policy."""
-        return spreads(self.policy(request))
+    def spreads(self, request: PodRequest, node: str) -> bool:
+        """Tell whether the pod's MIG instances are to be kept apart there; raise RequestError for an unknown policy."""
+        self._choice(request)
+        view = self._ledger.view(node)
+        return spreads(self._choices.on(request, view.labels if view is not None else {}))
 
     def bound(self, uid: str, request: PodRequest) -> None:
         """Note a pod that has been given its place, from which learn() may learn what pods this cluster gets.
@@ -167,20 +169,26 @@ class Judge:
         mix = Mix.of(pods)
         if mix == self._rankings.mix:
             return
-        named(self._default_policy).foresee(mix, **largest)
-        steps = self._rankings.adopt(mix, [self._default_policy])
+        for policy in self._choices.policies:
+            named(policy).foresee(mix, **largest)
+        steps = self._rankings.adopt(mix, self._choices.policies)
         while True:
             with self._lock:
                 if next(steps, _DONE) is _DONE:
                     return
             pause()
 
-    def _rank(self, request: PodRequest) -> Ranking | PartitionRanking:
-        return self._rankings.of(request, self.policy(request))
+    def _choice(self, request: PodRequest) -> Choice:
+        try:
+            return self._choices.of(request)
+        except PolicyError as error:
+            raise RequestError(Reason.BAD_REQUEST, f"{self._names.policy}: {error}") from error
 
-    def _verdicts(
-        self, ranking: Ranking | PartitionRanking, request: PodRequest, candidates: Candidates
-    ) -> Verdicts | None:
+    def _rank(self, request: PodRequest) -> NodeRanking:
+        choice = self._choice(request)
+        return self._rankings.of(request, choice.policy, choice.pools)
+
+    def _verdicts(self, ranking: NodeRanking, request: PodRequest, candidates: Candidates) -> Verdicts | None:
         """Judge all nodes; None where one has come to fit since it was ranked."""
         rows = self._locate(candidates)
         known = rows >= 0
@@ -206,7 +214,7 @@ class Judge:
         candidates.located = table.membership, located
         return located
 
-    def _why_not(self, ranking: Ranking | PartitionRanking, request: PodRequest, node: str) -> Reason | None:
+    def _why_not(self, ranking: NodeRanking, request: PodRequest, node: str) -> Reason | None:
         view = self._ledger.view(node)
         if view is None:
             return Reason.UNKNOWN_NODE

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
+import tomllib
 from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +43,9 @@ class Other(Binpack):
     name = "other"
 
 
+EXAMPLE = DOCS.parent / "examples" / "policy"
+
+
 def named(name: str, value: str) -> EntryPoint:
     return EntryPoint(name=name, value=value, group="cotenant.policies")
 
@@ -53,6 +60,8 @@ def test_the_example_ranks() -> None:
     module: dict[str, Any] = {}
     exec(code, module)
     policy: type[Policy] = module["CoresLast"]
+    # and is the one that can be copied
+    assert code in (EXAMPLE / "cores_last.py").read_text()
     ledger = Ledger(NAMES, GIB)
     ledger.observe_node(a_node("many").with_gpus(2, "10GiB").build())
     ledger.observe_node(a_node("few").with_gpus(2, "10GiB").build())
@@ -91,6 +100,42 @@ class TestEntryPoints:
             found = with_others([named(name, value)])
 
         assert POLICIES == found
+
+
+def test_the_example_to_be_copied_passes_its_own_tests(tmp_path: Path) -> None:
+    """Installed as pip would, as far as entry points go: by a .dist-info on the path."""
+    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
+    points = [
+        f"[{group}]\n{name} = {value}\n" for group, of in project["entry-points"].items() for name, value in of.items()
+    ]
+    installed = tmp_path / "cores_last-0.1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    )
+    (installed / "entry_points.txt").write_text("".join(points))
+
+    ran = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--rootdir",
+            str(EXAMPLE),
+            str(EXAMPLE / "tests"),
+        ],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{EXAMPLE}"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert 0 == ran.returncode, ran.stdout
+    assert "8 passed" in ran.stdout
 
 
 def test_the_trace_of_the_page_on_capacity_plays(tmp_path: Path) -> None:

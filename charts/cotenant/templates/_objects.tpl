@@ -94,12 +94,13 @@ Domain and namespace are replaced in its text; what else values say is set in it
 {{- end -}}
 {{- end }}
 
-{{/* The policies have the unit and the scheduler as variables of these names. */}}
+{{/* The policies have the unit, the scheduler and its other profiles as variables of these names. */}}
 {{- define "cotenant.policy" -}}
 {{- $root := index . 0 -}}
 {{- range (index . 1).spec.variables -}}
 {{- if eq .name "unit" }}{{ $_ := set . "expression" (include "cotenant.unitBytes" $root) }}{{ end -}}
 {{- if eq .name "scheduler" }}{{ $_ := set . "expression" (ternary "''" (printf "'%s'" $root.Values.schedulerName) (eq $root.Values.layout "attached")) }}{{ end -}}
+{{- if eq .name "profiles" }}{{ $_ := set . "expression" (keys ($root.Values.extender.configuration.profilePolicies | default dict) | sortAlpha | toJson) }}{{ end -}}
 {{- end -}}
 {{- end }}
 

@@ -146,6 +146,13 @@ class NamespaceLimits(Section, frozen=True, kw_only=True):
         return None if self.gpu_memory is None else parse_bytes(self.gpu_memory)
 
 
+class NodePool(Section, frozen=True, kw_only=True):
+    """Name nodes by labels, all of which they have, and the policy that holds among them."""
+
+    labels: Annotated[dict[str, str], msgspec.Meta(min_length=1, max_length=16)]
+    policy: str
+
+
 class ExtenderConfiguration(Shared, frozen=True, kw_only=True):
     """Configure `cotenant-extender`; a flag of the same name wins over a key."""
 
@@ -159,6 +166,10 @@ class ExtenderConfiguration(Shared, frozen=True, kw_only=True):
     placement: Placement = Placement.ADVISE
     # The policy that chooses GPUs and scores nodes, where the pod names none.
     policy: str = "priced-leftovers"
+    # Policies by scheduler profile: for the pods whose spec.schedulerName is that.
+    profile_policies: Annotated[dict[str, str], msgspec.Meta(max_length=64)] = msgspec.field(default_factory=dict)
+    # Policies by node pool: they choose among its nodes, and the GPU there; the first pool that a node is in counts.
+    node_pools: Annotated[tuple[NodePool, ...], msgspec.Meta(max_length=64)] = ()
     # Another policy whose placements are worked out beside, for metrics alone.
     shadow: str | None = None
     # The pods that policies expect; null: learned from those that came last.
