@@ -3,6 +3,7 @@
 Sixteen GPUs, a mix of profiles that is known. *room* is what the product does: the GPU and start that lose the fewest
 instances that could still be made, the largest profile first (docs/decisions/0012). *leftovers* prices what is left of
 a GPU by what the mix is expected to waste of it: priced-leftovers' table, with legal starts in the place of "fits".
+*and blocks* adds that policy's price of an empty GPU, for what asks a whole one.
 Nothing of it needs a GPU.
 """
 
@@ -21,13 +22,14 @@ if TYPE_CHECKING:
     from cotenant.contract.mig import Geometry
 
 GPUS = 16
-SEEDS = range(1, 11)
+SEEDS = range(1, 7)
 ARRIVALS = 3_000
-LOADS = (0.8, 0.9, 1.0, 1.1)
+LOADS = (0.9, 1.1)
 
 Taken = tuple[MIGInstance, ...]
-# Says what one GPU would lose by an instance: the least is taken, over all GPUs and starts.
-Price = Callable[[Taken, MIGInstance], tuple[float, ...]]
+# Says what one GPU would lose by an instance, and what an empty one costs besides, given the part of what is free that
+# lies on empty ones: the least is taken, over all GPUs and starts.
+Price = tuple[Callable[[Taken, MIGInstance], tuple[float, ...]], Callable[[float], float]]
 
 MIXES: dict[str, dict[str, float]] = {
     "even": {"1g": 0.2, "2g": 0.2, "3g": 0.2, "4g": 0.2, "7g": 0.2},
@@ -71,8 +73,8 @@ class Board:
         left = self.geometry.slices - sum(one.size for one in (*taken, instance))
         return (sum((before[name] - after[name]) * size for name, size in self.sizes.items()) + left / 1000,)
 
-    def leftovers(self, mix: Mapping[str, float], offers: int) -> Price:
-        """Price by the growth of expected waste, then as `room` does."""
+    def leftovers(self, mix: Mapping[str, float], offers: int, scale: float = 0.0) -> Price:
+        """Price by the growth of expected waste and, with a *scale*, by empty GPUs; then as `room` does."""
 
         @cache
         def waste(taken: Taken, left: int) -> float:
@@ -84,12 +86,23 @@ class Board:
                 for profile, part in mix.items()
             )
 
+        @cache
         def price(taken: Taken, instance: MIGInstance) -> tuple[float, ...]:
             grown = waste(_with(taken, instance), offers) - waste(taken, offers)
-            # a tenth of a slice decides nothing
             return (round(grown, 6), *self.room(taken, instance))
 
-        return price
+        # of what is asked, the part that takes a whole GPU
+        whole = sum(part * self.sizes[name] for name, part in mix.items() if self.sizes[name] == self.geometry.slices)
+        demand = whole / sum(part * self.sizes[name] for name, part in mix.items())
+
+        def of_empty(supply: float) -> float:
+            return self.geometry.slices * scale * min(1, demand / max(supply, 1e-9)) ** 1.5 if demand else 0.0
+
+        return price, of_empty
+
+
+def _nothing(_supply: float) -> float:
+    return 0.0
 
 
 def _with(taken: Taken, instance: MIGInstance) -> Taken:
@@ -101,17 +114,21 @@ class Cluster:
 
     def __init__(self, board: Board, price: Price) -> None:
         self.board = board
-        self._price = price
+        self._price, self._of_empty = price
         self.gpus: list[Taken] = [()] * GPUS
 
     def place(self, profile: str) -> tuple[int, MIGInstance] | None:
         """Make an instance, and say on which GPU; None where there is no room."""
         seen: dict[Taken, tuple[tuple[float, ...], MIGInstance] | None] = {}
+        slices = self.board.geometry.slices
+        free = sum(slices - sum(one.size for one in taken) for taken in self.gpus)
+        of_empty = self._of_empty(slices * self.gpus.count(()) / max(1, free))
         for taken in self.gpus:
             if taken not in seen:
                 ways = [(self._price(taken, way), -way.start, way) for way in self.board.ways(taken, profile)]
                 best = min(ways, key=lambda one: one[:2], default=None)
-                seen[taken] = None if best is None else (best[0], best[2])
+                first = of_empty if not taken else 0.0
+                seen[taken] = None if best is None else ((best[0][0] + first, *best[0][1:]), best[2])
         found = [(way[0], n) for n, taken in enumerate(self.gpus) if (way := seen[taken]) is not None]
         if not found:
             return None
@@ -172,7 +189,7 @@ def churned(board: Board, mix: Mapping[str, float], price: Price, seed: int, loa
 
 
 def main() -> None:
-    """Print tables: means of ten seeds, and the difference to `room` with its 95 percent interval."""
+    """Print tables: means of six seeds, and the difference to `room` with its 95 percent interval."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--board", default="A100-SXM4-40GB", choices=list(boards()))
     parser.add_argument("--offers", type=int, action="append", help="how many requests a leftover is offered")
@@ -180,8 +197,9 @@ def main() -> None:
     board = Board(chosen.board)
     for title, parts in MIXES.items():
         mix = board.mix(parts)
-        prices: dict[str, Price] = {"room": board.room, "first fit": board.first}
-        prices |= {f"leftovers, {n}": board.leftovers(mix, n) for n in chosen.offers or (4, 12, 36)}
+        prices: dict[str, Price] = {"room": (cache(board.room), _nothing), "first fit": (board.first, _nothing)}
+        prices |= {f"leftovers, {n}": board.leftovers(mix, n) for n in chosen.offers or (12, 36)}
+        prices |= {f"and blocks, {scale:g}": board.leftovers(mix, 36, scale) for scale in (0.25, 1.0)}
         print(f"\n{title}: {', '.join(f'{name} {part:.0%}' for name, part in mix.items())}\n")
         print("| price | filled | | largest dropped | | " + " | ".join(f"{load:.0%} held | " for load in LOADS))
         print("|---" * (5 + 2 * len(LOADS)) + "|")

@@ -37,8 +37,8 @@ class Choices(msgspec.Struct, frozen=True):
     @classmethod
     def configured(cls, configuration: ExtenderConfiguration) -> Self:
         """Take them from the extender's configuration; raise PolicyError with the key of one that does not exist."""
-        pools = tuple(Pool(tuple(sorted(pool.labels.items())), pool.policy) for pool in configuration.node_pools)
-        found = cls(configuration.policy, configuration.profile_policies, pools)
+        pools = tuple(Pool(tuple(sorted(pool.labels.items())), pool.policy) for pool in configuration.node_pools or ())
+        found = cls(configuration.policy, configuration.profile_policies or {}, pools)
         for key, name in (
             ("policy", found.default),
             *((f"profilePolicies.{profile}", name) for profile, name in found.profiles.items()),

@@ -64,9 +64,11 @@ class Pinned:
 
 
 class Learner:
-    """Keep the latest pods that got GPUs in mind; not safe to use from many threads.
+    """Keep the latest pods that asked for GPUs in mind; not safe to use from many threads.
 
-    After a restart, the pods that hold something stand for those that came before.
+    Those that wait count as those that got some: what is left out of the mix, nobody keeps room for, and so goes on
+    waiting (docs/decisions/0067-drift-and-moves.md). After a restart, the pods that hold something stand for those that
+    came before.
     """
 
     def __init__(self, ledger: Ledger, rankings: Rankings, *, window: int = WINDOW) -> None:
@@ -96,6 +98,9 @@ class Learner:
         if not self._started:
             self._started = True
             self._read_holds()
+        for waiting in self._ledger.all_waiting():
+            if isinstance(waiting.request, PodRequest) and not waiting.request.profiles:
+                self.note(waiting.uid, waiting.request)
         self._news = 0
         return list(self._latest.values())
 

@@ -148,7 +148,7 @@ class Extender:
             names=names,
             unit_bytes=unit_bytes,
             scheduler=configuration.scheduler_name if configuration.layout is Layout.SECOND_SCHEDULER else None,
-            profiles=frozenset(configuration.profile_policies),
+            profiles=frozenset(configuration.profile_policies or {}),
             extender_user=configuration.extender_user,
             tenants=tenants,
         )

@@ -18,10 +18,11 @@ _TRIED = 4
 
 
 class Running(NamedTuple):
-    """Name a pod that runs, and what it asked."""
+    """Name a pod that runs, what it asked, and the nodes that are open to it, None for all."""
 
     uid: str
     request: PodRequest
+    nodes: frozenset[str] | None = None
 
 
 class Mover:
@@ -39,10 +40,10 @@ class Mover:
     ) -> tuple[str, str] | None:
         """Move the smallest pod that does, and give its UID and the node that it is on now; None where none does."""
         candidates = [
-            (held, one.uid, one.request) for one in running if (held := self._freed(one.uid, asked, among)) is not None
+            (held, one.uid, one) for one in running if (held := self._freed(one.uid, asked, among)) is not None
         ]
-        for _, uid, request in sorted(candidates, key=lambda found: found[:2])[:_TRIED]:
-            node = self._try(uid, request, asked, among)
+        for _, uid, one in sorted(candidates, key=lambda found: found[:2])[:_TRIED]:
+            node = self._try(one, asked, among)
             if node is not None:
                 return uid, node
         return None
@@ -68,10 +69,10 @@ class Mover:
         enough = int(np.count_nonzero(table.free_bytes[row] >= need)) + 1 >= asked.wishes.gpu_count
         return held if enough else None
 
-    def _try(self, uid: str, request: PodRequest, asked: PodRequest, among: frozenset[str] | None) -> str | None:
-        scheduler = self._scheduler
+    def _try(self, one: Running, asked: PodRequest, among: frozenset[str] | None) -> str | None:
+        scheduler, uid = self._scheduler, one.uid
         hold, takes = scheduler.ledger.hold(uid), scheduler.ledger.takes(uid)
-        row = scheduler.place(f"{uid}'", request)
+        row = scheduler.place(f"{uid}'", one.request, one.nodes)
         if row < 0 or hold is None:
             return None
         successor = scheduler.ledger.hold(f"{uid}'")

@@ -67,9 +67,12 @@ class Scheduler:
             name = self.table.names[row]
             cluster.bind(self.ledger, uid, asked, name, ranking.preference(name))
             self.table.refresh()
-            if self._learner is not None and asked.containers:
-                self._learner.note(uid, asked)
         return row
+
+    def came(self, uid: str, asked: PodRequest) -> None:
+        """Learn of a pod that has come, whether there is a place for it or not."""
+        if self._learner is not None and asked.containers:
+            self._learner.note(uid, asked)
 
     def fitting(self, asked: PodRequest, among: frozenset[str] | None = None) -> Bools:
         """Tell which rows could take a pod now, (N,)."""

@@ -193,6 +193,7 @@ class Timeline:
 
     def _arrive(self, n: int, now: float) -> None:
         self._since[n] = now
+        self._scheduler.came(self._jobs[n].uid, self._jobs[n].request)
         wants = self._jobs[n].wants
         # what its equals could not have, it cannot have either
         if wants in self._queues or not self._try(n, now):
@@ -219,7 +220,8 @@ class Timeline:
         """Move one pod so that *job* fits, and tell whether that was done."""
         if self._mover is None:
             return False
-        running = (Running(uid, self._jobs[n].request) for uid, (n, _) in self._running.items())
+        jobs = ((uid, self._jobs[n]) for uid, (n, _) in self._running.items())
+        running = (Running(uid, one.request, one.nodes) for uid, one in jobs)
         moved = self._mover.make_room(job.request, running, job.nodes)
         if moved is None:
             return False

@@ -4,6 +4,7 @@ import base64
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -53,6 +54,17 @@ def test_a_mutation_is_a_json_patch_in_base64() -> None:
     patched = json_patch.apply(created, json.loads(base64.b64decode(answer["patch"])))
     assert SCHEDULER == patched["spec"]["schedulerName"]
     assert injected() == patched["spec"]["containers"][0]["env"]
+
+
+def test_the_profiles_that_have_policies_of_their_own_may_be_named() -> None:
+    created = as_decoded(pod(asking(), schedulerName="interactive"))
+    patch = response(mutating_review(review(created), SETTINGS))["patch"]
+    ready = json_patch.apply(created, json.loads(base64.b64decode(patch)))
+    profiles = msgspec.structs.replace(SETTINGS, profiles=frozenset({"interactive"}))
+
+    assert [False, True] == [
+        response(validating_review(review(ready), settings))["allowed"] for settings in (SETTINGS, profiles)
+    ]
 
 
 def test_a_pod_that_asks_nothing_is_let_pass_without_a_patch() -> None:

@@ -165,7 +165,7 @@ class TestBetweenPools:
 
     @given(st.lists(st.tuples(st.integers(-50, 50) | st.just(np.inf), st.integers(-50, 50)), min_size=1, max_size=30))
     def test_the_pools_policy_says_the_order_and_the_other_the_worth(self, both: list[tuple[float, float]]) -> None:
-        costs, own = np.array([cost for cost, _ in both]), np.array([float(one) for _, one in both])
+        costs, own = np.array([float(cost) for cost, _ in both]), np.array([float(one) for _, one in both])
         # what does not fit does so whatever the policy
         own[np.isinf(costs)] = np.inf
         found = exchanged(costs, own)

@@ -86,6 +86,21 @@ def test_after_a_restart_those_that_hold_something_stand_for_those_before() -> N
     assert {(2000, 1, 500, ()): 1} == learning.mix
 
 
+def test_pods_that_wait_count_like_those_that_got_something_and_once() -> None:
+    learning = Learning()
+    learning.note(3, a_pod().asking(5))
+    large = a_pod().named("large").asking(40).wishing(gpu_count=2)
+    learning.ledger.observe_pod(large.build())
+    learning.ledger.observe_pod(a_pod().named("odd").asking(-1).build())
+    learning.ledger.observe_pod(a_pod().named("slice").asking("1", of=NAMES.mig("1g.5gb")).build())
+    expected = {(0, 1, 250, ()): 3, (0, 2, 1000, ()): 1}
+
+    assert expected == learning.mix
+    learning.learner.note(large.build().uid, request_of(large))
+    learning.note(2, a_pod().asking(5), first=3)
+    assert {(0, 1, 250, ()): 5, (0, 2, 1000, ()): 1} == learning.mix
+
+
 def test_the_mix_is_taken_anew_by_and_by() -> None:
     learning = Learning()
     learning.note(100, a_pod().asking(5))

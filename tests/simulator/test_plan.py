@@ -262,6 +262,45 @@ class TestCommand:
         )
         assert 0 == run("fit", "--snapshot", snapshot, "-f", str(tmp_path / "web.yaml"), "--replicas", "2").exit_code
 
+    def test_the_extenders_profiles_and_pools_hold_with_its_configuration(self, tmp_path: Path) -> None:
+        pool = a_node("n0", 10, 10, labels={"pool": "calm"}), a_node("n1", 10, 10)
+        snapshot = written(tmp_path, a_scene([*pool], []))
+        (tmp_path / "extender.yaml").write_text(
+            "policy: binpack\nprofilePolicies: {wide: spread}\nnodePools: [{labels: {pool: calm}, policy: spread}]\n"
+        )
+        (tmp_path / "web.yaml").write_text(
+            "kind: Pod\nmetadata: {name: web}\nspec:\n  schedulerName: wide\n"
+            "  containers: [{name: main, resources: {limits: {cotenant.io/gpu-mem: 4}}}]\n"
+        )
+        config = ("--snapshot", snapshot, "--replicas", "2", "-o", "json", "--config", str(tmp_path / "extender.yaml"))
+
+        def gpus(*arguments: str) -> int:
+            """Count the GPUs that two pods of 4 GiB would lie on."""
+            done = run("fit", *config, *arguments)
+            assert 0 == done.exit_code, done.output
+            return len({(spot["node"], *spot["gpus"]) for spot in msgspec.json.decode(done.output)["spots"]})
+
+        assert 2 == gpus("--gpu-mem", "4", "--selector", "pool=calm")
+        # by the profile that the manifest names
+        assert 2 == gpus("-f", str(tmp_path / "web.yaml"))
+        # the flag stands for the file's `policy`, and the pool stays
+        assert 2 == gpus("--gpu-mem", "4", "--selector", "pool=calm", "--policy", "best-fit")
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("policy: fastest", "policy: 'fastest' is none of"),
+            ("nodePool: []", "nodePool: unknown key"),
+        ],
+    )
+    def test_a_bad_configuration_ends_with_a_sentence(self, tmp_path: Path, text: str, expected: str) -> None:
+        (tmp_path / "extender.yaml").write_text(text)
+        snapshot = written(tmp_path, a_scene([a_node("n0", 10)], []))
+        done = run("fit", "--snapshot", snapshot, "--gpu-mem", "1", "--config", str(tmp_path / "extender.yaml"))
+
+        assert 1 == done.exit_code
+        assert expected in done.output
+
     def test_cores_that_are_missing_are_told_apart(self, tmp_path: Path) -> None:
         snapshot = written(tmp_path, a_scene([a_node("n0", 10)], []))
         done = run("fit", "--snapshot", snapshot, "--gpu-mem", "1", "--cpu", "65")

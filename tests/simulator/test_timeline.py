@@ -75,6 +75,14 @@ class TestWaiting:
         cores = {"name": "cores", "cpu": 63, "arrival": 0, "departure": 100}
         assert {"cores": 0, "p": 50} == waited(played(a_scene([node()], [cores, pod("p", 1, 50, 10, cpu=2)])))
 
+    def test_a_pod_gets_the_policy_that_it_wishes_for(self) -> None:
+        first, second = ({"policy": policy} for policy in ("spread", "binpack"))
+        # binpack puts b beside a; spread would have it alone, and c would wait
+        pods = [pod("a", 4), pod("b", 4, 1, **second), pod("c", 10, 2)]
+        assert 0 == waited(played(a_scene([node("n", gpus(2))], pods), policy="spread"))["c"]
+        pods = [pod("a", 4), pod("b", 4, 1, **first), pod("c", 10, 2)]
+        assert 998 == waited(played(a_scene([node("n", gpus(2))], pods), policy="binpack"))["c"]
+
     def test_allocation_is_what_is_held(self) -> None:
         found = played(a_scene([node("n", gpus(2))], [pod("p", 5, 0, 500)]), until=999)
 
@@ -281,6 +289,7 @@ class TestCommand:
             (["--nodes", __file__], "give either --nodes and --pods, or --trace"),
             (["--sequence", __file__], "--sequence goes with --nodes and --pods"),
             (["--policy", "binpack/worst"], "'worst' is none of balanced"),
+            (["--strips", "x.svg"], "--strips goes with --nodes and --pods"),
         ],
     )
     def test_options_that_contradict_are_refused(self, tmp_path: Path, more: list[str], expected: str) -> None:

@@ -167,9 +167,9 @@ class ExtenderConfiguration(Shared, frozen=True, kw_only=True):
     # The policy that chooses GPUs and scores nodes, where the pod names none.
     policy: str = "priced-leftovers"
     # Policies by scheduler profile: for the pods whose spec.schedulerName is that.
-    profile_policies: Annotated[dict[str, str], msgspec.Meta(max_length=64)] = msgspec.field(default_factory=dict)
+    profile_policies: Annotated[dict[str, str], msgspec.Meta(max_length=64)] | None = None
     # Policies by node pool: they choose among its nodes, and the GPU there; the first pool that a node is in counts.
-    node_pools: Annotated[tuple[NodePool, ...], msgspec.Meta(max_length=64)] = ()
+    node_pools: Annotated[tuple[NodePool, ...], msgspec.Meta(max_length=64)] | None = None
     # Another policy whose placements are worked out beside, for metrics alone.
     shadow: str | None = None
     # The pods that policies expect; null: learned from those that came last.
