@@ -1,7 +1,8 @@
 """Compare prices of MIG placements: `python -m e2e.measure_mig_leftovers` prints the tables of docs/decisions/0066.
 
-Sixteen GPUs, a mix of profiles that is known. *room* is what the product does: the GPU and start that lose the fewest
-instances that could still be made, the largest profile first (docs/decisions/0012). *leftovers* prices what is left of
+Sixteen GPUs, a mix of profiles that is known. *room* takes the GPU and start that lose the fewest instances that could
+still be made, the largest profile first (docs/decisions/0012); *room, asked* counts those of the mix's profiles alone,
+as the product does where it has learned which are asked. *leftovers* prices what is left of
 a GPU by what the mix is expected to waste of it: priced-leftovers' table, with legal starts in the place of "fits".
 *and blocks* adds that policy's price of an empty GPU, for what asks a whole one.
 Nothing of it needs a GPU.
@@ -9,27 +10,24 @@ Nothing of it needs a GPU.
 
 import argparse
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from statistics import mean
-from typing import TYPE_CHECKING
 
 from cotenant.contract.boards import boards
 from cotenant.contract.inventory import MIGInstance
+from cotenant.contract.mig import Geometry
 from cotenant.simulator.churn import half_width
 
-if TYPE_CHECKING:
-    from cotenant.contract.mig import Geometry
-
 GPUS = 16
-SEEDS = range(1, 7)
 ARRIVALS = 3_000
 LOADS = (0.9, 1.1)
 
 Taken = tuple[MIGInstance, ...]
 # Says what one GPU would lose by an instance, and what an empty one costs besides, given the part of what is free that
 # lies on empty ones: the least is taken, over all GPUs and starts.
-Price = tuple[Callable[[Taken, MIGInstance], tuple[float, ...]], Callable[[float], float]]
+Lost = Callable[[Taken, MIGInstance], tuple[float, ...]]
+Price = tuple[Lost, Callable[[float], float]]
 
 MIXES: dict[str, dict[str, float]] = {
     "even": {"1g": 0.2, "2g": 0.2, "3g": 0.2, "4g": 0.2, "7g": 0.2},
@@ -64,17 +62,26 @@ class Board:
         """Price as first fit does."""
         return (float(instance.start),)
 
-    def room(self, taken: Taken, instance: MIGInstance) -> tuple[float, ...]:
+    def room(self, asked: Collection[str] | None = None) -> Lost:
         """Price as the product does: `Geometry.place` for the start, extender.partition for the GPU."""
-        chosen = self.geometry.place(instance.profile, taken)
-        if chosen is None or chosen.start != instance.start:
-            return (float("inf"),)
-        before, after = self.geometry.room(taken), self.geometry.room((*taken, instance))
-        left = self.geometry.slices - sum(one.size for one in (*taken, instance))
-        return (sum((before[name] - after[name]) * size for name, size in self.sizes.items()) + left / 1000,)
+        profiles = [one for one in self.geometry.profiles if asked is None or one.name in asked]
+        geometry = Geometry(profiles)
+
+        @cache
+        def price(taken: Taken, instance: MIGInstance) -> tuple[float, ...]:
+            chosen = geometry.place(instance.profile, taken)
+            if chosen is None or chosen.start != instance.start:
+                return (float("inf"),)
+            before, after = geometry.room(taken), geometry.room((*taken, instance))
+            left = self.geometry.slices - sum(one.size for one in (*taken, instance))
+            return (sum((before[one.name] - after[one.name]) * one.size for one in profiles) + left / 1000,)
+
+        return price
 
     def leftovers(self, mix: Mapping[str, float], offers: int, scale: float = 0.0) -> Price:
         """Price by the growth of expected waste and, with a *scale*, by empty GPUs; then as `room` does."""
+
+        room = self.room()
 
         @cache
         def waste(taken: Taken, left: int) -> float:
@@ -89,7 +96,7 @@ class Board:
         @cache
         def price(taken: Taken, instance: MIGInstance) -> tuple[float, ...]:
             grown = waste(_with(taken, instance), offers) - waste(taken, offers)
-            return (round(grown, 6), *self.room(taken, instance))
+            return (round(grown, 6), *room(taken, instance))
 
         # of what is asked, the part that takes a whole GPU
         whole = sum(part * self.sizes[name] for name, part in mix.items() if self.sizes[name] == self.geometry.slices)
@@ -189,15 +196,20 @@ def churned(board: Board, mix: Mapping[str, float], price: Price, seed: int, loa
 
 
 def main() -> None:
-    """Print tables: means of six seeds, and the difference to `room` with its 95 percent interval."""
+    """Print tables: means over seeds, and the difference to `room` with its 95 percent interval."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--board", default="A100-SXM4-40GB", choices=list(boards()))
+    parser.add_argument("--seeds", default="1-6", help="such as 7-12")
     parser.add_argument("--offers", type=int, action="append", help="how many requests a leftover is offered")
     chosen = parser.parse_args()
-    board = Board(chosen.board)
+    board, (since, until) = Board(chosen.board), map(int, chosen.seeds.split("-"))
     for title, parts in MIXES.items():
         mix = board.mix(parts)
-        prices: dict[str, Price] = {"room": (cache(board.room), _nothing), "first fit": (board.first, _nothing)}
+        prices: dict[str, Price] = {
+            "room": (board.room(), _nothing),
+            "room, asked": (board.room(mix), _nothing),
+            "first fit": (board.first, _nothing),
+        }
         prices |= {f"leftovers, {n}": board.leftovers(mix, n) for n in chosen.offers or (12, 36)}
         prices |= {f"and blocks, {scale:g}": board.leftovers(mix, 36, scale) for scale in (0.25, 1.0)}
         print(f"\n{title}: {', '.join(f'{name} {part:.0%}' for name, part in mix.items())}\n")
@@ -207,7 +219,7 @@ def main() -> None:
         for name, price in prices.items():
             runs = [
                 [*filled(board, mix, price, seed), *(churned(board, mix, price, seed, load)[0] for load in LOADS)]
-                for seed in SEEDS
+                for seed in range(since, until + 1)
             ]
             first = first or runs
             print(f"| {name} | " + " | ".join(_cells(runs, first)) + " |", flush=True)

@@ -308,7 +308,7 @@ class TestShadow:
 
         assert wait_until(followed, timeout_s=30), ground.metrics("cotenant_shadow_placements_total")
         live, shadow = (
-            ground.metrics("cotenant_shadow_empty_gpus")[f'{{side="{side}",policy="{policy}"}}']
+            ground.metrics("cotenant_shadow_empty_gpus")[f'{{policy="{policy}",side="{side}"}}']
             for side, policy in (("live", "binpack"), ("shadow", "spread"))
         )
         # 8 units are one GPU or two, in the pool that is spread over; four in the shadow

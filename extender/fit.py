@@ -36,16 +36,16 @@ class Placement(msgspec.Struct, frozen=True):
 
 
 def place(
-    view: NodeView, request: PodRequest, prefer: Preference = tightest, *, spread: bool = False
+    view: NodeView, request: PodRequest, prefer: Preference = tightest, aim: partition.Aim = partition.ROOM
 ) -> Placement | Reason:
     """Choose GPUs for every container of *request* on one node, or say why that cannot be.
 
-    Where a choice is left it is *prefer*'s; for MIG instances, the emptiest GPU's with *spread*.
+    Where a choice is left it is *prefer*'s; for MIG instances, *aim*'s.
 
     Exact: a Reason comes back only when no choice of healthy GPUs holds the whole pod (within MAX_STEPS).
     """
     if request.profiles:
-        slots = partition.place(view, request, spread=spread)
+        slots = partition.place(view, request, aim)
         return slots if isinstance(slots, Reason) else Placement(gpus=(), slots=slots)
     if view.problem is not None:
         return view.problem

@@ -2,14 +2,17 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from cotenant.contract.configuration import TypicalPod
+from cotenant.contract.names import mig_suffix
 from cotenant.contract.request import PodRequest
 from extender.ledger import Ledger
 from extender.mix import PodClass
 from extender.ranking import FEWEST_PODS, Rankings, ask
 from extender.table import MILLI
+
+V = TypeVar("V")
 
 # How many of the latest pods count, and after how many new ones the mix is taken anew.
 WINDOW = 5_000
@@ -29,6 +32,10 @@ class Learning(Protocol):
     def pods(self) -> list[PodClass]:
         """Give the pods that the mix is to be taken of now."""
 
+    @property
+    def asked(self) -> frozenset[str] | None:
+        """Name the MIG profiles that pods ask, None for all there are."""
+
 
 class Pinned:
     """Expect the pods that the configuration names, whatever comes; not safe to use from many threads.
@@ -40,6 +47,8 @@ class Pinned:
         self._pods = pods
         self._rankings = rankings
         self._largest_bytes = -1
+
+    asked = None
 
     def note(self, uid: str, request: PodRequest) -> None:
         """Learn nothing."""
@@ -66,9 +75,8 @@ class Pinned:
 class Learner:
     """Keep the latest pods that asked for GPUs in mind; not safe to use from many threads.
 
-    Those that wait count as those that got some: what is left out of the mix, nobody keeps room for, and so goes on
-    waiting (docs/decisions/0067-drift-and-moves.md). After a restart, the pods that hold something stand for those that
-    came before.
+    Those that wait count like those that got some: nobody would keep room for a kind of pod that never got any. After a
+    restart, the pods that hold something stand for those that came before.
     """
 
     def __init__(self, ledger: Ledger, rankings: Rankings, *, window: int = WINDOW) -> None:
@@ -76,22 +84,27 @@ class Learner:
         self._rankings = rankings
         self._window = window
         self._latest: OrderedDict[str, PodClass] = OrderedDict()
+        # of those that ask MIG instances, the profiles
+        self._partitioned: OrderedDict[str, frozenset[str]] = OrderedDict()
         self._news = 0
         self._started = False
 
     def note(self, uid: str, request: PodRequest) -> None:
         """Take a pod in, once."""
-        if uid in self._latest:
+        if uid in self._latest or uid in self._partitioned:
+            return
+        if request.profiles:
+            self._add(self._partitioned, uid, frozenset(request.profiles))
             return
         asked = ask(request, self._rankings.table)
         wishes = request.wishes
         alone = wishes.isolation.whole_gpu
-        self._add(uid, PodClass(asked.cpu_milli, asked.gpus, asked.share_milli, wishes.models, alone))
+        self._add(self._latest, uid, PodClass(asked.cpu_milli, asked.gpus, asked.share_milli, wishes.models, alone))
 
     @property
     def due(self) -> bool:
         """Tell whether so many pods have come since that the mix should be taken anew."""
-        return not self._started or self._news >= min(_STEP, 1 + len(self._latest) // 4)
+        return not self._started or self._news >= min(_STEP, 1 + (len(self._latest) + len(self._partitioned)) // 4)
 
     def pods(self) -> list[PodClass]:
         """Give the pods that the mix is to be taken of now."""
@@ -99,23 +112,33 @@ class Learner:
             self._started = True
             self._read_holds()
         for waiting in self._ledger.all_waiting():
-            if isinstance(waiting.request, PodRequest) and not waiting.request.profiles:
+            if isinstance(waiting.request, PodRequest):
                 self.note(waiting.uid, waiting.request)
         self._news = 0
         return list(self._latest.values())
+
+    @property
+    def asked(self) -> frozenset[str] | None:
+        """Name the MIG profiles that pods ask, None for all there are, as long as too few have come to tell."""
+        if len(self._partitioned) < FEWEST_PODS:
+            return None
+        return frozenset[str]().union(*self._partitioned.values())
 
     def _read_holds(self) -> None:
         table = self._rankings.table
         table.refresh()
         for hold in self._ledger.holds():
-            if hold.charges and not hold.slots:
+            if hold.slots:
+                profiles = frozenset(mig_suffix(one.instance.profile) for one in hold.slots)
+                self._add(self._partitioned, hold.uid, profiles)
+            elif hold.charges:
                 alone = bool(hold.alone)
                 share = MILLI if alone else min(MILLI, table.milli(max(hold.charges.values())))
                 cpu = self._ledger.takes(hold.uid).cpu_milli
-                self._add(hold.uid, PodClass(cpu, len(hold.charges), share, alone=alone))
+                self._add(self._latest, hold.uid, PodClass(cpu, len(hold.charges), share, alone=alone))
 
-    def _add(self, uid: str, pod_class: PodClass) -> None:
-        self._latest[uid] = pod_class
+    def _add(self, latest: OrderedDict[str, V], uid: str, what: V) -> None:
+        latest[uid] = what
         self._news += 1
-        if len(self._latest) > self._window:
-            self._latest.popitem(last=False)
+        if len(latest) > self._window:
+            latest.popitem(last=False)

@@ -32,6 +32,20 @@ MAX_STEPS = 1_000
 _MADE = 1e6
 
 
+class Aim(msgspec.Struct, frozen=True):
+    """Say which GPUs are the best: with *spread* the emptiest, else those that lose the least room for large instances.
+
+    Room is counted for the profiles that are *asked*, as resources name them, and for what is being placed; None asks
+    all that a GPU has. What nobody asks needs no room, and costs those who ask (docs/decisions/0066-mig-leftovers.md).
+    """
+
+    spread: bool = False
+    asked: frozenset[str] | None = None
+
+
+ROOM = Aim()
+
+
 class Slot(msgspec.Struct, frozen=True):
     """Name an instance for one container, and the GPU that it is on; its UUID is empty where it is yet to be made."""
 
@@ -39,28 +53,25 @@ class Slot(msgspec.Struct, frozen=True):
     instance: MIGInstance
 
 
-def place(view: NodeView, request: PodRequest, *, spread: bool = False) -> tuple[Slot, ...] | Reason:
-    """Choose an instance for each container of *request*, in its order, or say why that cannot be.
-
-    With *spread* the emptiest GPUs are preferred, otherwise those that lose the least room for large instances.
-    """
+def place(view: NodeView, request: PodRequest, aim: Aim = ROOM) -> tuple[Slot, ...] | Reason:
+    """Choose an instance for each container of *request*, in its order, or say why that cannot be."""
     if view.mig_problem is not None:
         return view.mig_problem
     usable = _usable(view, request)
     if isinstance(usable, Reason):
         return usable
     if len(request.profiles) == 1:
-        found = _best(usable, request.profiles[0], spread=spread)
+        found = _best(usable, request.profiles[0], aim)
         return Reason.NO_MIG_ROOM if found is None else (found[1],)
-    return _search(usable, request.profiles, spread=spread) or Reason.NO_MIG_ROOM
+    return _search(usable, request.profiles, aim) or Reason.NO_MIG_ROOM
 
 
-def cost(view: NodeView, request: PodRequest, *, spread: bool) -> tuple[float, Reason | None]:
+def cost(view: NodeView, request: PodRequest, aim: Aim) -> tuple[float, Reason | None]:
     """Say what *request* would cost the node, the lower the better, or infinity and why it does not fit."""
-    placed = place(view, request, spread=spread)
+    placed = place(view, request, aim)
     if isinstance(placed, Reason):
         return float("inf"), placed
-    return sum(_price(slot.state, slot.instance, spread=spread) for slot in placed), None
+    return sum(_price(slot.state, slot.instance, aim) for slot in placed), None
 
 
 def objection(state: MIGState, wishes: Wishes, profile: str) -> Reason | None:
@@ -74,7 +85,7 @@ def objection(state: MIGState, wishes: Wishes, profile: str) -> Reason | None:
         return Reason.ISOLATION_UNAVAILABLE
     if not state.healthy:
         return Reason.UNHEALTHY_GPU
-    return None if _choice(state, profile) is not None else Reason.NO_MIG_ROOM
+    return None if _choice(state, profile, ROOM) is not None else Reason.NO_MIG_ROOM
 
 
 def offers(state: MIGState, profile: str) -> bool:
@@ -206,14 +217,22 @@ def _name(geometry: Geometry, profile: str) -> str | None:
     return next((one.name for one in geometry.profiles if mig_suffix(one.name) == profile), None)
 
 
-def _choice(state: MIGState, profile: str) -> MIGInstance | None:
+@lru_cache(maxsize=4096)
+def _asked(geometry: Geometry, asked: frozenset[str] | None, *more: str) -> Geometry:
+    """Give the geometry as if it had no other profiles than those *asked* and *more*."""
+    if asked is None:
+        return geometry
+    return Geometry([one for one in geometry.profiles if mig_suffix(one.name) in asked or mig_suffix(one.name) in more])
+
+
+def _choice(state: MIGState, profile: str, aim: Aim) -> MIGInstance | None:
     """Choose the instance that one more container would get of the GPU."""
     if state.closed:
         return None
     if state.static:
         return _freest(state, profile, state.free_shares())
     name = _name(state.geometry, profile)
-    return None if name is None else state.geometry.place(name, state.taken)
+    return None if name is None else _asked(state.geometry, aim.asked, profile).place(name, state.taken)
 
 
 def _freest(state: MIGState, profile: str, free: Mapping[MIGInstance, int]) -> MIGInstance | None:
@@ -222,7 +241,7 @@ def _freest(state: MIGState, profile: str, free: Mapping[MIGInstance, int]) -> M
     return min(found, key=lambda one: (-free[one] / state.replicas(one.profile), one.start), default=None)
 
 
-def _best(usable: Iterable[MIGState], profile: str, *, spread: bool) -> tuple[float, Slot] | None:
+def _best(usable: Iterable[MIGState], profile: str, aim: Aim) -> tuple[float, Slot] | None:
     found: tuple[float, Slot] | None = None
     # of GPUs that are alike and taken alike the first is as good as any
     seen: set[object] = set()
@@ -231,22 +250,23 @@ def _best(usable: Iterable[MIGState], profile: str, *, spread: bool) -> tuple[fl
         if likeness in seen:
             continue
         seen.add(likeness)
-        instance = _choice(state, profile)
+        instance = _choice(state, profile, aim)
         if instance is not None:
-            price = _price(state, instance, spread=spread)
+            price = _price(state, instance, aim)
             if found is None or price < found[0]:
                 found = price, Slot(state, instance)
     return found
 
 
-def _price(state: MIGState, instance: MIGInstance, *, spread: bool) -> float:
+def _price(state: MIGState, instance: MIGInstance, aim: Aim) -> float:
     """Price an instance: in spread by what is taken, else by the room that is lost, and then by what is left free."""
     left = free_slices(state) - instance.size / state.replicas(instance.profile)
-    if spread:
+    if aim.spread:
         return -left
     if state.static:
         return left
-    return _MADE + _lost(state.geometry, state.taken, instance) + left / 1000
+    geometry = _asked(state.geometry, aim.asked, mig_suffix(instance.profile))
+    return _MADE + _lost(geometry, state.taken, instance) + left / 1000
 
 
 @lru_cache(maxsize=1 << 16)
@@ -260,17 +280,17 @@ def _lost(geometry: Geometry, taken: tuple[MIGInstance, ...], instance: MIGInsta
 
 
 def _search(  # noqa: C901 - a search and its way back
-    usable: Sequence[MIGState], profiles: Sequence[str], *, spread: bool
+    usable: Sequence[MIGState], profiles: Sequence[str], aim: Aim
 ) -> tuple[Slot, ...] | None:
     """Find instances for all containers together, the largest first, each on the GPU that is best for it."""
     by_uuid = {state.gpu.uuid: state for state in usable}
-    sizes = {profile: _size(usable, profile) for profile in profiles}
+    sizes = {profile: _size(usable, profile, aim) for profile in profiles}
     order = sorted(range(len(profiles)), key=lambda n: -sizes[profiles[n]])
     chosen: dict[str, list[int]] = {uuid: [] for uuid in by_uuid}
     steps = 0
 
     def together(uuid: str) -> tuple[MIGInstance, ...] | None:
-        return _together(by_uuid[uuid], tuple(profiles[n] for n in chosen[uuid]))
+        return _together(by_uuid[uuid], tuple(profiles[n] for n in chosen[uuid]), aim)
 
     def settle(depth: int) -> bool:
         nonlocal steps
@@ -278,7 +298,7 @@ def _search(  # noqa: C901 - a search and its way back
             return True
         profile = profiles[order[depth]]
         tried: set[object] = set()
-        for uuid in _favourites(by_uuid, profile, spread=spread):
+        for uuid in _favourites(by_uuid, profile, aim):
             state = by_uuid[uuid]
             # GPUs that are alike and have been given alike: what failed on one fails on the other
             given = tuple(profiles[n] for n in chosen[uuid])
@@ -304,20 +324,20 @@ def _search(  # noqa: C901 - a search and its way back
     return tuple(slots[n] for n in range(len(profiles)))
 
 
-def _favourites(by_uuid: dict[str, MIGState], profile: str, *, spread: bool) -> Iterator[str]:
+def _favourites(by_uuid: dict[str, MIGState], profile: str, aim: Aim) -> Iterator[str]:
     priced = []
     for uuid, state in by_uuid.items():
-        instance = _choice(state, profile)
+        instance = _choice(state, profile, aim)
         if instance is not None:
-            priced.append((_price(state, instance, spread=spread), state.gpu.index, uuid))
+            priced.append((_price(state, instance, aim), state.gpu.index, uuid))
     return iter([uuid for _, _, uuid in sorted(priced)])
 
 
-def _size(usable: Iterable[MIGState], profile: str) -> int:
-    return max((one.size for state in usable if (one := _choice(state, profile)) is not None), default=0)
+def _size(usable: Iterable[MIGState], profile: str, aim: Aim) -> int:
+    return max((one.size for state in usable if (one := _choice(state, profile, aim)) is not None), default=0)
 
 
-def _together(state: MIGState, profiles: tuple[str, ...]) -> tuple[MIGInstance, ...] | None:
+def _together(state: MIGState, profiles: tuple[str, ...], aim: Aim) -> tuple[MIGInstance, ...] | None:
     """Find an instance of the GPU for each of *profiles*, in their order."""
     if state.gpu.family is Family.MIG_STATIC:
         free = {} if state.closed else state.free_shares()
@@ -331,4 +351,5 @@ def _together(state: MIGState, profiles: tuple[str, ...]) -> tuple[MIGInstance, 
         return tuple(found)
     names = [_name(state.geometry, profile) for profile in profiles]
     known = [name for name in names if name is not None]
-    return state.geometry.place_together(known, state.taken) if len(known) == len(names) else None
+    geometry = _asked(state.geometry, aim.asked, *sorted(set(profiles)))
+    return geometry.place_together(known, state.taken) if len(known) == len(names) else None

@@ -29,11 +29,11 @@ class PartitionRanking:
     reasons: why a node does not fit, by name.
     """
 
-    def __init__(self, ledger: Ledger, table: Table, request: PodRequest, *, spread: bool) -> None:
+    def __init__(self, ledger: Ledger, table: Table, request: PodRequest, aim: partition.Aim) -> None:
         self._ledger = ledger
         self._table = table
         self._request = request
-        self._spread = spread
+        self._aim = aim
         rows, _ = table.shape
         # which version of the table each row was last looked at in
         self._looked_at: Ints = np.full(rows, -1)
@@ -67,7 +67,7 @@ class PartitionRanking:
             self._cost[row], self._feasible[row] = np.inf, False
             if view is None:
                 continue
-            self._cost[row], reason = partition.cost(view, self._request, spread=self._spread)
+            self._cost[row], reason = partition.cost(view, self._request, self._aim)
             self._feasible[row] = reason is None
             if reason is not None:
                 self.reasons[name] = reason

@@ -14,6 +14,7 @@ from extender.choices import Pool, pool_of
 from extender.fit import Placement, Preference, parts, pieces, place
 from extender.ledger import GPUState, Ledger
 from extender.mix import Mix
+from extender.partition import Aim
 from extender.partition_ranking import PartitionRanking, spreads
 from extender.policies import Ask, Policy, named
 from extender.pooled_ranking import NO_POOL, NodeRanking, PooledRanking
@@ -38,6 +39,8 @@ class Rankings:
     def __init__(self, ledger: Ledger, mix: Mix | None = None, *, shapes: int = SHAPES) -> None:
         self._ledger = ledger
         self._mix = mix or Mix()
+        self.asked: frozenset[str] | None = None
+        """Holds the MIG profiles that pods ask, None for all there are."""
         self.table = Table(ledger)
         self._epoch = self.table.epoch
         # each policy, and the version of the table that it has been told of
@@ -126,11 +129,11 @@ class Rankings:
 
     def _partitioned(self, request: PodRequest, policy: str) -> PartitionRanking:
         roles, _, wishes, _ = request.shape
-        key = policy, roles, wishes
+        aim = Aim(spread=spreads(policy), asked=self.asked)
+        key = policy, roles, wishes, aim
         ranking = self._rankings.get(key)
         if not isinstance(ranking, PartitionRanking):
-            spread = spreads(policy)
-            ranking = self._rankings[key] = PartitionRanking(self._ledger, self.table, request, spread=spread)
+            ranking = self._rankings[key] = PartitionRanking(self._ledger, self.table, request, aim)
         return ranking
 
     def _forget(self, *, only_by_mix: bool = False) -> None:

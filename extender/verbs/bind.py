@@ -111,12 +111,12 @@ class Bind:
             request = self._request(args)
             if request is None or isinstance(request, Refusal):
                 return request
-            prefer, spread = self._judge.preference(request, args.Node), self._judge.spreads(request, args.Node)
+            prefer, aim = self._judge.preference(request, args.Node), self._judge.aim(request, args.Node)
         except RequestError as error:
             return Refusal.of(args, error.reason, str(error))
 
         def choose(view: NodeView) -> grants.Grant | Refusal:
-            placed = place(view, request, prefer, spread=spread)
+            placed = place(view, request, prefer, aim)
             return grant(request, placed) if isinstance(placed, Placement) else Refusal.of(args, placed)
 
         def limit(hold: Hold, use: Use) -> Refusal | None:

@@ -16,6 +16,7 @@ from extender.fit import Placement, Preference, place
 from extender.learning import Learner, Learning, Pinned
 from extender.ledger import Ledger
 from extender.mix import Mix
+from extender.partition import Aim
 from extender.partition_ranking import spreads
 from extender.policies import PolicyError, named
 from extender.pooled_ranking import NodeRanking
@@ -136,19 +137,15 @@ class Judge:
         with self._lock:
             return self._rank(request).preference(node)
 
-    def spreads(self, request: PodRequest, node: str) -> bool:
-        """Tell whether the pod's MIG instances are to be kept apart there; raise RequestError for an unknown policy."""
+    def aim(self, request: PodRequest, node: str) -> Aim:
+        """Say which MIG instances of the node are the best for the pod; raise RequestError for an unknown policy."""
         self._choice(request)
         view = self._ledger.view(node)
-        return spreads(self._choices.on(request, view.labels if view is not None else {}))
+        policy = self._choices.on(request, view.labels if view is not None else {})
+        return Aim(spread=spreads(policy), asked=self._rankings.asked)
 
     def bound(self, uid: str, request: PodRequest) -> None:
-        """Note a pod that has been given its place, from which learn() may learn what pods this cluster gets.
-
-        Those of MIG instances are no part of that.
-        """
-        if request.profiles:
-            return
+        """Note a pod that has been given its place, from which learn() may learn what pods this cluster gets."""
         with self._lock:
             self._learner.note(uid, request)
             if self._learner.due:
@@ -165,6 +162,7 @@ class Judge:
             if not self._learner.due:
                 return
             pods, table = self._learner.pods(), self._rankings.table
+            self._rankings.asked = self._learner.asked
             largest = {"most_milli": table.most_milli, "most_cpu": table.most_cpu}
         mix = Mix.of(pods)
         if mix == self._rankings.mix:

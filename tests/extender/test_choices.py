@@ -137,7 +137,7 @@ class TestWhoseCounts:
     def test_mig_instances_are_kept_apart_where_the_pool_says_so(self) -> None:
         ground = Ground().node("calm", 0, pool="calm").node("other", 0)
 
-        assert [True, False] == [ground.judge.spreads(asking(1), node) for node in ("calm", "other")]
+        assert [True, False] == [ground.judge.aim(asking(1), node).spread for node in ("calm", "other")]
 
 
 class TestBetweenPools:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +18,9 @@ from cotenant.contract.units import GIB, MIB
 from extender.explain import explain
 from extender.fit import Placement, grant, place
 from extender.ledger import Hold, Ledger, NodeView
+from extender.partition import ROOM, Aim
 from extender.ranking import Rankings
+from extender.verbs.judge import Judge
 from tests.builders import NAMES, NodeBuilder, PodBuilder, a_node, a_pod, an_instance
 
 PROFILES = ["1g.5gb", "2g.10gb", "3g.20gb", "4g.20gb", "7g.40gb"]
@@ -53,13 +56,15 @@ class Cluster:
         assert view is not None
         return view
 
-    def put(self, *profiles: str, name: str | None = None, node: str = "n", **wishes: str) -> Hold | Reason:
+    def put(
+        self, *profiles: str, name: str | None = None, node: str = "n", aim: Aim = ROOM, **wishes: str
+    ) -> Hold | Reason:
         pod = asking(*profiles, name=name or f"p{self.made}", **wishes)
         self.made += 1
         request = request_of(pod)
 
         def choose(view: NodeView) -> Grant | Reason:
-            placed = place(view, request)
+            placed = place(view, request, aim=aim)
             return grant(request, placed) if isinstance(placed, Placement) else placed
 
         held = self.ledger.assume(f"uid-of-{pod.name}", f"default/{pod.name}", node, choose)
@@ -67,7 +72,7 @@ class Cluster:
             self.pods[pod.name] = pod.bound_to(node, decode(held.grant))
         return held
 
-    def where(self, *profiles: str, **more: str) -> list[tuple[str, str, int]] | Reason:
+    def where(self, *profiles: str, **more: Any) -> list[tuple[str, str, int]] | Reason:
         held = self.put(*profiles, **more)
         if isinstance(held, Reason):
             return held
@@ -102,7 +107,7 @@ class TestDynamic:
         cluster = Cluster().with_node(node)
         assert [("GPU-n-0", "1g.5gb", 6)] == cluster.where("1g.5gb")
         assert [("GPU-n-0", "1g.5gb", 5)] == cluster.where("1g.5gb")
-        placed = place(cluster.view(), request_of(asking("1g.5gb")), spread=True)
+        placed = place(cluster.view(), request_of(asking("1g.5gb")), aim=Aim(spread=True))
         assert isinstance(placed, Placement)
         assert "GPU-n-1" == placed.slots[0].state.gpu.uuid
 
@@ -301,6 +306,58 @@ class TestRanking:
         assert costs["n2"] == costs["n3"] < costs["n0"]
         spread = rankings.of(request, "spread").costs().tolist()
         assert min(spread) == dict(zip(rankings.table.names, spread, strict=False))["n0"]
+
+    def test_room_is_kept_for_what_is_asked_alone(self) -> None:
+        # whoever spares empty GPUs for 4g and 7g puts the first 3g to the left of the first 2g, and has no room for the
+        # second 3g in the end: 2g lie at 0, 2 and 4, and 3g at 0 and 4
+        every, asked = ROOM, Aim(asked=frozenset({"2g.10gb", "3g.20gb"}))
+        found = []
+        for aim in (every, asked):
+            cluster = Cluster().with_node(a_node().with_mig().with_mig())
+            order = ("2g.10gb", "3g.20gb", "2g.10gb", "2g.10gb", "3g.20gb")
+            found.append([isinstance(cluster.put(profile, aim=aim), Hold) for profile in order])
+
+        assert [[True] * 4 + [False], [True] * 5] == found
+
+    def test_what_is_placed_counts_as_asked(self) -> None:
+        cluster = Cluster().with_node(a_node().with_mig())
+
+        assert [("GPU-n-0", "4g.20gb", 0)] == cluster.where("4g.20gb", aim=Aim(asked=frozenset({"1g.5gb"})))
+
+    @pytest.mark.parametrize("waiting", [False, True])
+    def test_what_pods_ask_or_wait_for_is_learned(self, *, waiting: bool) -> None:
+        cluster = Cluster().with_node(a_node("n0").with_mig())
+        judge = Judge(cluster.ledger, NAMES, GIB, "priced-leftovers")
+        for n in range(10):
+            for profile in ("2g.10gb", "3g.20gb"):
+                judge.bound(f"uid-{n}-{profile}", request_of(asking(profile)))
+        if waiting:
+            cluster.ledger.observe_pod(asking("4g.20gb", name="waits").build())
+
+        judge.learn()
+
+        aim = judge.aim(request_of(asking("2g.10gb")), "n0")
+        assert {"2g.10gb", "3g.20gb", *(["4g.20gb"] if waiting else [])} == aim.asked
+
+    def test_a_few_pods_tell_nothing_of_what_is_asked(self) -> None:
+        cluster = Cluster().with_node(a_node().with_mig())
+        judge = Judge(cluster.ledger, NAMES, GIB, "priced-leftovers")
+        for n in range(19):
+            judge.bound(f"uid-{n}", request_of(asking("2g.10gb")))
+        judge.learn()
+
+        assert Aim() == judge.aim(request_of(asking("2g.10gb")), "n")
+
+    def test_what_holds_instances_after_a_restart_is_what_is_asked(self) -> None:
+        cluster = Cluster()
+        for n in range(10):
+            cluster.with_node(a_node(f"n{n}").with_mig())
+            cluster.put("1g.5gb", "1g.5gb", node=f"n{n}")
+            cluster.put("3g.20gb", node=f"n{n}")
+        judge = Judge(cluster.ledger, NAMES, GIB, "priced-leftovers")
+        judge.learn()
+
+        assert frozenset({"1g.5gb", "3g.20gb"}) == judge.aim(request_of(asking("2g.10gb")), "n0").asked
 
     def test_the_least_that_would_help_is_a_smaller_profile_or_a_pod_that_ends(self) -> None:
         cluster = Cluster().with_node(a_node().with_mig())

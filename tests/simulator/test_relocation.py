@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-def a_scene(pods: Sequence[PodEntry], *, nodes: Sequence[int] = (2,)) -> Scene:
-    """Nodes of so many GPUs of 10 GiB each."""
+def a_scene(pods: Sequence[PodEntry], *, nodes: Sequence[int] = (2,), last: int = 10) -> Scene:
+    """Nodes of so many GPUs of 10 GiB each, the last of them of so many GiB."""
     entries = [
         NodeEntry(
             name=f"n{n}",
             cpu=8,
             memory="64Gi",
-            gpus=(GPUEntry(model=f"G{gpus}", memory="10GiB", count=gpus),),
+            gpus=(GPUEntry(model=f"G{gpus}", memory=f"{10 if n + 1 < len(nodes) else last}GiB", count=gpus),),
             labels={"name": f"n{n}"},
         )
         for n, gpus in enumerate(nodes)
@@ -42,11 +42,11 @@ def a_pod(name: str, units: int, arrival: float, *, life: float | None = None, g
     return PodEntry(name=name, gpu_mem=units, gpu_count=gpus, arrival=arrival, departure=departure, **more)
 
 
-def played(found: Scene, *, relocate: bool = True) -> Played:
+def played(found: Scene, *, relocate: bool = True, until: float = 1000) -> Played:
     # spread puts each pod on a GPU of its own, as long as there is one
     scheduler = found.scheduler("spread")
     mover = Mover(scheduler) if relocate else None
-    return Timeline(scheduler, found.mix, mover=mover).play(found.jobs, until=1000)
+    return Timeline(scheduler, found.mix, mover=mover).play(found.jobs, until=until)
 
 
 def waited(found: Played) -> dict[str, float]:
@@ -63,15 +63,15 @@ class TestMoves:
 
     def test_one_of_several_gpus_is_cleared(self) -> None:
         # the first is on the node of one GPU while a comes, which then has one of the two GPUs of the other
-        first = a_pod("first", 10, 0, life=10, models=("G1",))
-        found = played(a_scene([first, a_pod("a", 4, 1), a_pod("both", 20, 20, gpus=2)], nodes=(2, 1)))
+        first = a_pod("first", 20, 0, life=10, models=("G1",))
+        found = played(a_scene([first, a_pod("a", 4, 1), a_pod("both", 20, 20, gpus=2)], nodes=(2, 1), last=20))
 
         assert ({"first": 0, "a": 0, "both": 0}, 1) == (waited(found), found.moves)
 
     def test_a_pod_is_moved_only_where_it_may_go(self) -> None:
-        first = a_pod("first", 10, 0, life=10, models=("G1",))
+        first = a_pod("first", 20, 0, life=10, models=("G1",))
         tied = a_pod("a", 4, 1, node_selector={"name": "n0"})
-        found = played(a_scene([first, tied, a_pod("both", 20, 20, gpus=2)], nodes=(2, 1)))
+        found = played(a_scene([first, tied, a_pod("both", 20, 20, gpus=2)], nodes=(2, 1), last=20))
 
         assert (980, 0) == (waited(found)["both"], found.moves)
 
@@ -103,9 +103,10 @@ class TestMoves:
     def test_nothing_is_overbooked(self, drawn: list[tuple[int, int, int, int]], nodes: list[int]) -> None:
         pods = [a_pod(f"p{n}", units, at, life=life, cpu=cpu) for n, (units, at, life, cpu) in enumerate(drawn)]
         found = a_scene(pods, nodes=nodes)
-        seen = played(found)
+        # 400 to come and 300 to live, for all of 25 one after the other
+        seen = played(found, until=400 + 25 * 300)
 
-        # all have ended: at 700 at the latest, if none waits
+        # all have ended
         assert all(s < np.inf for s in seen.started)
         assert [] == found.ledger.holds()
         assert {f"n{n}": [10 * GIB] * gpus for n, gpus in enumerate(nodes)} == {
