@@ -159,6 +159,21 @@ class TestCommand:
         assert (7, "priced-leftovers") == (written["seed"], written["policy"])
         assert "<svg" in (tmp_path / "out.svg").read_text()
 
+    def test_without_a_sequence_the_seed_draws_one_and_a_sample_may_be_shown(self, tmp_path: Path) -> None:
+        nodes, pods = written(tmp_path)
+        found = []
+        for n, more in enumerate(([], [], ["--sample"], ["--seed", "48"])):
+            target = str(tmp_path / f"{n}.json")
+            arguments = ["--nodes", nodes, "--pods", pods, "--seed", "47", "--ratio", "1.3", "--json", target, *more]
+            assert 0 == CliRunner().invoke(main, ["simulate", *arguments]).exit_code
+            report = msgspec.json.decode((tmp_path / f"{n}.json").read_bytes())
+            assert {"allocation", "fragmentation", "dropped", "seconds", "seed", "policy"} <= report.keys()
+            assert ("priced-leftovers", 48 if more and "48" in more else 47) == (report["policy"], report["seed"])
+            found.append(report["allocation"])
+
+        # a few nodes are shown whole
+        assert found[0] == found[1] == found[2]
+
     def test_a_bad_trace_ends_with_a_sentence(self, tmp_path: Path) -> None:
         (tmp_path / "order.txt").write_text("0\n0\n")
         status, output = self.simulate(tmp_path, "--sequence", str(tmp_path / "order.txt"))

@@ -62,6 +62,38 @@ class TestGood:
         assert 64000 == node.cpu_milli
 
 
+class TestOthers:
+    """What openb's other traces have, and what people's tools make of them."""
+
+    def read(self, folder: Path, text: str) -> list[TracePod]:
+        return read_pods(a_file(folder, text), read_nodes(a_file(folder, NODES, "nodes.csv")))
+
+    def test_a_model_may_be_named_twice_as_in_openbs_gpuspec_traces(self, tmp_path: Path) -> None:
+        (pod,) = self.read(tmp_path, row(gpu_spec="G2|P100|P100"))
+
+        assert ("G2", "P100", "P100") == pod.models
+
+    def test_columns_may_stand_in_any_order_beside_others(self, tmp_path: Path) -> None:
+        # an index without a name, as pandas writes it; and what openb has besides
+        text = ",gpu_milli,num_gpu,memory_mib,cpu_milli,name,qos,pod_phase,deletion_time,scheduled_time,note\r\n"
+        text += '0,500.0,1.0,100.0,4000.0,p,Burstable,Running,12537496,,"one, two"\r\n1,0,0,100,4000,q,BE,Failed,,,\r\n'
+
+        assert [TracePod("p", 4000, 100, 1, 500), TracePod("q", 4000, 100, 0, 0)] == self.read(tmp_path, text)
+
+    def test_a_pod_without_gpus_insists_on_no_model(self, tmp_path: Path) -> None:
+        (pod,) = self.read(tmp_path, row(num_gpu="0", gpu_milli="0", gpu_spec="G2"))
+
+        assert () == pod.models
+
+    def test_a_line_without_anything_at_the_end_is_no_pod(self, tmp_path: Path) -> None:
+        assert 1 == len(self.read(tmp_path, row() + "\n"))
+
+    def test_pods_of_parts_of_several_gpus_are_read(self, tmp_path: Path) -> None:
+        (pod,) = self.read(tmp_path, row(num_gpu="2", gpu_milli="250"))
+
+        assert 500 == pod.milli
+
+
 def row(**values: str) -> str:
     cells = {"name": "p", "cpu_milli": "1000", "memory_mib": "100", "num_gpu": "1", "gpu_milli": "500", "gpu_spec": ""}
     return ",".join(cells) + "\n" + ",".join((cells | values).values()) + "\n"
