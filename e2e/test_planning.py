@@ -185,8 +185,8 @@ def six_apart(ground: Ground, *, urgent: str, kept: tuple[str, ...]) -> dict[str
 
 def budget(ground: Ground, *, app: str, allowed: int) -> None:
     """Have a PodDisruptionBudget whose status says how many may go, as its controller would write."""
-    api, made = ground.api, {"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": app}}
-    made["metadata"]["namespace"] = "default"
+    api, metadata = ground.api, {"name": app, "namespace": "default"}
+    made = {"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": metadata}
     try:
         seen = api.create(made | {"spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": app}}}})
     except ApiError:

@@ -258,10 +258,10 @@ class Preemptor:
 
     def _promise(self, asked: _Asked, node: str, uids: frozenset[str]) -> bool:
         request = asked.request
-        prefer, spread = self._judge.preference(request, node), self._judge.spreads(request)
+        prefer, aim = self._judge.preference(request, node), self._judge.aim(request, node)
 
         def choose(view: NodeView) -> grants.Grant | Reason:
-            placed = place(view, request, prefer, spread=spread)
+            placed = place(view, request, prefer, aim)
             return grant(request, placed) if isinstance(placed, Placement) else placed
 
         try:
