@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,12 +10,9 @@ import structlog
 
 from cotenant.cluster import Cluster
 from cotenant.contract.configuration import DevicePluginConfiguration
-from cotenant.contract.grant import ContainerGrant
-from cotenant.contract.inventory import GPU, MIG, Family, MIGInstance, Mode
-from cotenant.contract.reasons import Reason
+from cotenant.contract.inventory import GPU, MIG, Family, MIGInstance
 from device_plugin.admission import Admission
 from device_plugin.answer import Answers
-from device_plugin.api import deviceplugin_pb2 as pb
 from device_plugin.cdi import SpecFolder
 from device_plugin.events import PodEvents
 from device_plugin.families.assignment import Assignment, held
@@ -28,6 +25,7 @@ from device_plugin.families.partitions import Partition, Partitions, StrategyErr
 from device_plugin.families.replicas import Replicas
 from device_plugin.families.rules import NVIDIA_GPU, Assigned
 from device_plugin.families.switch import Switch
+from device_plugin.handing import Handing
 from device_plugin.health.care import Care
 from device_plugin.ids import TooManyIdsError
 from device_plugin.inventory import Daemon, describe
@@ -88,7 +86,6 @@ class DevicePlugin:
         self._showing = threading.Lock()
         self._physical: tuple[PhysicalGPU, ...] = ()
         self._gpus: dict[str, PhysicalGPU] = {}
-        self._instance_nodes: dict[str, list[tuple[str, str]]] = {}
         self._described: tuple[GPU, ...] | None = None
         self._last_shown: object = None
         self._cuda_version = nvml.cuda_version()
@@ -162,13 +159,18 @@ class DevicePlugin:
         self._occupants = Occupants(cluster, node, plugin_folder, names)
         self._newcomers = Newcomers(lambda resources: self._occupants.taken(resources, new_to_us=True), names)
         self._untaken = ""
-        self._answers = Answers.of(configuration, lambda uuid: self._gpus[uuid])
-        memory = Memory(names.gpu_mem, self._admission, self._answer, self._unserved)
+        self._handing = Handing(
+            Answers.of(configuration, lambda uuid: self._gpus[uuid]),
+            self._specs,
+            shown=lambda: self._described or (),
+            problem=lambda gpu: self._daemon(self._gpus[gpu.uuid], self._assignment.of[gpu.uuid]).problem,
+        )
+        memory = Memory(names.gpu_mem, self._admission, self._handing.granted, self._handing.unserved)
         self._offers = Offers(
             self._resource(names.gpu_mem, memory),
             self._resource,
-            shares=lambda name: Replicas(name, self._answer_shares),
-            instances=lambda name: Partition(name, self._admission, self._answer, self._maker),
+            shares=lambda name: Replicas(name, self._handing.shares),
+            instances=lambda name: Partition(name, self._admission, self._handing.granted, self._maker),
         )
         self._poller = threading.Thread(target=self._poll, name="inventory", daemon=True)
 
@@ -231,40 +233,6 @@ class DevicePlugin:
 
     def _serving_changed(self, *, serving: bool) -> None:
         self._publisher.set_serving(serving=serving and self._offers.serving)
-
-    def _answer(self, grant: ContainerGrant) -> pb.ContainerAllocateResponse:
-        if grant.family is Family.MIG_DYNAMIC and grant.mig is not None:
-            return self._answers.made(grant, self._specs.full_name(grant.gpus[0].uuid, grant.mig.instance))
-        nodes = self._instance_nodes.get(grant.mig.uuid, ()) if grant.mig is not None else ()
-        return self._answers.granted(grant, nodes)
-
-    def _answer_shares(self, uuids: Sequence[str]) -> pb.ContainerAllocateResponse:
-        """Answer for shares of GPUs, or where MIG instances are offered as GPUs, for these."""
-        gpus = self._shown(uuids)
-        if len(gpus) < len(uuids) or gpus[0].mode is Mode.MIG:
-            return self._answers.unguided(uuids)
-        if len({gpu.mps_pipe for gpu in gpus}) > 1:
-            raise RefusedError(
-                Reason.MODE_CONFLICT,
-                f"shares of GPUs {', '.join(uuids)} are under different MPS daemons, of which a process can have one; "
-                "ask for 1, or put the GPUs into one group",
-            )
-        return self._answers.shares(gpus)
-
-    def _shown(self, uuids: Sequence[str]) -> list[GPU]:
-        return [gpu for gpu in self._described or () if gpu.uuid in uuids]
-
-    def _unserved(self, grant: ContainerGrant) -> str:
-        """Say why a grant cannot be served as its GPUs are shared now."""
-        for gpu in self._shown([share.uuid for share in grant.gpus]):
-            if gpu.family is not Family.MEMORY or gpu.mps_pipe != grant.mps_pipe:
-                return (
-                    f"GPU {gpu.uuid} is shared in another way than it was granted for, by now in family {gpu.family}, "
-                    f"mode {gpu.mode}; delete the pod so that it is placed again"
-                )
-            if gpu.mode is Mode.MPS and (why := self._daemon(self._gpus[gpu.uuid], self._assignment.of[gpu.uuid])[2]):
-                return f"GPU {gpu.uuid} cannot be used now: {why}"
-        return ""
 
     def _daemon(self, gpu: PhysicalGPU, how: Assigned) -> Daemon:
         name = name_of(gpu.uuid, how)
@@ -358,7 +326,7 @@ class DevicePlugin:
         self._dynamic = self._partitions.families(gpus, Family.MIG_DYNAMIC)
         self._mig = self._partitions.look(gpus, self._unexplained)
         if self._configuration.pass_device_specs:
-            self._instance_nodes = self._partitions.nodes(gpus)
+            self._handing.instance_nodes = self._partitions.nodes(gpus)
         self._care.looked(gpus)
         self._physical = gpus
         self._looked_at = time.monotonic()

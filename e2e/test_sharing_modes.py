@@ -1,4 +1,4 @@
-"""The examples of time slicing and MPS, on the real control plane and kubelet: what reaches their containers.
+"""The examples of time slicing, MPS and shared MIG instances, on the real control plane: what reaches their containers.
 
 docs/modes.md has the same in a table. GPUs are made up, and so is NVIDIA's control daemon, which is a real process.
 """
@@ -6,6 +6,7 @@ docs/modes.md has the same in a table. GPUs are made up, and so is NVIDIA's cont
 import os
 import stat
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +18,7 @@ import yaml
 from cotenant.contract import grant as grants
 from cotenant.contract import inventory as inventories
 from device_plugin.mps.control import Control
+from device_plugin.nvml import NVML
 from e2e import policies
 from e2e.cluster import ControlPlane
 from e2e.node import RealNode, container, pod
@@ -229,3 +231,57 @@ def test_twelve_servers_use_one_gpu_at_once_under_mps_each_within_its_limits(
         assert ["Running"] * 12 == [api.get("Pod", name)["status"]["phase"] for name in names(created)]
         for name in [*names(created), "other-user"]:
             api.delete("Pod", name)
+
+
+def test_four_models_share_two_mig_instances_as_nvidias_documentation_says_and_a_fifth_waits(
+    control_plane: ControlPlane, real_node: RealNode, api: Api, device: Path, tmp_path: Path
+) -> None:
+    (config_map,) = yaml.safe_load_all((EXAMPLES / "mig-shared-config.yaml").read_text())
+    (text,) = config_map["data"].values()
+    file = tmp_path / "nvidia.yaml"
+    file.write_text(text)
+    plugin = RunningPlugin(
+        control_plane,
+        tmp_path / "plugin",
+        node=real_node.name,
+        pod_resources=real_node.pod_resources_socket,
+        gpus=f"node: e2e\ngpus: [{{model: NVIDIA A100-SXM4-40GB, memory: 40GiB, mig: true, device: {device}}}]",
+        configuration="{passDeviceSpecs: true, inventoryInterval: 0.5}",
+        flags=[f"--nvidia-config={file}"],
+    )
+    for profile, start in (("1g.5gb", 0), ("1g.5gb", 1), ("2g.10gb", 2)):
+        NVML.open(fake=plugin.fake_gpus).create_mig_instance(0, profile, start)
+    small = "nvidia.com/mig-1g.5gb"
+    with ExitStack() as stack:
+        extender = stack.enter_context(RunningExtender(control_plane, tmp_path / "extender"))
+        scheduler = control_plane.start_scheduler(extender.scheduler_config())
+        stack.callback(control_plane.stop_scheduler, scheduler)
+        stack.enter_context(plugin)
+        # two shares each of two instances, and of the larger one
+        allocatable(api, real_node, small, 4)
+        allocatable(api, real_node, "nvidia.com/mig-2g.10gb", 2)
+        created = pods_of(api, "mig-shared.yaml")
+        seen = [running(api, name) for name in names(created)]
+
+        uuids = {one.start: one.uuid for one in NVML.open(fake=plugin.fake_gpus).mig_instances(0)}
+        visible = []
+        for one in seen:
+            (granted,) = grants.decode(one["metadata"]["annotations"]["cotenant.io/grant"]).containers
+            assert granted.mig is not None
+            assert ("1g.5gb", 2, "none") == (granted.mig.profile, granted.mig.replicas, granted.isolation.given)
+            environment = real_node.environment(one)
+            assert uuids[granted.mig.start] == environment["NVIDIA_VISIBLE_DEVICES"]
+            assert (
+                "MIG partition around the instance, nothing between its shares" == environment["COTENANT_ENFORCED_BY"]
+            )
+            visible.append(environment["NVIDIA_VISIBLE_DEVICES"])
+        assert {uuids[0]: 2, uuids[1]: 2} == Counter(visible)
+        ids = [ids for name, ids in held(real_node, small).items() if name in names(created)]
+        assert {f"{uuids[start]}::{n}" for start in (0, 1) for n in (0, 1)} == set().union(*ids)
+
+        api.create(pod("fifth", container(limits={small: 1})))
+        waits(api, "fifth", f"Insufficient {small}")
+        api.delete("Pod", names(created)[0], grace_s=1)
+        running(api, "fifth")
+        for name in [*names(created)[1:], "fifth"]:
+            api.delete("Pod", name, grace_s=1)
