@@ -239,7 +239,7 @@ def _bar(gpu: GPURow) -> Bar:
         index=gpu.index,
         uuid=gpu.uuid,
         healthy=healthy,
-        amount=f"{_amount(gpu.held_bytes)} / {format_bytes(gpu.usable_bytes)}{clients}" if healthy else "unhealthy",
+        amount=f"{_amount(gpu.held_bytes)} / {format_bytes(gpu.usable_bytes)}" if healthy else "unhealthy",
         label=f"GPU {gpu.index}{'' if healthy else ', unhealthy'}: {format_bytes(gpu.free_bytes)} of "
         f"{format_bytes(gpu.usable_bytes)} free, held by {held}{clients}",
         slots=held_in,

@@ -98,7 +98,7 @@ class TestNodes:
         assert "2 x 1g.5gb (3/8 shares), 1 x 2g.10gb (1 unwell), 1 x 3g.20gb (1 free)" in page
         assert "default/c, default/f: 1g.5gb on slice 0, 2 of 4 shares" in page
         assert "no pod: 2g.10gb on slices 2 to 3; no new pods: XID 1000" in page
-        assert "2 GiB / 80 GiB, 2/48 clients" in extender.get("/").body.decode()
+        assert "2 GiB / 80 GiB<small>2/48 clients</small>" in extender.get("/").body.decode()
 
     def test_pages_follow_each_other_without_gap_or_overlap(self, api: ApiServer, extender: Running) -> None:
         add(api, *(a_node(f"m{n}").with_gpu() for n in range(5)))
