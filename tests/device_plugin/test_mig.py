@@ -307,11 +307,12 @@ class TestDynamic:
         path.unlink()
         static.node.kubelet.wait(lambda: static.node.kubelet.allocatable(NAMES.mig("1g.5gb")) == 1, "our own")
 
-    def test_instances_are_made_only_where_cdi_names_can_be_handed_out(self) -> None:
+    @pytest.mark.parametrize("text", ["gpus: [{family: mig-dynamic}]", "profiles: {cut: [{family: mig-dynamic}]}"])
+    def test_instances_are_made_only_where_cdi_names_can_be_handed_out(self, text: str) -> None:
         with pytest.raises(
             ConfigurationError, match="deviceListStrategy: expected cdi-cri with a rule of family mig-dyn"
         ):
-            convert("gpus: [{family: mig-dynamic}]", DevicePluginConfiguration)
+            convert(text, DevicePluginConfiguration)
 
 
 class TestStatic:

@@ -152,7 +152,8 @@ class DevicePluginConfiguration(Shared, frozen=True, kw_only=True):
         if self.serve is not None and not is_address(self.serve):
             raise ValueError(f"serve: expected HOST:PORT, such as 127.0.0.1:9482, got {self.serve!r}")
         read_key("reservePerGpu", parse_bytes, self.reserve_per_gpu)
-        dynamic = any(rule.family is Family.MIG_DYNAMIC for rule in self.gpus)
+        named = (rule for rules in self.profiles.values() for rule in rules)
+        dynamic = any(rule.family is Family.MIG_DYNAMIC for rule in (*self.gpus, *named))
         if dynamic and self.device_list_strategy is not DeviceListStrategy.CDI_CRI:
             raise ValueError(
                 "deviceListStrategy: expected cdi-cri with a rule of family mig-dynamic, whose instances are made "
