@@ -1,12 +1,13 @@
 """The commands that simulate and plan, as they are typed; what they do is imported when they run."""
 
-from collections.abc import Callable
 from functools import wraps
 from math import inf
 from pathlib import Path
 from typing import Any
 
 import click
+
+from cotenant.cli.options import Command, which_cluster
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 OUT = click.Path(dir_okay=False, writable=True, path_type=Path)
@@ -15,8 +16,6 @@ _MOST_SEEDS = 10_000
 _NODES = "CSV: sn, cpu_milli, memory_mib, gpu, model."
 _PODS = "CSV: name, cpu_milli, memory_mib, num_gpu, gpu_milli, gpu_spec."
 _PLOT = "as .svg, .png or .pdf."
-
-Command = Callable[..., None]
 
 
 def policies_known(context: click.Context, option: click.Parameter, value: Any) -> Any:
@@ -206,20 +205,10 @@ def churn(**options: Any) -> None:
 
 def _live(function: Command) -> Command:
     """Add the options that say which cluster to read."""
-    for option in (
-        click.option("--domain", default="cotenant.io", show_default=True, help="Prefix of resources and annotations."),
-        click.option("--context", metavar="NAME", help="A context of the kubeconfig instead of the current one."),
-        click.option(
-            "--kubeconfig",
-            envvar="KUBECONFIG",
-            default=str(Path("~/.kube/config")),
-            show_default=True,
-            metavar="FILE",
-            help="How to reach the API server.",
-        ),
-    ):
-        function = option(function)
-    return function
+    domain = click.option(
+        "--domain", default="cotenant.io", show_default=True, help="Prefix of resources and annotations."
+    )
+    return which_cluster(domain(function))
 
 
 def _source(function: Command) -> Command:

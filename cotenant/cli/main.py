@@ -1,8 +1,6 @@
 """The command line of `cotenant`."""
 
 import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import IO, Any
 
 import click
@@ -10,9 +8,8 @@ import click
 from cotenant import __version__
 from cotenant.cli.capacity import COMMANDS
 from cotenant.cli.mig import mig
+from cotenant.cli.options import Command, which_extender
 
-# As manifests/second-scheduler and manifests/attached name it.
-_SERVICE = "cotenant-system/http:cotenant-extender:serve"
 _TABLE_OUTPUTS = click.Choice(["table", "wide", "json", "yaml", "csv"])
 _TEXT_OUTPUTS = click.Choice(["table", "wide", "json", "yaml"])
 
@@ -48,29 +45,12 @@ def demo(*, serve: bool, plain: bool) -> None:
     sys.exit(run(serve=serve, plain=plain))
 
 
-def _source(function: Callable[..., None]) -> Callable[..., None]:
+def _source(function: Command) -> Command:
     """Add the options that say which extender to ask."""
-    for option in (
-        click.option(
-            "--service",
-            default=_SERVICE,
-            show_default=True,
-            metavar="NAMESPACE/SCHEME:NAME:PORT",
-            help="The extender's Service.",
-        ),
-        click.option("--context", metavar="NAME", help="A context of the kubeconfig instead of the current one."),
-        click.option(
-            "--kubeconfig",
-            envvar="KUBECONFIG",
-            default=str(Path("~/.kube/config")),
-            show_default=True,
-            metavar="FILE",
-            help="Ask through this API server's proxy to the Service.",
-        ),
-        click.option("--server", metavar="URL", help="Ask the extender here instead, such as http://127.0.0.1:9481."),
-    ):
-        function = option(function)
-    return function
+    server = click.option(
+        "--server", metavar="URL", help="Ask the extender here instead, such as http://127.0.0.1:9481."
+    )
+    return server(which_extender(function))
 
 
 @main.group()
@@ -140,22 +120,7 @@ def explain(*, pod: str, namespace: str, output: str, **where: Any) -> None:
 
 @main.command()
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", help="How to print.")
-@click.option(
-    "--service",
-    default=_SERVICE,
-    show_default=True,
-    metavar="NAMESPACE/SCHEME:NAME:PORT",
-    help="The extender's Service.",
-)
-@click.option("--context", metavar="NAME", help="A context of the kubeconfig instead of the current one.")
-@click.option(
-    "--kubeconfig",
-    envvar="KUBECONFIG",
-    default=str(Path("~/.kube/config")),
-    show_default=True,
-    metavar="FILE",
-    help="Which cluster to look at, and as whom.",
-)
+@which_extender
 def doctor(*, output: str, service: str, context: str | None, kubeconfig: str) -> None:
     """Check how a cluster is wired: scheduler, extender, admission, nodes, plugins, pods. Says what to do.
 
