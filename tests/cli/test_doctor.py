@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
+from cotenant.cli.doctor.checks import CHECKS
 from cotenant.cli.main import main
 from cotenant.contract.inventory import MIG, Family, MIGInstance, Mode
 from cotenant.contract.units import GIB
@@ -196,6 +197,35 @@ def a_clock_ahead(api: ApiServer) -> None:
     api.create(LEASES, lease, "kube-node-lease")
 
 
+REFUSALS = {
+    # of the one before, refused as it should be
+    "healthy": ("old-1_a/2", "2026-01-01T10:00:00.200000Z"),
+    # the API server had not heard of the new one yet
+    "learning": ("new-1_a/3", "2026-01-01T10:00:00.400000Z"),
+    "stuck": ("new-1_a/3", "2026-01-01T10:05:00.000000Z"),
+}
+
+
+def refusals(*which: str) -> Callable[[ApiServer], None]:
+    """Have a Lease that new-1 took over at ten, and Bindings refused by one that old-1 held."""
+
+    def plant(api: ApiServer) -> None:
+        from cotenant.standins.api_rules import EVENTS, LEASES  # noqa: PLC0415
+
+        held = {"holderIdentity": "new-1_a", "leaseTransitions": 3, "acquireTime": "2026-01-01T10:00:00.000000Z"}
+        api.create(LEASES, {"metadata": {"name": "cotenant-scheduler"}, "spec": held}, "cotenant-system")
+        for name in which:
+            term, at = REFUSALS[name]
+            note = (
+                f"running Bind: pod default/p was not bound to node n1: the grant was written in the term '{term}', "
+                "but the Lease cotenant-system/cotenant-scheduler is held by 'old-1_a' in its term 2"
+            )
+            event = {"metadata": {"name": name}, "reason": "FailedScheduling", "note": note, "eventTime": at}
+            api.create(EVENTS, event, "default")
+
+    return plant
+
+
 mig = MIG(unexplained=(MIGInstance(profile="1g.10gb", start=0, size=1),))
 
 
@@ -216,6 +246,7 @@ mig = MIG(unexplained=(MIGInstance(profile="1g.10gb", start=0, size=1),))
         ("pods-without-grant", a_pod_without_grant),
         ("overcommitted", two_pods_too_many),
         ("clock-differs", a_clock_ahead),
+        ("writer-lease-stale", refusals(*REFUSALS)),
     ],
 )
 def test_a_fault_of_nodes_and_pods_is_found_by_name(
@@ -227,6 +258,22 @@ def test_a_fault_of_nodes_and_pods_is_found_by_name(
     findings = found(api, tmp_path)
     assert {name} == {one["check"] for one in findings}
     assert all(one["what"] and one["do"] for one in findings)
+
+
+def test_what_a_take_over_leaves_behind_is_no_fault(api: ApiServer, tmp_path: Path) -> None:
+    install(api, shipped())
+    add_gpu_node(api, a_healthy_node())
+    refusals("healthy", "learning")(api)
+    assert [] == found(api, tmp_path)
+
+
+def test_every_check_has_a_fault_that_is_planted_here() -> None:
+    tests = test_a_fault_in_what_is_installed_is_found_by_name, test_a_fault_of_nodes_and_pods_is_found_by_name
+    planted = {fault[0] for test in tests for mark in test.pytestmark for fault in mark.args[1]}
+    # in tests of their own
+    alone = {"extender-missing", "no-gpu-nodes", "extender-not-answering", "not-readable", "verbs-closed"}
+    assert CHECKS.keys() == planted | alone
+    assert not planted & alone
 
 
 def test_an_extender_that_is_away_is_found_by_name(api: ApiServer, tmp_path: Path) -> None:

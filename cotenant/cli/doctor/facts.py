@@ -42,6 +42,8 @@ _LISTED = {
     "nodes": ("/api/v1/nodes", {}),
     "pods": ("/api/v1/pods", {}),
     "leases": ("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases", {}),
+    "writers": ("/apis/coordination.k8s.io/v1/namespaces/{}/leases", {}),
+    "refusals": ("/apis/events.k8s.io/v1/events", {"fieldSelector": "reason=FailedScheduling"}),
 }
 
 

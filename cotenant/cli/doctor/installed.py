@@ -1,8 +1,10 @@
 """Checks of what is installed: programs, versions, configurations, admission."""
 
+import re
+
 from cotenant import __version__
 from cotenant.cli.doctor.checks import Said, Severity, check
-from cotenant.cli.doctor.facts import EXTENDER, PLUGIN, Facts, Json
+from cotenant.cli.doctor.facts import EXTENDER, PLUGIN, Facts, Json, seconds
 from cotenant.cluster import ClusterError
 from cotenant.contract.configuration import (
     ConfigurationError,
@@ -15,6 +17,10 @@ BROKEN, SUSPECT = Severity.BROKEN, Severity.SUSPECT
 _POLICIES_SINCE = (1, 36)
 # The attached layout's NetworkPolicy as shipped lets this address in, which is nobody's (RFC 5737).
 _NOBODY = "192.0.2.1/32"
+# What the policy cotenant-writer says when it refuses (manifests/*/writer.yaml).
+_REFUSED = re.compile(r"written in the term '([^']*)', but the Lease \S+ is held by '([^']*)'")
+# API servers learn of a new holder within milliseconds; a refusal so long after the take-over has another cause.
+_LEARNED_SECONDS = 30.0
 
 
 @check("not-readable")
@@ -87,6 +93,41 @@ def _two_extenders(facts: Facts) -> Said:
             f"{replicas} extenders run at once, and nothing refuses what the last one still sends after a take-over",
             ("apply writer.yaml of the layout; before Kubernetes 1.30 set replicas: 1 and strategy: Recreate"),
         )
+
+
+@check("writer-lease-stale")
+def _writer_lease_stale(facts: Facts) -> Said:
+    configuration = facts.extender_configuration()
+    if not isinstance(configuration, ExtenderConfiguration) or configuration.writer is None:
+        return
+    name = configuration.writer.lease.partition("/")[2]
+    lease = next((one["spec"] for one in facts.of("writers") if one["metadata"]["name"] == name), {})
+    if not lease.get("holderIdentity") or not lease.get("acquireTime"):
+        return
+    term = f"{lease['holderIdentity']}/{lease.get('leaseTransitions') or 0}"
+    since = seconds(lease["acquireTime"]) + _LEARNED_SECONDS
+    for event in facts.of("refusals"):
+        said = _REFUSED.search(event.get("note") or "")
+        if said and said[1] == term and _last_seen(event) > since:
+            yield (
+                BROKEN,
+                (
+                    f"the API server refuses the grants of {term}, which holds the Lease: it still compares them with "
+                    f"a Lease held by {said[2]!r}"
+                ),
+                (
+                    "restart the API server; docs/troubleshooting.md, Every pod of ours waits after a second "
+                    "installation, says why and what else helps"
+                ),
+            )
+            return
+
+
+def _last_seen(event: Json) -> float:
+    """Say when an Event came last, by whichever of its times is there."""
+    series = event.get("series") or {}
+    when = series.get("lastObservedTime") or event.get("deprecatedLastTimestamp") or event.get("eventTime")
+    return seconds(when) if when else 0.0
 
 
 @check("version-skew")
