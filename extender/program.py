@@ -166,7 +166,8 @@ class Extender:
         )
         inspector = Inspector(self._ledger, judge)
         inspection(rest, inspector=inspector, synced=self._feed.synced)
-        pages(rest, inspector=inspector, synced=self._feed.synced)
+        compared = self._shadowing.compared if self._shadowing else lambda: None
+        pages(rest, inspector=inspector, synced=self._feed.synced, compared=compared)
         application = Application(rest)
 
         def verbs(request: Request) -> Answer:

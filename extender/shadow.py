@@ -48,6 +48,23 @@ class Free(msgspec.Struct, frozen=True):
     empty_gpus: int
 
 
+class Side(msgspec.Struct, frozen=True):
+    """Hold what one policy leaves free."""
+
+    policy: str
+    free: Free
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """Hold both sides at one moment: as it is, as the shadow has it, and how often they agreed so far."""
+
+    live: Side
+    shadow: Side
+    # pods that run, and that the shadow had no room for
+    refused: int
+    agreements: Mapping[Agreement, int]
+
+
 class Shadow:
     """Keep what policy *policy* would have made of the pods; not safe to use from many threads."""
 

@@ -15,7 +15,7 @@ from cotenant.contract.names import Names
 from cotenant.contract.request import PodRequest
 from extender.ledger import Ledger
 from extender.mix import Mix
-from extender.shadow import Agreement, Free, Shadow, free_of
+from extender.shadow import Agreement, Comparison, Shadow, Side, free_of
 from extender.table import Table
 
 _log = structlog.get_logger(__name__)
@@ -48,7 +48,7 @@ class Shadowing(Collector):
         self._table = Table(ledger)
         self._notes: LRUCache[str, PodRequest] = LRUCache(_NOTES)
         self._noted = threading.Lock()
-        self._told: tuple[Free, Free, int, dict[Agreement, int]] | None = None
+        self._told: Comparison | None = None
         self._failures = 0
         self._changes = -1
         self._stopping = threading.Event()
@@ -79,17 +79,26 @@ class Shadowing(Collector):
         mix = self._mix()
         self._shadow.follow(self._ledger.views(), self._ledger.holds(), self._ledger.takes, notes, mix)
         self._table.refresh()
-        self._told = free_of(self._table, mix), self._shadow.free(), self._shadow.refused, {**self._shadow.agreements}
+        self._told = Comparison(
+            live=Side(self._live, free_of(self._table, mix)),
+            shadow=Side(self._shadow.policy, self._shadow.free()),
+            refused=self._shadow.refused,
+            agreements={agreement: self._shadow.agreements[agreement] for agreement in Agreement},
+        )
         self._changes = changes
+
+    def compared(self) -> Comparison | None:
+        """Give both sides as they were last looked at, some seconds ago; None before the first look."""
+        return self._told
 
     def collect(self) -> Iterator[Metric]:
         """Give what both leave free, what is between them, and how often they agreed."""
         failures = CounterMetricFamily("cotenant_shadow_failures", "Rounds of shadow scoring that failed.")
         failures.add_metric([], self._failures)
         yield failures
-        if self._told is None:
+        told = self._told
+        if told is None:
             return
-        live, shadow, refused, agreements = self._told
         for name, field, what in (
             ("free_bytes", "free_bytes", "Memory of healthy GPUs that is free"),
             ("fragmented_bytes", "fragmented_bytes", "Free memory that the next typical pod could not use"),
@@ -99,24 +108,24 @@ class Shadowing(Collector):
             both = GaugeMetricFamily(
                 f"cotenant_shadow_{name}", f"{what}, as it is and as the shadow has it.", labels=["side", "policy"]
             )
-            both.add_metric(["live", self._live], getattr(live, field))
-            both.add_metric(["shadow", self._shadow.policy], getattr(shadow, field))
+            both.add_metric(["live", told.live.policy], getattr(told.live.free, field))
+            both.add_metric(["shadow", told.shadow.policy], getattr(told.shadow.free, field))
             yield both
         yield GaugeMetricFamily(
             "cotenant_shadow_fragmented_difference_bytes",
             "Fragmented memory under the shadow's policy, less that under the live one.",
-            value=shadow.fragmented_bytes - live.fragmented_bytes,
+            value=told.shadow.free.fragmented_bytes - told.live.free.fragmented_bytes,
         )
         yield GaugeMetricFamily(
-            "cotenant_shadow_pods_refused", "Pods that run, and that the shadow had no room for.", value=refused
+            "cotenant_shadow_pods_refused", "Pods that run, and that the shadow had no room for.", value=told.refused
         )
         placed = CounterMetricFamily(
             "cotenant_shadow_placements",
             "Pods by where the shadow placed them, beside where they are.",
             labels=["place"],
         )
-        for agreement in Agreement:
-            placed.add_metric([agreement], agreements.get(agreement, 0))
+        for agreement, pods in told.agreements.items():
+            placed.add_metric([agreement], pods)
         yield placed
 
     def _run(self) -> None:

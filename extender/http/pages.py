@@ -21,9 +21,12 @@ from markupsafe import Markup
 from cotenant.contract.inventory import Health
 from cotenant.contract.reasons import Reason
 from cotenant.contract.units import format_bytes
+from extender.http import comparison
 from extender.http.api import MAX_QUERY, QueryError, bounded, not_ours, number, one_of, state
+from extender.http.strip import Part, amount
 from extender.inspector import Inspector
 from extender.rows import GPURow, Holder, NodeRow, Slot, State
+from extender.shadow import Comparison
 from extender.tables import percent, problem, slots
 
 _NODES = 40
@@ -46,16 +49,6 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-
-
-class Part(msgspec.Struct, frozen=True):
-    """Hold a piece of a strip; x and width are percent."""
-
-    x: str
-    width: str
-    colour: str
-    title: str
-    text: str
 
 
 class Bar(msgspec.Struct, frozen=True):
@@ -87,8 +80,11 @@ class NodeCard(msgspec.Struct, frozen=True):
 class Pages:
     """Answer the pages."""
 
-    def __init__(self, inspector: Inspector, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self, inspector: Inspector, now: Callable[[], datetime], compared: Callable[[], Comparison | None]
+    ) -> None:
         self._inspector = inspector
+        self._compared = compared
         self._now = now
         self._jinja = Environment(
             loader=PackageLoader("extender.http", "templates"),
@@ -97,7 +93,7 @@ class Pages:
             trim_blocks=True,
             auto_reload=False,
         )
-        self._jinja.filters.update(amount=_amount, colour=colour, segment=partial(quote, safe=""), sentence=_sentence)
+        self._jinja.filters.update(amount=amount, colour=colour, segment=partial(quote, safe=""), sentence=_sentence)
 
     def overview(self) -> Response:
         """Show the cluster's sums, the first pods that wait, and a page of nodes."""
@@ -111,6 +107,7 @@ class Pages:
             "overview.html",
             total=page.cluster,
             percent=percent(page.cluster.held_bytes, page.cluster.usable_bytes),
+            compared=comparison.drawn(self._compared()),
             waiting={"items_": waiting.items, "remaining": waiting.remaining},
             query=query,
             everything=everything,
@@ -189,9 +186,10 @@ def pages(
     inspector: Inspector,
     synced: Callable[[], bool],
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    compared: Callable[[], Comparison | None] = lambda: None,
 ) -> None:
     """Add the pages: /, /nodes/<node>, /nodes/<node>/gpus/<uuid>, /pods, /pods/<namespace>/<pod>."""
-    made = Pages(inspector, now)
+    made = Pages(inspector, now, compared)
 
     def answer(make: Callable[..., Response], **path: str) -> Response:
         if not synced():
@@ -239,7 +237,7 @@ def _bar(gpu: GPURow) -> Bar:
         index=gpu.index,
         uuid=gpu.uuid,
         healthy=healthy,
-        amount=f"{_amount(gpu.held_bytes)} / {format_bytes(gpu.usable_bytes)}" if healthy else "unhealthy",
+        amount=f"{amount(gpu.held_bytes)} / {format_bytes(gpu.usable_bytes)}" if healthy else "unhealthy",
         label=f"GPU {gpu.index}{'' if healthy else ', unhealthy'}: {format_bytes(gpu.free_bytes)} of "
         f"{format_bytes(gpu.usable_bytes)} free, held by {held}{clients}",
         slots=held_in,
@@ -287,10 +285,6 @@ def _who(slot: Slot) -> str:
 def colour(pod: str) -> str:
     """Give a pod the same colour on every page, and after a restart."""
     return f"c{hashlib.blake2s(pod.encode(), digest_size=2).digest()[0] % _COLOURS}"
-
-
-def _amount(of_bytes: int) -> str:
-    return format_bytes(of_bytes) if of_bytes else "0"
 
 
 def _sentence(reason: Reason | None) -> str:

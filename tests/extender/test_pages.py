@@ -17,6 +17,7 @@ from extender.http import app as routes
 from extender.http.pages import pages
 from extender.inspector import Inspector
 from extender.ledger import Ledger
+from extender.shadow import Agreement, Comparison, Free, Side
 from extender.verbs.judge import Judge
 from tests.builders import NAMES, a_grant, a_node, a_pod, granted
 from tests.extender.running import Answer, Running, add, eventually, submit
@@ -222,6 +223,49 @@ def page_of(ledger: Ledger, path: str) -> Page:
 
 def held(name: str, amount: int) -> PodBuilder:
     return a_pod().named(name).asking(amount).bound_to("n", a_grant(granted({"GPU-n-0": amount * GIB})))
+
+
+def leaving(free: int, fragmented: int) -> Free:
+    """Leave so many GiB free, and so many of them in pieces."""
+    return Free(free_bytes=free * GIB, fragmented_bytes=fragmented * GIB, largest_bytes=8 * GIB, empty_gpus=1)
+
+
+class TestPolicies:
+    """The live policy and its shadow, beside each other."""
+
+    def test_both_are_drawn_to_one_scale_and_compared_in_words(self) -> None:
+        live = Side(
+            "best-fit", Free(free_bytes=40 * GIB, fragmented_bytes=10 * GIB, largest_bytes=8 * GIB, empty_gpus=0)
+        )
+        shadow = Side("fgd", Free(free_bytes=20 * GIB, fragmented_bytes=4 * GIB, largest_bytes=9 * GIB, empty_gpus=1))
+        agreements = dict(zip(Agreement, (5, 2, 3, 1), strict=True))
+        shown = self.overview(Comparison(live=live, shadow=shadow, refused=1, agreements=agreements))
+        strips = [svg["aria-label"] for svg in shown.all("svg") if "aria-label" in svg]
+        assert [
+            "best-fit (live): 40 GiB free, of which 10 GiB lie in pieces",
+            "fgd (shadow): 20 GiB free, of which 4 GiB lie in pieces",
+        ] == strips
+        # of 40 GiB: 30 and 10, 16 and 4
+        parts = [(svg["x"], svg["width"]) for svg in shown.all("svg") if "x" in svg]
+        assert [("0.00%", "75.00%"), ("75.00%", "25.00%"), ("0.00%", "40.00%"), ("40.00%", "10.00%")] == parts
+        assert "fgd would leave 6 GiB less of it in pieces." in shown.text
+        assert "Of 11 pods placed since the extender was started, fgd had 5 on the same GPUs" in shown.text
+
+    def test_of_policies_that_leave_the_same_nothing_else_is_said(self) -> None:
+        side = Side("fgd", leaving(0, 0))
+        shown = self.overview(Comparison(live=side, shadow=side, refused=0, agreements=dict.fromkeys(Agreement, 0)))
+        assert "Both leave as much of it in pieces." in shown.text
+
+    def test_without_a_shadow_the_page_has_nothing_of_it(self) -> None:
+        assert "policies" not in {h["id"] for h in self.overview(None).all("h2")}
+
+    @staticmethod
+    def overview(told: Comparison | None) -> Page:
+        ledger = nodes_of()
+        app = routes.new_app()
+        inspector = Inspector(ledger, Judge(ledger, NAMES, GIB, "best-fit"))
+        pages(app, inspector=inspector, synced=lambda: True, compared=lambda: told)
+        return Page(app.test_client().get("/").text)
 
 
 class TestStrips:

@@ -173,6 +173,7 @@ class TestProgram:
         assert 3 == extender.metric('cotenant_shadow_empty_gpus{policy="binpack",side="shadow"}')
         assert 2 == extender.metric('cotenant_shadow_empty_gpus{policy="spread",side="live"}')
         assert 0 == extender.metric("cotenant_shadow_failures_total")
+        assert "Of 2 pods placed since the extender was started, binpack had" in extender.get("/").body.decode()
 
     def test_without_one_there_is_nothing_of_it(self, extender: Running) -> None:
         assert "cotenant_shadow" not in extender.get("/metrics").body.decode()

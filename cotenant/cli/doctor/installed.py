@@ -101,7 +101,7 @@ def _writer_lease_stale(facts: Facts) -> Said:
     if not isinstance(configuration, ExtenderConfiguration) or configuration.writer is None:
         return
     name = configuration.writer.lease.partition("/")[2]
-    lease = next((one["spec"] for one in facts.of("writers") if one["metadata"]["name"] == name), {})
+    lease: Json = next((one["spec"] for one in facts.of("writers") if one["metadata"]["name"] == name), {})
     if not lease.get("holderIdentity") or not lease.get("acquireTime"):
         return
     term = f"{lease['holderIdentity']}/{lease.get('leaseTransitions') or 0}"
