@@ -155,6 +155,9 @@ def test_an_older_cluster_gets_the_webhook_with_a_certificate_that_fits() -> Non
     assert {"HTTPS"} == {
         extender[f"{probe}Probe"]["httpGet"]["scheme"] for probe in ("startup", "readiness", "liveness")
     }
+    # whose liveness asks the extender as well
+    scheduler = found["Deployment", "cotenant-scheduler"]["spec"]["template"]["spec"]["containers"][0]
+    assert {"port": 9481, "scheme": "HTTPS"}.items() <= scheduler["livenessProbe"]["httpGet"].items()
     # kube-scheduler of the cluster's own version
     assert found["Deployment", "cotenant-scheduler"]["spec"]["template"]["spec"]["containers"][0]["image"].endswith(
         ":v1.34.1"

@@ -21,7 +21,7 @@ from cotenant.contract.names import Names
 from device_plugin.families import nvidia
 from device_plugin.main import main as device_plugin
 from device_plugin.mps.nursery import main as starts_daemons
-from e2e.kustomize import MANIFESTS, build
+from e2e.kustomize import MANIFESTS, aims_at, build
 from e2e.rest import Object
 from extender.main import main as extender
 from tests.manifests.kustomization import (
@@ -38,7 +38,7 @@ ROOTS = [
     *(MANIFESTS / layout for layout in LAYOUTS),
     *(
         MANIFESTS / other
-        for other in ("admission/webhook", "dev-fake-gpus", "eviction", "memory-watchdog", "mig", "monitoring")
+        for other in ("admission/webhook", "dev-fake-gpus", "eviction", "memory-watchdog", "mig", "monitoring", "webhook")
     ),
     MANIFESTS / "network-policy",
 ]
@@ -84,6 +84,40 @@ def port(address: str) -> int:
     return int(address.rpartition(":")[2])
 
 
+class TestWebhook:
+    """The default layout with the webhook instead of the policies."""
+
+    def test_it_is_the_default_layout_but_for_admission(self) -> None:
+        default, webhook = (
+            {(one["kind"], one["metadata"]["name"]) for one in build(MANIFESTS / name)}
+            for name in ("second-scheduler", "webhook")
+        )
+        policies = {(one["kind"], one["metadata"]["name"]) for one in build(MANIFESTS / "admission" / "policies")}
+        configurations = {(one["kind"], one["metadata"]["name"]) for one in build(MANIFESTS / "admission" / "webhook")}
+        assert (policies, configurations) == (default - webhook, webhook - default)
+
+    def test_the_extender_is_configured_alike_but_for_its_certificate(self) -> None:
+        default, webhook = (
+            yaml.safe_load((MANIFESTS / name / "extender-config.yaml").read_text())
+            for name in ("second-scheduler", "webhook")
+        )
+        assert default | {"tls": webhook["tls"]} == webhook
+
+    def test_whoever_asks_the_extender_asks_by_https(self) -> None:
+        spec = pod_specs(list(build(MANIFESTS / "webhook")))["cotenant-scheduler"]
+        probes = [
+            one[probe]["httpGet"]
+            for one in containers(spec)
+            for probe in ("startupProbe", "readinessProbe", "livenessProbe")
+            if probe in one
+        ]
+        assert {"HTTPS"} == {probe.get("scheme") for probe in probes}
+        (mount,) = [m["mountPath"] for m in containers(spec)[0]["volumeMounts"] if m["name"] == "tls"]
+        config = convert((MANIFESTS / "webhook" / "extender-config.yaml").read_text(), ExtenderConfiguration)
+        assert config.tls is not None
+        assert {mount} == {str(Path(path).parent) for path in (config.tls.cert_file, config.tls.key_file)}
+
+
 class TestFiles:
     """No file is forgotten, none is missing."""
 
@@ -110,8 +144,14 @@ class TestFiles:
             assert (
                 {"name", "namespace", "files"} <= entry.keys() <= {"name", "namespace", "files", "behavior", "options"}
             )
-        built = [{"kind": one["kind"], "name": one["metadata"]["name"]} for one in build(path.parent)]
-        assert [] == [entry["target"] for entry in kustomization.get("patches", []) if entry["target"] not in built]
+        patched = [
+            one
+            for name in kustomization["resources"]
+            for one in (build(path.parent / name) if (path.parent / name).is_dir() else documents(path.parent / name))
+        ]
+        for patch in kustomization.get("patches", []):
+            assert patch["target"].keys() == {"kind", "name"}
+            assert any(aims_at(patch["target"], one) for one in patched), patch["target"]
 
     @pytest.mark.parametrize(
         "path", sorted(MANIFESTS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(MANIFESTS))

@@ -26,9 +26,10 @@ asks for it several times, so it is kept beside the values.
 {{- range concat ($spec.initContainers | default list) $spec.containers -}}
 {{- if eq .name "extender" -}}
 {{- $_ := set . "volumeMounts" (append .volumeMounts (dict "name" "tls" "mountPath" "/etc/cotenant-tls" "readOnly" true)) -}}
-{{- range list .startupProbe .readinessProbe .livenessProbe -}}
-{{- if . }}{{ $_ := set .httpGet "scheme" "HTTPS" }}{{ end -}}
 {{- end -}}
+{{- /* kube-scheduler's liveness asks the extender, too */ -}}
+{{- range list .startupProbe .readinessProbe .livenessProbe -}}
+{{- if . }}{{ if has (toString .httpGet.port) (list "serve" "9481") }}{{ $_ := set .httpGet "scheme" "HTTPS" }}{{ end }}{{ end -}}
 {{- end -}}
 {{- end -}}
 {{- end }}
