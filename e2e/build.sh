@@ -3,7 +3,7 @@
 # kube-apiserver, kube-scheduler, kubelet, containerd with its runc shim, and ctr; on demand also what installs us and
 # runs Deployments: kubectl, kube-controller-manager, helm, the CNI plugins that give pods a network, and promtool.
 #
-#   e2e/build.sh BINDIR [kube-apiserver|kube-scheduler|kubelet|containerd|kubectl|kube-controller-manager|helm|cni|promtool|axe ...]
+#   e2e/build.sh BINDIR [kube-apiserver|kube-scheduler|kubelet|containerd|kubectl|kube-controller-manager|helm|cni|promtool ...]
 #
 # A component that BINDIR already holds in the right version is left alone, so a second run costs nothing.
 set -euo pipefail
@@ -14,7 +14,6 @@ CONTAINERD=v2.4.2
 HELM=v4.3.1
 CNI=v1.9.1
 PROMETHEUS=v0.313.0
-AXE=4.11.0
 
 bin=$(realpath -m "$1")
 shift
@@ -91,18 +90,6 @@ build_promtool() {
 	echo "$PROMETHEUS" >"$bin/promtool.version"
 }
 
-build_axe() {
-	# No binary: the script that judges a page's accessibility, from the package registry of npm.
-	have axe.min.js "$AXE" && return
-	command -v npm >/dev/null || { echo "e2e/build.sh: npm is missing, so axe-core is left out" >&2; return; }
-	local folder
-	folder=$(mktemp -d)
-	(cd "$folder" && npm pack --silent "axe-core@$AXE" >/dev/null && tar xzf ./*.tgz)
-	install -m 755 "$folder/package/axe.min.js" "$bin/axe.min.js"
-	rm -rf "$folder"
-	echo "$AXE" >"$bin/axe.min.js.version"
-}
-
 build_cni() {
 	have ptp "$CNI" && return
 	echo "building CNI plugins $CNI" >&2
@@ -120,7 +107,6 @@ for component in $wanted; do
 	helm) build_helm ;;
 	cni) build_cni ;;
 	promtool) build_promtool ;;
-	axe) build_axe ;;
 	*)
 		echo "e2e/build.sh: unknown component $component" >&2
 		exit 2

@@ -13,7 +13,7 @@ from extender.fit import Placement, grant, place
 from extender.ledger import Hold, Ledger, NodeView
 from extender.mix import Mix, PodClass
 from extender.ranking import Rankings
-from extender.shadow import Agreement, Shadow, free_of
+from extender.shadow import Agreement, Free, Shadow, free_of
 from extender.shadowing import Shadowing
 from extender.table import Table
 from tests.builders import NAMES, PodBuilder, a_node, a_pod
@@ -66,7 +66,7 @@ class Both:
     def follow(self) -> None:
         self.shadow.follow(self.ledger.views(), self.ledger.holds(), self.ledger.takes, self.requests, MIX)
 
-    def free_live(self) -> object:
+    def free_live(self) -> Free:
         return free_of(Table(self.ledger), MIX)
 
 
