@@ -59,7 +59,8 @@ e2e: $(ENVIRONMENT) binaries ## run against the real control plane; as root agai
 
 .PHONY: everyday
 everyday: $(ENVIRONMENT) ## a newcomer's way: our image, installed by kustomize and by Helm on a whole cluster; as root
-	e2e/build.sh $(E2E_BIN) kube-apiserver kube-scheduler kubelet containerd kubectl kube-controller-manager helm cni promtool axe
+	e2e/build.sh $(E2E_BIN) kube-apiserver kube-scheduler kubelet containerd kubectl kube-controller-manager helm cni promtool
+	$(UV) sync --quiet --frozen --inexact --group browser
 	COTENANT_BIN=$(E2E_BIN) $(RUN)/pytest everyday
 
 .PHONY: docs
@@ -70,8 +71,12 @@ docs: $(ENVIRONMENT) ## build the site in build/docs; warnings are errors
 
 .PHONY: pictures
 pictures: $(ENVIRONMENT) ## take the screenshots of the web page in docs/pictures again, with Debian's Chromium
-	e2e/build.sh $(E2E_BIN) axe
+	$(UV) sync --quiet --frozen --inexact --group browser
 	COTENANT_BIN=$(E2E_BIN) COTENANT_PICTURES=keep $(RUN)/pytest everyday/test_page.py
+
+.PHONY: images
+images: $(ENVIRONMENT) ## build the image for amd64 and arm64, and run both programs of each; as root, with qemu-user-static
+	COTENANT_BIN=$(E2E_BIN) COTENANT_IMAGES=all $(RUN)/pytest everyday/test_image.py -s
 
 .PHONY: generated
 generated: $(ENVIRONMENT) ## write again what is made: schema of the chart, dashboard

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from cotenant import logs
+from cotenant import __version__, logs
 from cotenant.cluster import NoCluster, connect
 from cotenant.contract import configuration
 from cotenant.contract.configuration import ConfigurationError, DevicePluginConfiguration, is_address
@@ -53,7 +53,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 )
 @click.option("--nvml-library", type=_FILE, help="libnvidia-ml.so.1, where the loader does not find it.")
 @click.option("--fake-gpus", type=_FILE, help="Serve made-up GPUs from this file, for trials without any.")
-@click.version_option(package_name="cotenant")
+@click.version_option(__version__, message="%(prog)s %(version)s")
 def main(
     *,
     config_file: Path | None,

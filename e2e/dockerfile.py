@@ -1,7 +1,8 @@
 """Run our Dockerfile without a container engine: a stage is a folder, RUN is a chroot, the base image is debootstrap's.
 
-`python -m e2e.dockerfile OUT.tar` writes what `docker save` would of the last stage, in one layer. It knows the
-instructions that our Dockerfile has, and stops at any other. Needs root and debootstrap.
+`python -m e2e.dockerfile OUT.tar [amd64|arm64]` writes what `docker save` would of the last stage, in one layer. It
+knows the instructions that our Dockerfile has, and stops at any other. Needs root and debootstrap; for an architecture
+that is not this machine's also Debian's qemu-user-static, by which the kernel then runs its programs.
 """
 
 import json
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -24,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # What lets a build reach the registries that this machine reaches, as --build-arg and --secret would: variables, and
 # files that are lent under /run/lent for as long as a RUN takes, so that none of them stays in the image.
 _LENT = "/run/lent"
+_BINFMT = Path("/proc/sys/fs/binfmt_misc")
 _VARIABLES = ("PIP_", "UV_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 _FILES = {
     "/etc/ssl/certs/ca-certificates.crt": ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE"),
@@ -60,9 +63,9 @@ class Build:
         self._stages: dict[str, Stage] = {}
 
     @classmethod
-    def of(cls, context: Path, folder: Path) -> Self:
+    def of(cls, context: Path, folder: Path, architecture: str | None = None) -> Self:
         """Prepare a build of `context` on Debian as debootstrap makes it."""
-        return cls(context, debian(), folder)
+        return cls(context, debian(architecture or image.native()), folder)
 
     def run(self) -> Stage:
         """Run all stages, and return the last."""
@@ -158,14 +161,17 @@ def instructions(path: Path) -> Iterator[tuple[str, str]]:
             yield word, rest.strip()
 
 
-def debian() -> Path:
+def debian(architecture: str) -> Path:
     """Return a Debian root like that of debian:bookworm-slim, made once beside the binaries."""
-    root = bin_directory().parent / "debian-bookworm"
+    foreign = architecture != image.native()
+    if foreign:
+        emulated(architecture)
+    root = bin_directory().parent / f"debian-bookworm{f'-{architecture}' if foreign else ''}"
     if not (root / "etc/debian_version").exists():
         root.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(dir=root.parent, prefix="debian-"))
-        command = [str(find_program("debootstrap")), "--variant=minbase", "bookworm", str(made)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        command = [str(find_program("debootstrap")), f"--arch={architecture}", "--variant=minbase"]
+        subprocess.run([*command, "bookworm", str(made)], check=True, stdout=subprocess.DEVNULL)
         for part in (
             "var/cache/apt/archives",
             "usr/share/doc",
@@ -180,14 +186,39 @@ def debian() -> Path:
     return root
 
 
-def build(archive: Path) -> Stage:
-    """Build the image of this repository into a docker archive; returns the last stage, whose root is gone by then."""
-    with tempfile.TemporaryDirectory(prefix="cotenant-image-", dir=archive.parent) as folder:
-        stage = Build.of(ROOT, Path(folder)).run()
-        layer = Path(folder) / "layer.tar"
-        subprocess.run(["tar", "--create", "--file", str(layer), "--directory", str(stage.root), "."], check=True)
-        image.archive(archive, layer, config=stage.config(), tags=[f"docker.io/library/cotenant:{version()}"])
-        return stage
+def emulated(architecture: str) -> None:
+    """Have the kernel run programs of an architecture by QEMU from now on, in chroots as well (binfmt_misc).
+
+    Raises MissingProgramError where qemu-user-static is not installed.
+    """
+    name = f"qemu-{ {'amd64': 'x86_64', 'arm64': 'aarch64'}[architecture] }"
+    find_program(f"{name}-static")
+    if not (_BINFMT / "register").exists():
+        subprocess.run(["mount", "-t", "binfmt_misc", "binfmt_misc", str(_BINFMT)], check=True)
+    if not (_BINFMT / name).exists():
+        (_BINFMT / "register").write_text(Path(f"/usr/lib/binfmt.d/{name}.conf").read_text())
+
+
+@contextmanager
+def built(directory: Path, architecture: str | None = None) -> Iterator[Stage]:
+    """Build the image of this repository below *directory*; gives the last stage, whose root is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="cotenant-image-", dir=directory) as folder:
+        yield Build.of(ROOT, Path(folder), architecture).run()
+
+
+def write(stage: Stage, archive: Path, architecture: str | None = None) -> None:
+    """Write a stage as a docker archive, under the name that the manifests have."""
+    layer = archive.with_suffix(".layer")
+    subprocess.run(["tar", "--create", "--file", str(layer), "--directory", str(stage.root), "."], check=True)
+    tags = [f"docker.io/library/cotenant:{version()}"]
+    image.archive(archive, layer, config=stage.config(), tags=tags, architecture=architecture)
+    layer.unlink()
+
+
+def build(archive: Path, architecture: str | None = None) -> None:
+    """Build the image of this repository into a docker archive."""
+    with built(archive.parent, architecture) as stage:
+        write(stage, archive, architecture)
 
 
 def version() -> str:
@@ -199,4 +230,4 @@ def version() -> str:
 
 
 if __name__ == "__main__":
-    build(Path(sys.argv[1]))
+    build(Path(sys.argv[1]), *sys.argv[2:])

@@ -33,8 +33,15 @@ def write_program(path: Path, *, program: Path, tag: str) -> None:
     layer.unlink()
 
 
-def archive(path: Path, layer: Path, *, config: Mapping[str, Any], tags: Sequence[str]) -> None:
-    """Write a docker archive of one layer, a tar file.
+def native() -> str:
+    """Name this machine's architecture as images do."""
+    return {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
+
+
+def archive(
+    path: Path, layer: Path, *, config: Mapping[str, Any], tags: Sequence[str], architecture: str | None = None
+) -> None:
+    """Write a docker archive of one layer, a tar file; for this machine's architecture where none is given.
 
     The format is what `docker save` writes: manifest.json names the image's configuration and its layers.
     """
@@ -42,7 +49,7 @@ def archive(path: Path, layer: Path, *, config: Mapping[str, Any], tags: Sequenc
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     whole = json.dumps(
         {
-            "architecture": {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()],
+            "architecture": architecture or native(),
             "os": "linux",
             "config": config,
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},

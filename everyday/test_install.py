@@ -3,12 +3,9 @@
 import contextlib
 import json
 import os
-import platform
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import yaml
@@ -174,14 +171,6 @@ def test_a_newcomer_installs_shares_a_gpu_asks_why_and_removes_it_all(cluster: W
     assert before == everything(cluster)
     node = cluster.api().get("Node", cluster.node.name)["metadata"]
     assert [] == [key for key in (*node["annotations"], *node["labels"]) if NAMES.domain in key]
-
-
-def test_an_image_runs_both_programs_as_it_is_and_neither_as_root_by_default(tmp_path: Path) -> None:
-    if why_not() or shutil.which("debootstrap") is None:
-        pytest.skip("building the image needs root and debootstrap")
-    stage = dockerfile.build(tmp_path / "image.tar")
-    assert ("65532:65532", ("cotenant", "--help")) == (stage.user, stage.command)
-    print(f"the image has {(tmp_path / 'image.tar').stat().st_size >> 20} MiB on {platform.machine()}")
 
 
 def moves_in(cluster: WholeCluster) -> None:
