@@ -1,7 +1,7 @@
 # One image, two programs: the manifests say which one a container runs (cotenant-extender, cotenant-device-plugin).
 # linux/amd64 and linux/arm64; e2e/dockerfile.py runs these lines without a container engine, for `make e2e`.
 #
-#   docker buildx build --platform linux/amd64,linux/arm64 --provenance=true --sbom=true --tag REGISTRY/cotenant:0.1.0 --push .
+#   docker buildx build --platform linux/amd64,linux/arm64 --provenance=true --sbom=true --tag REGISTRY/cotenant:0.2.0 --push .
 
 # Debian's own Python: half the size of Docker's image of Python, and mended with the rest of the system.
 FROM debian:bookworm-slim AS base

@@ -1,3 +1,3 @@
 """Shares GPUs between Kubernetes pods by memory."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -16,7 +16,11 @@ SCHEDULER_CONFIG = MANIFESTS / "second-scheduler" / "scheduler-config.yaml"
 
 
 class RunningProgram:
-    """One of our programs as a process; started again, it keeps its flags and gets a new log."""
+    """One of our programs as a process; started again, it keeps its flags and gets a new log.
+
+    `source` is the tree of another version, whose program is started from then on; None is the one installed here. Both
+    run with the libraries of this environment.
+    """
 
     def __init__(self, name: str, directory: Path, flags: Sequence[str]) -> None:
         """Prepare the program; its logs go to `directory`."""
@@ -24,6 +28,7 @@ class RunningProgram:
         self._directory = directory
         self._flags = list(flags)
         self._program: Program | None = None
+        self.source: Path | None = None
         self.logs: list[Path] = []
 
     def __enter__(self) -> Self:
@@ -47,7 +52,12 @@ class RunningProgram:
         self._directory.mkdir(parents=True, exist_ok=True)
         log = self._directory / f"{self._name}-{len(self.logs) + 1}.log"
         self.logs.append(log)
-        self._program = Program([Path(sys.executable).with_name(self._name), *self._flags], log=log)
+        command, environment = [str(Path(sys.executable).with_name(self._name))], {}
+        if self.source is not None:
+            module = f"{self._name.removeprefix('cotenant-').replace('-', '_')}.main"
+            command = [sys.executable, "-P", "-c", f"from {module} import main; main()"]
+            environment = {"PYTHONPATH": str(self.source)}
+        self._program = Program([*command, *self._flags], log=log, environment=environment)
         self._program.wait_ready(lambda: f"{self._name} ready" in log.read_text())
 
     def kill(self) -> None:
