@@ -6,7 +6,6 @@ from cotenant.contract.units import format_bytes
 from extender.http.strip import Part, amount
 from extender.shadow import Agreement, Comparison, Free
 
-
 # A part narrower than this, in percent, has no room for an amount.
 _NAMED_FROM = 9
 
