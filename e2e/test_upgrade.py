@@ -16,6 +16,7 @@ import pytest
 from cotenant import __version__
 from cotenant.contract.units import GIB
 from e2e import policies, releases
+from e2e.agreement import disagreements, phase
 from e2e.cluster import ControlPlane
 from e2e.faults.invariants import Picture, broken, leaks
 from e2e.node import RealNode
@@ -23,7 +24,7 @@ from e2e.processes import wait_until
 from e2e.programs import RunningExtender, RunningPlugin, RunningProgram
 from e2e.releases import MissingRevisionError, Release
 from e2e.rest import Api, Object
-from e2e.test_main_job import Ground, asking, disagreements, phase, submit, wait_settled
+from e2e.test_main_job import Ground, asking, submit, wait_settled
 
 GPUS = "gpus: [{model: NVIDIA H100 80GB HBM3, memory: 24GiB, count: 4}]"
 CAPACITY = 96
@@ -79,7 +80,7 @@ def test_each_release_keeps_what_the_other_gave_and_nothing_is_given_twice(
             there += [one["metadata"]["name"] for one in pods]
             seen = wait_settled(ground, there, timeout_s=90)
             assert ["Running"] * len(there) == [phase(one) for one in seen]
-            compared, wrong = disagreements(ground, seen)
+            compared, wrong = disagreements(ground.node, seen)
             # one container each, but for one pod of each pairing that has two
             assert ([], len(there) + n + 1) == (wrong, compared)
             assert [] == broken(Picture.of(api))

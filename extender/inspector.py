@@ -8,18 +8,19 @@ from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 
 from cotenant.contract import grant as grants
 from cotenant.contract.inventory import MIG, MIGInstance
+from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest, RequestError
 from cotenant.contract.units import format_bytes
+from extender.destination import Judging, destination
 from extender.explain import counts, explain, node_verdict
 from extender.ledger import GPUState, Hold, Ledger, MIGState, NodeView, Stage, Waiting
-from extender.mix import Mix
 from extender.partition import free_bytes
 from extender.rows import (
     Expected,
@@ -39,38 +40,11 @@ from extender.rows import (
 )
 from extender.table import MILLI
 from extender.tenancy import tenancy
-from extender.tenants import Tenants
 
 # Judged at a time: kube-scheduler's next filter waits for the judge meanwhile.
 _PIECE = 250
 # Pods that ask alike are judged once; of more different sizes than this on one page the rest are not.
 _SHAPES = 16
-
-
-class Judging(Protocol):
-    """Be what tells which nodes fit."""
-
-    def policy(self, request: PodRequest) -> str:
-        """Name the policy for a request; raise RequestError for one that does not exist."""
-
-    def judge(self, request: PodRequest, nodes: list[str]) -> list[float | Reason]:
-        """Give for each node its cost, or why it does not fit."""
-
-    @property
-    def tenants(self) -> Tenants:
-        """Give the limits of namespaces."""
-
-    @property
-    def pinned(self) -> bool:
-        """Tell whether the configuration names the mix."""
-
-    @property
-    def mix(self) -> Mix:
-        """Give the mix of pods that policies expect just now."""
-
-    @property
-    def largest_bytes(self) -> int:
-        """Give the size of the GPU that a mix counts thousandths of."""
 
 
 class _Ungranted(NamedTuple):
@@ -173,6 +147,21 @@ class Inspector:
             if isinstance(waiting.request, RequestError):
                 return PodExplanation(pod=pod, summary=f"no node can help: {pod.sentence}")
             return self._explain(pod, waiting.request, limit, start)
+
+    def simulate(self, pod: Pod, *, limit: int) -> PodExplanation | None:
+        """Explain a pod that is not there, and say where it would go; None where it asks nothing of ours."""
+        with self._lock:
+            try:
+                request = self._judge.request(pod)
+            except RequestError as error:
+                row = _waiting_row(Waiting("", pod.key, error))
+                return PodExplanation(pod=row, simulated=True, summary=f"no node can help: {error}")
+            if request is None:
+                return None
+            told = self._explain(_waiting_row(Waiting("", pod.key, request)), request, limit, 0)
+            views = [view for view in self._ledger.views() if view.problem is None]
+            summary = destination(request, views, self._judge) if told.fitting else told.summary
+            return msgspec.structs.replace(told, simulated=True, summary=summary)
 
     def _explain(self, pod: PodRow, request: PodRequest, limit: int, start: int) -> PodExplanation:
         try:

@@ -179,10 +179,14 @@ class MixPage(msgspec.Struct, frozen=True):
 
 
 class PodExplanation(msgspec.Struct, frozen=True, rename={"continue_": "continue"}):
-    """Explain one pod; *summary* is one sentence, *nodes* stand in the order of what they lack."""
+    """Explain one pod; *summary* is one sentence, *nodes* stand in the order of what they lack.
+
+    One that is *simulated* is not there.
+    """
 
     pod: PodRow
     summary: str
+    simulated: bool = False
     fitting: int = 0
     reasons: tuple[ReasonCount, ...] = ()
     changes: tuple[Change, ...] = ()

@@ -114,7 +114,7 @@ def explanation_table(told: PodExplanation, *, wide: bool = False) -> str:
     nowhere = bool(told.reasons) and not told.fitting
     # then the summary counts nothing but the reasons below
     fits = f", fits on none of {sum(count.nodes for count in told.reasons)} GPU nodes" if nowhere else ""
-    lines = [_plain(f"{pod.key}{asks}: {pod.state}{fits}")]
+    lines = [_plain(f"{pod.key}{asks}: {'simulated' if told.simulated else pod.state}{fits}")]
     if not nowhere:
         lines.append(f"  {_plain(told.summary)}")
     for count in told.reasons:

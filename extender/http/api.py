@@ -6,6 +6,7 @@ from functools import partial
 import msgspec
 from flask import Flask, Response, request
 
+from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
 from extender.inspector import Inspector
 from extender.rows import State
@@ -26,8 +27,11 @@ PAGE = 500
 MAX_PAGE = 1_000
 MAX_QUERY = 100
 _LONGEST_CONTINUE = 400
+# What the API server takes of any object.
+_LARGEST_POD = 3 << 20
 
 _encode = msgspec.json.Encoder().encode
+_pod = msgspec.json.Decoder(Pod)
 
 
 class QueryError(ValueError):
@@ -35,7 +39,7 @@ class QueryError(ValueError):
 
 
 def inspection(app: Flask, *, inspector: Inspector, synced: Callable[[], bool]) -> None:
-    """Add /v1/nodes, /v1/pods, /v1/namespaces, /v1/mix and /v1/explain/<namespace>/<pod>."""
+    """Add /v1/nodes, pods, namespaces, mix, explain/<namespace>/<pod> and, for a pod that is posted, simulate."""
     forms = ("json", "table", "wide", "csv")
 
     def answer(make: Callable[..., Response], **path: str) -> Response:
@@ -54,6 +58,7 @@ def inspection(app: Flask, *, inspector: Inspector, synced: Callable[[], bool]) 
         ("explain/<namespace>/<pod>", _explain),
     ):
         app.add_url_rule(f"/v1/{rule}", endpoint=f"v1 {rule}", view_func=partial(answer, make))
+    app.add_url_rule("/v1/simulate", endpoint="v1 simulate", view_func=partial(answer, _simulate), methods=["POST"])
 
 
 def _nodes(inspector: Inspector, form: str) -> Response:
@@ -108,6 +113,20 @@ def _explain(inspector: Inspector, form: str, *, namespace: str, pod: str) -> Re
     )
     if told is None:
         return _failed(not_ours(namespace, pod), 404)
+    if form == "csv":
+        raise QueryError("as=csv: an explanation is no table; ask as json, table or wide")
+    return _json(told) if form == "json" else text(explanation_table(told, wide=form == "wide"))
+
+
+def _simulate(inspector: Inspector, form: str) -> Response:
+    request.max_content_length = _LARGEST_POD
+    try:
+        pod = _pod.decode(request.get_data(cache=False))
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise QueryError(f"what was posted is no Pod as the API server has it, in JSON: {error}") from error
+    told = inspector.simulate(pod, limit=number("limit", 50, most=MAX_PAGE))
+    if told is None:
+        raise QueryError(f"pod {pod.key} asks for nothing of ours in its containers' resources.limits")
     if form == "csv":
         raise QueryError("as=csv: an explanation is no table; ask as json, table or wide")
     return _json(told) if form == "json" else text(explanation_table(told, wide=form == "wide"))

@@ -153,6 +153,18 @@ class Kubectl:
         return done.returncode, done.stdout + done.stderr, called
 
 
+def run_plugin(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the plugin with the kubectl that lies in *directory*."""
+    return subprocess.run(
+        ["sh", str(PLUGIN), *arguments],
+        env={"PATH": f"{directory}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+
+
 @pytest.fixture
 def kubectl(tmp_path: Path) -> Kubectl:
     return Kubectl(tmp_path)
@@ -200,7 +212,8 @@ class TestPlugin:
         ("arguments", "why"),
         [
             ((), "Usage:"),
-            (("top",), "unknown command top"),
+            (("watch",), "unknown command watch: it is nodes, pods, namespaces, explain, simulate or top"),
+            (("simulate",), "simulate which pod?"),
             (("explain",), "explain which pod?"),
             (("nodes", "-o", "xml"), "-o xml is none of wide, json, csv"),
             (("nodes", "--filter"), "--filter needs a value"),
@@ -211,6 +224,49 @@ class TestPlugin:
         status, said, called = kubectl.gpumem(*arguments)
         assert (2, []) == (status, called)
         assert why in said
+
+    @pytest.mark.parametrize(("units", "status"), [(3, 0), (11, 1)])
+    def test_simulate_has_admission_ready_the_pod_and_ends_as_it_fits(
+        self, extender: Running, tmp_path: Path, units: int, status: int
+    ) -> None:
+        pod = msgspec.json.encode(a_pod().named("new").asking(units).as_json()).decode()
+        said = call(extender.other_address, "POST", "/v1/simulate?as=table", pod.encode()).body.decode()
+        script = tmp_path / "kubectl"
+        posted = tmp_path / "posted"
+        script.write_text(
+            '#!/bin/sh\ncase "$*" in\n'
+            f"*--dry-run=server*--filename=pod.yaml*) cat <<'EOF'\n{pod}\nEOF\n;;\n"
+            f"*--raw*/v1/simulate*) cat >'{posted}'; cat <<'EOF'\n{said}EOF\n;;\nesac\n"
+        )
+        script.chmod(0o755)
+        done = run_plugin(tmp_path, "simulate", "-f", "pod.yaml", "-n", "x")
+        assert (status, pod) == (done.returncode, posted.read_text())
+        assert said.strip() == done.stdout.strip()
+
+    def test_top_joins_what_is_used_with_what_was_given_away(self, extender: Running, tmp_path: Path) -> None:
+        rows = call(extender.other_address, "GET", "/v1/nodes?as=csv").body.decode()
+        metrics = (
+            "# HELP cotenant_gpu_memory_used_bytes In use.\n"
+            f'cotenant_gpu_memory_used_bytes{{gpu="0",model="A, B",uuid="GPU-n1-0"}} {7 * GIB / 2}\n'
+            'cotenant_gpu_memory_total_bytes{gpu="0",uuid="GPU-n1-0"} 1.0\n'
+        )
+        script = tmp_path / "kubectl"
+        script.write_text(
+            '#!/bin/sh\ncase "$*" in\n'
+            f"*'get pods'*) printf 'plugin-a plugin-b' ;;\n"
+            f"*/nodes?as=csv*) cat <<'EOF'\n{rows}EOF\n;;\n"
+            f"*pods/plugin-a:9482/proxy/metrics) cat <<'EOF'\n{metrics}EOF\n;;\n"
+            "*) exit 1 ;;\nesac\n"
+        )
+        script.chmod(0o755)
+        done = run_plugin(tmp_path, "top")
+        table = [line.split() for line in done.stdout.splitlines()]
+        assert ["NODE", "GPU", "USED", "ALLOCATED", "USABLE"] == table[0]
+        used = {(row[0], row[1]): row[2] for row in table[1:]}
+        assert {("n1", "0"): "3.5Gi", ("n1", "1"): "?", ("n2", "0"): "?", ("n2", "1"): "?"} == used
+        # train holds 6 GiB of one GPU
+        assert 1 == sum(row[3:] == ["6.0Gi", "10.0Gi"] for row in table)
+        assert "plugin-b tells nothing" in done.stderr
 
     def test_help_ends_well(self, kubectl: Kubectl) -> None:
         status, said, _ = kubectl.gpumem("--help")

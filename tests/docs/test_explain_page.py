@@ -36,7 +36,7 @@ def test_the_states_and_limits_are_those_of_the_code() -> None:
 
 def test_the_commands_exist() -> None:
     named = set(re.findall(r"`cotenant ([a-z ]+)`", (DOCS / PAGE).read_text()))
-    assert {"inspect nodes", "inspect pods", "inspect namespaces", "inspect mix", "explain"} == named
+    assert {"inspect nodes", "inspect pods", "inspect namespaces", "inspect mix", "explain", "plan fit"} == named
     inspect = main.commands["inspect"]
     assert {"nodes", "pods", "namespaces", "mix"} == set(inspect.commands)  # type: ignore[attr-defined]
-    assert "explain" in main.commands
+    assert {"explain", "plan"} <= main.commands.keys()

@@ -12,7 +12,7 @@ from cotenant.contract.reasons import Reason
 from cotenant.contract.units import GIB
 from extender.ledger import Stage
 from tests.builders import NAMES, a_grant, a_node, a_pod, granted
-from tests.extender.running import PATIENCE, Running, add, eventually, submit
+from tests.extender.running import PATIENCE, Answer, Running, add, call, eventually, submit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -310,3 +310,62 @@ class TestMix:
     @pytest.mark.usefixtures("api")
     def test_where_no_pod_has_come_it_says_so(self, start: Callable[..., Running]) -> None:
         assert "No pod of ours has come yet" in start().get("/v1/mix?as=table").body.decode()
+
+
+class TestSimulation:
+    """/v1/simulate explains a pod that is not there."""
+
+    def test_it_says_where_the_pod_goes_when_it_comes(self, api: ApiServer, start: Callable[..., Running]) -> None:
+        extender = start(policy="binpack")
+        bound(api, extender, a_pod().named("train").asking(6), "n2")
+        pod = a_pod().named("new").asking(3)
+
+        told = tried(extender, pod, "table")
+
+        # binpack fills the GPU that has least left
+        uuid, *_ = bound_uuids(extender)
+        index = int(uuid.rpartition("-")[2])
+        assert (
+            "default/new asks 3 GiB: simulated\n"
+            f"  it fits on 2 of 2 nodes that are well, and would go to n2 GPU {index}, by the policy binpack\n"
+        ) == told.body.decode()
+        bound(api, extender, pod, "n2")
+        assert {uuid} == set(bound_uuids(extender))
+
+    def test_a_pod_that_fits_nowhere_is_explained(self, extender: Running) -> None:
+        told = tried(extender, a_pod().named("big").asking(11), "table").body.decode()
+        assert told.startswith("default/big asks 11 GiB: simulated, fits on none of 2 GPU nodes\n")
+        assert "10 GiB fit now on n1 GPU 0" in told
+
+    def test_nothing_is_kept_of_it(self, api: ApiServer, extender: Running) -> None:
+        before = len(api.writes)
+        assert 2 == tried(extender, a_pod().asking(3)).json["fitting"]
+        assert ([], before) == (extender.get("/v1/pods").json["items"], len(api.writes))
+
+    def test_a_request_that_no_node_could_meet_is_said_to_be_one(self, extender: Running) -> None:
+        told = tried(extender, a_pod().asking(3).wishing(policy="best"))
+        assert "no node can help: cotenant.io/policy: " in told.json["summary"]
+
+    @pytest.mark.parametrize(
+        ("body", "why"),
+        [
+            (b"{", "is no Pod as the API server has it"),
+            (b'{"kind":"Deployment","metadata":{"name":"d"}}', "is no Pod as the API server has it"),
+            (a_pod().as_json(), "asks for nothing of ours"),
+        ],
+    )
+    def test_what_is_no_pod_of_ours_is_refused_with_a_sentence(
+        self, extender: Running, body: bytes | Json, why: str
+    ) -> None:
+        answer = call(extender.other_address, "POST", "/v1/simulate", body)
+        assert 400 == answer.status
+        assert why in answer.json["message"]
+
+
+def tried(extender: Running, pod: PodBuilder, form: str = "json") -> Answer:
+    return call(extender.other_address, "POST", f"/v1/simulate?as={form}", pod.as_json())
+
+
+def bound_uuids(extender: Running) -> list[str]:
+    """List the GPUs that pods hold."""
+    return [uuid for hold in extender.ledger.holds() for uuid in hold.charges]
