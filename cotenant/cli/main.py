@@ -119,6 +119,26 @@ def explain(*, pod: str, namespace: str, output: str, **where: Any) -> None:
 
 
 @main.command()
+@click.argument("pod")
+@click.option("-n", "--namespace", default="default", show_default=True, metavar="NAME", help="The pod's namespace.")
+@click.option("--image", default="registry.k8s.io/pause:3.10", show_default=True, help="What its twin runs.")
+@click.option(
+    "--minutes", default=30, show_default=True, type=click.IntRange(1, 10_000), help="How long its twin may run."
+)
+@_source
+def grow(*, pod: str, **where: Any) -> None:
+    """Print what has an autoscaler add a node for POD, which waits because free memory lies in pieces.
+
+    The autoscaler counts sums, so it thinks that POD fits. Its twin asks the same and may run on none of the nodes
+    where POD does not fit, so a node is added for it, on which it gives way to all others. Pipe it to kubectl apply
+    -f -, and delete it once POD runs.
+    """
+    from cotenant.cli import grow as growing  # noqa: PLC0415 - the Kubernetes client takes a second to import
+
+    growing.run(pod.removeprefix("pods/").removeprefix("pod/"), **where)
+
+
+@main.command()
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", help="How to print.")
 @which_extender
 def doctor(*, output: str, service: str, context: str | None, kubeconfig: str) -> None:

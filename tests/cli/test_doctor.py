@@ -190,6 +190,13 @@ def two_pods_too_many(api: ApiServer) -> None:
         )
 
 
+def a_pod_that_another_schedulers_pod_left_no_cpu(api: ApiServer) -> None:
+    grant = a_grant(granted({"GPU-n1-0": GIB}))
+    annotations = a_pod().bound_to("n1", grant).as_json()["metadata"]["annotations"]
+    rejected = {"phase": "Failed", "reason": "OutOfcpu"}
+    api.add_pod("raced", annotations=annotations, spec={"nodeName": "n1"}, status=rejected)
+
+
 def a_clock_ahead(api: ApiServer) -> None:
     from cotenant.standins.api_rules import LEASES  # noqa: PLC0415
 
@@ -245,6 +252,7 @@ mig = MIG(unexplained=(MIGInstance(profile="1g.10gb", start=0, size=1),))
         ("label-without-plugin", add(a_healthy_node("n2"), label=False)),
         ("pods-without-grant", a_pod_without_grant),
         ("overcommitted", two_pods_too_many),
+        ("cpu-raced", a_pod_that_another_schedulers_pod_left_no_cpu),
         ("clock-differs", a_clock_ahead),
         ("writer-lease-stale", refusals(*REFUSALS)),
     ],

@@ -1,5 +1,6 @@
 """Checks of GPU nodes, their plugins, and the pods on them."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
@@ -12,6 +13,8 @@ from cotenant.contract.inventory import Health, Inventory, Mode
 from cotenant.contract.units import parse_quantity
 
 BROKEN, SUSPECT = Severity.BROKEN, Severity.SUSPECT
+# The kubelet's word for what it has no room for (pkg/kubelet/lifecycle), other than our own resource.
+_OUT_OF = re.compile(r"OutOf(cpu|memory|pods|ephemeral-storage)$")
 _CLOCK_SECONDS = 60.0
 _LOGS = "kubectl -n {} logs -l app.kubernetes.io/component=device-plugin --prefix"
 
@@ -201,6 +204,21 @@ def _pods_without_grant(facts: Facts) -> Said:
             BROKEN,
             f"the grants of pods cannot be read: {some(unreadable)}",
             ("delete these pods, and see that the policy cotenant-grants is installed"),
+        )
+
+
+@check("cpu-raced")
+def _cpu_raced(facts: Facts) -> Said:
+    raced = [
+        f"{pod['metadata'].get('namespace')}/{_name(pod)} ({pod['status']['reason']})"
+        for pod in facts.of("pods")
+        if facts.names.grant in annotations(pod) and _OUT_OF.match(pod.get("status", {}).get("reason") or "")
+    ]
+    if raced:
+        yield (
+            SUSPECT,
+            f"kubelets rejected pods of ours, as another scheduler had given their CPU or memory away: {some(raced)}",
+            ("keep other schedulers' pods off GPU nodes by a taint: docs/operations.md, Two schedulers on one node"),
         )
 
 

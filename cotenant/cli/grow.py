@@ -1,0 +1,118 @@
+"""`cotenant grow`: a pod that has the autoscaler add a node for one that waits because memory lies in pieces.
+
+The autoscaler simulates kube-scheduler's own filters, by which such a pod fits: in sum there is enough. Its twin asks
+the same, and may run on none of the nodes that the extender refuses: by these filters it fits on a new node alone.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+import click
+import msgspec
+import yaml
+
+from cotenant.cli import inspection
+from cotenant.cluster import ApiError, ClusterError, connect
+from cotenant.contract.names import Names
+from cotenant.contract.reasons import Reason
+from extender.rows import PodExplanation
+
+Json = dict[str, Any]
+
+_HOSTNAME = "kubernetes.io/hostname"
+_TIMEOUT_SECONDS = 30.0
+# Where a pod may run: the twin is to fit on just such new nodes.
+_PLACING = ("nodeSelector", "tolerations", "runtimeClassName", "schedulerName")
+# It gives way to every other pod, and waits without evicting any.
+PRIORITY_CLASS = "cotenant-grow"
+_CLASS = {
+    "apiVersion": "scheduling.k8s.io/v1",
+    "kind": "PriorityClass",
+    "metadata": {"name": PRIORITY_CLASS},
+    "value": -100,
+    "preemptionPolicy": "Never",
+    "globalDefault": False,
+    "description": "Pods of cotenant grow, which give way to all others.",
+}
+
+
+def run(
+    name: str,
+    *,
+    namespace: str,
+    server: str | None,
+    kubeconfig: str,
+    context: str | None,
+    service: str,
+    image: str,
+    minutes: int,
+) -> None:
+    """Print what makes a node come for a pod; raise click.ClickException where no node would help."""
+    try:
+        ask = inspection.by_url(server) if server else inspection.by_proxy(kubeconfig, context, service)
+        told = msgspec.json.decode(inspection.explanation(ask, "json", namespace, name), type=PodExplanation)
+        with connect(kubeconfig, context=context, pool_size=1) as cluster:
+            path = f"/api/v1/namespaces/{quote(namespace, safe='')}/pods/{quote(name, safe='')}"
+            pod = msgspec.json.decode(cluster.get(path, timeout=_TIMEOUT_SECONDS).body)
+    except ClusterError as error:
+        raise click.ClickException(error.message if isinstance(error, ApiError) else str(error)) from error
+    refused = [node.node for node in told.nodes if isinstance(node.reason, Reason)]
+    if told.fitting or not refused:
+        raise click.ClickException(f"{namespace}/{name}: {told.summary}; another node is not what it waits for")
+    click.echo(
+        yaml.safe_dump_all([_CLASS, twin(pod, refused, image=image, minutes=minutes)], sort_keys=False), nl=False
+    )
+
+
+def twin(pod: Json, refused: list[str], *, image: str, minutes: int) -> Json:
+    """Make the pod's twin: its GPU request, wishes and placing, on none of the nodes *refused*, for some *minutes*."""
+    domains = Names()
+    spec, metadata = pod["spec"], pod["metadata"]
+    wishes = {
+        key: value
+        for key, value in (metadata.get("annotations") or {}).items()
+        if key in {domains.isolation, domains.gpu_model, domains.gpu_count, domains.policy}
+    }
+    containers = [
+        {"name": one["name"], "image": image, "resources": _asked(one.get("resources") or {})}
+        for one in spec["containers"]
+    ]
+    elsewhere = {"key": _HOSTNAME, "operator": "NotIn", "values": sorted(refused)}
+    affinity = msgspec.json.decode(msgspec.json.encode(spec.get("affinity") or {}))
+    required = affinity.setdefault("nodeAffinity", {}).setdefault("requiredDuringSchedulingIgnoredDuringExecution", {})
+    # its terms are alternatives, so each of them needs it
+    terms = required.setdefault("nodeSelectorTerms", []) or [{}]
+    required["nodeSelectorTerms"] = [
+        {**term, "matchExpressions": [*term.get("matchExpressions", []), elsewhere]} for term in terms
+    ]
+    placing = {key: spec[key] for key in _PLACING if spec.get(key)}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": f"grow-{metadata['name']}"[:253],
+            "namespace": metadata["namespace"],
+            "annotations": wishes,
+        },
+        "spec": {
+            **placing,
+            "affinity": affinity,
+            "priorityClassName": PRIORITY_CLASS,
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": 0,
+            "activeDeadlineSeconds": 60 * minutes,
+            "automountServiceAccountToken": False,
+            "containers": containers,
+        },
+    }
+
+
+def _asked(resources: Mapping[str, Any]) -> Json:
+    """Give what a container asks, whether as limits or as requests alone; what admission has added is added anew."""
+    managed = Names().managed
+    return {
+        kind: {name: amount for name, amount in (resources.get(kind) or {}).items() if name != managed}
+        for kind in ("limits", "requests")
+        if resources.get(kind)
+    }

@@ -1,0 +1,55 @@
+"""`cotenant grow` makes a twin that fits on new nodes alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cotenant.cli.grow import PRIORITY_CLASS, twin
+from tests.builders import NAMES, a_pod
+
+if TYPE_CHECKING:
+    from tests.builders import PodBuilder
+
+
+def made(pod: PodBuilder, **spec: Any) -> Any:
+    body = pod.as_json()
+    return twin({**body, "spec": {**body["spec"], **spec}}, ["n2", "n1"], image="pause", minutes=5)
+
+
+def terms(one: Any) -> Any:
+    required = one["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    return required["nodeSelectorTerms"]
+
+
+ELSEWHERE = {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": ["n1", "n2"]}
+
+
+def test_it_asks_the_same_of_another_node_and_runs_nothing() -> None:
+    container = {"name": "main", "image": "train:1", "command": ["train"], "env": [{"name": "A", "value": "b"}]}
+    limits = {"cpu": "4", NAMES.gpu_mem: "8", NAMES.managed: "0"}
+    one = made(
+        a_pod().named("train").wishing(gpu_count=2).annotated({"mine": "x"}),
+        containers=[{**container, "resources": {"limits": limits, "requests": limits}}],
+        nodeSelector={"pool": "a100"},
+        volumes=[{"name": "data", "hostPath": {"path": "/"}}],
+    )
+    asked = {"cpu": "4", NAMES.gpu_mem: "8"}
+    expected = {"name": "main", "image": "pause", "resources": {"limits": asked, "requests": asked}}
+    assert [expected] == one["spec"]["containers"]
+    assert ({"pool": "a100"}, PRIORITY_CLASS, 300) == tuple(
+        one["spec"][key] for key in ("nodeSelector", "priorityClassName", "activeDeadlineSeconds")
+    )
+    assert "volumes" not in one["spec"]
+    assert {NAMES.gpu_count: "2"} == one["metadata"]["annotations"]
+    assert [{"matchExpressions": [ELSEWHERE]}] == terms(one)
+
+
+def test_every_alternative_of_the_pods_own_affinity_is_kept_and_is_elsewhere() -> None:
+    zones = [{"matchExpressions": [{"key": "zone", "operator": "In", "values": [zone]}]} for zone in ("a", "b")]
+    affinity = {
+        "nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": zones}},
+        "podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []},
+    }
+    one = made(a_pod().asking(8), affinity=affinity)
+    assert [{"matchExpressions": [*zone["matchExpressions"], ELSEWHERE]} for zone in zones] == terms(one)
+    assert "podAntiAffinity" in one["spec"]["affinity"]
