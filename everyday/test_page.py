@@ -96,6 +96,8 @@ def cut(ledger: Ledger, node: str, draw: random.Random) -> None:
         ledger.observe_pod(pod)
         if isinstance(ledger.assume(pod.uid, pod.key, node, choose), Hold):
             ledger.confirm(pod.uid)
+        else:
+            ledger.pod_gone(pod.uid)
 
 
 def two_policies() -> tuple[Ledger, Comparison]:
