@@ -38,7 +38,15 @@ ROOTS = [
     *(MANIFESTS / layout for layout in LAYOUTS),
     *(
         MANIFESTS / other
-        for other in ("admission/webhook", "dev-fake-gpus", "eviction", "memory-watchdog", "mig", "monitoring", "webhook")
+        for other in (
+            "admission/webhook",
+            "dev-fake-gpus",
+            "eviction",
+            "memory-watchdog",
+            "mig",
+            "monitoring",
+            "webhook",
+        )
     ),
     MANIFESTS / "network-policy",
 ]
