@@ -9,6 +9,7 @@ from cotenant.contract.request import PodRequest
 from extender.fit import Placement, Preference, grant, place
 from extender.ledger import NodeView
 from extender.mix import Mix
+from extender.partition import Aim
 from extender.tenants import Tenants
 
 
@@ -21,8 +22,8 @@ class Judging(Protocol):
     def preference(self, request: PodRequest, node: str) -> Preference:
         """Tell which of a node's GPUs the policy would take."""
 
-    def spreads(self, request: PodRequest) -> bool:
-        """Tell whether the pod's MIG instances are to be kept apart."""
+    def aim(self, request: PodRequest, node: str) -> Aim:
+        """Tell where the policy would have MIG instances lie on a node."""
 
     def policy(self, request: PodRequest) -> str:
         """Name the policy for a request; raise RequestError for one that does not exist."""
@@ -56,7 +57,7 @@ def destination(request: PodRequest, views: Sequence[NodeView], judge: Judging) 
     if not costs:
         return fits
     best = min(costs, key=lambda name: (costs[name], name))
-    placed = place(by_name[best], request, judge.preference(request, best), spread=judge.spreads(request))
+    placed = place(by_name[best], request, judge.preference(request, best), judge.aim(request, best))
     if not isinstance(placed, Placement):
         return fits
     indices = {state.gpu.uuid: state.gpu.index for state in by_name[best].states}
