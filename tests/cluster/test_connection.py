@@ -4,7 +4,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -311,3 +311,107 @@ class TestCredentials:
 
         with pytest.raises(NoCluster, match="kubeconfig cannot be used"):
             cluster.get(PODS)
+
+
+class Scripted:
+    """Answer each connection's first request with bytes, whatever was asked, and hang up."""
+
+    def __init__(self, *answers: bytes) -> None:
+        self._answers = answers
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.asked: list[bytes] = []
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+        self._thread.join(20)
+
+    def _run(self) -> None:
+        for answer in self._answers:
+            connection, _ = self._listener.accept()
+            with connection:
+                self.asked.append(connection.recv(1 << 16))
+                connection.sendall(answer)
+
+
+def asking(server: Scripted, directory: Path) -> Cluster:
+    return connect(a_kubeconfig(directory / "kubeconfig", server.url, {"token": "t"}))
+
+
+class TestAnswersOnTheWire:
+    """HTTP/1.1 is read as servers and what stands before them may write it."""
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            b"HTTP/1.1 201 Created\r\nContent-Length: 5\r\n\r\nhello",
+            b"HTTP/1.1 201 Created\r\ncontent-length:5\r\nX: \r\n\r\nhello and what is not asked for",
+            b"HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3;x=y\r\nllo\r\n0\r\nA: b\r\n\r\n",
+            b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 201 Created\r\nContent-Length: 5\r\n\r\nhello",
+            b"HTTP/1.1 201 Created\r\n\r\nhello",  # as long as the connection lasts
+            b"HTTP/1.0 201\r\n\r\nhello",
+        ],
+    )
+    def test_a_body_ends_where_its_head_says(self, answer: bytes, tmp_path: Path) -> None:
+        with Scripted(answer) as server:
+            assert (201, b"hello") == asking(server, tmp_path).post(PODS, A_POD)
+
+    def test_some_answers_have_no_body(self, tmp_path: Path) -> None:
+        with Scripted(b"HTTP/1.1 204 No Content\r\n\r\n") as server:
+            assert (204, b"") == asking(server, tmp_path).post(PODS, A_POD)
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            b"",
+            b"HTTP/1.1 2",
+            b"SSH-2.0-OpenSSH_9.6\r\n",
+            b"HTTP/1.1 201 Created\r\nContent-Le",
+            b"HTTP/1.1 201 Created\r\nContent-Length: five\r\n\r\nhello",
+            b"HTTP/1.1 201 Created\r\nContent-Length: 5\r\n\r\nhell",
+            b"HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\nhello",
+            b"HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhell",
+            b"HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nhello",
+        ],
+    )
+    def test_half_an_answer_leaves_a_write_in_doubt(self, answer: bytes, tmp_path: Path) -> None:
+        with Scripted(answer) as server, pytest.raises(Unreachable, match="was lost") as lost:
+            asking(server, tmp_path).post(PODS, A_POD)
+
+        assert lost.value.outcome_unknown
+
+    def test_a_connection_that_the_server_ends_is_not_used_again(self, tmp_path: Path) -> None:
+        answer = b"HTTP/1.1 201 Created\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok"
+        with Scripted(answer, answer) as server:
+            cluster = asking(server, tmp_path)
+
+            assert [b"ok", b"ok"] == [cluster.post(PODS, A_POD).body for _ in range(2)]
+
+    def test_a_token_with_a_line_break_reaches_nobody(self, tmp_path: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            cluster = connect(a_kubeconfig(tmp_path / "kubeconfig", url, {"token": "t\r\nHost: elsewhere"}))
+
+            with pytest.raises(Unreachable, match="line break") as refused:
+                cluster.post(PODS, A_POD)
+
+        assert not refused.value.outcome_unknown
+
+    def test_a_request_is_one_that_any_server_reads(self, tmp_path: Path) -> None:
+        with Scripted(b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n") as server:
+            asking(server, tmp_path).post(PODS, A_POD)
+
+        head, _, body = server.asked[0].partition(b"\r\n\r\n")
+        line, *fields = head.decode().split("\r\n")
+        assert (f"POST {PODS} HTTP/1.1", A_POD) == (line, body)
+        assert {
+            "host": server.url.removeprefix("http://"),
+            "content-type": "application/json",
+            "content-length": str(len(A_POD)),
+            "authorization": "Bearer t",
+        }.items() <= {name.lower(): value for name, value in (field.split(": ", 1) for field in fields)}.items()
