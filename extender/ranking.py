@@ -234,7 +234,8 @@ class Ranking:
         if asked is None:
             rows = np.flatnonzero(self._weighed_at < changed_at)
         else:
-            rows = np.unique(asked[self._weighed_at[asked] < changed_at[asked]])
+            rows = asked[self._weighed_at[asked] < changed_at[asked]]
+            rows = np.unique(rows) if len(rows) > 1 else rows
         if len(rows):
             self._weighed_at[rows] = self._table.version
             self._weigh_anew(rows)

@@ -194,7 +194,9 @@ class Judge:
         asked = np.where(known, rows, 0)
         costs = np.where(known, ranking.costs(asked), np.inf)
         refused: dict[int, Reason] = {}
-        for n in np.flatnonzero(~(known & ranking.fits(asked))).tolist():
+        # mostly every node fits: what does not costs infinitely much
+        unsure = () if np.isfinite(costs).all() else np.flatnonzero(~(known & ranking.fits(asked))).tolist()
+        for n in unsure:
             reason = self._why_not(ranking, request, candidates.names[n])
             if reason is None:
                 return None

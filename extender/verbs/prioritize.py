@@ -2,7 +2,7 @@
 
 from cotenant.contract.request import RequestError
 from extender.policies import scores
-from extender.verbs.judge import Judge
+from extender.verbs.judge import Judge, Verdicts
 from extender.verbs.wire import ExtenderArgs, HostPriority
 
 
@@ -15,11 +15,15 @@ class Prioritize:
     def __call__(self, args: ExtenderArgs) -> list[HostPriority]:
         """Score each node 0..10 by the GPUs that the pod would get there; 0 for all where the pod is not ours."""
         names = args.candidates.names
-        try:
-            request = self._judge.request(args.pod)
-        except RequestError:
-            request = None  # filter has said so to the user
-        if request is None:
-            return [HostPriority(Host=name, Score=0) for name in names]
-        given = scores(self._judge.weigh(request, args.candidates).costs)
-        return [HostPriority(Host=name, Score=score) for name, score in zip(names, given, strict=True)]
+        # What filter has weighed a moment ago is good for one answer: 0.15 of 0.24 ms at 500 names. Whoever asks again
+        # without a filter in between gets what is known by then.
+        verdicts, args.weighed = args.weighed, None
+        if not isinstance(verdicts, Verdicts):
+            try:
+                request = self._judge.request(args.pod)
+            except RequestError:
+                request = None  # filter has said so to the user
+            if request is None:
+                return [HostPriority(name, 0) for name in names]
+            verdicts = self._judge.weigh(request, args.candidates)
+        return list(map(HostPriority, names, scores(verdicts.costs)))

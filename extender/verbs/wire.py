@@ -4,13 +4,13 @@ The Go types have no JSON tags, so the names are Go's. A decoder ignores fields 
 """
 
 import threading
-from typing import NamedTuple
 
 import msgspec
 from cachetools import LRUCache
 
 from cotenant.contract.pods import Pod
 
+_CALLS_KEPT = 2
 _LISTS_KEPT = 4
 
 
@@ -48,12 +48,19 @@ class Candidates:
         return msgspec.Raw(self.raw) if self.names else []
 
 
-class ExtenderArgs(NamedTuple):
-    """Hold what filter and prioritize are called with: a pod, and nodes by name or *whole*."""
+class ExtenderArgs:
+    """Hold what filter and prioritize are called with: a pod, and nodes by name or *whole*.
 
-    pod: Pod
-    candidates: Candidates
-    whole: dict[str, msgspec.Raw] | None
+    *weighed* is for the verbs: what filter has found out and prioritize need not find out again.
+    """
+
+    __slots__ = ("candidates", "pod", "weighed", "whole")
+
+    def __init__(self, pod: Pod, candidates: Candidates, whole: dict[str, msgspec.Raw] | None = None) -> None:
+        self.pod = pod
+        self.candidates = candidates
+        self.whole = whole
+        self.weighed: object = None
 
 
 class _ExtenderArgs(msgspec.Struct, frozen=True):
@@ -65,16 +72,28 @@ class _ExtenderArgs(msgspec.Struct, frozen=True):
 class ArgsReader:
     """Read what filter and prioritize are called with; safe to use from many threads.
 
-    The last lists of names are kept as they were read: prioritize is sent what filter has answered, and a scheduler
-    that looks at all nodes sends the same list again and again. 0.5 of 0.8 ms at 5,000 names, 0.05 at 500.
+    The last calls are kept as they were read: where filter has refused no node, prioritize is sent the same bytes
+    again. So are the last lists of names, which a scheduler that looks at all nodes sends for every pod: 0.5 of 0.8 ms
+    at 5,000 names.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._calls: LRUCache[bytes, ExtenderArgs] = LRUCache(_CALLS_KEPT)
         self._candidates: LRUCache[bytes, Candidates] = LRUCache(_LISTS_KEPT)
 
     def __call__(self, body: bytes) -> ExtenderArgs:
         """Read a body; raise MsgspecError where it is no such call."""
+        with self._lock:
+            call = self._calls.get(body)
+        if call is None:
+            call = self._read(body)
+            if call.whole is None:  # whole nodes are megabytes
+                with self._lock:
+                    self._calls[body] = call
+        return call
+
+    def _read(self, body: bytes) -> ExtenderArgs:
         args = _args.decode(body)
         raw = bytes(args.NodeNames)
         if raw == b"null":
@@ -86,7 +105,7 @@ class ArgsReader:
             candidates = Candidates(_names.decode(raw), raw)
             with self._lock:
                 self._candidates[raw] = candidates
-        return ExtenderArgs(args.Pod, candidates, None)
+        return ExtenderArgs(args.Pod, candidates)
 
 
 _args = msgspec.json.Decoder(_ExtenderArgs)
