@@ -114,6 +114,12 @@ class Metrics:
         self._binds = Counter(
             "cotenant_bind", "Binds by outcome: ok, or the reason for a no.", ["outcome"], registry=self._registry
         )
+        self._nominations = Counter(
+            "cotenant_nominations",
+            "Nodes nominated for pods that waited: outside of the sample that they were refused in, or freed since.",
+            ["why"],
+            registry=self._registry,
+        )
         self._evictions = Counter(
             "cotenant_evictions",
             "Evictions by the extender, by cause (overuse, preemption) and outcome.",
@@ -150,6 +156,10 @@ class Metrics:
     def answered(self, verb: str, outcome: str, seconds: float) -> None:
         """Count an answer to kube-scheduler; *outcome* is ok, rejected or error."""
         self._requests.labels(verb, outcome).observe(seconds)
+
+    def nominated(self, why: str) -> None:
+        """Count a nomination; *why* is outside_sample or freed."""
+        self._nominations.labels(why).inc()
 
     def evicted(self, cause: str, outcome: str) -> None:
         """Count an eviction; *outcome* is ok, blocked by a disruption budget, forbidden or error."""

@@ -38,6 +38,7 @@ from extender.metrics import Metrics, TenantSamples
 from extender.shadowing import Shadowing
 from extender.tenants import Tenants
 from extender.verbs.bind import Bind
+from extender.verbs.expected import Expected
 from extender.verbs.filter import Filter
 from extender.verbs.judge import Judge
 from extender.verbs.lessons import Lessons
@@ -84,7 +85,7 @@ class Extender:
         # who sees to pods that fit nowhere, beside the verbs
         self._onlookers: list[Nominator | Preemptor] = []
         if configuration.nominate:
-            self._onlookers.append(Nominator(cluster, self._ledger, judge))
+            self._onlookers.append(Nominator(cluster, self._ledger, judge, nominated=self._nominated))
         if configuration.preempt_fragmented is not None:
             self._onlookers.append(
                 Preemptor(
@@ -120,12 +121,14 @@ class Extender:
         # what goes on beside the verbs, and never holds one up
         self._beside: list[Lessons | Shadowing] = [Lessons(judge), *([self._shadowing] if self._shadowing else [])]
 
+        expected = Expected()
         calls = Calls(
             filter_=Filter(
                 self._ledger,
                 judge,
                 synced=self._feed.synced,
                 decide=configuration.placement is Placement.DECIDE,
+                expected=expected,
                 onlookers=self._onlookers,
                 rejected=metrics.rejected,
             ),
@@ -139,6 +142,7 @@ class Extender:
                 synced=self._feed.synced,
                 writing=lambda: self._writer.wait(_TAKE_OVER_SHARE * configuration.bind_timeout),
                 heard=self._shadowing.note if self._shadowing else _heard_by_nobody,
+                expected=expected,
             ),
             metrics=metrics,
         )
@@ -229,6 +233,9 @@ class Extender:
 
     def _evicted(self, cause: str, outcome: str) -> None:
         self._metrics.evicted(cause, outcome)
+
+    def _nominated(self, why: str) -> None:
+        self._metrics.nominated(why)
 
     def _begin(self) -> None:
         """Start what goes by the cluster as it has been read."""

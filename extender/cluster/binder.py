@@ -27,7 +27,7 @@ _REQUEST_SECONDS = 4.0
 
 # How many Bindings are on their way at once. kube-scheduler binds without a limit, but waits for each filter: with a
 # hundred binds beside it a filter had to wait for the interpreter behind all of them.
-_AT_ONCE = 16
+AT_ONCE = 16
 
 
 class _Doubt(msgspec.Struct, frozen=True):
@@ -68,7 +68,7 @@ class Binder:
         self._writer = writer or Sole()
         self._bind_timeout = bind_timeout
         self._clock = clock
-        self._room = threading.Semaphore(_AT_ONCE)
+        self._room = threading.Semaphore(AT_ONCE)
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._unsettled: dict[str, _Unsettled] = {}
@@ -97,12 +97,14 @@ class Binder:
         *again* says that the same Binding was sent before and its outcome is in doubt.
         """
         deadline = self._clock() + self._bind_timeout
-        backoff = _backoff()
+        backoff: Backoff | None = None
         while True:
             outcome = self._once(args, annotations, hold, deadline - self._clock(), again=again)
             if not isinstance(outcome, _Doubt):
                 return outcome
             again = True
+            # made when it is needed, as it asks the kernel for randomness
+            backoff = backoff or _backoff()
             delay = backoff.next()
             _log.warning("binding in doubt", pod=args.key, pod_uid=args.PodUID, node=args.Node, why=outcome.why)
             if self._clock() + delay >= deadline or self._stopping.wait(delay):

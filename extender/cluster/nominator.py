@@ -62,11 +62,18 @@ class Nominator:
     """Nominate nodes in the background, one pod after the other."""
 
     def __init__(
-        self, cluster: Cluster, ledger: Ledger, judge: Judging, *, clock: Callable[[], float] = time.monotonic
+        self,
+        cluster: Cluster,
+        ledger: Ledger,
+        judge: Judging,
+        *,
+        nominated: Callable[[str], None] = lambda _why: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cluster = cluster
         self._ledger = ledger
         self._judge = judge
+        self._nominated = nominated
         self._clock = clock
         self._condition = threading.Condition()
         self._stopping = False
@@ -136,6 +143,7 @@ class Nominator:
             return False
         tried[node] += 1
         writes.nominate(self._cluster, namespace=pod.metadata.namespace, name=pod.metadata.name, uid=pod.uid, node=node)
+        self._nominated("freed" if node in asked.sampled else "outside_sample")
         _log.info("nominated", pod=pod.key, pod_uid=pod.uid, node=node)
         return True
 

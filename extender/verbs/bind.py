@@ -14,6 +14,7 @@ from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest, RequestError
 from extender.fit import Placement, grant, place
 from extender.ledger import Hold, Ledger, NodeView, Stage, Use
+from extender.verbs.expected import Expected
 from extender.verbs.judge import Judge
 from extender.verbs.wire import BindArgs
 
@@ -58,6 +59,7 @@ class Bind:
         synced: Callable[[], bool],
         writing: Callable[[], bool] = lambda: True,
         heard: Callable[[str, PodRequest], None] = lambda _uid, _request: None,
+        expected: Expected | None = None,
     ) -> None:
         self._ledger = ledger
         self._judge = judge
@@ -67,6 +69,7 @@ class Bind:
         # whether this extender is the one that may bind; may wait a little for the end of a take-over
         self._writing = writing
         self._heard = heard
+        self._expected = expected or Expected()
         self._lock = threading.Lock()
         self._under_way: set[str] = set()
 
@@ -92,7 +95,10 @@ class Bind:
         hold = self._ledger.hold(args.PodUID)
         again = hold is not None
         if hold is None:
-            reserved = self._reserve(args)
+            try:
+                reserved = self._reserve(args)
+            finally:
+                self._expected.came(args.PodUID)
             if reserved is None:
                 return self._binder.bind(args, {}, None)
             if isinstance(reserved, Refusal):

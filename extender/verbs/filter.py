@@ -8,8 +8,9 @@ from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest, RequestError
 from extender.fit import Placement, place
-from extender.ledger import Hold, Ledger
-from extender.verbs.judge import Judge
+from extender.ledger import Hold, Ledger, NodeView
+from extender.verbs.expected import Expected
+from extender.verbs.judge import Judge, Verdicts
 from extender.verbs.wire import ExtenderArgs, FilterResult, NodeList
 
 _UNSETTLED = Reason.UNSETTLED.sentence
@@ -32,6 +33,7 @@ class Filter:
         *,
         synced: Callable[[], bool],
         decide: bool = False,
+        expected: Expected | None = None,
         onlookers: Sequence[Onlooker] = (),
         rejected: Callable[[Reason, int], None] = lambda _reason, _count: None,
     ) -> None:
@@ -39,6 +41,7 @@ class Filter:
         self._judge = judge
         self._synced = synced
         self._decide = decide
+        self._expected = expected or Expected()
         self._onlookers = onlookers
         self._rejected = rejected
 
@@ -75,7 +78,11 @@ class Filter:
             elsewhere = dict.fromkeys(set(names) - {promised.node}, _UNSETTLED)
             return self._answer(args, [promised.node], elsewhere)
         verdicts = self._judge.weigh(request, args.candidates)
+        fits = len(verdicts.refused) < len(names)
+        if fits and self._expected.wait(args.pod.uid, request, self._likely(names, verdicts)):
+            verdicts = self._judge.weigh(request, args.candidates)
         verdicts = self._judge.within_limits(namespace, request, verdicts, args.candidates)
+        args.weighed = verdicts
         failed = {names[n]: reason.sentence for n, reason in verdicts.refused.items()}
         for reason, count in Counter(verdicts.refused.values()).items():
             self._rejected(reason, count)
@@ -85,6 +92,7 @@ class Filter:
             # The victims of whom something is promised are on their way out. Were the node unresolvable, kube-scheduler
             # would take the nomination away (defaultpreemption, PodEligibleToPreemptOthers).
             return self._answer(args, [], failed, resolvable=promised.node if promised is not None else "")
+        self._expected.expect(args.pod.uid, request)
         if self._decide:
             return self._answer(args, [min(names[n] for n in verdicts.cheapest())], failed)
         if not failed:
@@ -95,6 +103,10 @@ class Filter:
         """Tell whether what is kept for a pod can be had by now."""
         view = self._ledger.without(promised.node, [promised.uid])
         return view is not None and isinstance(place(view, request), Placement)
+
+    def _likely(self, names: list[str], verdicts: Verdicts) -> NodeView | None:
+        """Show the node that the pod will get where our scores decide."""
+        return self._ledger.view(names[int(verdicts.costs.argmin())])
 
     @staticmethod
     def _answer(

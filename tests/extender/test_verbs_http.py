@@ -104,6 +104,15 @@ class TestPrioritize:
             submit(api, a_pod().asking(8)), *BOTH, "nowhere"
         )
 
+    def test_what_filter_weighed_is_good_for_one_answer(self, api: ApiServer, extender: Running) -> None:
+        pod = submit(api, a_pod().asking(8))
+        assert ["n1", "n2"] == extender.fitting(pod, *BOTH)
+        assert "" == extender.bind(submit(api, a_pod().named("other").asking(2)), "n2")
+
+        # as it was for filter, where both were left with 10 - 8 = 2; and then as it is, with 0 on n2
+        assert {"n1": 10, "n2": 10} == extender.prioritize(pod, *BOTH)
+        assert {"n1": 1, "n2": 10} == extender.prioritize(pod, *BOTH)
+
     def test_scores_are_whole_numbers_on_the_wire(self, api: ApiServer, extender: Running) -> None:
         answer = extender.post("/prioritize", filter_args(submit(api, a_pod().asking(8)), "n1"))
 
@@ -467,6 +476,7 @@ class TestNomination:
         assert [] == extender.fitting(submit(api, a_pod().asking(8)), *crowd)
 
         assert api.wait_until(lambda: self.nominated(api, "p") == "n1", PATIENCE)
+        assert eventually(lambda: extender.metric('cotenant_nominations_total{why="outside_sample"}') == 1.0)
 
     def test_a_pod_refused_for_old_news_is_nominated_once_the_news_is_here(
         self, api: ApiServer, start: Callable[..., Running]
@@ -482,6 +492,7 @@ class TestNomination:
         api.set_phase("ends", "Succeeded")
 
         assert api.wait_until(lambda: self.nominated(api, "waits") == "n1", PATIENCE)
+        assert eventually(lambda: extender.metric('cotenant_nominations_total{why="freed"}') == 1.0)
 
     def test_preemptions_own_nomination_is_left_alone(
         self, api: ApiServer, crowd: list[str], start: Callable[..., Running]
