@@ -38,6 +38,8 @@ class _Run:
     refused: int
     in_vain: int
     over_committed: int
+    # how often kube-scheduler tried a pod, until all that fit were bound
+    attempts: int
     woken_s: list[float]
 
 
@@ -68,7 +70,12 @@ def measure(cluster: ControlPlane, directory: Path, *, pods: int, placement: str
             "fit": room,
             "calm_s": calm.seconds,
             "herd_s": herd.seconds,
+            "herd / calm": round(herd.seconds / calm.seconds, 2),
+            "binds": herd.bound + herd.in_vain,
             "binds_in_vain": herd.in_vain,
+            "binds_in_vain_percent": round(100 * herd.in_vain / (herd.bound + herd.in_vain), 2),
+            "binds_in_vain_percent, calm": round(100 * calm.in_vain / (calm.bound + calm.in_vain), 2),
+            "attempts_per_pod_bound": round(herd.attempts / herd.bound, 2),
             "bindings_refused": herd.refused,
             "over_committed": herd.over_committed,
             "freed_until_bound_s": median(herd.woken_s) if herd.woken_s else 0.0,
@@ -87,6 +94,9 @@ def _run(cluster: ControlPlane, directory: Path, name: str, placement: str, *, p
         load.create(api, [load.for_scheduler(one, _UNITS, name) for one in names])
         bound = bindings.wait_for(min(room, pods))
         seconds = bound[-1].at.timestamp() - began
+        attempts = sum(
+            map(float, re.findall(r"^scheduler_schedule_attempts_total{.*?} (\S+)", scheduler.metrics(), re.MULTILINE))
+        )
         woken = []
         if pods > room:
             time.sleep(_QUIET_S)
@@ -98,6 +108,7 @@ def _run(cluster: ControlPlane, directory: Path, name: str, placement: str, *, p
             refused=refused,
             in_vain=_in_vain(extender.serve),
             over_committed=load.over_committed(api),
+            attempts=int(attempts),
             woken_s=woken,
         )
         cluster.stop_scheduler(scheduler)

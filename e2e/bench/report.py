@@ -23,9 +23,10 @@ def verbs(title: str, found: Mapping[str, Any]) -> None:
             click.echo(f"{name:{_NAME}}" + "".join(f"{value:9.2f}" if value is not None else "" for value in values))
         else:
             click.echo(f"{name:{_NAME}}{figure:9.2f}")
-    if "bind" in found:
-        ratio = found["bind"]["p50_ms"] / found["bare Binding POST"]["p50_ms"]
-        click.echo(f"{'bind in bare Binding POSTs, by the medians':{_NAME}}{ratio:9.2f}")
+    for floor in ("bare Binding POST", "bind by a do-nothing extender"):
+        if floor in found:
+            ratio = found["bind"]["p50_ms"] / found[floor]["p50_ms"]
+            click.echo(f"{f'bind / {floor}, by the medians':{_NAME}}{ratio:9.2f}")
 
 
 def sections(title: str, found: Mapping[str, Mapping[str, Any]]) -> None:
@@ -35,22 +36,37 @@ def sections(title: str, found: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def throughput(found: Mapping[str, Sequence[Round]]) -> None:
-    """Print the medians of each way, and its ratio to its floor within the same round, with least and most."""
-    head = ("pods/s", "least", "most", "of none", "of idle", "least", "most", "writes", "others", "CPU ms", "algo ms")
-    click.echo(f"\n{'throughput, medians of rounds':30}" + "".join(f"{word:>9}" for word in head))
+    """Print the medians of each way, and its ratios to its floors within the same round, with least and most."""
+    head = ("pods/s", "least", "most", "of none", "writes", "others", "CPU ms", "sched CPU", "MiB")
+    click.echo(f"\n{'throughput, medians of rounds':30}" + "".join(f"{word:>10}" for word in head))
+    fields = ("writes_per_pod", "other_writes_per_pod", "extender_cpu_ms_per_pod", "scheduler_cpu_ms_per_pod")
     for way in WAYS:
         rates = [one.pods_per_s for one in found[way]]
-        row = [f"{median(rates):9.0f}{min(rates):9.0f}{max(rates):9.0f}{median(ratios(found, way, WAYS[0])):9.2f}"]
-        if way in FLOORS:
-            of_idle = ratios(found, way, FLOORS[way])
-            row.append(f"{median(of_idle):9.3f}{min(of_idle):9.3f}{max(of_idle):9.3f}")
-        else:
-            row.append(" " * 27)
-        fields = ("writes_per_pod", "other_writes_per_pod", "extender_cpu_ms_per_pod", "algorithm_ms")
-        row += [f"{median(getattr(one, field) for one in found[way]):9.2f}" for field in fields]
+        row = [f"{median(rates):10.0f}{min(rates):10.0f}{max(rates):10.0f}{median(ratios(found, way, WAYS[0])):10.2f}"]
+        row += [f"{median(getattr(one, field) for one in found[way]):10.2f}" for field in fields]
+        row.append(f"{median(one.extender_mib for one in found[way]):10.0f}")
         click.echo(f"{way:30}{''.join(row)}")
+    click.echo(f"\n{'pods/s, within the same round':44}{'median':>10}{'least':>10}{'most':>10}")
+    for way, floors in FLOORS.items():
+        for floor in floors:
+            of_floor = ratios(found, way, floor)
+            click.echo(f"{f'{way} / {floor}':44}{median(of_floor):10.3f}{min(of_floor):10.3f}{max(of_floor):10.3f}")
     if len(found[WAYS[0]]) == 5:
         click.echo("least and most of five rounds hold the true median with 94 %")
+    _latencies(found)
+
+
+def _latencies(found: Mapping[str, Sequence[Round]]) -> None:
+    """Print what a pod waits for, by the histograms of kube-scheduler and of the extender."""
+    click.echo(f"\n{'by histograms, medians of rounds':44}{'p50':>10}{'p99':>10}{'mean':>10}  ms")
+    for way in WAYS:
+        parts = {"kube-scheduler, until a node is chosen": [one.algorithm for one in found[way]]}
+        parts["kube-scheduler, until bound"] = [one.attempt for one in found[way]]
+        for verb in found[way][0].verbs:
+            parts[f"extender, {verb}"] = [one.verbs.get(verb, {}) for one in found[way]]
+        for part, rounds in parts.items():
+            values = (median(one[key] for one in rounds if one) for key in ("p50_ms", "p99_ms", "mean_ms"))
+            click.echo(f"{f'{way}: {part}'[:60]:60}" + "".join(f"{value:10.2f}" for value in values))
 
 
 def ratios(found: Mapping[str, Sequence[Round]], way: str, floor: str) -> list[float]:
@@ -58,18 +74,23 @@ def ratios(found: Mapping[str, Sequence[Round]], way: str, floor: str) -> list[f
     return [a.pods_per_s / b.pods_per_s for a, b in zip(found[way], found[floor], strict=True)]
 
 
-def write(out: Path, name: str, report: Mapping[str, Any]) -> None:
-    """Write the JSON."""
+def keep(out: Path, name: str, part: str, figures: Any) -> dict[str, Any]:
+    """Write one part's figures beside those of the other parts that lie there already, and give them all."""
     out.mkdir(parents=True, exist_ok=True)
     target = out / f"{name}.json"
-    target.write_text(json.dumps(report, indent=2, default=asdict) + "\n")
-    click.echo(f"written to {target}")
+    kept: dict[str, Any] = json.loads(target.read_text()) if target.exists() else {}
+    kept[part] = figures
+    target.write_text(json.dumps(kept, indent=2, default=asdict) + "\n")
+    click.echo(f"{part} written to {target}")
+    loaded: dict[str, Any] = json.loads(target.read_text())
+    return loaded
 
 
-def plot(out: Path, rounds: Mapping[str, Sequence[Round]], growth: Mapping[str, Mapping[str, Any]]) -> None:
-    """Draw pods a second by way, and filter, memory and start by size."""
+def plot(out: Path, name: str, kept: Mapping[str, Any]) -> None:
+    """Draw pods a second by way, and filter, memory and start by size, from what keep() has kept."""
     import matplotlib as mpl  # noqa: PLC0415 - half a second, for whoever draws
 
+    rounds, growth = (kept.get(part, {}).get("found", {}) for part in ("throughput", "growth"))
     if not (rounds or growth):
         return
     mpl.use("Agg")
@@ -77,14 +98,15 @@ def plot(out: Path, rounds: Mapping[str, Sequence[Round]], growth: Mapping[str, 
 
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
     if rounds:
-        rates = [[one.pods_per_s for one in rounds[way]] for way in WAYS]
+        rates = [[one["pods_per_s"] for one in rounds[way]] for way in WAYS]
         middles = [median(one) for one in rates]
         reach = [
             [mid - min(one) for mid, one in zip(middles, rates, strict=True)],
             [max(one) - mid for mid, one in zip(middles, rates, strict=True)],
         ]
-        colours = ["0.6", "0.75", "0.75", "tab:blue", "tab:blue"]
-        left.bar([way.replace(" ", "\n", 1) for way in WAYS], middles, yerr=reach, color=colours, capsize=4)
+        colours = ["tab:blue" if way in FLOORS else "0.75" for way in WAYS]
+        left.bar([way.replace(" ", "\n") for way in WAYS], middles, yerr=reach, color=colours, capsize=4)
+        left.tick_params(axis="x", labelsize=7)
         left.set(ylabel="pods/s", title="Pods placed a second (median, least, most)")
     if growth:
         labels = [name.replace(", ", "\n") for name in growth]
@@ -101,6 +123,6 @@ def plot(out: Path, rounds: Mapping[str, Sequence[Round]], growth: Mapping[str, 
         right.tick_params(axis="x", labelsize=7)
         for n, one in enumerate(growth.values()):
             right.text(n, one["VmHWM"], f"{one['ready_s']:.1f} s", ha="center", va="bottom")
-    target = out / "bench.png"
+    target = out / f"{name}.png"
     figure.savefig(target, dpi=110)
     click.echo(f"drawn in {target}")

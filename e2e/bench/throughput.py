@@ -1,12 +1,12 @@
 """How many pods a second a real kube-scheduler places, with and without us.
 
-Five ways side by side, in interleaved rounds of one run, since only ratios mean anything on a machine that others use:
-no extender, one that decides nothing but binds (idle_extender), and Cotenant; the last two both returning all nodes
-(advise) and one (decide).
+Ways side by side, in interleaved rounds of one run, since only ratios mean anything on a machine that others use: no
+extender; one that decides nothing but binds (idle_extender), on Flask as extenders in Python are, and on the server of
+our own calls (lean); and Cotenant. All but the first both returning all nodes (advise) and one (decide).
 """
 
-import re
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,14 +18,19 @@ import yaml
 
 from e2e.audit import Write
 from e2e.bench import load
-from e2e.cluster import ControlPlane, Scheduler
+from e2e.bench.histogram import quantiles_ms
+from e2e.cluster import ControlPlane
 from e2e.processes import Program, free_ports, wait_until
 from e2e.programs import SCHEDULER_CONFIG, RunningExtender
 
-FLOORS = {"Cotenant advise": "idle advise", "Cotenant decide": "idle decide"}
-WAYS = ("no extender", *FLOORS.values(), *FLOORS)
+# each way, and those that it is measured against
+FLOORS = {f"Cotenant {mode}": (f"idle {mode}", f"lean idle {mode}") for mode in ("advise", "decide")}
+WAYS = ("no extender", *(floor for floors in FLOORS.values() for floor in floors), *FLOORS)
 _PATIENCE_S = 300
+# of what kube-scheduler itself counts: filters, extenders and scores of one pod; and all of that with the binding
 _ALGORITHM = "scheduler_scheduling_algorithm_duration_seconds"
+_ATTEMPT = "scheduler_scheduling_attempt_duration_seconds"
+_VERBS = ("filter", "prioritize", "bind")
 
 
 @dataclass(frozen=True)
@@ -36,10 +41,13 @@ class Round:
     # writes to pods and bindings, of each pod, by whomever; and all other writes of the extender
     writes_per_pod: float
     other_writes_per_pod: float
-    # of what kube-scheduler itself counts: filters, extenders and scores of one pod, without the binding
-    algorithm_ms: float
     extender_cpu_ms_per_pod: float
     scheduler_cpu_ms_per_pod: float
+    extender_mib: float
+    # median, 99th percentile and mean: as kube-scheduler counts them, and each verb as the extender does
+    algorithm: dict[str, float]
+    attempt: dict[str, float]
+    verbs: dict[str, dict[str, float]]
 
 
 def measure(cluster: ControlPlane, directory: Path, *, pods: int, rounds: int) -> dict[str, list[Round]]:
@@ -101,27 +109,36 @@ class Bindings:
         return self.read()
 
 
+@dataclass(frozen=True)
+class _Running:
+    """An extender that runs, or none: its process, where its verbs and where its metrics are."""
+
+    program: Program | None = None
+    listen: str | None = None
+    metrics: str | None = None
+
+
 @contextmanager
-def extender_of(cluster: ControlPlane, directory: Path, way: str) -> Iterator[tuple[str | None, Program | None]]:
-    """Run the extender of one way; give its address and its process, or neither."""
+def extender_of(cluster: ControlPlane, directory: Path, way: str) -> Iterator[_Running]:
+    """Run the extender of one way."""
     directory.mkdir(parents=True)
     decide = way.endswith("decide")
     if way == "no extender":
-        yield None, None
+        yield _Running()
         return
     if way.startswith("Cotenant"):
         with RunningExtender(cluster, directory, flags=[f"--placement={'decide' if decide else 'advise'}"]) as extender:
-            yield extender.listen, extender.program
+            yield _Running(extender.program, extender.listen, extender.serve)
         return
     listen = f"127.0.0.1:{free_ports(1)[0]}"
-    flags = ["--decide"] if decide else []
+    flags = [*(["--decide"] if decide else []), *(["--lean"] if way.startswith("lean") else [])]
     module = "e2e.bench.idle_extender"
     idle = Program(
         [sys.executable, "-m", module, cluster.kubeconfig("extender"), listen, *flags], log=directory / "idle.log"
     )
     try:
         idle.wait_ready(lambda: "ready" in idle.log.read_text())
-        yield listen, idle
+        yield _Running(idle, listen)
     finally:
         idle.stop()
 
@@ -129,17 +146,20 @@ def extender_of(cluster: ControlPlane, directory: Path, way: str) -> Iterator[tu
 def _round(cluster: ControlPlane, directory: Path, way: str, name: str, pods: int) -> Round:
     api = cluster.api()
     names = [f"{name}-{n}" for n in range(pods)]
-    with extender_of(cluster, directory, way) as (listen, extender):
+    with extender_of(cluster, directory, way) as running:
         # All pods are there before the scheduler starts, so that it never waits for the one who creates them.
         load.create(api, [load.for_scheduler(one, 8, name) for one in names])
         bindings = Bindings(cluster, f"{name}-")
-        before = load.cpu_seconds(extender.pid) if extender else 0.0
-        scheduler = cluster.start_scheduler(scheduler_config(name, listen))
+        pid = running.program.pid if running.program else None
+        before = load.cpu_seconds(pid) if pid else 0.0
+        scheduler = cluster.start_scheduler(scheduler_config(name, running.listen))
         ready_cpu = load.cpu_seconds(scheduler.program.pid)
         bound = bindings.wait_for(pods)
-        cpu = load.cpu_seconds(extender.pid) - before if extender else 0.0
+        cpu = load.cpu_seconds(pid) - before if pid else 0.0
         scheduler_cpu = load.cpu_seconds(scheduler.program.pid) - ready_cpu
-        algorithm_s = _mean_algorithm_seconds(scheduler)
+        theirs = scheduler.metrics()
+        verbs = _verbs(running.metrics) if running.metrics else {}
+        mib = load.memory_mib(pid, "VmRSS") if pid else 0.0
         cluster.stop_scheduler(scheduler)
     load.remove(api, names)
     others = [w for w in bindings.all if "cotenant-extender" in w.user and w.resource != "pods"]
@@ -147,9 +167,12 @@ def _round(cluster: ControlPlane, directory: Path, way: str, name: str, pods: in
         pods_per_s=round((pods - 1) / _seconds(bound), 1),
         writes_per_pod=round(len(bindings.writes()) / pods, 3),
         other_writes_per_pod=round(len(others) / pods, 3),
-        algorithm_ms=round(algorithm_s * 1e3, 3),
         extender_cpu_ms_per_pod=round(cpu * 1e3 / pods, 3),
         scheduler_cpu_ms_per_pod=round(scheduler_cpu * 1e3 / pods, 3),
+        extender_mib=mib,
+        algorithm=quantiles_ms(theirs, _ALGORITHM, {}),
+        attempt=quantiles_ms(theirs, _ATTEMPT, {"result": "scheduled"}),
+        verbs=verbs,
     )
 
 
@@ -157,10 +180,8 @@ def _seconds(bound: list[Write]) -> float:
     return (bound[-1].at - bound[0].at).total_seconds()
 
 
-def _mean_algorithm_seconds(scheduler: Scheduler) -> float:
-    text = scheduler.metrics()
-    found = {
-        part: float(match[1]) if (match := re.search(rf"^{_ALGORITHM}_{part} (\S+)$", text, re.MULTILINE)) else 0.0
-        for part in ("sum", "count")
-    }
-    return found["sum"] / found["count"] if found["count"] else 0.0
+def _verbs(metrics: str) -> dict[str, dict[str, float]]:
+    with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=30) as answer:
+        text = answer.read().decode()
+    name = "cotenant_extender_request_duration_seconds"
+    return {verb: found for verb in _VERBS if (found := quantiles_ms(text, name, {"verb": verb, "outcome": "ok"}))}

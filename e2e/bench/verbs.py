@@ -1,23 +1,31 @@
 """filter, prioritize and bind on a real API server, without kube-scheduler in between: the figures are the extender's.
 
-bind is measured beside a bare Binding POST by the same client library, one after the other.
+bind is measured beside a bare Binding POST by the same client, and beside the bind of an extender that does nothing
+else on the same server, one after the other.
 """
 
 import random
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cotenant.cluster import connect, writes
+from cotenant.cluster import Cluster, connect, writes
 from e2e.bench.load import Client, a_pod, args, create, figures, memory_mib, timed
+from e2e.bench.throughput import extender_of
 from e2e.cluster import ControlPlane
 from e2e.programs import RunningExtender
+from e2e.rest import Object
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _COUNTS = (20, 500, 5000)
 
 
-def measure(cluster: ControlPlane, directory: Path, names: list[str], *, rounds: int) -> dict[str, Any]:
+def measure(cluster: ControlPlane, directory: Path, node_count: int, *, rounds: int) -> dict[str, Any]:
     """Start the extender on a full cluster and measure its start, its verbs and its memory."""
+    names = [f"bench-{n}" for n in range(node_count)]
     api = cluster.api()
     started = time.monotonic()
     with RunningExtender(cluster, directory) as extender:
@@ -28,7 +36,8 @@ def measure(cluster: ControlPlane, directory: Path, names: list[str], *, rounds:
         asking = api.create(a_pod("asking", 8))
         for count in sorted({min(count, len(names)) for count in _COUNTS}):
             result |= _asked(client, asking, names[:count], pid, rounds)
-        result |= _bound(cluster, client, names, rounds)
+        with extender_of(cluster, directory / "idle", "lean idle advise") as idle:
+            result |= _bound(cluster, client, Client(idle.listen or ""), names, rounds)
         result["rss_mib"] = memory_mib(pid, "VmRSS")
         result["rss_mib_peak"] = memory_mib(pid, "VmHWM")
         return result
@@ -52,37 +61,46 @@ def _asked(client: Client, pod: Any, names: list[str], pid: int, rounds: int) ->
     return result
 
 
-def _bound(cluster: ControlPlane, client: Client, names: list[str], rounds: int) -> dict[str, Any]:
+def _bound(cluster: ControlPlane, client: Client, idle: Client, names: list[str], rounds: int) -> dict[str, Any]:
     """Bind through the extender and without it, in turn, and filter after each bind."""
     api = cluster.api()
-    pods = [a_pod(f"{kind}-{n}", 8) for n in range(rounds) for kind in ("bind", "bare")]
+    kinds = ("bind", "idle", "bare")
+    pods = [a_pod(f"{kind}-{n}", 8) for n in range(rounds) for kind in kinds]
     create(api, pods)
     uids = {seen["metadata"]["name"]: seen["metadata"]["uid"] for seen in api.list("Pod")}
     for pod in pods:
         pod["metadata"]["uid"] = uids[pod["metadata"]["name"]]
     asking = api.get("Pod", "asking")
     whole, sample = args(asking, names), args(asking, names[:500])
-    seconds: dict[str, list[float]] = {"bind": [], "bare Binding POST": [], "all": [], "sample": []}
+    seconds: dict[str, list[float]] = {kind: [] for kind in (*kinds, "all", "sample")}
     with connect(str(cluster.kubeconfig("extender"))) as bare:
+        ways: dict[str, Callable[[Object, str], float]] = {
+            "bind": client.bind,
+            "idle": idle.bind,
+            "bare": partial(_bare, bare),
+        }
         for n in range(rounds):
             node = names[n * 31 % len(names)]
-            seconds["bind"].append(client.bind(pods[2 * n], node))
-            seconds["all"].append(client.post("filter", whole)[0])
-            seconds["sample"].append(client.post("filter", sample)[0])
-            started = time.perf_counter()
-            metadata = pods[2 * n + 1]["metadata"]
-            writes.bind(
-                bare,
-                namespace=metadata["namespace"],
-                name=metadata["name"],
-                uid=metadata["uid"],
-                node=node,
-                annotations={},
-            )
-            seconds["bare Binding POST"].append(time.perf_counter() - started)
+            of_round = dict(zip(kinds, pods[n * len(kinds) :], strict=False))
+            # each round begins with another
+            for kind in kinds[n % len(kinds) :] + kinds[: n % len(kinds)]:
+                seconds[kind].append(ways[kind](of_round[kind], node))
+                if kind == "bind":
+                    seconds["all"].append(client.post("filter", whole)[0])
+                    seconds["sample"].append(client.post("filter", sample)[0])
     return {
         f"filter of {len(names)} names, each after a bind": figures(seconds["all"]),
         f"filter of {min(500, len(names))} names, the next": figures(seconds["sample"]),
         "bind": figures(seconds["bind"]),
-        "bare Binding POST": figures(seconds["bare Binding POST"]),
+        "bare Binding POST": figures(seconds["bare"]),
+        "bind by a do-nothing extender": figures(seconds["idle"]),
     }
+
+
+def _bare(cluster: Cluster, pod: Object, node: str) -> float:
+    metadata = pod["metadata"]
+    started = time.perf_counter()
+    writes.bind(
+        cluster, namespace=metadata["namespace"], name=metadata["name"], uid=metadata["uid"], node=node, annotations={}
+    )
+    return time.perf_counter() - started
