@@ -82,9 +82,9 @@ def check_policies(configuration: ExtenderConfiguration) -> None:
 def _ready(sentence: str) -> None:
     """Say so, and keep the garbage collector and the other threads from holding up a verb from now on.
 
-    What each brings: docs/decisions/0077. A full collection walks all that the ledger holds: 0.1 s at 50,000 pods, for nothing, since none of it is garbage.
-    Frozen, it is not walked again. A thread that decodes the watch may keep the interpreter for 5 ms unless told
-    otherwise, which is more than a verb takes.
+    A full collection walks all that the ledger holds: 0.1 s at 50,000 pods, for nothing, since none of it is garbage.
+    Frozen, it is not walked again. A thread that writes metrics or decodes the watch may keep the interpreter for 5 ms
+    unless told otherwise, which is more than a verb takes. What each brings stands in docs/decisions/0077.
     """
     gc.collect()
     gc.freeze()
