@@ -59,8 +59,8 @@ class PartitionRanking:
         """Look anew at those of *rows* that have changed."""
         table = self._table
         asked = np.arange(len(self._looked_at)) if rows is None else rows
-        due = np.unique(asked[self._looked_at[asked] < table.changed_at[asked]])
-        for row in due.tolist():
+        due = sorted(set(asked[self._looked_at[asked] < table.changed_at[asked]].tolist()))
+        for row in due:
             name = table.names[row] if row < len(table.names) else ""
             view = self._ledger.view(name)
             self.reasons.pop(name, None)
