@@ -37,6 +37,11 @@ _TRIES_PER_NODE = 2
 _TRIES_LAST_SECONDS = 300
 _WAITING = 1_000
 _PIECE = 250
+# kube-scheduler counts the pods nominated to a node as if they were there (RunFilterPluginsWithNominatedPods), so of a
+# herd nominated to one node nobody fits: one at a time, for as long as an attempt may take. The others look again soon,
+# but not for ever (docs/decisions/0078).
+_NOMINEE_SECONDS = 1.0
+_POSTPONEMENTS = 40
 
 
 class Judging(Protocol):
@@ -56,6 +61,9 @@ class _Asked(NamedTuple):
     pod: Pod
     request: PodRequest
     sampled: frozenset[str]
+    # nodes that fit but had a nominee each, and how often that was so
+    among: tuple[str, ...] = ()
+    postponed: int = 0
 
 
 class Nominator:
@@ -81,12 +89,17 @@ class Nominator:
         self._asked: dict[str, _Asked] = {}
         # how often each node was nominated lately, by pod UID
         self._tried: TTLCache[str, Counter[str]] = TTLCache(10_000, _TRIES_LAST_SECONDS)
+        # the pod that each node waits for, by UID, under the condition
+        self._nominees: TTLCache[str, str] = TTLCache(10_000, _NOMINEE_SECONDS, timer=clock)
         self._thread = threading.Thread(target=self._run, name="nominate", daemon=True)
         self._thread.start()
 
     def look(self, pod: Pod, request: PodRequest, sampled: frozenset[str]) -> None:
         """Note that nothing in *sampled* fits *pod*; where too many wait, its next attempt asks again."""
         with self._condition:
+            # an attempt of its own has failed, the nomination with it
+            for node in [node for node, uid in self._nominees.items() if uid == pod.uid]:
+                del self._nominees[node]
             if self._asked.pop(pod.uid, None) is None and len(self._asked) >= _WAITING:
                 _log.warning("too many pods to nominate for", pod=pod.key, pod_uid=pod.uid)
                 return
@@ -124,7 +137,8 @@ class Nominator:
     def _look_again(self, asked: _Asked, changes: int) -> None:
         turn = asked.turn + 1
         if turn < len(_WAIT_SECONDS):
-            again = asked._replace(due=self._clock() + _WAIT_SECONDS[turn], turn=turn, changes=changes)
+            due = self._clock() + _WAIT_SECONDS[turn]
+            again = asked._replace(due=due, turn=turn, changes=changes, among=())
             with self._condition:
                 # unless its next attempt has failed meanwhile
                 self._asked.setdefault(asked.pod.uid, again)
@@ -138,9 +152,10 @@ class Nominator:
         preempting = bool(nominated) and nominated not in tried
         if preempting or tried.total() >= _TRIES or self._ledger.hold(pod.uid) is not None:
             return True
-        node = self._best(asked.request, self._candidates(asked), tried)
+        fitting = self._fitting(asked.request, self._candidates(asked), tried)
+        node = self._choose(pod.uid, fitting)
         if node is None:
-            return False
+            return self._postpone(asked, fitting)
         tried[node] += 1
         writes.nominate(self._cluster, namespace=pod.metadata.namespace, name=pod.metadata.name, uid=pod.uid, node=node)
         self._nominated("freed" if node in asked.sampled else "outside_sample")
@@ -149,6 +164,8 @@ class Nominator:
 
     def _candidates(self, asked: _Asked) -> list[str]:
         """List nodes that may fit by now: all at first, later those of the sample that have changed."""
+        if asked.among:
+            return list(asked.among)
         if asked.turn > 0:
             _, changed = self._ledger.changes(asked.changes)
             return sorted(asked.sampled if changed is None else asked.sampled.intersection(changed))
@@ -156,8 +173,8 @@ class Nominator:
             return sorted(asked.sampled)
         return [view.name for view in self._ledger.views()]
 
-    def _best(self, request: PodRequest, nodes: list[str], tried: Counter[str]) -> str | None:
-        """Find the cheapest node that fits, of those least often nominated."""
+    def _fitting(self, request: PodRequest, nodes: list[str], tried: Counter[str]) -> list[str]:
+        """List the nodes that fit, those least often nominated first, and then the cheapest."""
         open_to = [node for node in nodes if tried[node] < _TRIES_PER_NODE]
         fitting: list[tuple[int, float, str]] = []
         # in pieces, since kube-scheduler's next filter waits for the judge meanwhile
@@ -165,4 +182,26 @@ class Nominator:
             names = open_to[start : start + _PIECE]
             verdicts = zip(self._judge.judge(request, names), names, strict=True)
             fitting += [(tried[name], cost, name) for cost, name in verdicts if not isinstance(cost, Reason)]
-        return min(fitting)[2] if fitting else None
+        return [name for _, _, name in sorted(fitting)]
+
+    def _choose(self, uid: str, fitting: list[str]) -> str | None:
+        """Take the first node that waits for no other nominee, and have it wait for this one."""
+        with self._condition:
+            for node in fitting:
+                nominee = self._nominees.get(node, uid)
+                if nominee == uid or self._ledger.hold(nominee) is not None or self._ledger.waiting(nominee) is None:
+                    self._nominees[node] = uid
+                    return node
+        return None
+
+    def _postpone(self, asked: _Asked, fitting: list[str]) -> bool:
+        """Look again soon at nodes that fit and wait for others; tell whether there is anything to look at."""
+        if not fitting or asked.postponed >= _POSTPONEMENTS:
+            return False
+        again = asked._replace(
+            due=self._clock() + _WAIT_SECONDS[0], among=tuple(fitting[:_PIECE]), postponed=asked.postponed + 1
+        )
+        with self._condition:
+            # unless its next attempt has failed meanwhile
+            self._asked.setdefault(asked.pod.uid, again)
+        return True

@@ -478,6 +478,23 @@ class TestNomination:
         assert api.wait_until(lambda: self.nominated(api, "p") == "n1", PATIENCE)
         assert eventually(lambda: extender.metric('cotenant_nominations_total{why="outside_sample"}') == 1.0)
 
+    def test_a_node_has_one_nominee_at_a_time(
+        self, api: ApiServer, crowd: list[str], start: Callable[..., Running]
+    ) -> None:
+        # kube-scheduler counts nominees as if they were there, so many of one node keep each other out
+        extender = start()
+        pods = [submit(api, a_pod().named(f"p{n}").asking(4)) for n in range(3)]
+        for pod in pods:
+            assert [] == extender.fitting(pod, *crowd)
+
+        assert api.wait_until(lambda: self.nominated(api, "p1"), PATIENCE)
+        assert {"n1", "n2"} == {self.nominated(api, "p0"), self.nominated(api, "p1")}
+
+        first = self.nominated(api, "p0")
+        assert first is not None
+        assert "" == extender.bind(pods[0], first)
+        assert api.wait_until(lambda: self.nominated(api, "p2") is not None, PATIENCE)
+
     def test_a_pod_refused_for_old_news_is_nominated_once_the_news_is_here(
         self, api: ApiServer, start: Callable[..., Running]
     ) -> None:
