@@ -27,7 +27,7 @@ _LARGE_PODS, _LARGE_NODES = 50_000, 20_000
 @click.option("--nodes", "node_count", default=5000, show_default=True, help="Nodes of 8 GPUs of 80 GiB.")
 @click.option("--bound", default=20000, show_default=True, help="Pods bound before the extender starts.")
 @click.option("--calls", default=300, show_default=True, help="Calls of each verb.")
-@click.option("--pods", default=600, show_default=True, help="Pods that each round, and the herd, places.")
+@click.option("--pods", default=500, show_default=True, help="Pods that each round places; the herd has twice as many.")
 @click.option("--rounds", default=5, show_default=True, help="Rounds of each way.")
 @click.option("--short", is_flag=True, help="Smaller sizes and one round: shows that all parts work, and little else.")
 @click.option(
@@ -77,7 +77,7 @@ def main(
                     raise click.ClickException(f"{wrong} GPUs hold more than they have")
         alone = {
             "policies": lambda: _policies(node_count, bound, calls=calls),
-            "herd": lambda: _herd(directory, pods=pods),
+            "herd": lambda: _herd(directory, pods=2 * pods),
             "growth": lambda: _growth(directory, short=short, calls=calls),
             "allocate": lambda: _allocate(directory, pods=20 if short else 100),
         }
@@ -95,6 +95,7 @@ def _policies(node_count: int, bound: int, *, calls: int) -> dict[str, Any]:
 def _growth(directory: Path, *, short: bool, calls: int) -> dict[str, Any]:
     found = growth.measure(directory / "growth", growth.SHORT_SIZES if short else growth.SIZES, rounds=calls)
     report.sections("extender alone", found)
+    report.slope(found)
     return found
 
 

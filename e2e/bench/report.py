@@ -35,6 +35,13 @@ def sections(title: str, found: Mapping[str, Mapping[str, Any]]) -> None:
         verbs(f"{title}: {name}", figures)
 
 
+def slope(found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print what the same question costs in the largest cluster, in times of the smallest."""
+    smallest, *_, largest = found
+    ratio = found[largest]["filter 20 names"]["p50_ms"] / found[smallest]["filter 20 names"]["p50_ms"]
+    click.echo(f"filter of 20 names, {largest} / {smallest}, by the medians: {ratio:.2f}")
+
+
 def throughput(found: Mapping[str, Sequence[Round]]) -> None:
     """Print the medians of each way, and its ratios to its floors within the same round, with least and most."""
     head = ("pods/s", "least", "most", "of none", "writes", "others", "CPU ms", "sched CPU", "MiB")

@@ -45,6 +45,7 @@ def a_metrics(ledger: Ledger, *, clock: Callable[[], float] = lambda: 100.0, per
     metrics.rejected(Reason.NO_GPU_FITS, 1)
     metrics.bound(None)
     metrics.evicted("overuse", "ok")
+    metrics.nominated("freed")
     metrics.show_writer(lambda: True)
     limits = {"default": NamespaceLimits(gpu_memory="20GiB", gpus=4)}
     metrics.also(TenantSamples(ledger, Tenants(limits, NAMES)))
