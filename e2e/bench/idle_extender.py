@@ -1,8 +1,8 @@
 """An extender that decides nothing: the floor that the real one is measured against.
 
 Same JSON library, same client for the Binding; filter lets every node through (or the first alone), prioritize scores
-nothing, bind writes a bare Binding. It runs on Flask, as extenders in Python do, or with --lean as bare as our own calls,
-on the same server. `python -m e2e.bench.idle_extender KUBECONFIG HOST:PORT [--decide] [--lean]`.
+nothing, bind writes a bare Binding. It runs on Flask, as extenders in Python do, or with --lean as bare as our own
+calls, on the same server. `python -m e2e.bench.idle_extender KUBECONFIG HOST:PORT [--decide] [--lean]`.
 """
 
 import signal
@@ -15,7 +15,7 @@ from flask import Flask, Response, request
 
 from cotenant.cluster import Cluster, ClusterError, connect, writes
 from extender.cluster.binder import AT_ONCE
-from extender.http.call_server import CallServer
+from extender.http.call_server import CallServer, Request
 from extender.http.calls import Answer, BodyError
 from extender.http.wsgi import Application
 from extender.verbs.wire import ArgsReader, BindArgs, BindResult, FilterResult, HostPriority
@@ -38,11 +38,11 @@ class _Idle:
             "/bind": self._bind,
         }
 
-    def __call__(self, method: str, path: str, body: bytes | BodyError) -> Answer:  # noqa: ARG002
+    def __call__(self, asked: Request) -> Answer:
         """Answer as our own calls are."""
-        if isinstance(body, BodyError):
-            raise body
-        return Answer(200, self.verbs[path](body))
+        if isinstance(asked.body, BodyError):
+            raise asked.body
+        return Answer(200, self.verbs[asked.path](asked.body))
 
     def _filter(self, body: bytes) -> bytes:
         candidates = _args(body).candidates
@@ -94,7 +94,7 @@ def main(kubeconfig: str, listen: str, *, decide: bool, lean: bool) -> None:
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     with connect(kubeconfig, pool_size=2 * AT_ONCE) as cluster:
         idle = _Idle(cluster, decide=decide)
-        server = CallServer(listen, idle if lean else Application(_app(idle)))
+        server = CallServer(listen, idle) if lean else CallServer(listen, Application(_app(idle)))
         server.start()
         click.echo("idle-extender ready")
         stopping.wait()
