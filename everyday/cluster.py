@@ -33,9 +33,12 @@ _ROOT = Path(__file__).resolve().parent.parent
 class WholeCluster:
     """A running cluster of one node."""
 
-    def __init__(self, directory: Path, *, images: Sequence[Path] = ()) -> None:
-        """Prepare a cluster in `directory`; `images` are docker archives for its node."""
+    def __init__(
+        self, directory: Path, *, images: Sequence[Path] = (), schedulers: Sequence[str] = ("default-scheduler",)
+    ) -> None:
+        """Prepare a cluster in `directory`; `images` are docker archives for its node, `schedulers` profiles."""
         self.directory = directory
+        self._schedulers = schedulers
         self._images = images
         self._stack = ExitStack()
 
@@ -66,6 +69,7 @@ class WholeCluster:
         self.control_plane.start_scheduler({
             "apiVersion": "kubescheduler.config.k8s.io/v1",
             "kind": "KubeSchedulerConfiguration",
+            "profiles": [{"schedulerName": name} for name in self._schedulers],
         })  # fmt: skip
         network = {
             "cniVersion": "1.0.0",

@@ -4,7 +4,9 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pytest
@@ -16,10 +18,11 @@ from cotenant.contract.units import GIB
 from e2e import dockerfile, image
 from e2e.kustomize import MANIFESTS, build
 from e2e.node import why_not
-from e2e.processes import MissingProgramError, find_program
+from e2e.processes import MissingProgramError, find_program, wait_until
 from e2e.rest import Object
+from everyday import moving
 from everyday.cluster import WholeCluster, forwarded, write_scheduler_image
-from tests.docs.markdown import DOCS, blocks, section, tables
+from tests.docs.markdown import blocks, section, tables
 
 CHART = MANIFESTS.parent / "charts" / "cotenant"
 NAMESPACE = "cotenant-system"
@@ -46,7 +49,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeCluster]:
             find_program(program)
         dockerfile.build(ours)
         write_scheduler_image(scheduler, tag=name)
-        with WholeCluster(directory, images=[ours, scheduler]) as started:
+        with WholeCluster(directory, images=[ours, scheduler], schedulers=moving.SCHEDULERS) as started:
             yield started
     except MissingProgramError as missing:
         pytest.skip(str(missing))
@@ -57,18 +60,47 @@ class Way:
     """One way to install, and to remove again."""
 
     name: str
-    install: tuple[str, ...]
+    install: tuple[tuple[str, ...], ...]
     remove: tuple[tuple[str, ...], ...]
+    webhook: bool = False
 
 
 def by_kustomize(cluster: WholeCluster) -> Way:
-    """Apply a kustomization of one's own on top of ours, as the page advises, for what is special here."""
-    folder = cluster.directory / "own"
+    """Apply the layout with made-up GPUs."""
+    folder = kustomization(cluster, "own", "dev-fake-gpus")
+    return Way("kustomize", (("kubectl", "apply", "-k", folder),), (("kubectl", "delete", "--wait", "-k", folder),))
+
+
+def by_kustomize_with_the_webhook(cluster: WholeCluster) -> Way:
+    """Do what the page says for clusters before Kubernetes 1.36, on this one."""
+    folder = kustomization(cluster, "own-webhook", "webhook", fake_gpus=True)
+    text = section("install.md", "Before Kubernetes 1.36")
+    (commands,) = blocks(text, "sh")
+    commands = commands.replace("manifests/webhook", folder).replace("manifests/", f"{MANIFESTS}/")
+    script = f"set -e; cd {cluster.directory}; {commands}"
+    return Way("webhook", (("sh", "-c", script),), (("kubectl", "delete", "--wait", "-k", folder),), webhook=True)
+
+
+def kustomization(cluster: WholeCluster, name: str, layout: str, *, fake_gpus: bool = False) -> str:
+    """Write a kustomization of one's own on top of a layout, as the page advises, for what is special here."""
+    folder = cluster.directory / name
     folder.mkdir(exist_ok=True)
-    kustomization = {
+    container, file = "/spec/template/spec/containers/0", "fake-gpus.yaml"
+    made_up: list[Object] = [
+        {"op": "add", "path": f"{container}/args/-", "value": f"--fake-gpus=/etc/cotenant/{file}"},
+    ]
+    shutil.copy(MANIFESTS / "dev-fake-gpus" / file, folder / file)
+    generator = {
+        "name": "cotenant-device-plugin-config",
+        "namespace": NAMESPACE,
+        "behavior": "merge",
+        "files": [file],
+    }
+    written = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
-        "resources": [os.path.relpath(MANIFESTS / "dev-fake-gpus", folder)],
+        "resources": [os.path.relpath(MANIFESTS / layout, folder)],
+        "configMapGenerator": [generator] if fake_gpus else [],
         "patches": [
             {
                 "target": {"kind": "DaemonSet", "name": "cotenant-device-plugin"},
@@ -78,16 +110,15 @@ def by_kustomize(cluster: WholeCluster) -> Way:
                             "op": "replace",
                             "path": "/spec/template/spec/volumes/1/hostPath/path",
                             "value": str(cluster.node.pod_resources_socket.parent),
-                        }
+                        },
+                        *(made_up if fake_gpus else []),
                     ]
                 ),
             }
         ],
     }
-    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-    return Way(
-        "kustomize", ("kubectl", "apply", "-k", str(folder)), (("kubectl", "delete", "--wait", "-k", str(folder)),)
-    )
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(written))
+    return str(folder)
 
 
 def by_helm(cluster: WholeCluster) -> Way:
@@ -102,7 +133,7 @@ def by_helm(cluster: WholeCluster) -> Way:
     install = ("helm", "install", "cotenant", str(CHART), "-n", NAMESPACE, "--create-namespace", "-f", str(values))
     return Way(
         "helm",
-        install,
+        (install,),
         (
             ("helm", "uninstall", "cotenant", "-n", NAMESPACE, "--wait"),
             ("kubectl", "delete", "namespace", NAMESPACE, "--wait"),
@@ -110,60 +141,42 @@ def by_helm(cluster: WholeCluster) -> Way:
     )
 
 
-@pytest.mark.parametrize("way", [by_kustomize, by_helm])
-def test_a_newcomer_installs_shares_a_gpu_asks_why_and_removes_it_all(cluster: WholeCluster, way: object) -> None:
-    assert callable(way)
-    chosen: Way = way(cluster)
-    if chosen.name == "helm":
-        # Kubernetes never again follows the Leases that a policy compares with once no policy did for a second
-        # (docs/troubleshooting.md), so whoever installs a second time has to do this as well.
-        cluster.control_plane.restart_api_server()
+@pytest.mark.parametrize("page", moving.PAGES)
+def test_an_example_of_another_system_is_one(cluster: WholeCluster, page: str) -> None:
+    moving.as_it_was(cluster, page)
+
+
+@pytest.mark.parametrize("way", [by_kustomize, by_helm, by_kustomize_with_the_webhook])
+def test_a_newcomer_installs_shares_a_gpu_asks_why_and_removes_it_all(
+    cluster: WholeCluster, way: Callable[[WholeCluster], Way]
+) -> None:
+    chosen = way(cluster)
     before = everything(cluster)
-
-    print(cluster.run(*chosen.install))
-    cluster.run("kubectl", "label", "node", cluster.node.name, f"{NAMES.domain}/device-plugin=true")
-    for workload in ("deployment/cotenant-scheduler", "daemonset/cotenant-device-plugin"):
-        with explained(cluster):
-            cluster.run("kubectl", "-n", NAMESPACE, "rollout", "status", workload, "--timeout=150s")
-
-    # the first shared pods: two on one GPU, and one that is larger than any
-    for name, units in (("one", 6), ("two", 6), ("large", 100)):
-        cluster.api().create(a_pod(name, units))
-    with explained(cluster):
-        shared = [cluster.api().wait("Pod", name, runs, saying="its start", timeout_s=60) for name in ("one", "two")]
-    uuids = set()
-    for pod in shared:
-        (container,) = grants.decode(pod["metadata"]["annotations"][NAMES.grant]).containers
-        environment = cluster.node.environment(pod)
-        assert container.gpus[0].uuid == environment["NVIDIA_VISIBLE_DEVICES"]
-        assert "0=6144M" == environment["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"]
-        assert str(6 * GIB) == environment["COTENANT_GPU_MEM_BYTES"]
-        uuids.add(container.gpus[0].uuid)
-    assert 1 == len(uuids)
-
-    # why is it pending?
-    told = cluster.run("kubectl", "gpumem", "explain", "large")
-    print(told)
-    assert "default/large asks 100 GiB: waiting, fits on none of 1 GPU nodes" in told
-    assert told == cluster.run("cotenant", "explain", "large")
-    assert re.search(r"default +one +bound +real-0", cluster.run("kubectl", "gpumem", "pods", "-A"))
-    assert {"made-up-gpus"} == doctored(cluster)
-    if chosen.name == "kustomize":
-        cluster.run("kubectl", "delete", "validatingadmissionpolicybinding", "cotenant-grants")
-        cluster.run("kubectl", "label", "node", cluster.node.name, f"{NAMES.domain}/device-plugin-")
-        assert {"made-up-gpus", "admission-missing", "label-without-plugin"} <= doctored(cluster)
-        cluster.run(*chosen.install)
-        cluster.run("kubectl", "label", "node", cluster.node.name, f"{NAMES.domain}/device-plugin=true")
-        cluster.run(
-            "kubectl", "-n", NAMESPACE, "rollout", "status", "daemonset/cotenant-device-plugin", "--timeout=90s"
-        )
-        moves_in(cluster)
-        assert set(re.findall(r"^# HELP (\S+)", scraped(cluster), re.MULTILINE)) == named_in_the_page()
-    if chosen.name == "helm":
-        with service_reached(cluster):
-            print(cluster.run("helm", "test", "cotenant", "-n", NAMESPACE, "--timeout=90s"))
-
-    cluster.run("kubectl", "delete", "pod", "--all", "--wait")
+    with ExitStack() as stack:
+        install(cluster, chosen)
+        if chosen.name == "helm":
+            # Kubernetes never again follows the Leases that a policy compares with once no policy did for a second
+            # (docs/troubleshooting.md): whoever installs a second time finds nothing bound, and why.
+            cluster.api().create(a_pod("stuck", 6))
+            with explained(cluster):
+                assert wait_until(lambda: "writer-lease-stale" in doctored(cluster), timeout_s=120, every_s=5)
+            cluster.run("kubectl", "delete", "pod", "stuck", "--wait")
+        if chosen.name != "kustomize":
+            cluster.control_plane.restart_api_server()
+        if chosen.webhook:
+            stack.enter_context(service_reached(cluster, 443))
+        asks_why(cluster, chosen)
+        if chosen.name == "kustomize":
+            breaks_and_mends(cluster, chosen)
+            for page in moving.PAGES:
+                moving.as_it_becomes(cluster, page)
+            moving.unchanged(cluster)
+            assert set(re.findall(r"^# HELP (\S+)", scraped(cluster), re.MULTILINE)) == named_in_the_page()
+        if chosen.name == "helm":
+            with service_reached(cluster, 9481):
+                print(cluster.run("helm", "test", "cotenant", "-n", NAMESPACE, "--timeout=90s"))
+            becomes_a_webhook(cluster, chosen)
+        cluster.run("kubectl", "delete", "pod", "--all", "--wait")
     for command in chosen.remove:
         cluster.run(*command)
     cluster.run("kubectl", "label", "node", "--all", f"{NAMES.domain}/device-plugin-")
@@ -173,24 +186,67 @@ def test_a_newcomer_installs_shares_a_gpu_asks_why_and_removes_it_all(cluster: W
     assert [] == [key for key in (*node["annotations"], *node["labels"]) if NAMES.domain in key]
 
 
-def moves_in(cluster: WholeCluster) -> None:
-    """Run the pods of the pages for gpushare and HAMi: gpushare's as it was, and both as they are migrated."""
-    for page in ("gpushare", "hami"):
-        before, _ = blocks((DOCS / "moving-in" / f"{page}.md").read_text(), "yaml")
-        file = cluster.directory / f"{page}.yaml"
-        file.write_text(before)
-        ours = list(yaml.safe_load_all(cluster.run("cotenant", "migrate", str(file))))
-        theirs = [yaml.safe_load(before)] if page == "gpushare" else []
-        for n, pod in enumerate((*ours, *theirs)):
-            # on a node that is still theirs the label would be there
-            pod["spec"].pop("nodeSelector", None)
-            pod["metadata"] |= {"name": f"{page}-{n}", "namespace": "default"}
-            cluster.api().create(pod)
-            bound = cluster.api().wait(
-                "Pod", f"{page}-{n}", lambda seen: bool(seen and "nodeName" in seen["spec"]), saying="its binding"
-            )
-            (container,) = grants.decode(bound["metadata"]["annotations"][NAMES.grant]).containers
-            assert 3 * GIB == sum(share.bytes for share in container.gpus)
+def install(cluster: WholeCluster, way: Way) -> None:
+    """Install, and let a node join."""
+    for command in way.install:
+        print(cluster.run(*command))
+    cluster.run("kubectl", "label", "node", cluster.node.name, f"{NAMES.domain}/device-plugin=true")
+    rolled_out(cluster)
+
+
+def rolled_out(cluster: WholeCluster) -> None:
+    for workload in ("deployment/cotenant-scheduler", "daemonset/cotenant-device-plugin"):
+        with explained(cluster):
+            cluster.run("kubectl", "-n", NAMESPACE, "rollout", "status", workload, "--timeout=150s")
+
+
+def asks_why(cluster: WholeCluster, way: Way) -> None:
+    """Have two pods share one GPU, and ask why a third one waits."""
+    for name, units in (("one", 6), ("two", 6), ("large", 100)):
+        cluster.api().create(a_pod(name, units))
+    with explained(cluster):
+        shared = [cluster.api().wait("Pod", name, runs, saying="its start", timeout_s=60) for name in ("one", "two")]
+    assert 1 == len({granted_uuid(cluster, pod) for pod in shared})
+    service = f"{NAMESPACE}/{'https' if way.webhook else 'http'}:cotenant-extender:serve"
+    told = cluster.run("env", f"COTENANT_SERVICE={service}", "kubectl", "gpumem", "explain", "large")
+    print(told)
+    assert "default/large asks 100 GiB: waiting, fits on none of 1 GPU nodes" in told
+    assert told == cluster.run("cotenant", "explain", "large", "--service", service)
+    pods = cluster.run("env", f"COTENANT_SERVICE={service}", "kubectl", "gpumem", "pods", "-A")
+    assert re.search(r"default +one +bound +real-0", pods)
+    assert {"made-up-gpus"} == doctored(cluster, service)
+
+
+def granted_uuid(cluster: WholeCluster, pod: Object) -> str:
+    """Find the container's environment as its grant says, for 6 GiB; give the GPU."""
+    (container,) = grants.decode(pod["metadata"]["annotations"][NAMES.grant]).containers
+    environment = cluster.node.environment(pod)
+    assert container.gpus[0].uuid == environment["NVIDIA_VISIBLE_DEVICES"]
+    assert "0=6144M" == environment["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"]
+    assert str(6 * GIB) == environment["COTENANT_GPU_MEM_BYTES"]
+    return container.gpus[0].uuid
+
+
+def breaks_and_mends(cluster: WholeCluster, way: Way) -> None:
+    """Take two things away that the doctor must miss, and put them back by installing again."""
+    cluster.run("kubectl", "delete", "validatingadmissionpolicybinding", "cotenant-grants")
+    cluster.run("kubectl", "label", "node", cluster.node.name, f"{NAMES.domain}/device-plugin-")
+    assert {"made-up-gpus", "admission-missing", "label-without-plugin"} <= doctored(cluster)
+    install(cluster, way)
+
+
+def becomes_a_webhook(cluster: WholeCluster, way: Way) -> None:
+    """Upgrade to the webhook, with the certificate that the chart makes: a pod that was there stays, another starts."""
+    (command,) = way.install
+    words = ["upgrade" if word == "install" else word for word in command if word != "--create-namespace"]
+    print(cluster.run(*words, "--set", "admission=webhook"))
+    rolled_out(cluster)
+    with service_reached(cluster, 443), explained(cluster):
+        cluster.api().create(a_pod("by-webhook", 6))
+        granted_uuid(cluster, cluster.api().wait("Pod", "by-webhook", runs, saying="its start", timeout_s=60))
+        assert runs(cluster.api().get("Pod", "one"))
+        assert {"made-up-gpus"} == doctored(cluster, f"{NAMESPACE}/https:cotenant-extender:serve")
+        cluster.run("kubectl", "delete", "pod", "--all", "--wait")
 
 
 def scraped(cluster: WholeCluster) -> str:
@@ -205,9 +261,9 @@ def named_in_the_page() -> set[str]:
     return {row[0] for row in rows}
 
 
-def doctored(cluster: WholeCluster) -> set[str]:
+def doctored(cluster: WholeCluster, service: str = f"{NAMESPACE}/http:cotenant-extender:serve") -> set[str]:
     """Name what the doctor finds."""
-    findings = json.loads(cluster.run("cotenant", "doctor", "-o", "json", check=False))
+    findings = json.loads(cluster.run("cotenant", "doctor", "-o", "json", "--service", service, check=False))
     print(*(f"{one['check']}: {one['what']}" for one in findings), sep="\n")
     return {one["check"] for one in findings}
 
@@ -252,14 +308,10 @@ def explained(cluster: WholeCluster) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def service_reached(cluster: WholeCluster) -> Iterator[None]:
-    """Be kube-proxy for the extender's Service."""
+def service_reached(cluster: WholeCluster, port: int) -> Iterator[None]:
+    """Be kube-proxy for one port of the extender's Service, in front of one of its pods that run."""
     service = cluster.api().get("Service", "cotenant-extender", namespace=NAMESPACE)
-    # of two replicas either one may be asked
-    pod, *_ = [
-        one
-        for one in cluster.api().list("Pod", namespace=NAMESPACE, labels="app.kubernetes.io/component=scheduler")
-        if runs(one)
-    ]
-    with forwarded((service["spec"]["clusterIP"], 9481), (pod["status"]["podIP"], 9481)):
+    pods = cluster.api().list("Pod", namespace=NAMESPACE, labels="app.kubernetes.io/component=scheduler")
+    there = [one for one in pods if runs(one) and "deletionTimestamp" not in one["metadata"]]
+    with forwarded((service["spec"]["clusterIP"], port), (there[0]["status"]["podIP"], 9481)):
         yield

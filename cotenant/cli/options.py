@@ -32,6 +32,7 @@ def which_extender(function: Command) -> Command:
     """Add the options that say which cluster's extender, reached through the API server's proxy."""
     service = click.option(
         "--service",
+        envvar="COTENANT_SERVICE",
         default=SERVICE,
         show_default=True,
         metavar="NAMESPACE/SCHEME:NAME:PORT",

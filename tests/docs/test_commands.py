@@ -21,7 +21,7 @@ ROOT = DOCS.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 PAGES = [page for page in PAGES if "reference" not in page.parts and "decisions" not in page.parts]
 # Other people's programs, which the pages' readers have.
-OTHERS = {"docker", "nvidia-smi", "dmesg", "journalctl", "git", "jq", "curl"}
+OTHERS = {"docker", "openssl", "base64", "nvidia-smi", "dmesg", "journalctl", "git", "jq", "curl"}
 
 
 def commands() -> Iterator[tuple[Path, list[str]]]:
@@ -32,6 +32,8 @@ def commands() -> Iterator[tuple[Path, list[str]]]:
         lines += [line[2:] for block in blocks(text, "console") for line in block.splitlines() if line.startswith("$ ")]
         lines += re.findall(r"^    (?:sudo )?((?:make|kubectl|cotenant|helm) [^\n]*)$", text, re.MULTILINE)
         for line in lines:
+            # of a variable that is set, the command that says to what
+            line = re.sub(r"^[A-Z]+=\$\((.*)\)$", r"\1", line)  # noqa: PLW2901
             if line.strip() and not line.lstrip().startswith("#"):
                 yield page, shlex.split(line.split(" | ")[0].split(" > ")[0], comments=True)
 

@@ -20,7 +20,7 @@ _NOBODY = "192.0.2.1/32"
 # What the policy cotenant-writer says when it refuses (manifests/*/writer.yaml).
 _REFUSED = re.compile(r"written in the term '([^']*)', but the Lease \S+ is held by '([^']*)'")
 # API servers learn of a new holder within milliseconds; a refusal so long after the take-over has another cause.
-_LEARNED_SECONDS = 30.0
+_LEARNED_SECONDS = 5.0
 
 
 @check("not-readable")
