@@ -202,9 +202,13 @@ class _Forwarder:
         while True:
             try:
                 client, _ = self._listener.accept()
+            except OSError:
+                return  # the listener was closed
+            try:
                 server = socket.create_connection(self._target)
             except OSError:
-                return
+                client.close()  # nobody listens there just now, as while the API server is started again
+                continue
             for one, other in ((client, server), (server, client)):
                 threading.Thread(target=_copy, args=(one, other), daemon=True).start()
 
