@@ -58,10 +58,10 @@ e2e: $(ENVIRONMENT) binaries ## run against the real control plane; as root agai
 	COTENANT_BIN=$(E2E_BIN) $(RUN)/pytest e2e
 
 .PHONY: everyday
-everyday: $(ENVIRONMENT) ## a newcomer's way: our image, installed by kustomize and by Helm on a whole cluster; as root
+everyday: $(ENVIRONMENT) ## a newcomer's way: our image, installed by kustomize and by Helm on a whole cluster; as root; WHOLE=1 with the webhook
 	e2e/build.sh $(E2E_BIN) kube-apiserver kube-scheduler kubelet containerd kubectl kube-controller-manager helm cni promtool
 	$(UV) sync --quiet --frozen --inexact --group browser
-	COTENANT_BIN=$(E2E_BIN) $(RUN)/pytest everyday
+	COTENANT_BIN=$(E2E_BIN) COTENANT_WHOLE=$(WHOLE) $(RUN)/pytest everyday
 
 .PHONY: docs
 docs: $(ENVIRONMENT) ## build the site in build/docs; warnings are errors
