@@ -61,6 +61,8 @@ class Handing:
                     f"GPU {gpu.uuid} is shared in another way than it was granted for, by now in family {gpu.family}, "
                     f"mode {gpu.mode}; delete the pod so that it is placed again"
                 )
+            if gpu.foreign is not None and gpu.fenced:
+                return f"GPU {gpu.uuid} is {gpu.foreign.detail}; delete the pod so that it is placed again"
             if gpu.mode is Mode.MPS and (why := self._problem(gpu)):
                 return f"GPU {gpu.uuid} cannot be used now: {why}"
         return ""

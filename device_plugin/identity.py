@@ -37,6 +37,14 @@ class PodName(NamedTuple):
         return f"{self.namespace}/{self.name}"
 
 
+class Devices(NamedTuple):
+    """Hold what the kubelet says that one container has of one resource."""
+
+    pod: PodName
+    resource: str
+    ids: frozenset[str]
+
+
 class ListedPod(msgspec.Struct, frozen=True):
     """Hold what the kubelet lists of a pod: by container the ids of what is granted, init containers left out.
 

@@ -14,6 +14,7 @@ from cotenant.contract.inventory import GPU, MIG, Family, MIGInstance
 from device_plugin.admission import Admission
 from device_plugin.answer import Answers
 from device_plugin.cdi import SpecFolder
+from device_plugin.coexistence import Coexistence, ForeignCollector
 from device_plugin.events import PodEvents
 from device_plugin.families.assignment import Assignment, held
 from device_plugin.families.cutter import Cutter
@@ -139,6 +140,7 @@ class DevicePlugin:
         self._labels = labels_of(cluster, node) if self._rules.by_label else {}
         self._sharing = Sharing(())
         self._holders = PodResources(pod_resources, lambda resource: resource in self._offers.ungranted)
+        self._coexistence = self._watch_others(PodResources(pod_resources, lambda _resource: True), node)
         self._mps = MPSKeeper(
             configuration.mps, nvml, look_seconds=configuration.inventory_interval, changed=self._judge_again
         )
@@ -216,9 +218,22 @@ class DevicePlugin:
         self._events.stop()
         self._lister.close()
         self._holders.close()
+        self._coexistence.close()
         if self._serving is not None:
             self._serving.stop()
         self._care.stop()
+
+    def _watch_others(self, lister: PodResources, node: str) -> Coexistence:
+        self._metrics.add(ForeignCollector(node, lambda: self._described or ()))
+        return Coexistence(
+            lister,
+            self._configuration.names,
+            self._configuration.unit_bytes,
+            self._events,
+            pods=lambda: self._pods.all_known() if self._pods.synced else None,
+            used=lambda: self._watchdog.account,
+            ours=lambda: (resource.name for resource in self._offers.resources),
+        )
 
     def _resource(self, name: str, allocator: Allocator) -> Resource:
         return Resource(
@@ -274,6 +289,7 @@ class DevicePlugin:
                     continue
                 due = time.monotonic() + self._configuration.inventory_interval
                 self._sweep(show=False)
+                self._coexistence.look(self._described or ())
                 self._take_inventory()
             except (NVMLUnavailableError, TooManyIdsError, StrategyError) as error:
                 self._not_taken(error)
@@ -295,6 +311,8 @@ class DevicePlugin:
     def _noticed(self, node: NodeMetadata | None) -> None:
         if node is not None:
             self._labels = node.labels or {}
+            if self._coexistence.recall(node.annotations or {}):
+                self._judge_again()
         self._care.noticed(node)
         self._cutter.noticed(node)
         self._notes.seen(node)
@@ -364,6 +382,7 @@ class DevicePlugin:
                 described, partitions = self._newcomers.sift(
                     described, self._assignment.of, partitions, self._offers.known
                 )
+            described = self._coexistence.applied(described)
             # shares of a GPU may change without a change of the GPU
             shown = described, dict(self._assignment.of), partitions
             if shown == self._last_shown:

@@ -136,6 +136,8 @@ class RealNode:
         self.directory = directory.resolve()
         self.cdi_directory = self.directory / "cdi"
         self.kubelet_directory = self.directory / "kubelet"
+        self.static_pods = self.directory / "static-pods"
+        """Pods that are put here as files run without anybody being asked."""
         self.pod_resources_socket = self.kubelet_directory / "pod-resources" / "kubelet.sock"
         self._logs = self.directory / "pod-logs"
         self._state = self.directory / "containerd" / "state"
@@ -170,7 +172,7 @@ class RealNode:
             raise MissingProgramError(reason)
         self._take_machine()
         try:
-            for directory in (self.cdi_directory, self._logs, self.kubelet_directory):
+            for directory in (self.cdi_directory, self._logs, self.kubelet_directory, self.static_pods):
                 directory.mkdir(parents=True, exist_ok=True)
             self._sysctls = leftovers.read_sysctls()
             self._made = [path for path in _MADE_BY_PROGRAMS if not path.exists()]
@@ -273,6 +275,7 @@ state = "{self._state}"
             "localStorageCapacityIsolation": False,
             "makeIPTablesUtilChains": False,
             "podLogsDir": str(self._logs),
+            "staticPodPath": str(self.static_pods),
             "volumePluginDir": str(self.directory / "volume-plugins"),
             "maxPods": 250,
             **self._overrides,
@@ -309,6 +312,26 @@ state = "{self._state}"
         if self._containerd is not None:
             self._containerd.kill()
         self._start_containerd()
+
+    def reboot(self, *, keep_checkpoint: bool) -> None:
+        """Lose what a machine loses that reboots: every process, mounts, /run; disks stay.
+
+        The kubelet's checkpoint of who holds which devices is on disk; *keep_checkpoint* False is a node whose disk was
+        lost or wiped. Plugins are not ours to end, nor to start again.
+        """
+        self.kill_kubelet()
+        leftovers.kill_cgroup(_CGROUP)
+        if self._containerd is not None:
+            self._containerd.kill()
+        leftovers.remove_files(leftovers.shim_sockets(self._state))
+        leftovers.kill_shims(self._socket)
+        leftovers.unmount_below(self.directory)
+        shutil.rmtree(self._state, ignore_errors=True)
+        shutil.rmtree(self.directory / "runc", ignore_errors=True)
+        if not keep_checkpoint:
+            (DEVICE_PLUGINS / "kubelet_internal_checkpoint").unlink(missing_ok=True)
+        self._start_containerd()
+        self.start_kubelet()
 
     def kubelet_cpu_seconds(self) -> float:
         """Return the CPU time that the running kubelet has used (proc(5), fields utime and stime)."""

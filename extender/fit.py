@@ -12,7 +12,7 @@ from cotenant.contract.mps import NONE, Clients
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import ContainerRequest, PodRequest, Wishes, allowed
 from extender import partition
-from extender.ledger import GPUState, NodeView
+from extender.ledger import GPUState, NodeView, all_closed_by, closed_by
 
 # Packing several containers onto several GPUs is a search. Real pods need a handful of steps; beyond this many the node
 # counts as full, so that no pod can stall the scheduling of the others. Four containers on 8 GPUs stay below it.
@@ -55,7 +55,7 @@ def place(
         return usable
     if len(usable) < wishes.gpu_count:
         return Reason.TOO_FEW_GPUS
-    candidates = [state for state in usable if not state.pods] if wishes.isolation.whole_gpu else usable
+    candidates = [state for state in usable if state.empty] if wishes.isolation.whole_gpu else usable
     found = _choose(candidates, request, parts(request), prefer)
     if found is None:
         return _why_not(usable, candidates, request)
@@ -118,10 +118,10 @@ def objection(state: GPUState, wishes: Wishes, need: int, clients: Clients) -> t
     if wishes.isolation is Isolation.LIMITED and state.gpu.mode is not Mode.MPS:
         return Reason.ISOLATION_UNAVAILABLE, lacking
     if not state.healthy:
-        return Reason.UNHEALTHY_GPU, lacking
+        return closed_by(state), lacking
     if state.gpu.usable_bytes < need:
         return Reason.TOO_LARGE, need - state.gpu.usable_bytes
-    if wishes.isolation.whole_gpu and state.pods:
+    if wishes.isolation.whole_gpu and not state.empty:
         return Reason.NO_EMPTY_GPU, state.held_bytes
     return (Reason.NO_GPU_FITS, lacking) if lacking else (conflict(state, clients), 0)
 
@@ -166,7 +166,7 @@ def _container(container: ContainerRequest, states: tuple[GPUState, ...], wishes
 def _usable(view: NodeView, wishes: Wishes) -> Sequence[GPUState] | Reason:
     """List the healthy GPUs that the pod's wishes leave, or say which wish leaves none."""
     if not (wishes.models or wishes.within or wishes.uuids or wishes.isolation is Isolation.LIMITED):
-        return view.healthy or (Reason.UNHEALTHY_GPU if view.gpus else Reason.TOO_FEW_GPUS)
+        return view.healthy or (all_closed_by(view.gpus) if view.gpus else Reason.TOO_FEW_GPUS)
     states = [state for state in view.gpus if is_wished(state, wishes)]
     if not states:
         anywhere = msgspec.structs.replace(wishes, within=())
@@ -175,7 +175,7 @@ def _usable(view: NodeView, wishes: Wishes) -> Sequence[GPUState] | Reason:
         states = [state for state in states if state.gpu.mode is Mode.MPS]
         if not states:
             return Reason.ISOLATION_UNAVAILABLE
-    return [state for state in states if state.healthy] or Reason.UNHEALTHY_GPU
+    return [state for state in states if state.healthy] or all_closed_by(states)
 
 
 def is_wished(state: GPUState, wishes: Wishes) -> bool:

@@ -24,7 +24,7 @@ from cotenant.contract.mig import Geometry
 from cotenant.contract.names import mig_suffix
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import ContainerRequest, PodRequest, Wishes, allowed
-from extender.ledger import MIGState, NodeView
+from extender.ledger import MIGState, NodeView, all_closed_by, closed_by
 
 # Several containers on several GPUs are a search; beyond this many steps the node counts as full.
 MAX_STEPS = 1_000
@@ -84,7 +84,7 @@ def objection(state: MIGState, wishes: Wishes, profile: str) -> Reason | None:
     if not offers(state, profile):
         return Reason.ISOLATION_UNAVAILABLE
     if not state.healthy:
-        return Reason.UNHEALTHY_GPU
+        return closed_by(state)
     return None if _choice(state, profile, ROOM) is not None else Reason.NO_MIG_ROOM
 
 
@@ -187,7 +187,7 @@ def _usable(view: NodeView, request: PodRequest) -> list[MIGState] | Reason:
         if profile not in view.advertised:
             return Reason.NOT_ADVERTISED
         if not any(state.healthy for state in offering):
-            return Reason.UNHEALTHY_GPU
+            return all_closed_by(offering)
     return [state for state in isolating if state.healthy]
 
 

@@ -9,13 +9,13 @@ from typing import Literal
 import msgspec
 
 from cotenant.contract.grant import Isolation
-from cotenant.contract.inventory import Health, Mode
+from cotenant.contract.inventory import GPU, Health, Mode
 from cotenant.contract.mps import NONE
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest
 from cotenant.contract.units import format_bytes
 from extender.fit import Placement, conflict, daemon, largest, objection, parts, pieces, place
-from extender.ledger import GPUState, Hold, MIGState, NodeView
+from extender.ledger import GPUState, Hold, MIGState, NodeView, all_closed_by
 
 # So many changes of a kind are offered: the first is the least, the others let people choose.
 CHANGES = 3
@@ -128,7 +128,9 @@ class Search:
                     what = reason.sentence
                 elif _some_unhealthy(view, self._request):
                     placed = place(_all_healthy(view), self._request)
-                    what = Reason.UNHEALTHY_GPU.sentence
+                    what = all_closed_by(
+                        [state for state in _states(view, self._request) if not state.healthy]
+                    ).sentence
                 else:
                     continue
                 if isinstance(placed, Placement):
@@ -244,10 +246,13 @@ def _unproblematic(view: NodeView, request: PodRequest) -> NodeView:
     return msgspec.structs.replace(view, problem=None, mig_problem=None, advertised=advertised)
 
 
+def _states(view: NodeView, request: PodRequest) -> Sequence[GPUState | MIGState]:
+    return view.mig if request.profiles else view.gpus
+
+
 def _some_unhealthy(view: NodeView, request: PodRequest) -> bool:
-    if request.profiles:
-        return view.mig_problem is None and not all(state.healthy for state in view.mig)
-    return view.problem is None and len(view.healthy) < len(view.gpus)
+    problem = view.mig_problem if request.profiles else view.problem
+    return problem is None and not all(state.healthy for state in _states(view, request))
 
 
 def _without(view: NodeView, ended: Sequence[Hold], holds: Sequence[Hold]) -> NodeView:
@@ -264,7 +269,7 @@ def _without(view: NodeView, ended: Sequence[Hold], holds: Sequence[Hold]) -> No
     for state in view.gpus:
         held = max(0, state.held_bytes - freed[state.gpu.uuid])
         pods = state.pods - fewer[state.gpu.uuid]
-        free = max(0, state.gpu.usable_bytes - held - state.promised_bytes)
+        free = max(0, state.gpu.usable_bytes - held - state.promised_bytes - state.gpu.foreign_bytes)
         served = clients[state.gpu.uuid]
         as_whom = frozenset(users.get(state.gpu.mps_pipe, ()))
         gpus.append(
@@ -300,15 +305,18 @@ def _without_slots(state: MIGState, ended: Sequence[Hold]) -> MIGState:
 
 
 def _all_healthy(view: NodeView) -> NodeView:
-    healthy = (msgspec.structs.replace(state.gpu, health=Health.HEALTHY) for state in view.gpus)
+    healthy = (_mended(state.gpu) for state in view.gpus)
     view = msgspec.structs.replace(
         view,
-        mig=tuple(
-            msgspec.structs.replace(state, gpu=msgspec.structs.replace(state.gpu, health=Health.HEALTHY))
-            for state in view.mig
-        ),
+        mig=tuple(msgspec.structs.replace(state, gpu=_mended(state.gpu)) for state in view.mig),
     )
     return _viewed(view, [msgspec.structs.replace(s, gpu=gpu) for s, gpu in zip(view.gpus, healthy, strict=True)])
+
+
+def _mended(gpu: GPU) -> GPU:
+    """Show a GPU that is well, and that nobody else has; what others use of it stays used."""
+    foreign = msgspec.structs.replace(gpu.foreign, fenced=False) if gpu.foreign is not None else None
+    return msgspec.structs.replace(gpu, health=Health.HEALTHY, foreign=foreign)
 
 
 def _viewed(view: NodeView, gpus: Sequence[GPUState]) -> NodeView:

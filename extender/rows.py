@@ -61,6 +61,10 @@ class GPURow(msgspec.Struct, frozen=True, rename="camel"):
     held_bytes: int
     free_bytes: int
     holders: tuple[Holder, ...]
+    # what counts as taken by others than our pods, whether it is somebody else's whole, and who has it
+    foreign_bytes: int = 0
+    fenced: bool = False
+    foreign: str = ""
     # of a MIG GPU: how many memory slices it has, and the instances that are there or held, by start
     slices: int = 0
     slots: tuple[Slot, ...] = ()

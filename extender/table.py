@@ -192,7 +192,7 @@ class Table:
             free = [state.free_bytes if state.healthy else 0 for state in states]
             self.free_bytes[row, :count] = free
             self.free_milli[row, :count] = [amount * MILLI // self.largest_bytes for amount in free]
-            self.empty[row, :count] = [state.pods == 0 and state.healthy for state in states]
+            self.empty[row, :count] = [state.empty and state.healthy for state in states]
             if self._any_mps[row]:
                 self.mps_user[row, :count] = [_user(state) for state in states]
                 self.mps_left[row, :count] = [_clients_left(state) for state in states]
@@ -214,7 +214,7 @@ class Table:
         self.model[row] = -1
         self._any_mps[row] = any(gpu.mode is Mode.MPS for gpu in hardware)
         for column, gpu in enumerate(hardware):
-            if gpu.health != "healthy":
+            if not gpu.is_open:
                 continue
             self.usable_bytes[row, column] = gpu.usable_bytes
             self.mps[row, column] = gpu.mode is Mode.MPS

@@ -205,7 +205,6 @@ def problem(node: NodeRow) -> str:
 
 
 def _node_line(node: NodeRow, gpu: GPURow, *, wide: bool) -> tuple[str, ...]:
-    health = f"{gpu.health}: {gpu.detail}" if gpu.detail else str(gpu.health)
     line = (
         node.node,
         str(gpu.index),
@@ -215,10 +214,19 @@ def _node_line(node: NodeRow, gpu: GPURow, *, wide: bool) -> tuple[str, ...]:
         amount(gpu.free_bytes),
         str(len(gpu.holders)),
         slots(gpu),
-        problem(node) if node.problem else "ok" if gpu.health is Health.HEALTHY else health,
+        problem(node) if node.problem else _state(gpu),
     )
     held_by = ", ".join(f"{holder.pod}={amount(holder.bytes)}" for holder in gpu.holders) or "-"
     return (*line, gpu.uuid, held_by) if wide else line
+
+
+def _state(gpu: GPURow) -> str:
+    """Say how a GPU is, and who else has it."""
+    if gpu.health is not Health.HEALTHY:
+        return f"{gpu.health}: {gpu.detail}" if gpu.detail else str(gpu.health)
+    if gpu.fenced:
+        return f"fenced: {gpu.foreign}"
+    return f"ok, {amount(gpu.foreign_bytes)} used by others" if gpu.foreign_bytes else "ok"
 
 
 def _pod_line(pod: PodRow, *, wide: bool) -> tuple[str, ...]:

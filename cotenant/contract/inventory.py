@@ -119,6 +119,18 @@ class MIG(_Wire, frozen=True, kw_only=True):
         return frozenset(one.uuid for one in self.unhealthy)
 
 
+class Foreign(_Wire, frozen=True, kw_only=True):
+    """Say what others than the extender's pods have of a GPU.
+
+    *bytes* of it count as taken; a *fenced* one is somebody else's whole, so that nothing is placed there.
+    """
+
+    bytes: Bytes = 0
+    fenced: bool = False
+    # who has it, for people
+    detail: str = ""
+
+
 class GPU(_Wire, frozen=True, kw_only=True):
     """Describe one physical GPU; *usable* bytes are what pods may be given of it, whole units for the memory family."""
 
@@ -137,6 +149,7 @@ class GPU(_Wire, frozen=True, kw_only=True):
     # where the control daemon of an MPS GPU listens
     mps_pipe: str = msgspec.field(name="mpsPipe", default="")
     mig: MIG | None = None
+    foreign: Foreign | None = None
 
     def __post_init__(self) -> None:
         if self.usable_bytes > self.total_bytes:
@@ -145,6 +158,21 @@ class GPU(_Wire, frozen=True, kw_only=True):
             raise ValueError(f"GPU {self.uuid} has mode exclusive, which only a grant can have")
         if (self.mode is Mode.MIG) != (self.family in {Family.MIG_STATIC, Family.MIG_DYNAMIC}):
             raise ValueError(f"GPU {self.uuid} of family {self.family} cannot have mode {self.mode}")
+
+    @property
+    def fenced(self) -> bool:
+        """Tell whether somebody else has it whole."""
+        return self.foreign is not None and self.foreign.fenced
+
+    @property
+    def foreign_bytes(self) -> int:
+        """Give the bytes that count as taken by others."""
+        return self.foreign.bytes if self.foreign is not None else 0
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether new pods may be placed on it."""
+        return self.health is Health.HEALTHY and not self.fenced
 
 
 class Inventory(_Wire, frozen=True, kw_only=True):

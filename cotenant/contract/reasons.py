@@ -19,6 +19,7 @@ class Reason(StrEnum):
     PLUGIN_GONE = "PluginGone"
     # about its GPUs
     UNHEALTHY_GPU = "UnhealthyGPU"
+    FENCED_GPU = "FencedGPU"
     NO_SUCH_GPU = "NoSuchGPU"
     ISOLATION_UNAVAILABLE = "IsolationUnavailable"
     MODE_CONFLICT = "ModeConflict"
@@ -63,6 +64,7 @@ _SENTENCES = {
     Reason.NOT_ADVERTISED: "the node's kubelet does not advertise what the pod asks",
     Reason.PLUGIN_GONE: "the node's device plugin is not serving",
     Reason.UNHEALTHY_GPU: "the GPUs that could take the pod are unhealthy",
+    Reason.FENCED_GPU: "others than Cotenant's pods hold the GPUs that could take the pod",
     Reason.NO_SUCH_GPU: "no GPU of the wished model or UUID",
     Reason.ISOLATION_UNAVAILABLE: "no GPU offers the isolation asked for",
     Reason.MODE_CONFLICT: "the GPU's mode conflicts with the pod",

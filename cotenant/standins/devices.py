@@ -343,6 +343,13 @@ class DeviceManager(rpc.RegistrationServicer):
             except DeviceError as error:
                 raise DeviceError(f"device plugin PreStartContainer rpc failed with err: {error}") from error
 
+    def hand_out(self, uid: str, container: str, resource: str, ids: Collection[str]) -> None:
+        """Have a container hold ids that nobody was asked for now: another plugin's, or of an earlier life."""
+        with self._lock:
+            by_resource = self._held.setdefault(uid, {}).setdefault(container, {})
+            by_resource[resource] = Allocation(frozenset(ids), pb.ContainerAllocateResponse())
+            self._allocated = self._held_ids()
+
     def _held_ids(self) -> dict[str, set[str]]:
         ids: dict[str, set[str]] = {}
         for containers in self._held.values():

@@ -1,14 +1,14 @@
 """Asks the kubelet who holds which device ids."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import grpc
 
 from device_plugin.api import podresources_pb2 as pb
 from device_plugin.api import podresources_pb2_grpc as rpc
-from device_plugin.identity import ListedPod, PodName
+from device_plugin.identity import Devices, ListedPod, PodName
 
 # A node has 110 pods, a pod 10,000 ids at the very most; gRPC's default of 4 MiB would be reached by a few such.
 _MAX_MESSAGE_BYTES = 64 << 20
@@ -45,11 +45,22 @@ class PodResources:
 
         Raises PodResourcesError.
         """
+        return [self._listed(pod) for pod in self._ask(deadline)]
+
+    def devices(self, *, deadline: float) -> Sequence[Devices]:
+        """List what each container has of each resource, whoever's; raise PodResourcesError as *list* does."""
+        return [
+            Devices(PodName(pod.namespace, pod.name), held.resource_name, frozenset(held.device_ids))
+            for pod in self._ask(deadline)
+            for container in pod.containers
+            for held in container.devices
+        ]
+
+    def _ask(self, deadline: float) -> Sequence[pb.PodResources]:
         while True:
             try:
                 left = max(0.05, deadline - time.monotonic())
                 reply = self._stub.List(pb.ListPodResourcesRequest(), timeout=left, wait_for_ready=True)
-                return [self._listed(pod) for pod in reply.pod_resources]
             except grpc.RpcError as error:
                 limited = isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
                 if not limited or time.monotonic() + _RATE_LIMIT_PAUSE_SECONDS > deadline:
@@ -57,6 +68,8 @@ class PodResources:
                     raise PodResourcesError(
                         f"the kubelet does not list its pods at {self._socket}: {details}"
                     ) from error
+            else:
+                return reply.pod_resources
             time.sleep(_RATE_LIMIT_PAUSE_SECONDS)
 
     def _listed(self, pod: pb.PodResources) -> ListedPod:

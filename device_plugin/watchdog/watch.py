@@ -114,6 +114,11 @@ class Watchdog:
         over = [one for one in usage.overuse(account.usages, self._settings.margin_bytes) if one.gpu in memory]
         self._report(over)
 
+    @property
+    def account(self) -> Account:
+        """Give what was found at the last look."""
+        return self._account
+
     def collector(self, indices: Callable[[], dict[str, str]]) -> Collector:
         """Give the metrics of the last look; *indices* gives NVML's index of each GPU by UUID."""
         return UsageCollector(self._node, lambda: self._account, indices)

@@ -223,13 +223,17 @@ def card(node: NodeRow) -> NodeCard:
 
 
 def _bar(gpu: GPURow) -> Bar:
-    healthy = gpu.health is Health.HEALTHY
+    healthy = gpu.health is Health.HEALTHY and not gpu.fenced
+    closed = "fenced" if gpu.fenced else "unhealthy"
     if gpu.slices:
         held = ", ".join(f"{slot.pod or NOBODY} {_place(slot)}" for slot in gpu.slots) or "nobody"
         parts = tuple(_instances(gpu.slots, gpu.slices))
     else:
         held = ", ".join(f"{holder.pod} {format_bytes(holder.bytes)}" for holder in gpu.holders) or "nobody"
-        parts = tuple(_parts(gpu.holders, max(gpu.usable_bytes, sum(holder.bytes for holder in gpu.holders), 1)))
+        whole = max(gpu.usable_bytes, gpu.foreign_bytes + sum(holder.bytes for holder in gpu.holders), 1)
+        parts = (*_parts(gpu.holders, whole), *_others(gpu, whole))
+    if gpu.foreign:
+        held += f", {gpu.foreign}"
     held_in = slots(gpu).removeprefix("-")
     clients = f", {held_in}" if gpu.max_clients else ""
     return Bar(
@@ -237,8 +241,8 @@ def _bar(gpu: GPURow) -> Bar:
         index=gpu.index,
         uuid=gpu.uuid,
         healthy=healthy,
-        amount=f"{amount(gpu.held_bytes)} / {format_bytes(gpu.usable_bytes)}" if healthy else "unhealthy",
-        label=f"GPU {gpu.index}{'' if healthy else ', unhealthy'}: {format_bytes(gpu.free_bytes)} of "
+        amount=f"{amount(gpu.held_bytes)} / {format_bytes(gpu.usable_bytes)}" if healthy else closed,
+        label=f"GPU {gpu.index}{'' if healthy else f', {closed}'}: {format_bytes(gpu.free_bytes)} of "
         f"{format_bytes(gpu.usable_bytes)} free, held by {held}{clients}",
         slots=held_in,
         parts=parts,
@@ -258,6 +262,19 @@ def _parts(holders: Iterable[Holder], whole: int) -> Iterable[Part]:
             text=holder.pod.partition("/")[2] if width >= _NAMED_FROM else "",
         )
         x += width
+
+
+def _others(gpu: GPURow, whole: int) -> Iterable[Part]:
+    """Draw what others than our pods have, at the right end."""
+    if gpu.foreign_bytes:
+        width = 100 * gpu.foreign_bytes / whole
+        yield Part(
+            x=f"{100 - width:.2f}",
+            width=f"{width:.2f}",
+            colour="unheld",
+            title=f"{format_bytes(gpu.foreign_bytes)} {gpu.foreign}",
+            text="others" if width >= _NAMED_FROM else "",
+        )
 
 
 def _instances(slots: Iterable[Slot], slices: int) -> Iterable[Part]:

@@ -208,7 +208,7 @@ class Account(msgspec.Struct):
         state = GPUState(
             gpu=gpu,
             held_bytes=held,
-            free_bytes=max(0, gpu.usable_bytes - held - promised),
+            free_bytes=max(0, gpu.usable_bytes - held - promised - gpu.foreign_bytes),
             pods=self.pods.get(gpu.uuid, 0) + len(self.everywhere),
             promised_bytes=promised,
         )

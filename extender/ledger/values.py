@@ -1,7 +1,7 @@
 """What the ledger shows: nodes, their GPUs, and what pods hold of them."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 
 import msgspec
@@ -40,7 +40,7 @@ class GPUState(msgspec.Struct, frozen=True, gc=False):
 
     gpu: GPU
     held_bytes: int
-    # what a new pod could be given; never negative, though a GPU may shrink under its pods
+    # what a new pod could be given; never negative, though a GPU may shrink under its pods, and others may use it
     free_bytes: int
     # how many pods hold something of it
     pods: int
@@ -53,7 +53,12 @@ class GPUState(msgspec.Struct, frozen=True, gc=False):
     @property
     def healthy(self) -> bool:
         """Tell whether new pods may be placed on it."""
-        return self.gpu.health is Health.HEALTHY
+        return self.gpu.is_open
+
+    @property
+    def empty(self) -> bool:
+        """Tell whether nobody has any of it, pods or others."""
+        return not (self.pods or self.gpu.foreign_bytes)
 
 
 class MIGSlot(msgspec.Struct, frozen=True):
@@ -78,7 +83,7 @@ class MIGState(msgspec.Struct, frozen=True):
     @property
     def healthy(self) -> bool:
         """Tell whether new pods may be placed on it."""
-        return self.gpu.health is Health.HEALTHY
+        return self.gpu.is_open
 
     @property
     def static(self) -> bool:
@@ -116,6 +121,16 @@ class MIGState(msgspec.Struct, frozen=True):
 def overlap(one: MIGInstance, other: MIGInstance) -> bool:
     """Tell whether two instances share a memory slice."""
     return one.start < other.start + other.size and other.start < one.start + one.size
+
+
+def closed_by(state: GPUState | MIGState) -> Reason:
+    """Say why nothing is placed on a GPU that is not open."""
+    return Reason.FENCED_GPU if state.gpu.health is Health.HEALTHY else Reason.UNHEALTHY_GPU
+
+
+def all_closed_by(states: Iterable[GPUState | MIGState]) -> Reason:
+    """Say why nothing is placed on any of several: that others hold one is what somebody can do something about."""
+    return Reason.FENCED_GPU if any(closed_by(one) is Reason.FENCED_GPU for one in states) else Reason.UNHEALTHY_GPU
 
 
 class NodeView(msgspec.Struct, frozen=True, gc=False):

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from cotenant.cli.doctor.checks import CHECKS
 from cotenant.cli.main import main
-from cotenant.contract.inventory import MIG, Family, MIGInstance, Mode
+from cotenant.contract.inventory import MIG, Family, Foreign, MIGInstance, Mode
 from cotenant.contract.units import GIB
 from cotenant.standins.api_server import ApiServer
 from tests.builders import NAMES, a_grant, a_node, a_pod, granted
@@ -247,6 +247,7 @@ mig = MIG(unexplained=(MIGInstance(profile="1g.10gb", start=0, size=1),))
         ("gpu-advertised-twice", add(a_healthy_node("n2"), **{"nvidia.com__gpu": "2"})),
         ("one-uuid-on-two-nodes", add(a_node("n2").with_gpu("10GiB", uuid="GPU-n1-0").advertising("10"))),
         ("gpu-unhealthy", add(a_healthy_node("n2").unhealthy(1))),
+        ("gpu-fenced", add(a_node("n2").with_gpu("10GiB", foreign=Foreign(fenced=True)).advertising("10"))),
         ("mps-without-daemon", add(a_node("n2").with_gpu("10GiB", mode=Mode.MPS).advertising("10"))),
         ("mig-unexplained", add(a_node("n2").with_gpu("10GiB", mode=Mode.MIG, family=Family.MIG_DYNAMIC, mig=mig))),
         ("label-without-plugin", add(a_healthy_node("n2"), label=False)),

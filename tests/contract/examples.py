@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cotenant.contract.grant import ContainerGrant, GPUShare, Grant, Isolation, IsolationRecord, MIGPlacement, Role
-from cotenant.contract.inventory import GPU, MIG, Family, Health, Inventory, MIGInstance, MIGProfile, Mode
+from cotenant.contract.inventory import GPU, MIG, Family, Foreign, Health, Inventory, MIGInstance, MIGProfile, Mode
 from cotenant.contract.units import GIB, MIB
 
 TOTAL = 81_559 * MIB  # what NVML says of an H100 with "80 GB"
@@ -85,6 +85,14 @@ INVENTORY = Inventory(
                 ),
                 unexplained=(MIGInstance(profile="1g.10gb", start=6, size=1),),
             ),
+        ),
+        GPU(
+            uuid="GPU-66666666-6666-6666-6666-666666666666",
+            index=5,
+            model="NVIDIA H100 80GB HBM3",
+            total_bytes=TOTAL,
+            usable_bytes=79 * GIB,
+            foreign=Foreign(bytes=3 * GIB, fenced=True, detail="held by pod default/train as nvidia.com/gpu"),
         ),
     ),
 )

@@ -19,6 +19,7 @@ from cotenant.contract.inventory import (
     MAX_GPU_BYTES,
     MIG,
     Family,
+    Foreign,
     Health,
     Inventory,
     MIGInstance,
@@ -74,6 +75,9 @@ def gpus(draw: st.DrawFn, uuid: str, unit_bytes: int) -> GPU:
         max_clients=draw(small),
         mps_pipe=draw(st.just("") | texts),
         mig=draw(st.none() | partitions),
+        foreign=draw(
+            st.none() | st.builds(Foreign, bytes=st.integers(0, GIB), fenced=st.booleans(), detail=st.just("") | texts)
+        ),
     )
 
 

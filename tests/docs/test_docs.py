@@ -25,6 +25,7 @@ from cotenant.contract.names import ALIASES_IN_GIB, ALIASES_IN_MIB, Names
 from cotenant.contract.overuse import WatchdogSettings
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import MAX_GPUS
+from device_plugin.coexistence import ForeignCollector
 from device_plugin.ids import MAX_IDS
 from device_plugin.main import main as device_plugin
 from device_plugin.metrics import Metrics, Snapshot
@@ -227,6 +228,7 @@ class TestHealth:
         (rows,) = tables(section("health.md", "Metrics"))
         metrics = Metrics("n", lambda: Snapshot([], {}, {}))
         metrics.add(UsageCollector("n", Account, dict))
+        metrics.add(ForeignCollector("n", tuple))
         names = re.findall(r"^# TYPE (\S+) ", metrics.expose().decode(), re.MULTILINE)
         assert sorted(first_column(rows)) == sorted(name for name in names if not name.endswith("_created"))
 

@@ -49,6 +49,7 @@ def test_at_least_25_attacks_were_tried() -> None:
         ("crash-safety.md", "The extender"),
         ("crash-safety.md", "The API server and etcd"),
         ("crash-safety.md", "Objects and clocks"),
+        ("crash-safety.md", "The node"),
         ("peers.md", "gpushare"),
         ("peers.md", "HAMi, Volcano, KAI, Koordinator, NVIDIA's plugin"),
     ],

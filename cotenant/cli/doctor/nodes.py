@@ -10,7 +10,7 @@ from cotenant.contract import grant as grants
 from cotenant.contract import inventory as inventories
 from cotenant.contract.configuration import ExtenderConfiguration
 from cotenant.contract.inventory import Health, Inventory, Mode
-from cotenant.contract.units import parse_quantity
+from cotenant.contract.units import format_bytes, parse_quantity
 
 BROKEN, SUSPECT = Severity.BROKEN, Severity.SUSPECT
 # The kubelet's word for what it has no room for (pkg/kubelet/lifecycle), other than our own resource.
@@ -150,6 +150,20 @@ def _gpu_unhealthy(facts: Facts) -> Said:
                     f"{_name(node)} GPU {gpu.index} is unhealthy: {gpu.detail or 'its plugin says no more'}",
                     (f"nvidia-smi -q -i {gpu.uuid} on the node; docs/runbooks.md, CotenantGPUUnhealthyWithPods"),
                 )
+
+
+@check("gpu-fenced")
+def _gpu_fenced(facts: Facts) -> Said:
+    for node, inventory in _inventories(facts):
+        for gpu in inventory.gpus:
+            if gpu.foreign is None:
+                continue
+            what = "gets no new pods" if gpu.fenced else f"has {format_bytes(gpu.foreign_bytes)} that count as taken"
+            yield (
+                SUSPECT,
+                f"{_name(node)} GPU {gpu.index} {what}: {gpu.foreign.detail}",
+                ("end those who go around the extender, or take the GPU out of the other plugin; docs/coexistence.md"),
+            )
 
 
 @check("mps-without-daemon")

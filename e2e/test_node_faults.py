@@ -1,0 +1,148 @@
+"""What a node may suffer, on the real kubelet: reboots and a killed container runtime; docs/crash-safety.md has the table."""
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cotenant.contract import grant as grants
+from e2e import policies
+from e2e.agreement import GPU_MEM, GRANT, disagreements, expected, phase, settled
+from e2e.cluster import ControlPlane
+from e2e.node import RealNode, container, pod
+from e2e.plugin import PodResources
+from e2e.processes import wait_until
+from e2e.programs import RunningExtender, RunningPlugin
+from e2e.rest import Api, Object
+from e2e.test_main_job import allocated
+
+# of each 79 units
+GPUS = "gpus: [{model: NVIDIA H100 80GB HBM3, memory: 80GiB, reserved: 640MiB, count: 2}]"
+
+
+@dataclass
+class Ground:
+    """All that runs."""
+
+    api: Api
+    node: RealNode
+    extender: RunningExtender
+    plugin: RunningPlugin
+
+    def running(self, name: str) -> Object:
+        seen = self.api.wait("Pod", name, settled, saying="its start", timeout_s=60)
+        assert "Running" == phase(seen), seen["status"]
+        return seen
+
+
+@pytest.fixture
+def ground(control_plane: ControlPlane, real_node: RealNode, tmp_path: Path) -> Iterator[Ground]:
+    api = control_plane.api()
+    plugin = RunningPlugin(
+        control_plane,
+        tmp_path / "plugin",
+        node=real_node.name,
+        pod_resources=real_node.pod_resources_socket,
+        gpus=GPUS,
+    )
+    with policies.installed(api), RunningExtender(control_plane, tmp_path / "extender") as extender:
+        scheduler = control_plane.start_scheduler(extender.scheduler_config())
+        with plugin:
+            yield Ground(api, real_node, extender, plugin)
+            for left in api.list("Pod", namespace="default"):
+                api.delete("Pod", left["metadata"]["name"])
+            for left in api.list("Pod", namespace="default"):
+                api.wait("Pod", left["metadata"]["name"], lambda seen: seen is None, saying="its end", timeout_s=120)
+        control_plane.stop_scheduler(scheduler)
+
+
+def lasting(name: str, units: int) -> Object:
+    """A pod as controllers make them: the kubelet starts its container again."""
+    return pod(name, container("c0", limits={GPU_MEM: units}), spec={"restartPolicy": "Always"})
+
+
+def held(node: RealNode) -> dict[str, int]:
+    """Count our units that the kubelet keeps, by pod."""
+    lister = PodResources(node.pod_resources_socket)
+    try:
+        return {
+            entry.name: sum(
+                len(d.device_ids) for c in entry.containers for d in c.devices if d.resource_name == GPU_MEM
+            )
+            for entry in lister.list()
+        }
+    finally:
+        lister.close()
+
+
+@pytest.mark.parametrize("checkpoint", ["kept", "lost"])
+def test_after_a_reboot_a_pod_has_the_gpu_of_its_grant_again_or_holds_nothing(ground: Ground, checkpoint: str) -> None:
+    names = [f"p{n}" for n in range(4)]
+    for name in names:
+        ground.api.create(lasting(name, 35))  # two on each GPU
+    before = {name: ground.running(name) for name in names}
+
+    ground.plugin.kill()
+    ground.node.reboot(keep_checkpoint=checkpoint == "kept")
+    ground.plugin.start()
+
+    def again(seen: Object | None) -> bool:
+        """Whether the kubelet has started it anew, or given it up."""
+        if phase(seen) == "Failed" or seen is None:
+            return True
+        (was,) = before[seen["metadata"]["name"]]["status"]["containerStatuses"]
+        (now,) = seen["status"]["containerStatuses"]
+        return "running" in now["state"] and now["containerID"] != was["containerID"]
+
+    after = [ground.api.wait("Pod", name, again, saying="to be started again", timeout_s=120) for name in names]
+    back = [seen for seen in after if phase(seen) == "Running"]
+    units = held(ground.node)
+    print(f"\ncheckpoint {checkpoint}: {len(back)} of 4 run again, the kubelet keeps units of {units}")
+    for seen in back:
+        (granted,) = grants.decode(seen["metadata"]["annotations"][GRANT]).containers
+        got = ground.node.environment(seen, "c0")
+        if not units.get(seen["metadata"]["name"]):
+            # started without a question to any plugin: what it sees is what stands in its annotations
+            assert granted.gpus[0].uuid == got["NVIDIA_VISIBLE_DEVICES"]
+        else:
+            assert expected(granted).items() <= got.items()
+    # who holds something is charged, and nobody else is
+    charged: dict[str, int] = {}
+    for seen in back:
+        for uuid, amount in grants.decode(seen["metadata"]["annotations"][GRANT]).charges().items():
+            charged[uuid] = charged.get(uuid, 0) + amount
+    assert wait_until(lambda: charged == allocated(ground.extender), timeout_s=30), allocated(ground.extender)
+    # and what is left goes to the next, with the right ids: 158 units less 35 for each that runs
+    more = [f"n{n}" for n in range(4 - len(back))]
+    for name in more:
+        ground.api.create(lasting(name, 35))
+    fresh = [ground.running(name) for name in more]
+    time.sleep(1)
+    assert (0, []) == (
+        disagreements(ground.node, fresh, lambda node, seen, name: node.environment(seen, name))[0] - len(more),
+        [],
+    )
+
+
+def test_a_container_runtime_that_is_killed_disturbs_nobody_and_serves_the_next(ground: Ground) -> None:
+    for name in ("first", "second"):
+        ground.api.create(lasting(name, 40))
+    before = {name: ground.running(name) for name in ("first", "second")}
+    pids = {name: ground.node.pid(seen, "c0") for name, seen in before.items()}
+
+    ground.node.restart_containerd()
+
+    ground.api.create(lasting("third", 30))
+    third = ground.running("third")
+    for name, pid in pids.items():
+        os.kill(pid, 0)  # raises where it is gone
+        now = ground.api.get("Pod", name)
+        assert (
+            before[name]["status"]["containerStatuses"][0]["containerID"]
+            == (now["status"]["containerStatuses"][0]["containerID"])
+        )
+    seen = [*(ground.api.get("Pod", name) for name in before), third]
+    assert (3, []) == disagreements(ground.node, seen, lambda node, one, name: node.environment(one, name))
