@@ -1,4 +1,4 @@
-"""What a node may suffer, on the real kubelet: reboots and a killed container runtime; docs/crash-safety.md has the table."""
+"""What a node may suffer, on the real kubelet: reboots, a killed container runtime; see docs/crash-safety.md."""
 
 import os
 import time

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 import msgspec
 
 from cotenant.contract import grant as grants
-from cotenant.contract.inventory import MIG, MIGInstance
+from cotenant.contract.inventory import MIG, Health, MIGInstance
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest, RequestError
@@ -307,7 +307,8 @@ class Inspector:
             nodes_with_problems=sum(view.problem is not None for view in views) - bare,
             nodes_without_inventory=bare,
             gpus=len(states),
-            unhealthy_gpus=sum(not state.healthy for _, state in states),
+            unhealthy_gpus=sum(state.gpu.health is not Health.HEALTHY for _, state in states),
+            fenced_gpus=sum(state.gpu.fenced for _, state in states),
             usable_bytes=sum(state.gpu.usable_bytes for _, state in states),
             held_bytes=sum(min(state.held_bytes, state.gpu.usable_bytes) for _, state in states),
             free_bytes=sum(free),

@@ -118,6 +118,8 @@ class Totals(msgspec.Struct, frozen=True, rename="camel"):
     nodes_without_inventory: int
     gpus: int
     unhealthy_gpus: int
+    # well, but somebody else's whole
+    fenced_gpus: int
     usable_bytes: int
     held_bytes: int
     free_bytes: int
