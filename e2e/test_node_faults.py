@@ -94,7 +94,7 @@ def test_after_a_reboot_a_pod_has_the_gpu_of_its_grant_again_or_holds_nothing(gr
         if phase(seen) == "Failed" or seen is None:
             return True
         (was,) = before[seen["metadata"]["name"]]["status"]["containerStatuses"]
-        (now,) = seen["status"]["containerStatuses"]
+        (now,) = seen["status"].get("containerStatuses") or [was]
         return "running" in now["state"] and now["containerID"] != was["containerID"]
 
     after = [ground.api.wait("Pod", name, again, saying="to be started again", timeout_s=120) for name in names]
