@@ -126,6 +126,33 @@ def test_another_authority_turns_the_old_callers_away(api: ApiServer, ground: Gr
         ground.filter(pod, old_scheduler)
 
 
+def test_everything_else_asks_callers_for_none_and_shows_a_new_one_without_a_restart(
+    tmp_path: Path, unchecked: Callable[..., Running]
+) -> None:
+    if reason := why_not():
+        pytest.skip(reason)
+    authority = Authority(tmp_path / "ours")
+    certificate, key = authority.sign("server")
+    extender = unchecked(tls={"certFile": str(certificate), "keyFile": str(key)})
+    host, _, port = extender.other_address.rpartition(":")
+
+    def ask(method: str, path: str) -> tuple[int, str]:
+        context = ssl.create_default_context(cafile=str(authority.certificate))
+        connection = http.client.HTTPSConnection(host, int(port), context=context, timeout=PATIENCE)
+        connection.request(method, path, b"{}")
+        shown = ssl.DER_cert_to_PEM_cert(connection.sock.getpeercert(binary_form=True))
+        status = connection.getresponse().status
+        connection.close()
+        return status, shown
+
+    status, before = ask("POST", "/admission/validate")
+    assert 200 == status
+    authority.sign("server")
+    status, after = ask("GET", "/readyz")
+    assert 200 == status
+    assert before != after
+
+
 def test_where_a_certificate_cannot_be_read_it_does_not_start(api: ApiServer, tmp_path: Path) -> None:
     missing = {"certFile": "/nowhere", "keyFile": "/nowhere", "clientCAFile": "/nowhere"}
     with pytest.raises(FileNotFoundError):
