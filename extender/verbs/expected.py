@@ -6,12 +6,13 @@ costs little, since the bind is on its way (docs/decisions/0076).
 """
 
 import threading
+from collections.abc import Iterable
 
 from cotenant.contract.request import PodRequest
 from extender.ledger import NodeView
 
 # A bind that has not come by then may never come: its pod waits for a volume, or another plugin has refused it.
-_PATIENCE_SECONDS = 0.01
+_PATIENCE_SECONDS = 0.05
 
 
 class Expected:
@@ -22,8 +23,8 @@ class Expected:
         self._condition = threading.Condition()
         self._requests: dict[str, PodRequest] = {}
 
-    def wait(self, uid: str, request: PodRequest, node: NodeView | None) -> bool:
-        """Wait for the others' binds, but not for ever, where *node* may not hold them and the pod; tell whether.
+    def wait(self, uid: str, request: PodRequest, nodes: Iterable[NodeView | None]) -> bool:
+        """Wait for the others' binds, not for ever, where one of *nodes* may not hold them and the pod; tell whether.
 
         Those that have not come by then are not waited for again.
         """
@@ -32,7 +33,8 @@ class Expected:
         with self._condition:
             # it is asked about again, so its bind is not on its way
             self._requests.pop(uid, None)
-            if not self._requests or _has_room(node, [request, *self._requests.values()]):
+            together = [request, *self._requests.values()]
+            if not self._requests or all(_has_room(node, together) for node in nodes):
                 return False
             self._condition.wait_for(lambda: not self._requests, self._patience)
             self._requests.clear()

@@ -1,7 +1,7 @@
 """filter: which of these nodes could take this pod."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from cotenant.contract.pods import Pod
@@ -13,6 +13,8 @@ from extender.verbs.expected import Expected
 from extender.verbs.judge import Judge, Verdicts
 from extender.verbs.wire import ExtenderArgs, FilterResult, NodeList
 
+# Where more nodes than this are equally good, two pods hardly meet on one.
+_LIKELY = 8
 _UNSETTLED = Reason.UNSETTLED.sentence
 
 
@@ -104,9 +106,11 @@ class Filter:
         view = self._ledger.without(promised.node, [promised.uid])
         return view is not None and isinstance(place(view, request), Placement)
 
-    def _likely(self, names: list[str], verdicts: Verdicts) -> NodeView | None:
-        """Show the node that the pod will get where our scores decide."""
-        return self._ledger.view(names[int(verdicts.costs.argmin())])
+    def _likely(self, names: list[str], verdicts: Verdicts) -> Iterator[NodeView | None]:
+        """Show the nodes of which the pod will get one where our scores decide."""
+        cheapest = [names[n] for n in verdicts.cheapest()]
+        for name in [min(cheapest)] if self._decide else cheapest[:_LIKELY]:
+            yield self._ledger.view(name)
 
     @staticmethod
     def _answer(

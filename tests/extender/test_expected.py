@@ -41,7 +41,7 @@ class Asking(threading.Thread):
 
     def __init__(self, expected: Expected, uid: str, node: NodeView, pod: PodBuilder) -> None:
         super().__init__()
-        self._wait = lambda: expected.wait(uid, request(pod), node)
+        self._wait = lambda: expected.wait(uid, request(pod), [node])
         self.has_waited: bool | None = None
         self.start()
 
@@ -84,7 +84,7 @@ def test_where_there_is_certainly_room_for_both_it_does_not_wait(
     expected = Expected(patience=0.0)
     expected.expect("first", request(before))
 
-    assert waits == expected.wait("second", request(asking), node_of(gpus))
+    assert waits == expected.wait("second", request(asking), [node_of(gpus)])
 
 
 def test_a_bind_that_came_already_is_not_waited_for() -> None:
@@ -106,5 +106,5 @@ def test_a_bind_that_never_comes_holds_up_one_filter_and_no_more() -> None:
     expected = Expected(patience=0.01)
     expected.expect("never bound", request(a_pod().asking(8)))
 
-    assert expected.wait("second", request(a_pod().asking(8)), node_of(1))
-    assert not expected.wait("third", request(a_pod().asking(8)), node_of(1))
+    assert expected.wait("second", request(a_pod().asking(8)), [node_of(1)])
+    assert not expected.wait("third", request(a_pod().asking(8)), [node_of(1)])
