@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from cotenant.contract.grant import ContainerGrant
 from cotenant.contract.inventory import GPU, Family, Mode
 from cotenant.contract.reasons import Reason
-from device_plugin.answer import Answers
+from device_plugin.admission.answer import Answers
+from device_plugin.admission.refusal import RefusedError
 from device_plugin.api import deviceplugin_pb2 as pb
 from device_plugin.cdi import SpecFolder
-from device_plugin.refusal import RefusedError
 
 
 class Handing:

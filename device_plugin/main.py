@@ -15,8 +15,8 @@ from cotenant.contract import configuration
 from cotenant.contract.configuration import ConfigurationError, DevicePluginConfiguration, is_address
 from cotenant.contract.inventory import GPU, Family
 from cotenant.contract.units import format_bytes
+from device_plugin.admission.ids import TooManyIdsError
 from device_plugin.families.partitions import StrategyError
-from device_plugin.ids import TooManyIdsError
 from device_plugin.nvml import NVML, NVMLUnavailableError
 from device_plugin.plugin import DevicePlugin
 

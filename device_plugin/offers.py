@@ -3,12 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from cotenant.contract.inventory import GPU
+from device_plugin.admission.ids import MAX_IDS, TooManyIdsError, advertised
 from device_plugin.families.partitions import Offered
 from device_plugin.families.replicas import Replicas, Shares, offered
 from device_plugin.families.rules import Assigned
-from device_plugin.ids import MAX_IDS, TooManyIdsError, advertised
+from device_plugin.kubelet.resource import Resource
 from device_plugin.kubelet.service import Allocator
-from device_plugin.resource import Resource
 
 
 class Offers:

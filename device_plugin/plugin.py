@@ -11,11 +11,15 @@ import structlog
 from cotenant.cluster import Cluster
 from cotenant.contract.configuration import DevicePluginConfiguration
 from cotenant.contract.inventory import GPU, MIG, Family, MIGInstance
-from device_plugin.admission import Admission
-from device_plugin.answer import Answers
+from device_plugin.admission.answer import Answers
+from device_plugin.admission.calls import Admission
+from device_plugin.admission.ids import TooManyIdsError
+from device_plugin.admission.refusal import PodResourcesError, RefusedError
 from device_plugin.cdi import SpecFolder
-from device_plugin.coexistence import Coexistence, ForeignCollector
-from device_plugin.events import PodEvents
+from device_plugin.cluster.events import PodEvents
+from device_plugin.cluster.notes import NodeMetadata, NodeNotes, labels_of
+from device_plugin.cluster.pods import NodePods
+from device_plugin.coexistence.watch import Coexistence, ForeignCollector
 from device_plugin.families.assignment import Assignment, held
 from device_plugin.families.cutter import Cutter
 from device_plugin.families.maker import Maker
@@ -28,20 +32,16 @@ from device_plugin.families.rules import NVIDIA_GPU, Assigned
 from device_plugin.families.switch import Switch
 from device_plugin.handing import Handing
 from device_plugin.health.care import Care
-from device_plugin.ids import TooManyIdsError
 from device_plugin.inventory import Daemon, describe
-from device_plugin.kubelet.pod_resources import PodResources, PodResourcesError
+from device_plugin.kubelet.pod_resources import PodResources
+from device_plugin.kubelet.resource import Resource
 from device_plugin.kubelet.service import Allocator
 from device_plugin.metrics import Metrics, Snapshot
 from device_plugin.mps.keeper import MPSKeeper
 from device_plugin.mps.plan import max_clients, name_of, pipe_of, plans
-from device_plugin.notes import NodeMetadata, NodeNotes, labels_of
 from device_plugin.nvml import NVML, NVMLUnavailableError, PhysicalGPU
 from device_plugin.offers import Offers
-from device_plugin.pods import NodePods
 from device_plugin.publisher import Publisher
-from device_plugin.refusal import RefusedError
-from device_plugin.resource import Resource
 from device_plugin.serving import HTTPServing
 from device_plugin.sharing import Rules, Sharing
 from device_plugin.watchdog.proc import Processes

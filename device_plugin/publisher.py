@@ -10,8 +10,8 @@ from cotenant.cluster import Cluster, ClusterError, Reflector, Unreadable, write
 from cotenant.contract import inventory as inventories
 from cotenant.contract.inventory import GPU, Inventory, InventoryError
 from cotenant.contract.names import Names
+from device_plugin.cluster.notes import NodeMetadata
 from device_plugin.inventory import next_inventory
-from device_plugin.notes import NodeMetadata
 
 log = structlog.get_logger(__name__)
 

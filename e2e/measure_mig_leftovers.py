@@ -63,7 +63,7 @@ class Board:
         return (float(instance.start),)
 
     def room(self, asked: Collection[str] | None = None) -> Lost:
-        """Price as the product does: `Geometry.place` for the start, extender.partition for the GPU."""
+        """Price as the product does: `Geometry.place` for the start, extender.placement.partition for the GPU."""
         profiles = [one for one in self.geometry.profiles if asked is None or one.name in asked]
         geometry = Geometry(profiles)
 

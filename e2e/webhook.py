@@ -15,7 +15,7 @@ from extender.http.call_server import CallServer
 from extender.http.certificates import Certificates
 from extender.http.wsgi import Application
 from extender.ledger import Ledger
-from extender.metrics import Metrics
+from extender.metrics.registry import Metrics
 
 
 class WebhookServer:

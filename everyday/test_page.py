@@ -20,14 +20,14 @@ from cotenant.contract.request import PodRequest, parse
 from cotenant.contract.units import GIB
 from e2e.processes import MissingProgramError, find_program
 from everyday.browser import browsing, violations
-from extender.fit import Placement, grant, place
 from extender.http import app as routes
 from extender.http.call_server import CallServer
 from extender.http.pages import pages
 from extender.http.wsgi import Application
-from extender.inspector import Inspector
+from extender.inspect.inspector import Inspector
 from extender.ledger import Hold, Ledger, NodeView
-from extender.shadow import Agreement, Comparison, Side
+from extender.placement.fit import Placement, grant, place
+from extender.shadow.placements import Agreement, Comparison, Side
 from extender.verbs.judge import Judge
 from tests.builders import NAMES, PodBuilder, a_grant, a_node, a_pod, granted
 from tests.extender.test_shadow import Both

@@ -10,7 +10,7 @@ import click
 from cotenant import __version__, logs
 from cotenant.cluster import ClusterError, connect
 from cotenant.contract.configuration import ConfigurationError, ExtenderConfiguration, Placement, is_address, load
-from extender.choices import Choices
+from extender.placement.choices import Choices
 from extender.policies import PolicyError, named
 from extender.program import Extender, with_flags
 

@@ -14,7 +14,6 @@ from cotenant.contract.configuration import TLS, ExtenderConfiguration, Layout, 
 from cotenant.contract.request import PodRequest
 from extender.admission import review
 from extender.admission.settings import Settings
-from extender.choices import Choices
 from extender.cluster.binder import Binder
 from extender.cluster.election import Elect, Election, Follow
 from extender.cluster.events import Events
@@ -32,11 +31,12 @@ from extender.http.calls import Answer, Calls
 from extender.http.certificates import Certificates
 from extender.http.pages import pages
 from extender.http.wsgi import Application
-from extender.inspector import Inspector
+from extender.inspect.inspector import Inspector
 from extender.ledger import Ledger
-from extender.metrics import Metrics, TenantSamples
-from extender.shadowing import Shadowing
-from extender.tenants import Tenants
+from extender.metrics.registry import Metrics, TenantSamples
+from extender.placement.choices import Choices
+from extender.placement.tenants import Tenants
+from extender.shadow.live import Shadowing
 from extender.verbs.bind import Bind
 from extender.verbs.expected import Expected
 from extender.verbs.filter import Filter

@@ -16,7 +16,7 @@ from cotenant.cli import inspection
 from cotenant.cluster import ApiError, ClusterError, connect
 from cotenant.contract.names import Names
 from cotenant.contract.reasons import Reason
-from extender.rows import PodExplanation
+from extender.inspect.rows import PodExplanation
 
 Json = dict[str, Any]
 

@@ -12,8 +12,8 @@ import yaml
 
 from cotenant.cluster import ApiError, ClusterError, Unreachable, connect
 from cotenant.cluster.errors import error_of
-from extender.rows import MixPage, NamespacePage, NodePage, PodExplanation, PodPage
-from extender.tables import (
+from extender.inspect.rows import MixPage, NamespacePage, NodePage, PodExplanation, PodPage
+from extender.inspect.tables import (
     explanation_table,
     mix_csv,
     mix_table,

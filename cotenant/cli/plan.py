@@ -25,9 +25,9 @@ from cotenant.simulator.scheduler import Scheduler
 from cotenant.simulator.snapshot import read_template
 from cotenant.simulator.timeline import Job
 from cotenant.simulator.trace import read_nodes, read_pods
-from extender.choices import Choices
 from extender.ledger import Ledger
-from extender.mix import Mix
+from extender.placement.choices import Choices
+from extender.policies.mix import Mix
 
 _POLL_SECONDS = 0.5
 

@@ -25,7 +25,7 @@ from cotenant.simulator.trace import (
     read_order,
     read_pods,
 )
-from extender.choices import Choices
+from extender.placement.choices import Choices
 from extender.policies import PolicyError
 
 # The columns that people compare policies by.

@@ -9,9 +9,9 @@ from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest
 from cotenant.simulator.scheduler import Scheduler
 from cotenant.simulator.timeline import Job, Timeline
-from extender.fit import daemon, pieces, place
 from extender.ledger import GPUState, Ledger
-from extender.mix import Mix
+from extender.placement.fit import daemon, pieces, place
+from extender.policies.mix import Mix
 
 _NOT_COMPUTE = "the node has not enough CPU or memory left"
 _CLOSED = "the node is closed to the pod: cordon, taint or node selector"

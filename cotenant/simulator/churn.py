@@ -14,8 +14,8 @@ from cotenant.simulator.scheduler import Scheduler
 from cotenant.simulator.timeline import Job, Timeline
 from cotenant.simulator.times import TimesReport, times_report
 from cotenant.simulator.trace import MILLI, TraceError, TraceNode, TracePod, read_lives, read_nodes, read_pods
-from extender.learning import WINDOW
-from extender.mix import Mix
+from extender.placement.learning import WINDOW
+from extender.policies.mix import Mix
 
 # The two-sided 95 percent quantile of Student's t, by degrees of freedom; beyond, that of the normal distribution.
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)

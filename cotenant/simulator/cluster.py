@@ -10,8 +10,8 @@ from cotenant.contract.reasons import Reason
 from cotenant.contract.request import ContainerRequest, PodRequest, Wishes
 from cotenant.contract.units import MIB
 from cotenant.simulator.trace import MILLI, TraceNode, TracePod
-from extender.fit import Placement, Preference, grant, place
 from extender.ledger import Hold, Ledger, Node, NodeView
+from extender.placement.fit import Placement, Preference, grant, place
 
 NAMES = Names()
 # A trace's GPU is 1000 milli; here a milli is a unit of 1 MiB.

@@ -15,10 +15,10 @@ from cotenant.simulator.capacity import gpus_of
 from cotenant.simulator.document import Document, PodEntry, kube_pod, request
 from cotenant.simulator.scene import Doors, Scene
 from cotenant.simulator.scheduler import Scheduler
-from extender.fit import pieces
 from extender.ledger import NodeView
+from extender.placement.fit import pieces
 from extender.policies.fragmentation import Fragmentation
-from extender.table import MILLI, Floats, Ints
+from extender.policies.table import MILLI, Floats, Ints
 
 # What moving a pod must bring at least, in parts of what it holds: it costs its users a restart.
 WORTH = 0.1

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from cotenant.simulator.churn import Point
 from cotenant.simulator.report import Report
 from cotenant.simulator.times import TimesReport
-from extender.table import MILLI
+from extender.policies.table import MILLI
 
 # Told apart by people who see no red or green, too (Okabe and Ito).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999", "#8C6D31")

@@ -8,7 +8,7 @@ import numpy as np
 from cotenant.contract.request import PodRequest
 from cotenant.simulator import cluster
 from cotenant.simulator.scheduler import Scheduler
-from extender.fit import pieces
+from extender.placement.fit import pieces
 
 if TYPE_CHECKING:
     from extender.ledger import Hold

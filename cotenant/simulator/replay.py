@@ -9,9 +9,9 @@ import numpy as np
 from cotenant.simulator import cluster
 from cotenant.simulator.scheduler import Scheduler
 from cotenant.simulator.trace import Order, TraceNode, TracePod
-from extender.mix import Mix
 from extender.policies.fragmentation import Fragmentation
-from extender.table import Floats, Ints, Table
+from extender.policies.mix import Mix
+from extender.policies.table import Floats, Ints, Table
 
 
 class Run(msgspec.Struct, frozen=True):

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 
 from cotenant.simulator.replay import Run
-from extender.table import MILLI, Floats
+from extender.policies.table import MILLI, Floats
 
 LAST_COLUMN = 130
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from extender.table import Bools, Ints, Table
+from extender.policies.table import Bools, Ints, Table
 
 # pkg/scheduler/schedule_one.go: minFeasibleNodesToFind, minFeasibleNodesPercentageToFind, and the adaptive percentage
 _FEWEST = 100

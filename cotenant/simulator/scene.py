@@ -19,13 +19,13 @@ from cotenant.simulator.document import (
 )
 from cotenant.simulator.scheduler import Scheduler
 from cotenant.simulator.timeline import Job, Loss
-from extender.choices import Choices
-from extender.fit import pieces
 from extender.ledger import Ledger, Node
-from extender.mix import Mix, PodClass
+from extender.placement.choices import Choices
+from extender.placement.fit import pieces
+from extender.placement.ranking import ask
 from extender.policies import named
-from extender.ranking import ask
-from extender.table import Table
+from extender.policies.mix import Mix, PodClass
+from extender.policies.table import Table
 
 
 class Scene(msgspec.Struct, frozen=True):

@@ -8,13 +8,13 @@ import numpy as np
 from cotenant.contract.request import PodRequest
 from cotenant.simulator import cluster
 from cotenant.simulator.sampling import Sampler
-from extender.choices import Choices
-from extender.learning import WINDOW, Learner
 from extender.ledger import Ledger, Node
-from extender.mix import Mix
-from extender.pooled_ranking import NodeRanking
-from extender.ranking import Rankings
-from extender.table import Bools, Floats, Ints
+from extender.placement.choices import Choices
+from extender.placement.learning import WINDOW, Learner
+from extender.placement.pooled_ranking import NodeRanking
+from extender.placement.ranking import Rankings
+from extender.policies.mix import Mix
+from extender.policies.table import Bools, Floats, Ints
 
 # More than any trace has different sizes of pods.
 _SHAPES = 4096

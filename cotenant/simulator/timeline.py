@@ -20,9 +20,9 @@ from cotenant.contract.request import PodRequest
 from cotenant.simulator.relocation import Mover, Running
 from cotenant.simulator.scheduler import Scheduler
 from extender.ledger import Node
-from extender.mix import Mix
 from extender.policies.fragmentation import Fragmentation
-from extender.table import MILLI, Floats
+from extender.policies.mix import Mix
+from extender.policies.table import MILLI, Floats
 
 # At how many moments the whole cluster is looked at.
 MOMENTS = 400

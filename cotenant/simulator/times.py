@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 
 from cotenant.simulator.timeline import Played
-from extender.table import Floats
+from extender.policies.table import Floats
 
 
 class TimesReport(msgspec.Struct, frozen=True):

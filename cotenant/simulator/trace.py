@@ -7,7 +7,7 @@ from random import Random
 
 import msgspec
 
-from extender.mix import PodClass
+from extender.policies.mix import PodClass
 
 MILLI = 1000
 # Above any machine there is, so that a slipped decimal point is told from a large node.

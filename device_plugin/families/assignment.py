@@ -8,9 +8,9 @@ from cotenant.contract import grant as grants
 from cotenant.contract.configuration import GPURule
 from cotenant.contract.grant import GrantError
 from cotenant.contract.pods import Pod
+from device_plugin.admission.identity import ListedPod
+from device_plugin.admission.ids import gpu_of
 from device_plugin.families.rules import Assigned, assign
-from device_plugin.identity import ListedPod
-from device_plugin.ids import gpu_of
 from device_plugin.nvml import PhysicalGPU
 
 log = structlog.get_logger(__name__)

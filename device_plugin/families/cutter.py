@@ -18,9 +18,9 @@ from cotenant.contract.mig import Geometry
 from cotenant.contract.mig_parted import Cut, CutGPU, GeometryError
 from cotenant.contract.names import Names
 from cotenant.contract.pods import Pod
-from device_plugin.events import PodEvents
-from device_plugin.identity import asks
-from device_plugin.notes import NodeMetadata, NodeNotes
+from device_plugin.admission.identity import asks
+from device_plugin.cluster.events import PodEvents
+from device_plugin.cluster.notes import NodeMetadata, NodeNotes
 from device_plugin.nvml import NVML, GPUInstance, MIGError, NVMLUnavailableError, PhysicalGPU
 
 log = structlog.get_logger(__name__)

@@ -5,9 +5,9 @@ from collections.abc import Callable, Collection
 import structlog
 
 from cotenant.contract.grant import ContainerGrant
-from device_plugin.admission import Admission, Admitted
+from device_plugin.admission.calls import Admission, Admitted
+from device_plugin.admission.identity import Asked
 from device_plugin.api import deviceplugin_pb2 as pb
-from device_plugin.identity import Asked
 
 log = structlog.get_logger(__name__)
 

@@ -19,10 +19,10 @@ from cotenant.contract.inventory import MIGInstance
 from cotenant.contract.names import Names
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
+from device_plugin.admission.identity import PodName, asks
+from device_plugin.admission.refusal import RefusedError
 from device_plugin.cdi import Owner, SpecFolder
-from device_plugin.identity import PodName, asks
 from device_plugin.nvml import GPUInstance, MIGError, PhysicalGPU
-from device_plugin.refusal import RefusedError
 
 log = structlog.get_logger(__name__)
 

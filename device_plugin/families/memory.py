@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 from cotenant.contract.grant import ContainerGrant
 from cotenant.contract.reasons import Reason
-from device_plugin.admission import Admission, Admitted
+from device_plugin.admission.calls import Admission, Admitted
+from device_plugin.admission.refusal import RefusedError
 from device_plugin.api import deviceplugin_pb2 as pb
 from device_plugin.families.granted import Granted
-from device_plugin.refusal import RefusedError
 
 
 class Memory(Granted):

@@ -9,13 +9,13 @@ from cotenant.contract.configuration import MIGStrategy
 from cotenant.contract.grant import ContainerGrant
 from cotenant.contract.inventory import GPU, MIG, Family, Health, InstanceShares, MIGInstance, MIGProfile
 from cotenant.contract.names import SHARED, Names
-from device_plugin.admission import Admission, Admitted
+from device_plugin.admission.calls import Admission, Admitted
+from device_plugin.admission.ids import instance_ids, share_ids
 from device_plugin.api import deviceplugin_pb2 as pb
 from device_plugin.families.granted import Granted
 from device_plugin.families.maker import Maker
 from device_plugin.families.replicas import Shares
 from device_plugin.families.rules import NVIDIA_GPU, Assigned
-from device_plugin.ids import instance_ids, share_ids
 from device_plugin.nvml import NVML, MIGError, NVMLUnavailableError, PhysicalGPU
 
 log = structlog.get_logger(__name__)

@@ -8,10 +8,10 @@ import structlog
 
 from cotenant.contract.inventory import GPU, Family, Health
 from cotenant.contract.reasons import Reason
+from device_plugin.admission.ids import gpu_of, share_ids
+from device_plugin.admission.refusal import RefusedError
 from device_plugin.api import deviceplugin_pb2 as pb
 from device_plugin.families.rules import Assigned
-from device_plugin.ids import gpu_of, share_ids
-from device_plugin.refusal import RefusedError
 
 log = structlog.get_logger(__name__)
 

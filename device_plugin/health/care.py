@@ -10,12 +10,12 @@ import structlog
 from cotenant.contract.health import HealthSettings, decode_faults, encode_faults
 from cotenant.contract.inventory import GPU, MIG, Family, Health, MIGInstance, UnhealthyInstance
 from cotenant.contract.names import Names
-from device_plugin.events import PodEvents
+from device_plugin.cluster.events import PodEvents
+from device_plugin.cluster.notes import NodeMetadata, NodeNotes
 from device_plugin.health import cordon
 from device_plugin.health.cordon import Cordon
 from device_plugin.health.keeper import HealthKeeper
 from device_plugin.health.listener import Listener
-from device_plugin.notes import NodeMetadata, NodeNotes
 from device_plugin.nvml import NVML, GPUEvent, PhysicalGPU
 
 log = structlog.get_logger(__name__)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import grpc
 
+from device_plugin.admission.identity import Devices, ListedPod, PodName
+from device_plugin.admission.refusal import PodResourcesError
 from device_plugin.api import podresources_pb2 as pb
 from device_plugin.api import podresources_pb2_grpc as rpc
-from device_plugin.identity import Devices, ListedPod, PodName
 
 # A node has 110 pods, a pod 10,000 ids at the very most; gRPC's default of 4 MiB would be reached by a few such.
 _MAX_MESSAGE_BYTES = 64 << 20
@@ -21,10 +22,6 @@ _CHANNEL = (
 )
 # The kubelet answers 100 calls a second and 10 at once (pkg/kubelet/apis/podresources/constants.go).
 _RATE_LIMIT_PAUSE_SECONDS = 0.02
-
-
-class PodResourcesError(Exception):
-    """Say why the kubelet does not tell who holds what."""
 
 
 class PodResources:

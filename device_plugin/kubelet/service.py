@@ -8,10 +8,10 @@ import grpc
 import structlog
 
 from cotenant.contract.reasons import Reason
+from device_plugin.admission.refusal import RefusedError
 from device_plugin.api import deviceplugin_pb2 as pb
 from device_plugin.api import deviceplugin_pb2_grpc as rpc
-from device_plugin.devices import DeviceList
-from device_plugin.refusal import RefusedError
+from device_plugin.kubelet.devices import DeviceList
 
 log = structlog.get_logger(__name__)
 

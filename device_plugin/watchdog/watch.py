@@ -15,8 +15,8 @@ from cotenant.contract.names import Names
 from cotenant.contract.overuse import MAX_USERS, Overuser, OveruseReport, WatchdogSettings
 from cotenant.contract.pods import Pod
 from cotenant.contract.units import format_bytes
-from device_plugin.events import PodEvents
-from device_plugin.notes import NodeNotes
+from device_plugin.cluster.events import PodEvents
+from device_plugin.cluster.notes import NodeNotes
 from device_plugin.nvml import NVML
 from device_plugin.watchdog import usage
 from device_plugin.watchdog.proc import Processes

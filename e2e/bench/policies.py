@@ -11,10 +11,10 @@ from typing import Any
 from cotenant.contract.request import PodRequest
 from cotenant.simulator import cluster
 from cotenant.simulator.trace import TraceNode, TracePod
-from extender.fit import Placement, grant, place, tightest
 from extender.ledger import Hold, Ledger, NodeView
+from extender.placement.fit import Placement, grant, place, tightest
 from extender.policies import scores
-from extender.shadowing import Shadowing
+from extender.shadow.live import Shadowing
 from extender.verbs.judge import Judge
 from extender.verbs.wire import Candidates
 

@@ -3,7 +3,7 @@
 import msgspec
 
 from cotenant.contract.names import Names
-from extender.tenants import Tenants
+from extender.placement.tenants import Tenants
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ from typing import TypeVar
 import msgspec
 
 from cotenant.cluster import Cluster, Unreachable
-from extender.preemption import Budget, Neighbour, Selector
+from extender.placement.preemption import Budget, Neighbour, Selector
 
 T = TypeVar("T")
 

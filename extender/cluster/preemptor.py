@@ -24,9 +24,9 @@ from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest
 from extender.cluster.evictions import Cause, Evictions, Outcome
 from extender.cluster.evictor import Tell
-from extender.fit import Placement, grant, place
 from extender.ledger import Ledger, NodeView
-from extender.preemption import Budget, Neighbour, Victims, least
+from extender.placement.fit import Placement, grant, place
+from extender.placement.preemption import Budget, Neighbour, Victims, least
 from extender.verbs.judge import Judge
 from extender.verbs.victims import Search
 

@@ -8,9 +8,9 @@ from flask import Flask, Response, request
 
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
-from extender.inspector import Inspector
-from extender.rows import State
-from extender.tables import (
+from extender.inspect.inspector import Inspector
+from extender.inspect.rows import State
+from extender.inspect.tables import (
     explanation_table,
     mix_csv,
     mix_table,

@@ -9,7 +9,7 @@ from werkzeug.exceptions import HTTPException
 
 from cotenant import __version__
 from extender.http.calls import JSON
-from extender.metrics import CONTENT_TYPE, Metrics
+from extender.metrics.registry import CONTENT_TYPE, Metrics
 
 _log = structlog.get_logger(__name__)
 

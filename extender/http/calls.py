@@ -9,7 +9,7 @@ import structlog
 
 from cotenant.cluster import ClusterError
 from cotenant.contract.reasons import Reason
-from extender.metrics import Metrics
+from extender.metrics.registry import Metrics
 from extender.verbs.bind import Bind
 from extender.verbs.filter import Filter
 from extender.verbs.preempt import Preempt

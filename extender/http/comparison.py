@@ -4,7 +4,7 @@ import msgspec
 
 from cotenant.contract.units import format_bytes
 from extender.http.strip import Part, amount
-from extender.shadow import Agreement, Comparison, Free
+from extender.shadow.placements import Agreement, Comparison, Free
 
 # A part narrower than this, in percent, has no room for an amount.
 _NAMED_FROM = 9

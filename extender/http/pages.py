@@ -24,10 +24,10 @@ from cotenant.contract.units import format_bytes
 from extender.http import comparison
 from extender.http.api import MAX_QUERY, QueryError, bounded, not_ours, number, one_of, state
 from extender.http.strip import Part, amount
-from extender.inspector import Inspector
-from extender.rows import GPURow, Holder, NodeRow, Slot, State
-from extender.shadow import Comparison
-from extender.tables import percent, problem, slots
+from extender.inspect.inspector import Inspector
+from extender.inspect.rows import GPURow, Holder, NodeRow, Slot, State
+from extender.inspect.tables import percent, problem, slots
+from extender.shadow.placements import Comparison
 
 _NODES = 40
 _PODS = 200

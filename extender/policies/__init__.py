@@ -22,7 +22,7 @@ from extender.policies.policy import Ask, Policy
 from extender.policies.priced_leftovers import PricedLeftovers
 from extender.policies.split import Split
 from extender.policies.spread import Spread
-from extender.table import Floats
+from extender.policies.table import Floats
 
 __all__ = ["MAX_SCORE", "POLICIES", "Ask", "Policy", "PolicyError", "named", "scores", "with_others"]
 

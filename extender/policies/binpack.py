@@ -1,7 +1,7 @@
 """Bin pack: leave the least behind on the GPUs taken, so that large pieces stay large."""
 
 from extender.policies.policy import Ask, Policy
-from extender.table import Floats, Ints
+from extender.policies.table import Floats, Ints
 
 
 class Binpack(Policy):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from extender.policies.policy import Ask, Policy
-from extender.table import MILLI, Floats, Ints
+from extender.policies.table import MILLI, Floats, Ints
 
 
 class Clustering(Policy):

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from extender.mix import Mix
 from extender.policies import gpu_level
 from extender.policies.fragmentation import Fragmentation
+from extender.policies.mix import Mix
 from extender.policies.policy import Ask, Policy
-from extender.table import Bools, Floats, Ints, Table
+from extender.policies.table import Bools, Floats, Ints, Table
 
 
 class FGD(Policy):

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from extender.mix import Mix
-from extender.table import Bools, Floats, Ints, Table
+from extender.policies.mix import Mix
+from extender.policies.table import Bools, Floats, Ints, Table
 
 
 class Fragmentation:

@@ -6,7 +6,7 @@ gives (B, K) columns in order of preference, -1 for none.
 
 import numpy as np
 
-from extender.table import Bools, Ints
+from extender.policies.table import Bools, Ints
 
 _NEVER = np.iinfo(np.int64).max
 

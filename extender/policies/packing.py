@@ -3,7 +3,7 @@
 import numpy as np
 
 from extender.policies.policy import Ask, Policy
-from extender.table import Floats, Ints
+from extender.policies.table import Floats, Ints
 
 
 class Packing(Policy):

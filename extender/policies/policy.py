@@ -6,9 +6,9 @@ from typing import ClassVar
 import msgspec
 import numpy as np
 
-from extender.mix import Mix
 from extender.policies import gpu_level
-from extender.table import Bools, Floats, Ints, Table
+from extender.policies.mix import Mix
+from extender.policies.table import Bools, Floats, Ints, Table
 
 
 class Ask(msgspec.Struct, frozen=True):

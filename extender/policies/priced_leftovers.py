@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from extender.mix import Mix, PodClass
 from extender.policies import gpu_level, waste
+from extender.policies.mix import Mix, PodClass
 from extender.policies.policy import Ask, Policy
-from extender.table import MILLI, Bools, Floats, Ints, Table
+from extender.policies.table import MILLI, Bools, Floats, Ints, Table
 
 # Weights of the node's expected waste and of GPU memory that its CPU cannot serve, against the GPUs' expected waste.
 _NODE_WEIGHT = 0.2

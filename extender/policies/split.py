@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from extender.mix import Mix
+from extender.policies.mix import Mix
 from extender.policies.policy import Ask, Policy
-from extender.table import Bools, Floats, Ints, Table
+from extender.policies.table import Bools, Floats, Ints, Table
 
 
 class Split(Policy):

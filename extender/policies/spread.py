@@ -3,7 +3,7 @@
 from extender.policies import gpu_level
 from extender.policies.binpack import left_behind
 from extender.policies.policy import Ask, Policy
-from extender.table import Bools, Floats, Ints
+from extender.policies.table import Bools, Floats, Ints
 
 
 class Spread(Policy):

@@ -4,8 +4,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from extender.mix import Mix
-from extender.table import MILLI, Floats, Ints
+from extender.policies.mix import Mix
+from extender.policies.table import MILLI, Floats, Ints
 
 # How many pods that take part of a GPU a leftover is offered, on average, before the cluster is full; and the least
 # part of all pods that these are taken to be, so that the table stays finite where there are none.

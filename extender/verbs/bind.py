@@ -12,8 +12,8 @@ from cotenant.contract.names import Names
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest, RequestError
-from extender.fit import Placement, grant, place
 from extender.ledger import Hold, Ledger, NodeView, Stage, Use
+from extender.placement.fit import Placement, grant, place
 from extender.verbs.expected import Expected
 from extender.verbs.judge import Judge
 from extender.verbs.wire import BindArgs

@@ -7,8 +7,8 @@ from typing import Protocol
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest, RequestError
-from extender.fit import Placement, place
 from extender.ledger import Hold, Ledger, NodeView
+from extender.placement.fit import Placement, place
 from extender.verbs.expected import Expected
 from extender.verbs.judge import Judge, Verdicts
 from extender.verbs.wire import ExtenderArgs, FilterResult, NodeList

@@ -11,18 +11,18 @@ from cotenant.contract.names import Names
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest, RequestError, parse
-from extender.choices import Choice, Choices
-from extender.fit import Placement, Preference, place
-from extender.learning import Learner, Learning, Pinned
 from extender.ledger import Ledger
-from extender.mix import Mix
-from extender.partition import Aim
-from extender.partition_ranking import spreads
+from extender.placement.choices import Choice, Choices
+from extender.placement.fit import Placement, Preference, place
+from extender.placement.learning import Learner, Learning, Pinned
+from extender.placement.partition import Aim
+from extender.placement.partition_ranking import spreads
+from extender.placement.pooled_ranking import NodeRanking
+from extender.placement.ranking import SHAPES, Rankings
+from extender.placement.tenants import Excess, Tenants
 from extender.policies import PolicyError, named
-from extender.pooled_ranking import NodeRanking
-from extender.ranking import SHAPES, Rankings
-from extender.table import Floats, Ints
-from extender.tenants import Excess, Tenants
+from extender.policies.mix import Mix
+from extender.policies.table import Floats, Ints
 from extender.verbs.wire import Candidates
 
 # A node may change between its ranking and the question why it does not fit; then all is ranked again.

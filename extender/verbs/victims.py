@@ -8,9 +8,9 @@ import msgspec
 
 from cotenant.contract.names import mig_suffix
 from cotenant.contract.request import PodRequest
-from extender.fit import Placement, place
 from extender.ledger import Ledger, MIGState, NodeView
-from extender.preemption import Budget, Neighbour, Victims, victims
+from extender.placement.fit import Placement, place
+from extender.placement.preemption import Budget, Neighbour, Victims, victims
 
 
 class Neighbourhood(Protocol):

@@ -15,10 +15,9 @@ from cotenant.contract.names import Names
 from cotenant.contract.pods import Pod, Status
 from cotenant.contract.reasons import Reason
 from cotenant.contract.units import device_ids
-from device_plugin.admission import Admission
-from device_plugin.identity import Asked, ListedPod, PodName
-from device_plugin.kubelet.pod_resources import PodResourcesError
-from device_plugin.refusal import RefusedError
+from device_plugin.admission.calls import Admission
+from device_plugin.admission.identity import Asked, ListedPod, PodName
+from device_plugin.admission.refusal import PodResourcesError, RefusedError
 from tests.device_plugin.node import container_grant, granted, pod_spec, uuid
 
 GPU_MEM = Names().gpu_mem

@@ -9,7 +9,7 @@ from cotenant.contract import environment
 from cotenant.contract.configuration import DeviceListStrategy
 from cotenant.contract.grant import ContainerGrant
 from cotenant.contract.inventory import Mode
-from device_plugin.answer import Answers
+from device_plugin.admission.answer import Answers
 from device_plugin.api import deviceplugin_pb2 as pb
 from device_plugin.nvml import PhysicalGPU
 from tests.device_plugin.node import container_grant, uuid

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from cotenant.contract.inventory import GPU, MIG, Family, Foreign, MIGInstance, Mode
 from cotenant.contract.units import GIB, id_prefix
-from device_plugin.foreign import LOOKS, ForeignUse
-from device_plugin.identity import Devices, PodName
+from device_plugin.admission.identity import Devices, PodName
+from device_plugin.coexistence.foreign import LOOKS, ForeignUse
 from device_plugin.watchdog.usage import Account, Stranger, Usage
 from tests.builders import NAMES, a_grant, a_pod, granted
 

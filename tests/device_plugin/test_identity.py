@@ -11,9 +11,9 @@ from cotenant.contract.grant import ContainerGrant, Role
 from cotenant.contract.names import Names
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
-from device_plugin import identity
-from device_plugin.identity import Asked, ListedPod, Past, PodName
-from device_plugin.refusal import RefusedError
+from device_plugin.admission import identity
+from device_plugin.admission.identity import Asked, ListedPod, Past, PodName
+from device_plugin.admission.refusal import RefusedError
 from tests.device_plugin.node import container_grant, granted, pod_spec
 
 NAMES = Names()

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from cotenant.contract.inventory import GPU, Health
 from cotenant.contract.units import GIB, MIB, device_ids, id_prefix
-from device_plugin import ids
-from device_plugin.ids import MAX_IDS, TooManyIdsError
-from device_plugin.refusal import RefusedError
+from device_plugin.admission import ids
+from device_plugin.admission.ids import MAX_IDS, TooManyIdsError
+from device_plugin.admission.refusal import RefusedError
 from tests.device_plugin.node import container_grant, uuid
 
 

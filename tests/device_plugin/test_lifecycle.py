@@ -16,7 +16,7 @@ from cotenant.contract.grant import Role
 from cotenant.contract.inventory import Health
 from cotenant.contract.units import GIB, id_prefix
 from cotenant.standins.api_rules import NODES, PODS
-from device_plugin.ids import MAX_IDS, layout
+from device_plugin.admission.ids import MAX_IDS, layout
 from tests.device_plugin.node import NAMES, NODE, SECONDS, Node, container_grant, granted, pod_spec, uuid
 
 UNITS = 160  # two GPUs of 80 GiB in units of 1 GiB

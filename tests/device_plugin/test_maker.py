@@ -9,12 +9,12 @@ import pytest
 from cotenant.cluster import ClusterError
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
+from device_plugin.admission.identity import PodName
+from device_plugin.admission.refusal import RefusedError
 from device_plugin.cdi import SpecFolder
 from device_plugin.families.maker import Maker
-from device_plugin.identity import PodName
 from device_plugin.nvml import NVML
 from device_plugin.nvml.fake_mig import CrashError, Fault, StateFile
-from device_plugin.refusal import RefusedError
 from tests.builders import NAMES, a_grant, a_pod
 from tests.device_plugin.node import uuid
 from tests.device_plugin.test_mig import placed

@@ -4,7 +4,7 @@ import pytest
 
 from cotenant.contract.grant import Role
 from cotenant.contract.units import id_prefix
-from device_plugin.ids import layout
+from device_plugin.admission.ids import layout
 from tests.device_plugin.node import NAMES, Node, container_grant, granted, pod_spec, uuid
 
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from device_plugin.admission.ids import gpu_of, share_ids
+from device_plugin.admission.refusal import RefusedError
 from device_plugin.api import deviceplugin_pb2 as pb
 from device_plugin.families.replicas import Replicas, Shares
-from device_plugin.ids import gpu_of, share_ids
-from device_plugin.refusal import RefusedError
 from tests.device_plugin.node import NODE, Node, container_grant, uuid
 
 GPU = "nvidia.com/gpu"

@@ -25,8 +25,8 @@ from cotenant.contract.names import ALIASES_IN_GIB, ALIASES_IN_MIB, Names
 from cotenant.contract.overuse import WatchdogSettings
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import MAX_GPUS
-from device_plugin.coexistence import ForeignCollector
-from device_plugin.ids import MAX_IDS
+from device_plugin.admission.ids import MAX_IDS
+from device_plugin.coexistence.watch import ForeignCollector
 from device_plugin.main import main as device_plugin
 from device_plugin.metrics import Metrics, Snapshot
 from device_plugin.nvml import NVML

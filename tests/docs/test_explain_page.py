@@ -7,9 +7,9 @@ from flask import Flask
 from cotenant.cli.main import main
 from extender.http.api import MAX_PAGE, inspection
 from extender.http.pages import _NODES, _REFRESH_SECONDS
-from extender.inspector import Inspector
+from extender.inspect.inspector import Inspector
+from extender.inspect.rows import State
 from extender.ledger import Ledger
-from extender.rows import State
 from extender.verbs.judge import Judge
 from tests.builders import NAMES
 from tests.docs.markdown import DOCS, section, tables

@@ -21,11 +21,11 @@ from cotenant.simulator import document
 from cotenant.simulator.scene import scene
 from cotenant.simulator.timeline import Timeline
 from extender.ledger import Ledger
-from extender.mix import Mix
+from extender.placement.ranking import Ranking, ask
 from extender.policies import POLICIES, Policy, with_others
 from extender.policies.binpack import Binpack
-from extender.ranking import Ranking, ask
-from extender.table import Table
+from extender.policies.mix import Mix
+from extender.policies.table import Table
 from tests.builders import NAMES, a_grant, a_node, a_pod, granted
 from tests.docs.markdown import DOCS, blocks, section, tables
 

@@ -8,8 +8,8 @@ from cotenant.contract.configuration import NamespaceLimits
 from cotenant.contract.reasons import Reason
 from cotenant.contract.units import GIB
 from extender.ledger import Ledger
-from extender.metrics import Metrics, TenantSamples
-from extender.tenants import Tenants
+from extender.metrics.registry import Metrics, TenantSamples
+from extender.placement.tenants import Tenants
 from tests.builders import NAMES, a_grant, a_node, a_pod, granted
 
 Families = dict[str, tuple[str, str, set[str]]]

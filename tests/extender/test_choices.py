@@ -16,12 +16,12 @@ from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest, RequestError, parse
 from cotenant.contract.units import GIB
 from cotenant.simulator.document import Asking, Document, GPUEntry, NodeEntry, PodEntry, kube_node, kube_pod
-from extender.choices import Choices, Pool
-from extender.fit import Placement, grant, place
 from extender.ledger import Hold, Ledger, NodeView
 from extender.main import check_policies
+from extender.placement.choices import Choices, Pool
+from extender.placement.fit import Placement, grant, place
+from extender.placement.pooled_ranking import exchanged
 from extender.policies import PolicyError
-from extender.pooled_ranking import exchanged
 from extender.verbs.judge import Judge
 
 if TYPE_CHECKING:

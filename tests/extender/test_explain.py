@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 
 from cotenant.contract.reasons import Reason
 from cotenant.contract.units import GIB
-from extender.explain import explain, node_verdict
-from extender.fit import Placement, place
+from extender.inspect.explain import explain, node_verdict
 from extender.ledger import Ledger
+from extender.placement.fit import Placement, place
 from extender.verbs.judge import Judge
 from tests.builders import NAMES, NodeBuilder, PodBuilder, a_grant, a_node, a_pod, granted
 
 if TYPE_CHECKING:
     from cotenant.contract.request import PodRequest
-    from extender.explain import Explanation, NodeVerdict
-    from extender.remedies import Change
+    from extender.inspect.explain import Explanation, NodeVerdict
+    from extender.inspect.remedies import Change
 
 
 class Cluster:

@@ -15,8 +15,8 @@ from cotenant.contract.inventory import Family, Mode
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import parse
 from cotenant.contract.units import GIB
-from extender.fit import Placement, grant, place
 from extender.ledger import Ledger
+from extender.placement.fit import Placement, grant, place
 from extender.policies import scores
 from tests.builders import NAMES, NodeBuilder, PodBuilder, a_grant, a_node, a_pod, granted
 

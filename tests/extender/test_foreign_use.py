@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from cotenant.contract.inventory import Foreign
 from cotenant.contract.reasons import Reason
 from cotenant.contract.units import GIB
-from extender.explain import node_verdict
-from extender.fit import Placement, place
+from extender.inspect.explain import node_verdict
 from extender.ledger import Ledger, NodeView
+from extender.placement.fit import Placement, place
 from extender.verbs.judge import Judge
 from tests.builders import NAMES, NodeBuilder, PodBuilder, a_grant, a_node, a_pod, granted
 

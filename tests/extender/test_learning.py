@@ -10,11 +10,11 @@ import pytest
 from cotenant.contract.configuration import ConfigurationError, ExtenderConfiguration, convert
 from cotenant.contract.request import PodRequest, parse
 from cotenant.contract.units import GIB
-from extender.learning import Learner
 from extender.ledger import Ledger
-from extender.mix import Mix, PodClass
+from extender.placement.learning import Learner
+from extender.placement.ranking import Rankings
 from extender.policies import POLICIES
-from extender.ranking import Rankings
+from extender.policies.mix import Mix, PodClass
 from extender.verbs.judge import Judge
 from tests.builders import NAMES, PodBuilder, a_grant, a_node, a_pod, granted
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import RequestError, parse
 from cotenant.contract.units import GIB
-from extender.fit import Placement, grant, place
 from extender.ledger import Hold, Ledger, Stage
+from extender.placement.fit import Placement, grant, place
 from tests.builders import NAMES, NodeBuilder, PodBuilder, a_grant, a_node, a_pod, granted
 
 if TYPE_CHECKING:

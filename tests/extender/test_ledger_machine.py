@@ -17,8 +17,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from cotenant.contract.request import RequestError, parse
 from cotenant.contract.units import GIB
-from extender.fit import Placement, grant, place
 from extender.ledger import Hold, Ledger, NodeView, Stage, Use
+from extender.placement.fit import Placement, grant, place
 from tests.builders import NAMES, NodeBuilder, PodBuilder, a_grant, a_node, a_pod, granted
 
 if TYPE_CHECKING:

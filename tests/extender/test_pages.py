@@ -12,12 +12,12 @@ from urllib.parse import urljoin, urlsplit
 import pytest
 
 from cotenant.contract.request import parse
-from extender.fit import Placement, grant, place
 from extender.http import app as routes
 from extender.http.pages import pages
-from extender.inspector import Inspector
+from extender.inspect.inspector import Inspector
 from extender.ledger import Ledger
-from extender.shadow import Agreement, Comparison, Free, Side
+from extender.placement.fit import Placement, grant, place
+from extender.shadow.placements import Agreement, Comparison, Free, Side
 from extender.verbs.judge import Judge
 from tests.builders import NAMES, a_grant, a_node, a_pod, granted
 from tests.extender.running import Answer, Running, add, eventually, submit

@@ -15,11 +15,11 @@ from cotenant.contract.grant import Grant, decode
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest, parse
 from cotenant.contract.units import GIB, MIB
-from extender.explain import explain
-from extender.fit import Placement, grant, place
+from extender.inspect.explain import explain
 from extender.ledger import Hold, Ledger, NodeView
-from extender.partition import ROOM, Aim
-from extender.ranking import Rankings
+from extender.placement.fit import Placement, grant, place
+from extender.placement.partition import ROOM, Aim
+from extender.placement.ranking import Rankings
 from extender.verbs.judge import Judge
 from tests.builders import NAMES, NodeBuilder, PodBuilder, a_node, a_pod, an_instance
 

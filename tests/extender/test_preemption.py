@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cotenant.standins.api_rules import NODES, PODS
-from extender.preemption import Budget, Neighbour, Requirement, Selector, victims
+from extender.placement.preemption import Budget, Neighbour, Requirement, Selector, victims
 from tests.builders import a_node, a_pod
 from tests.extender.running import Running, eventually, submit
 

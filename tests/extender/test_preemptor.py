@@ -8,7 +8,7 @@ import pytest
 
 from cotenant.contract.units import GIB
 from cotenant.standins.api_rules import BUDGETS, NODES, PODS
-from extender.preemption import Neighbour, Victims, least
+from extender.placement.preemption import Neighbour, Victims, least
 from tests.builders import a_node, a_pod
 from tests.extender.running import Running, eventually, filter_args, submit
 

@@ -15,13 +15,13 @@ from cotenant.contract.inventory import Mode
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest, parse
 from cotenant.contract.units import GIB
-from extender.fit import Placement, grant, place
 from extender.ledger import Hold, Ledger, NodeView
-from extender.mix import Mix, PodClass
+from extender.placement.fit import Placement, grant, place
+from extender.placement.ranking import Rankings
 from extender.policies import POLICIES, waste
 from extender.policies.fragmentation import Fragmentation
-from extender.ranking import Rankings
-from extender.table import Table
+from extender.policies.mix import Mix, PodClass
+from extender.policies.table import Table
 from extender.verbs.judge import Judge
 from tests.builders import NAMES, NodeBuilder, PodBuilder, a_grant, a_node, a_pod, granted
 

@@ -9,13 +9,13 @@ import pytest
 
 from cotenant.contract.request import PodRequest, parse
 from cotenant.contract.units import GIB
-from extender.fit import Placement, grant, place
 from extender.ledger import Hold, Ledger, NodeView
-from extender.mix import Mix, PodClass
-from extender.ranking import Rankings
-from extender.shadow import Agreement, Free, Shadow, free_of
-from extender.shadowing import Shadowing
-from extender.table import Table
+from extender.placement.fit import Placement, grant, place
+from extender.placement.ranking import Rankings
+from extender.policies.mix import Mix, PodClass
+from extender.policies.table import Table
+from extender.shadow.live import Shadowing
+from extender.shadow.placements import Agreement, Free, Shadow, free_of
 from tests.builders import NAMES, PodBuilder, a_node, a_pod
 from tests.extender.running import Running, eventually, submit
 

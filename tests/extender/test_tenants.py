@@ -14,9 +14,9 @@ from cotenant.contract.request import PodRequest, RequestError, parse
 from cotenant.contract.units import GIB
 from extender.admission import Settings, mutate, validating_review
 from extender.admission.review import KIND
-from extender.fit import Placement, grant, place
 from extender.ledger import Ledger, NodeView, Use
-from extender.tenants import Tenants
+from extender.placement.fit import Placement, grant, place
+from extender.placement.tenants import Tenants
 from tests.admission import json_patch
 from tests.admission.settings import SETTINGS
 from tests.builders import NAMES, NodeBuilder, PodBuilder, a_grant, a_node, a_pod, granted

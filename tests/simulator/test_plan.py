@@ -19,7 +19,7 @@ from cotenant.simulator.capacity import Largest, largest
 from cotenant.simulator.document import Asking, Document, GPUEntry, NodeEntry, PodEntry
 from cotenant.simulator.moves import MovePlan, Planner
 from cotenant.simulator.scene import Scene, scene
-from extender.fit import Placement, grant, place
+from extender.placement.fit import Placement, grant, place
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,7 +18,7 @@ from cotenant.simulator.report import report
 from cotenant.simulator.sampling import Sampler
 from cotenant.simulator.trace import Order, TraceNode, TracePod, draw_order
 from extender.policies import POLICIES
-from extender.table import Table
+from extender.policies.table import Table
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,0 +1,1 @@
+"""Which container the kubelet is asking for, what it was granted, and what it gets."""

@@ -1,0 +1,1 @@
+"""For people: what the ledger holds, and why a pod waits."""

@@ -1,0 +1,435 @@
+"""Read the ledger for people: nodes with their GPUs, pods, and why one of them waits.
+
+Whoever asks waits for whoever asked before: many readers together cost kube-scheduler's filter no more than one.
+"""
+
+import threading
+from bisect import bisect_right
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
+from typing import NamedTuple, TypeAlias
+
+import msgspec
+
+from cotenant.contract import grant as grants
+from cotenant.contract.inventory import MIG, Health, MIGInstance
+from cotenant.contract.pods import Pod
+from cotenant.contract.reasons import Reason
+from cotenant.contract.request import PodRequest, RequestError
+from cotenant.contract.units import format_bytes
+from extender.inspect.destination import Judging, destination
+from extender.inspect.explain import counts, explain, node_verdict
+from extender.inspect.rows import (
+    Expected,
+    GPURow,
+    Holder,
+    MixPage,
+    NamespacePage,
+    NodePage,
+    NodeRow,
+    PodExplanation,
+    PodPage,
+    PodRow,
+    Share,
+    Slot,
+    State,
+    Totals,
+)
+from extender.inspect.tenancy import tenancy
+from extender.ledger import GPUState, Hold, Ledger, MIGState, NodeView, Stage, Waiting
+from extender.placement.partition import free_bytes
+from extender.policies.table import MILLI
+
+# Judged at a time: kube-scheduler's next filter waits for the judge meanwhile.
+_PIECE = 250
+# Pods that ask alike are judged once; of more different sizes than this on one page the rest are not.
+_SHAPES = 16
+
+
+class _Ungranted(NamedTuple):
+    uid: str
+    key: str
+
+
+_Entry: TypeAlias = Hold | Waiting | _Ungranted
+
+
+class Inspector:
+    """Read the ledger for people; safe to use from many threads."""
+
+    def __init__(self, ledger: Ledger, judge: Judging) -> None:
+        self._ledger = ledger
+        self._judge = judge
+        self._lock = threading.Lock()
+
+    def mix(self) -> MixPage:
+        """List the pods that policies expect; memory is as exact as a thousandth of the largest GPU is."""
+        mix, largest = self._judge.mix, self._judge.largest_bytes
+        return MixPage(
+            pinned=self._judge.pinned,
+            items=tuple(
+                Expected(
+                    percent=round(100 * frequency, 2),
+                    gpus=kind.gpus,
+                    memory_bytes=kind.share_milli * largest // MILLI,
+                    cpu_milli=kind.cpu_milli,
+                    models=kind.models,
+                    alone=kind.alone,
+                )
+                for kind, frequency in zip(mix.classes, mix.frequencies, strict=True)
+            ),
+        )
+
+    def namespaces(self, *, limit: int, after: str = "", query: str = "") -> NamespacePage:
+        """List namespaces that have limits or whose pods hold anything, those whose name contains *query*."""
+        return tenancy(self._ledger.uses(), self._judge.tenants, limit=limit, after=after, query=query)
+
+    def nodes(self, *, limit: int, after: str = "", query: str = "", everything: bool = False) -> NodePage:
+        """List nodes whose name, model, problem or health contains *query*.
+
+        Nodes that publish no inventory, as those without GPUs, are left out unless *everything* is asked for.
+        """
+        with self._lock:
+            views = self._ledger.views()
+            wanted = sorted((v for v in views if everything or _has_gpus(v)), key=lambda view: view.name)
+            found = [view for view in wanted if view.name > after and _mentions(view, query.lower())]
+            page = found[:limit]
+            holders = self._holders({view.name for view in page})
+            slots = self._slots({view.name for view in page})
+            return NodePage(
+                cluster=self._totals(views),
+                items=tuple(_node_row(view, holders, slots) for view in page),
+                remaining=len(found) - len(page),
+                continue_=page[-1].name if len(found) > len(page) else "",
+            )
+
+    def node(self, name: str) -> NodeRow | None:
+        """Show one node; None where the API server has none of that name."""
+        view = self._ledger.view(name)
+        with self._lock:
+            return None if view is None else _node_row(view, self._holders({name}), self._slots({name}))
+
+    def pods(
+        self, *, limit: int, after: str = "", query: str = "", namespace: str = "", state: State | None = None
+    ) -> PodPage:
+        """List pods whose name, namespace or node contains *query*, of one namespace or state if so asked."""
+        query = query.lower()
+        with self._lock:
+            entries = sorted(
+                (
+                    (f"{one.key}/{one.uid}", one)
+                    for one in self._entries(state)
+                    if (not namespace or one.key.startswith(f"{namespace}/"))
+                    and (not query or query in one.key.lower() or query in _node_of(one))
+                ),
+                key=itemgetter(0),
+            )
+            entries = entries[bisect_right(entries, after, key=itemgetter(0)) :]
+            page = entries[:limit]
+            rows = self._with_reasons([self._row(one) for _, one in page])
+            last = page[-1][0] if len(entries) > len(page) else ""
+            return PodPage(items=tuple(rows), remaining=len(entries) - len(page), continue_=last)
+
+    def explain(self, namespace: str, name: str, *, limit: int, start: int = 0) -> PodExplanation | None:
+        """Explain a pod, with *limit* nodes from the *start*-th on; None where no pod of that name asks for ours."""
+        key = f"{namespace}/{name}"
+        with self._lock:
+            found = [one for one in self._entries() if one.key == key]
+            if not found:
+                return None
+            # of a pod that ends and its namesake that waits, the one that waits is asked about
+            asked = max(found, key=lambda one: (isinstance(one, Waiting), one.uid))
+            pod = self._row(asked)
+            waiting = self._ledger.waiting(asked.uid)
+            if pod.state is not State.WAITING or waiting is None:
+                return PodExplanation(pod=pod, summary=_placed(pod))
+            if isinstance(waiting.request, RequestError):
+                return PodExplanation(pod=pod, summary=f"no node can help: {pod.sentence}")
+            return self._explain(pod, waiting.request, limit, start)
+
+    def simulate(self, pod: Pod, *, limit: int) -> PodExplanation | None:
+        """Explain a pod that is not there, and say where it would go; None where it asks nothing of ours."""
+        with self._lock:
+            try:
+                request = self._judge.request(pod)
+            except RequestError as error:
+                row = _waiting_row(Waiting("", pod.key, error))
+                return PodExplanation(pod=row, simulated=True, summary=f"no node can help: {error}")
+            if request is None:
+                return None
+            told = self._explain(_waiting_row(Waiting("", pod.key, request)), request, limit, 0)
+            views = [view for view in self._ledger.views() if view.problem is None]
+            summary = destination(request, views, self._judge) if told.fitting else told.summary
+            return msgspec.structs.replace(told, simulated=True, summary=summary)
+
+    def _explain(self, pod: PodRow, request: PodRequest, limit: int, start: int) -> PodExplanation:
+        try:
+            self._judge.policy(request)
+            request = self._judge.tenants.hold(pod.namespace, request)
+        except RequestError as error:
+            said = msgspec.structs.replace(pod, reason=error.reason, sentence=str(error))
+            return PodExplanation(pod=said, summary=f"no node can help: {error}")
+        use = self._ledger.use_of(pod.namespace)
+        excess = self._judge.tenants.excess(pod.namespace, request, use)
+        if excess is not None:
+            said = msgspec.structs.replace(pod, reason=Reason.NAMESPACE_LIMIT, sentence=excess.sentence)
+            return PodExplanation(
+                pod=said, summary=f"no node can help before others of its namespace end: {excess.sentence}"
+            )
+        views = [view for view in self._ledger.views() if view.problem is not Reason.NO_INVENTORY]
+        names = [view.name for view in views]
+        verdicts = dict(zip(names, self._verdicts(request, names), strict=True))
+        if self._judge.tenants.depends_on_node(pod.namespace, request):
+            for view in views:
+                if self._judge.tenants.excess(pod.namespace, request, use, view) is not None:
+                    verdicts[view.name] = Reason.NAMESPACE_LIMIT
+        told = explain(request, views, verdicts, self._ledger.holds())
+        page = told.order[start : start + limit]
+        left = max(0, len(told.order) - start - len(page))
+        if told.fitting:
+            where = ", ".join(told.fitting[:3]) + (", ..." if len(told.fitting) > 3 else "")  # noqa: PLR2004 - a few
+            summary = (
+                f"its GPU memory fits on {len(told.fitting)} of {len(names)} GPU nodes ({where}): it is about to be "
+                "scheduled, or something else holds it up; see the events of kubectl describe pod"
+            )
+        elif not names:
+            summary = "no node publishes a GPU inventory: is the device plugin running?"
+        else:
+            summary = counts(verdicts.values())
+        first = told.reasons[0].reason if told.reasons and not told.fitting else None
+        return PodExplanation(
+            pod=msgspec.structs.replace(pod, reason=first, sentence=first.sentence if first else ""),
+            summary=summary,
+            fitting=len(told.fitting),
+            reasons=told.reasons,
+            changes=told.changes,
+            nodes=tuple(node_verdict(view, reason, request) for view, reason in page),
+            remaining=left,
+            continue_=str(start + len(page)) if left else "",
+        )
+
+    def _verdicts(self, request: PodRequest, names: list[str]) -> list[float | Reason]:
+        verdicts: list[float | Reason] = []
+        for first in range(0, len(names), _PIECE):
+            verdicts += self._judge.judge(request, names[first : first + _PIECE])
+        return verdicts
+
+    def _with_reasons(self, rows: Iterable[PodRow]) -> Iterator[PodRow]:
+        """Add to pods that wait how many nodes refuse them for which reason."""
+        names = [view.name for view in self._ledger.views() if view.problem is not Reason.NO_INVENTORY]
+        known: dict[object, tuple[Reason | None, str]] = {}
+        for row in rows:
+            waiting = self._ledger.waiting(row.uid) if row.state is State.WAITING and row.reason is None else None
+            if waiting is None or isinstance(waiting.request, RequestError):
+                yield row
+                continue
+            shape = waiting.request.shape
+            if shape not in known and len(known) < _SHAPES:
+                try:
+                    verdicts = self._verdicts(waiting.request, names)
+                except RequestError as error:
+                    known[shape] = error.reason, str(error)
+                else:
+                    refused = Counter(verdict for verdict in verdicts if isinstance(verdict, Reason))
+                    every = refused.total() == len(verdicts)
+                    first = refused.most_common(1)[0][0] if refused and every else None
+                    known[shape] = first, counts(verdicts) if verdicts else "no node publishes a GPU inventory"
+            reason, sentence = known.get(shape, (None, ""))
+            yield msgspec.structs.replace(row, reason=reason, sentence=sentence)
+
+    def _entries(self, state: State | None = None) -> list[_Entry]:
+        """List every pod of ours, of one state if so asked, cheaply: rows are made of those on a page alone."""
+        holds = self._ledger.holds() if state is not State.UNGRANTED else []
+        found: list[_Entry] = []
+        if state is not State.WAITING:
+            found += [hold for hold in holds if state is None or _state(hold) is state]
+        if state in {None, State.WAITING}:
+            held = {hold.uid for hold in holds}
+            found += [waiting for waiting in self._ledger.all_waiting() if waiting.uid not in held]
+        if state in {None, State.UNGRANTED}:
+            found += [_Ungranted(uid, key) for uid, key in self._ledger.ungranted().items()]
+        return found
+
+    def _row(self, one: _Entry) -> PodRow:
+        if isinstance(one, Hold):
+            return self._held_row(one)
+        return _waiting_row(one) if isinstance(one, Waiting) else _ungranted_row(one.uid, one.key)
+
+    def _held_row(self, hold: Hold) -> PodRow:
+        namespace, _, name = hold.key.partition("/")
+        view = self._ledger.view(hold.node)
+        indices = {state.gpu.uuid: state.gpu.index for state in view.states} if view else {}
+        try:
+            enforced = {container.isolation.enforced_by for container in grants.decode(hold.grant).containers}
+        except grants.GrantError:
+            enforced = set()
+        return PodRow(
+            namespace=namespace,
+            name=name,
+            uid=hold.uid,
+            state=_state(hold),
+            node=hold.node,
+            gpus=tuple(Share(indices.get(uuid), uuid, amount) for uuid, amount in hold.charges.items()),
+            enforced_by=", ".join(sorted(enforced)),
+            reason=Reason.BAD_GRANT if hold.problem else None,
+            sentence=hold.problem,
+        )
+
+    def _holders(self, nodes: set[str]) -> dict[tuple[str, str], list[Holder]]:
+        """List who holds what of the nodes' GPUs, by node and UUID; "" stands for every GPU of the node."""
+        found: defaultdict[tuple[str, str], list[Holder]] = defaultdict(list)
+        for hold in self._ledger.holds():
+            if hold.node in nodes:
+                for uuid, amount in hold.charges.items():
+                    found[hold.node, uuid].append(Holder(hold.key, amount, _state(hold)))
+                if hold.everywhere_bytes:
+                    found[hold.node, ""].append(Holder(hold.key, hold.everywhere_bytes, _state(hold)))
+        return found
+
+    def _slots(self, nodes: set[str]) -> dict[tuple[str, str], list[tuple[MIGInstance, str]]]:
+        """List who holds which MIG instance of the nodes' GPUs, by node and UUID."""
+        found: defaultdict[tuple[str, str], list[tuple[MIGInstance, str]]] = defaultdict(list)
+        for hold in self._ledger.holds():
+            if hold.slots and hold.node in nodes:
+                for slot in hold.slots:
+                    found[hold.node, slot.uuid].append((slot.instance, hold.key))
+        return found
+
+    def _totals(self, views: Sequence[NodeView]) -> Totals:
+        states = [(view, state) for view in views for state in view.states]
+        free = [_free(state) for view, state in states if view.problem_of(state) is None and state.healthy]
+        bare = sum(view.problem is Reason.NO_INVENTORY for view in views)
+        holds = self._ledger.holds()
+        held = {hold.uid for hold in holds}
+        return Totals(
+            nodes=len(views) - bare,
+            nodes_with_problems=sum(view.problem is not None for view in views) - bare,
+            nodes_without_inventory=bare,
+            gpus=len(states),
+            unhealthy_gpus=sum(state.gpu.health is not Health.HEALTHY for _, state in states),
+            fenced_gpus=sum(state.gpu.fenced for _, state in states),
+            usable_bytes=sum(state.gpu.usable_bytes for _, state in states),
+            held_bytes=sum(min(state.held_bytes, state.gpu.usable_bytes) for _, state in states),
+            free_bytes=sum(free),
+            largest_free_block_bytes=max(free, default=0),
+            pods=len(holds),
+            waiting=sum(waiting.uid not in held for waiting in self._ledger.all_waiting()),
+        )
+
+
+def _node_of(one: _Entry) -> str:
+    return one.node.lower() if isinstance(one, Hold) else ""
+
+
+def _state(hold: Hold) -> State:
+    return State.BINDING if hold.stage is Stage.ASSUMED else State.BOUND
+
+
+def _waiting_row(waiting: Waiting) -> PodRow:
+    namespace, _, name = waiting.key.partition("/")
+    row = PodRow(namespace=namespace, name=name, uid=waiting.uid, state=State.WAITING)
+    if isinstance(waiting.request, RequestError):
+        return msgspec.structs.replace(row, reason=waiting.request.reason, sentence=str(waiting.request))
+    return msgspec.structs.replace(row, asks=waiting.request.describe())
+
+
+def _ungranted_row(uid: str, key: str) -> PodRow:
+    namespace, _, name = key.partition("/")
+    return PodRow(
+        namespace=namespace,
+        name=name,
+        uid=uid,
+        state=State.UNGRANTED,
+        reason=Reason.NO_GRANT,
+        sentence=Reason.NO_GRANT.sentence,
+    )
+
+
+def _placed(pod: PodRow) -> str:
+    if pod.state is State.UNGRANTED:
+        return f"it is bound, but {pod.sentence}: delete it and create it again without spec.nodeName"
+    if pod.reason is not None:
+        return f"it is bound to {pod.node}, but {pod.sentence}"
+    what = ", ".join(
+        f"{format_bytes(share.bytes)} of GPU {share.uuid if share.index is None else share.index}" for share in pod.gpus
+    )
+    doing = "is being bound to" if pod.state is State.BINDING else "is bound to"
+    return f"it {doing} {pod.node} and holds {what}"
+
+
+def _has_gpus(view: NodeView) -> bool:
+    return view.problem is not Reason.NO_INVENTORY
+
+
+def _mentions(view: NodeView, query: str) -> bool:
+    if not query or query in view.name.lower() or (view.problem is not None and query in view.problem.lower()):
+        return True
+    return any(query in state.gpu.model.lower() or query == state.gpu.health for state in view.states)
+
+
+def _free(state: GPUState | MIGState) -> int:
+    return free_bytes(state) if isinstance(state, MIGState) else state.free_bytes
+
+
+def _node_row(
+    view: NodeView,
+    holders: dict[tuple[str, str], list[Holder]],
+    slots: dict[tuple[str, str], list[tuple[MIGInstance, str]]],
+) -> NodeRow:
+    gpus = tuple(_gpu_row(view, state, holders, slots) for state in view.states)
+    return NodeRow(node=view.name, problem=view.problem, detail=view.detail, gpus=gpus)
+
+
+def _slot_rows(state: MIGState, held: Sequence[tuple[MIGInstance, str]]) -> tuple[Slot, ...]:
+    """List the instances of a MIG GPU, those that nobody holds too."""
+    mig = state.gpu.mig or MIG()
+    places = {one.uuid: one for one in mig.instances}
+    unwell = {_place(one.place or places.get(one.uuid)): one.detail for one in mig.unhealthy}
+    holders: dict[tuple[str, int, int], list[str]] = {_place(one): [] for one in (*state.taken, *state.instances)}
+    for one, pod in held:
+        holders.setdefault(_place(one), []).append(pod)
+    rows = [
+        Slot(
+            *place,
+            pod=", ".join(sorted(set(pods))),
+            shares=state.replicas(place[0]),
+            held=len(pods),
+            detail=unwell.get(place, ""),
+        )
+        for place, pods in holders.items()
+    ]
+    return tuple(sorted(rows, key=lambda row: (row.start, row.size, row.profile, row.pod)))
+
+
+def _place(one: MIGInstance | None) -> tuple[str, int, int]:
+    return ("", 0, 0) if one is None else (one.profile, one.start, one.size)
+
+
+def _gpu_row(
+    view: NodeView,
+    state: GPUState | MIGState,
+    holders: dict[tuple[str, str], list[Holder]],
+    slots: dict[tuple[str, str], list[tuple[MIGInstance, str]]],
+) -> GPURow:
+    gpu = state.gpu
+    held = [*holders.get((view.name, gpu.uuid), ()), *holders.get((view.name, ""), ())]
+    return GPURow(
+        index=gpu.index,
+        uuid=gpu.uuid,
+        model=gpu.model,
+        mode=gpu.mode,
+        health=gpu.health,
+        detail=gpu.detail,
+        usable_bytes=gpu.usable_bytes,
+        held_bytes=state.held_bytes,
+        free_bytes=_free(state),
+        holders=tuple(sorted(held, key=lambda holder: (-holder.bytes, holder.pod))),
+        foreign_bytes=gpu.foreign_bytes,
+        fenced=gpu.fenced,
+        foreign=gpu.foreign.detail if gpu.foreign is not None else "",
+        slices=state.geometry.slices if isinstance(state, MIGState) else 0,
+        slots=_slot_rows(state, slots.get((view.name, gpu.uuid), ())) if isinstance(state, MIGState) else (),
+        clients=state.clients if isinstance(state, GPUState) else 0,
+        max_clients=gpu.max_clients,
+    )

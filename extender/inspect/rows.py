@@ -1,0 +1,201 @@
+"""What people are shown of the ledger: nodes with their GPUs, pods, and explanations, also the JSON of /v1.
+
+Names and amounts only, never a whole pod.
+"""
+
+from enum import StrEnum
+
+import msgspec
+
+from cotenant.contract.grant import Isolation
+from cotenant.contract.inventory import Health, Mode
+from cotenant.contract.reasons import Reason
+from extender.inspect.explain import NodeVerdict, ReasonCount
+from extender.inspect.remedies import Change
+
+
+class State(StrEnum):
+    """Say how far a pod of ours has come."""
+
+    WAITING = "waiting"
+    BINDING = "binding"
+    BOUND = "bound"
+    # bound by somebody else, without a grant
+    UNGRANTED = "ungranted"
+
+
+class Holder(msgspec.Struct, frozen=True, rename="camel"):
+    """Say what one pod holds of one GPU."""
+
+    pod: str
+    bytes: int
+    state: State
+
+
+class Slot(msgspec.Struct, frozen=True, rename="camel"):
+    """Show one MIG instance of a GPU; start and size count memory slices, and nobody holds it where *pod* is empty.
+
+    Of one that is handed out in *shares*, *pod* names all who hold some, with commas, and *held* counts them. *detail*
+    says why it gets no new pods.
+    """
+
+    profile: str
+    start: int
+    size: int
+    pod: str
+    shares: int = 1
+    held: int = 0
+    detail: str = ""
+
+
+class GPURow(msgspec.Struct, frozen=True, rename="camel"):
+    """Show one GPU and who holds what of it, the largest first."""
+
+    index: int
+    uuid: str
+    model: str
+    mode: Mode
+    health: Health
+    detail: str
+    usable_bytes: int
+    held_bytes: int
+    free_bytes: int
+    holders: tuple[Holder, ...]
+    # what counts as taken by others than our pods, whether it is somebody else's whole, and who has it
+    foreign_bytes: int = 0
+    fenced: bool = False
+    foreign: str = ""
+    # of a MIG GPU: how many memory slices it has, and the instances that are there or held, by start
+    slices: int = 0
+    slots: tuple[Slot, ...] = ()
+    # of a GPU under MPS: how many containers its daemon serves, and how many it may; 0 is no limit
+    clients: int = 0
+    max_clients: int = 0
+
+
+class NodeRow(msgspec.Struct, frozen=True, rename="camel"):
+    """Show one node; *problem* says why nothing can be placed on it, whatever the pod."""
+
+    node: str
+    problem: Reason | None
+    detail: str
+    gpus: tuple[GPURow, ...]
+
+
+class Share(msgspec.Struct, frozen=True, rename="camel"):
+    """Say what a pod holds of one GPU; the index is None where the node does not list the GPU any more."""
+
+    index: int | None
+    uuid: str
+    bytes: int
+
+
+class PodRow(msgspec.Struct, frozen=True, rename="camel"):
+    """Show one pod; *reason* and *sentence* say what is wrong with it or why it waits."""
+
+    namespace: str
+    name: str
+    uid: str
+    state: State
+    node: str = ""
+    gpus: tuple[Share, ...] = ()
+    asks: str = ""
+    enforced_by: str = ""
+    reason: Reason | None = None
+    sentence: str = ""
+
+    @property
+    def key(self) -> str:
+        """Name the pod for people: namespace/name."""
+        return f"{self.namespace}/{self.name}"
+
+
+class Totals(msgspec.Struct, frozen=True, rename="camel"):
+    """Sum the cluster up; free bytes and the largest free block are of healthy GPUs of nodes without a problem."""
+
+    nodes: int
+    nodes_with_problems: int
+    nodes_without_inventory: int
+    gpus: int
+    unhealthy_gpus: int
+    # well, but somebody else's whole
+    fenced_gpus: int
+    usable_bytes: int
+    held_bytes: int
+    free_bytes: int
+    largest_free_block_bytes: int
+    pods: int
+    waiting: int
+
+
+class NodePage(msgspec.Struct, frozen=True, rename={"continue_": "continue"}):
+    """Hold some nodes in the order of their names, how many more there are, and what to ask for them with."""
+
+    cluster: Totals
+    items: tuple[NodeRow, ...]
+    remaining: int = 0
+    continue_: str = ""
+
+
+class PodPage(msgspec.Struct, frozen=True, rename={"continue_": "continue"}):
+    """Hold some pods in the order of namespace and name, how many more there are, and what to ask for them with."""
+
+    items: tuple[PodRow, ...]
+    remaining: int = 0
+    continue_: str = ""
+
+
+class NamespaceRow(msgspec.Struct, frozen=True, rename="camel"):
+    """Show what the pods of a namespace hold and may hold, None for no limit; empty models and isolations are any."""
+
+    namespace: str
+    pods: int
+    held_bytes: int
+    limit_bytes: int | None
+    gpus: int
+    gpu_limit: int | None
+    models: tuple[str, ...]
+    isolations: tuple[Isolation, ...]
+
+
+class NamespacePage(msgspec.Struct, frozen=True, rename={"continue_": "continue"}):
+    """Hold some namespaces by name, how many more there are, and what to ask for them with."""
+
+    items: tuple[NamespaceRow, ...]
+    remaining: int = 0
+    continue_: str = ""
+
+
+class Expected(msgspec.Struct, frozen=True, rename="camel"):
+    """Say how many of a hundred pods are of one kind; memory is of each GPU, *alone* says that it wants them whole."""
+
+    percent: float
+    gpus: int
+    memory_bytes: int
+    cpu_milli: int
+    models: tuple[str, ...]
+    alone: bool
+
+
+class MixPage(msgspec.Struct, frozen=True):
+    """Hold the pods that policies expect, the most frequent first; *pinned* says that the configuration names them."""
+
+    pinned: bool
+    items: tuple[Expected, ...]
+
+
+class PodExplanation(msgspec.Struct, frozen=True, rename={"continue_": "continue"}):
+    """Explain one pod; *summary* is one sentence, *nodes* stand in the order of what they lack.
+
+    One that is *simulated* is not there.
+    """
+
+    pod: PodRow
+    summary: str
+    simulated: bool = False
+    fitting: int = 0
+    reasons: tuple[ReasonCount, ...] = ()
+    changes: tuple[Change, ...] = ()
+    nodes: tuple[NodeVerdict, ...] = ()
+    remaining: int = 0
+    continue_: str = ""

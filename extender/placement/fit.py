@@ -1,0 +1,296 @@
+"""Which GPUs of a node could take a pod, which of them it would get, and why none where none can."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, combinations
+
+import msgspec
+
+from cotenant.contract.grant import GIVEN, ContainerGrant, GPUShare, Grant, Isolation, IsolationRecord
+from cotenant.contract.inventory import Family, Mode
+from cotenant.contract.mps import NONE, Clients
+from cotenant.contract.reasons import Reason
+from cotenant.contract.request import ContainerRequest, PodRequest, Wishes, allowed
+from extender.ledger import GPUState, NodeView, all_closed_by, closed_by
+from extender.placement import partition
+
+# Packing several containers onto several GPUs is a search. Real pods need a handful of steps; beyond this many the node
+# counts as full, so that no pod can stall the scheduling of the others. Four containers on 8 GPUs stay below it.
+MAX_STEPS = 1_000
+
+
+# Orders the GPUs of a node that could give a pod so many bytes: the least is taken.
+Preference = Callable[[GPUState, int], float]
+
+
+def tightest(state: GPUState, share_bytes: int) -> float:
+    """Prefer the GPU that is left with the fewest free bytes."""
+    return state.free_bytes - share_bytes
+
+
+class Placement(msgspec.Struct, frozen=True):
+    """Say which GPUs each asking container would get, in the request's order; or which MIG instance."""
+
+    gpus: tuple[tuple[GPUState, ...], ...]
+    slots: tuple[partition.Slot, ...] = ()
+
+
+def place(
+    view: NodeView, request: PodRequest, prefer: Preference = tightest, aim: partition.Aim = partition.ROOM
+) -> Placement | Reason:
+    """Choose GPUs for every container of *request* on one node, or say why that cannot be.
+
+    Where a choice is left it is *prefer*'s; for MIG instances, *aim*'s.
+
+    Exact: a Reason comes back only when no choice of healthy GPUs holds the whole pod (within MAX_STEPS).
+    """
+    if request.profiles:
+        slots = partition.place(view, request, aim)
+        return slots if isinstance(slots, Reason) else Placement(gpus=(), slots=slots)
+    if view.problem is not None:
+        return view.problem
+    wishes = request.wishes
+    usable = _usable(view, wishes)
+    if isinstance(usable, Reason):
+        return usable
+    if len(usable) < wishes.gpu_count:
+        return Reason.TOO_FEW_GPUS
+    candidates = [state for state in usable if state.empty] if wishes.isolation.whole_gpu else usable
+    found = _choose(candidates, request, parts(request), prefer)
+    if found is None:
+        return _why_not(usable, candidates, request)
+    return Placement(gpus=found * len(request.containers) if request.whole else found)
+
+
+def _choose(
+    candidates: Sequence[GPUState], request: PodRequest, clients: Sequence[Clients], prefer: Preference
+) -> tuple[tuple[GPUState, ...], ...] | None:
+    """Choose GPUs for each piece of *request*, which would be *clients* to MPS."""
+    needs, count = pieces(request), request.wishes.gpu_count
+    if len(needs) == count == 1:
+        # nearly every pod: no search, and no order but the first
+        fitting = [s for s in candidates if s.free_bytes >= needs[0] and conflict(s, clients[0]) is None]
+        return ((min(fitting, key=_key(prefer, needs[0])),),) if fitting else None
+    return _search(needs, clients, candidates, prefer, count)
+
+
+def pieces(request: PodRequest) -> list[int]:
+    """List what must be free of each GPU, container by container; containers on one set of GPUs are one piece."""
+    return [request.whole_bytes] if request.whole else [container.share_bytes for container in request.containers]
+
+
+def parts(request: PodRequest) -> list[Clients]:
+    """List what each of the pieces would be to MPS."""
+    return [request.whole_clients] if request.whole else [container.clients for container in request.containers]
+
+
+def largest(request: PodRequest) -> tuple[int, Clients]:
+    """Give the largest of the pieces, and what that would be to MPS."""
+    needs = pieces(request)
+    most = max(needs)
+    return most, parts(request)[needs.index(most)]
+
+
+def conflict(state: GPUState, clients: Clients) -> Reason | None:
+    """Say why MPS would not serve *clients* on the GPU beside those it has; None where it would, or is not there."""
+    if state.gpu.mode is not Mode.MPS:
+        return None
+    if clients.users and len(state.users | clients.users) > 1:
+        return Reason.MODE_CONFLICT
+    most = state.gpu.max_clients
+    return Reason.TOO_MANY_CLIENTS if most and state.clients + clients.count > most else None
+
+
+def _key(prefer: Preference, need: int) -> Callable[[GPUState], tuple[bool, float, int]]:
+    # GPUs that time slicing shares come before those under MPS, whatever the policy.
+    return lambda state: (state.gpu.mode is Mode.MPS, prefer(state, need), state.gpu.index)
+
+
+def objection(state: GPUState, wishes: Wishes, need: int, clients: Clients) -> tuple[Reason | None, int]:
+    """Say why *need* bytes of one GPU by itself cannot be had, None where they can, and how many are missing.
+
+    *clients* is what who needs them would be to MPS.
+    """
+    lacking = max(0, need - state.free_bytes)
+    if not is_wished(state, wishes):
+        anywhere = msgspec.structs.replace(wishes, within=())
+        return (Reason.NAMESPACE_LIMIT if is_wished(state, anywhere) else Reason.NO_SUCH_GPU), lacking
+    if wishes.isolation is Isolation.LIMITED and state.gpu.mode is not Mode.MPS:
+        return Reason.ISOLATION_UNAVAILABLE, lacking
+    if not state.healthy:
+        return closed_by(state), lacking
+    if state.gpu.usable_bytes < need:
+        return Reason.TOO_LARGE, need - state.gpu.usable_bytes
+    if wishes.isolation.whole_gpu and not state.empty:
+        return Reason.NO_EMPTY_GPU, state.held_bytes
+    return (Reason.NO_GPU_FITS, lacking) if lacking else (conflict(state, clients), 0)
+
+
+def grant(request: PodRequest, placement: Placement) -> Grant:
+    """Write down a placement as the grant that goes into the pod."""
+    if placement.slots:
+        return partition.grant(request, placement.slots)
+    return Grant(
+        containers=tuple(
+            _container(container, states, request.wishes)
+            for container, states in zip(request.containers, placement.gpus, strict=True)
+        )
+    )
+
+
+def _container(container: ContainerRequest, states: tuple[GPUState, ...], wishes: Wishes) -> ContainerGrant:
+    mode = Mode.EXCLUSIVE if wishes.isolation.whole_gpu else states[0].gpu.mode
+    given, enforced_by = GIVEN[mode]
+    under_mps = states[0].gpu.mode is Mode.MPS
+    return ContainerGrant(
+        name=container.name,
+        role=container.role,
+        family=Family.MEMORY,
+        mode=mode,
+        gpus=tuple(
+            GPUShare(
+                uuid=state.gpu.uuid,
+                bytes=state.gpu.usable_bytes if mode is Mode.EXCLUSIVE else container.share_bytes,
+            )
+            for state in states
+        ),
+        units=container.units,
+        threads=wishes.threads,
+        # a GPU for the pod alone may be one of MPS's too, and lets in nobody but its daemon
+        mps_pipe=states[0].gpu.mps_pipe if under_mps else "",
+        user=container.user if under_mps else None,
+        isolation=IsolationRecord(asked=wishes.isolation, given=given, enforced_by=enforced_by),
+    )
+
+
+def _usable(view: NodeView, wishes: Wishes) -> Sequence[GPUState] | Reason:
+    """List the healthy GPUs that the pod's wishes leave, or say which wish leaves none."""
+    if not (wishes.models or wishes.within or wishes.uuids or wishes.isolation is Isolation.LIMITED):
+        return view.healthy or (all_closed_by(view.gpus) if view.gpus else Reason.TOO_FEW_GPUS)
+    states = [state for state in view.gpus if is_wished(state, wishes)]
+    if not states:
+        anywhere = msgspec.structs.replace(wishes, within=())
+        return Reason.NAMESPACE_LIMIT if any(is_wished(s, anywhere) for s in view.gpus) else Reason.NO_SUCH_GPU
+    if wishes.isolation is Isolation.LIMITED:
+        states = [state for state in states if state.gpu.mode is Mode.MPS]
+        if not states:
+            return Reason.ISOLATION_UNAVAILABLE
+    return [state for state in states if state.healthy] or all_closed_by(states)
+
+
+def is_wished(state: GPUState, wishes: Wishes) -> bool:
+    """Tell whether the GPU is of a model and UUID that the pod wishes for, and its namespace may have."""
+    return (not wishes.uuids or state.gpu.uuid in wishes.uuids) and allowed(state.gpu.model, wishes)
+
+
+def _search(
+    needs: Sequence[int],
+    clients: Sequence[Clients],
+    candidates: Sequence[GPUState],
+    prefer: Preference,
+    count: int,
+) -> tuple[tuple[GPUState, ...], ...] | None:
+    """Find *count* different GPUs for each need, the favourites first, largest need first."""
+    ordered = {need: sorted(candidates, key=_key(prefer, need)) for need in set(needs)}
+    if sum(needs) * count > sum(state.free_bytes for state in candidates):
+        return None
+    room = _Room(candidates)
+    largest_first = sorted(range(len(needs)), key=lambda n: -needs[n])
+    chosen: dict[int, tuple[GPUState, ...]] = {}
+    steps = 0
+
+    def settle(depth: int) -> bool:
+        nonlocal steps
+        if depth == len(largest_first):
+            return True
+        n = largest_first[depth]
+        tried: set[tuple[int, ...]] = set()
+        open_to = [state for state in ordered[needs[n]] if room.has(state, needs[n], clients[n])]
+        for states in _combinations(open_to, count):
+            steps += 1
+            if steps > MAX_STEPS:
+                return False
+            likeness = room.likeness(states)
+            if likeness in tried:
+                continue
+            tried.add(likeness)
+            before = room.take(states, needs[n], clients[n])
+            chosen[n] = states
+            if settle(depth + 1):
+                return True
+            room.give_back(states, needs[n], clients[n], before)
+        return False
+
+    return tuple(chosen[n] for n in range(len(needs))) if settle(0) else None
+
+
+class _Room:
+    """Keep what a search has left of each GPU: free bytes, the clients that MPS serves, and as whom they run."""
+
+    def __init__(self, candidates: Sequence[GPUState]) -> None:
+        self._free = {state.gpu.uuid: state.free_bytes for state in candidates}
+        self._served = {state.gpu.uuid: state.clients for state in candidates}
+        self._users = {daemon(state): state.users for state in candidates}
+        self._daemons = {one: n for n, one in enumerate(self._users)}
+
+    def has(self, state: GPUState, need: int, clients: Clients) -> bool:
+        """Tell whether the GPU could take a piece that needs so much."""
+        if self._free[state.gpu.uuid] < need or state.gpu.mode is not Mode.MPS:
+            return self._free[state.gpu.uuid] >= need
+        served, users = self._served[state.gpu.uuid], self._users[daemon(state)]
+        return conflict(msgspec.structs.replace(state, clients=served, users=users), clients) is None
+
+    def likeness(self, states: tuple[GPUState, ...]) -> tuple[int, ...]:
+        """Give what makes GPUs of one daemon alike: what failed on one fails on the other."""
+        uuids = [state.gpu.uuid for state in states]
+        one = self._daemons[daemon(states[0])]
+        return (one, *(self._free[uuid] for uuid in uuids), *(self._served[uuid] for uuid in uuids))
+
+    def take(self, states: tuple[GPUState, ...], need: int, clients: Clients) -> frozenset[int]:
+        """Take a piece of each of *states*, and give what give_back wants to know."""
+        for state in states:
+            self._free[state.gpu.uuid] -= need
+            self._served[state.gpu.uuid] += clients.count
+        before = self._users[daemon(states[0])]
+        self._users[daemon(states[0])] = before | clients.users
+        return before
+
+    def give_back(self, states: tuple[GPUState, ...], need: int, clients: Clients, before: frozenset[int]) -> None:
+        """Undo take()."""
+        self._users[daemon(states[0])] = before
+        for state in states:
+            self._free[state.gpu.uuid] += need
+            self._served[state.gpu.uuid] -= clients.count
+
+
+def daemon(state: GPUState) -> tuple[Mode, str]:
+    """Tell which GPUs one process can use together: it has one MPS pipe, or none."""
+    return state.gpu.mode, state.gpu.mps_pipe if state.gpu.mode is Mode.MPS else ""
+
+
+def _combinations(ordered: list[GPUState], count: int) -> Iterator[tuple[GPUState, ...]]:
+    """List the choices of *count* GPUs that one process can use, those of the favourite's daemon first."""
+    if count == 1:
+        return iter([(state,) for state in ordered])
+    together: dict[tuple[Mode, str], list[GPUState]] = {}
+    for state in ordered:
+        together.setdefault(daemon(state), []).append(state)
+    return chain.from_iterable(combinations(states, count) for states in together.values())
+
+
+def _why_not(usable: Sequence[GPUState], candidates: Sequence[GPUState], request: PodRequest) -> Reason:
+    """Tell what can never fit from what does not fit now."""
+    wishes, need = request.wishes, max(pieces(request))
+    large_enough = [state for state in usable if state.gpu.usable_bytes >= need]
+    if len(large_enough) < wishes.gpu_count:
+        return Reason.TOO_LARGE
+    if max(Counter(map(daemon, large_enough)).values()) < wishes.gpu_count:
+        return Reason.MODE_CONFLICT
+    if any(state.gpu.mode is Mode.MPS for state in candidates):
+        # would there be room if MPS served any number of clients, and if it served whoever comes?
+        anyhow = [msgspec.structs.replace(s, gpu=msgspec.structs.replace(s.gpu, max_clients=0)) for s in candidates]
+        if _choose(anyhow, request, parts(request), tightest) is not None:
+            return Reason.TOO_MANY_CLIENTS
+        if _choose(anyhow, request, [NONE] * len(pieces(request)), tightest) is not None:
+            return Reason.MODE_CONFLICT
+    return Reason.NO_EMPTY_GPU if wishes.isolation.whole_gpu else Reason.NO_GPU_FITS

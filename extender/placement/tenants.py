@@ -1,0 +1,152 @@
+"""What the pods of a namespace may have, by the extender's configuration. Pure.
+
+Two kinds of no: what a pod may never have, whoever else holds what, is a RequestError, which admission gives as well;
+what the others of its namespace hold just now is an Excess, and the pod waits until they hold less.
+"""
+
+from collections.abc import Mapping
+from heapq import nsmallest
+from typing import Literal
+
+import msgspec
+
+from cotenant.contract.configuration import ANY_NAMESPACE, NamespaceLimits
+from cotenant.contract.grant import Isolation
+from cotenant.contract.names import Names
+from cotenant.contract.reasons import Reason
+from cotenant.contract.request import PodRequest, RequestError
+from cotenant.contract.units import format_bytes
+from extender.ledger import Hold, NodeView, Use
+from extender.placement import partition
+from extender.placement.fit import is_wished, pieces
+
+
+class Excess(msgspec.Struct, frozen=True):
+    """Say that a pod asks more than its namespace's limit leaves."""
+
+    namespace: str
+    what: Literal["GPU memory", "GPUs"]
+    limit: int
+    used: int
+    # the least that the pod would be charged, where that is a matter of the GPU
+    asked: int
+
+    @property
+    def constant(self) -> str:
+        """Say it without what is in use: a message that changes makes kube-scheduler try the pod again at once."""
+        return (
+            f"namespace {self.namespace} may hold {self._amount(self.limit)}, of which its pods leave less than the "
+            f"{self._amount(self.asked)} that the pod asks"
+        )
+
+    @property
+    def sentence(self) -> str:
+        """Say all of it."""
+        return (
+            f"namespace {self.namespace} may hold {self._amount(self.limit)}, its pods hold "
+            f"{self._amount(self.used)}, and the pod asks {self._amount(self.asked)}"
+        )
+
+    def _amount(self, amount: int) -> str:
+        if self.what == "GPU memory":
+            return f"{format_bytes(amount)} of GPU memory"
+        return f"{amount} GPU" if amount == 1 else f"{amount} GPUs"
+
+
+class Tenants:
+    """Hold pods to the limits of their namespaces."""
+
+    def __init__(self, limits: Mapping[str, NamespaceLimits], names: Names) -> None:
+        self._limits = dict(limits)
+        self._names = names
+
+    @property
+    def named(self) -> list[str]:
+        """List the namespaces that have limits of their own."""
+        return sorted(set(self._limits) - {ANY_NAMESPACE})
+
+    def of(self, namespace: str) -> NamespaceLimits | None:
+        """Give the limits of a namespace, those of all others where it is not named; None where there are none."""
+        return self._limits.get(namespace) or self._limits.get(ANY_NAMESPACE)
+
+    def hold(self, namespace: str, request: PodRequest) -> PodRequest:
+        """Give *request* kept to the models that the namespace may have.
+
+        Raises RequestError for what its pods may not ask, or could not have if they held nothing else.
+        """
+        limits = self.of(namespace)
+        if limits is None:
+            return request
+        asked = _isolation(request)
+        if limits.isolations and asked not in limits.isolations:
+            raise RequestError(
+                Reason.NAMESPACE_LIMIT,
+                f"namespace {namespace} may ask {self._names.isolation}: {' or '.join(limits.isolations)}, "
+                f"and the pod asks {asked}",
+            )
+        excess = self.excess(namespace, request, Use())
+        if excess is not None:
+            raise RequestError(Reason.NAMESPACE_LIMIT, f"{excess.constant}, even where they hold nothing")
+        if not limits.models:
+            return request
+        wishes = msgspec.structs.replace(request.wishes, within=limits.models)
+        return msgspec.structs.replace(request, wishes=wishes)
+
+    def excess(self, namespace: str, request: PodRequest, use: Use, view: NodeView | None = None) -> Excess | None:
+        """Say which limit *request* exceeds beside what is in *use*; None where none.
+
+        Of a MIG instance or a GPU for the pod alone it is known on a node alone, *view*, what would be charged.
+        """
+        limits = self.of(namespace)
+        if limits is None:
+            return None
+        if limits.gpus is not None and use.gpus + request.gpus > limits.gpus:
+            return Excess(namespace, "GPUs", limits.gpus, use.gpus, request.gpus)
+        most = limits.gpu_memory_bytes
+        asked = least_bytes(request) if view is None else least_bytes_on(view, request)
+        if most is not None and use.bytes + asked > most:
+            return Excess(namespace, "GPU memory", most, use.bytes, asked)
+        return None
+
+    def depends_on_node(self, namespace: str, request: PodRequest) -> bool:
+        """Tell whether only a node tells what *request* would be charged, and a limit asks that."""
+        limits = self.of(namespace)
+        varies = bool(request.profiles) or request.wishes.isolation.whole_gpu
+        return varies and limits is not None and limits.gpu_memory is not None
+
+    def exceeded_by(self, hold: Hold, use: Use) -> Excess | None:
+        """Say which limit what a pod is about to hold exceeds beside what is in *use*; None where none."""
+        limits = self.of(hold.namespace)
+        if limits is None:
+            return None
+        if limits.gpus is not None and use.gpus + hold.gpus > limits.gpus:
+            return Excess(hold.namespace, "GPUs", limits.gpus, use.gpus, hold.gpus)
+        most = limits.gpu_memory_bytes
+        if most is not None and use.bytes + hold.bytes > most:
+            return Excess(hold.namespace, "GPU memory", most, use.bytes, hold.bytes)
+        return None
+
+
+def least_bytes(request: PodRequest) -> int:
+    """Count the least that *request* is charged wherever it goes."""
+    return sum(pieces(request)) * request.wishes.gpu_count if not request.profiles else 0
+
+
+def least_bytes_on(view: NodeView, request: PodRequest) -> int:
+    """Count the least that *request* would be charged on one node, were it empty."""
+    wishes = request.wishes
+    if request.profiles:
+        return sum(partition.least_bytes(view, wishes, profile) for profile in request.profiles)
+    if not wishes.isolation.whole_gpu:
+        return least_bytes(request)
+    need = max(pieces(request))
+    sizes = (
+        state.gpu.usable_bytes for state in view.gpus if is_wished(state, wishes) and state.gpu.usable_bytes >= need
+    )
+    return sum(nsmallest(wishes.gpu_count, sizes))
+
+
+def _isolation(request: PodRequest) -> Isolation:
+    """Say what isolation the pod asks, for which it need not say a word where it asks a MIG instance."""
+    asked = request.wishes.isolation
+    return Isolation.STRICT if request.profiles and asked in {Isolation.NONE, Isolation.LIMITED} else asked

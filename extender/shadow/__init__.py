@@ -1,0 +1,1 @@
+"""Another policy beside the one that decides."""
