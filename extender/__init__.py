@@ -1,1 +1,1 @@
-"""The scheduler extender. A pod's way through it, top to bottom: http, verbs, fit, policies, ledger, cluster."""
+"""The scheduler extender. A pod's way through it, top to bottom: http, verbs, placement, policies, ledger, cluster."""

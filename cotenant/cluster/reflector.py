@@ -403,7 +403,7 @@ class Reflector(Generic[T]):
         try:
             yield from stream.lines()
         except TimedOut:
-            self._log.info("a watch was silent for too long, opening another", seconds=self._silence)
+            self._log.debug("a watch was silent for too long, opening another", seconds=self._silence)
         finally:
             with self._guard:
                 self._stream = None

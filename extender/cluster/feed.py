@@ -13,6 +13,11 @@ from extender.ledger import Ledger, Node
 
 _log = structlog.get_logger(__name__)
 
+# What a dead connection hides (a pod's end, a GPU that is ill) is known this late at most. Another watch from where the
+# last one ended costs the API server little, and where pods come and go no watch is ever silent for so long. client-go
+# finds a dead connection out after 45 s (HTTP/2 pings); a pod that waits for room that is there is to wait 30.
+_SILENCE_SECONDS = 15.0
+
 # Told of a pod that breaks the rules: its UID, namespace/name, why, and a sentence.
 Complain = Callable[[str, str, Reason, str], None]
 
@@ -37,10 +42,12 @@ class Feed:
     """Keep the ledger equal to the API server's nodes and pods."""
 
     def __init__(self, cluster: Cluster, ledger: Ledger, complain: Complain, onlooker: Onlooker) -> None:
-        self.nodes: Reflector[Node] = Reflector(cluster, "/api/v1/nodes", Node, _Nodes(ledger, onlooker))
+        self.nodes: Reflector[Node] = Reflector(
+            cluster, "/api/v1/nodes", Node, _Nodes(ledger, onlooker), silence=_SILENCE_SECONDS
+        )
         pods = _Pods(ledger, complain, onlooker)
         self.pods: Reflector[Pod] = Reflector(
-            cluster, "/api/v1/pods", Pod, pods, mark=ledger.mark, by_page=pods.take_page
+            cluster, "/api/v1/pods", Pod, pods, mark=ledger.mark, by_page=pods.take_page, silence=_SILENCE_SECONDS
         )
 
     def start(self) -> None:

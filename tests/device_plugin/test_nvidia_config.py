@@ -262,7 +262,7 @@ def test_whatever_stands_in_the_file_is_taken_or_refused_with_a_sentence(value: 
     except ConfigurationError as error:
         said = str(error)
         # a path of keys, which may be any text, or what is wrong with all of it; one sentence, in one line
-        assert re.match(r".+: |is not valid YAML|expected ", said), said
+        assert re.match(r"(?s).+: |is not valid YAML|expected ", said), said
         assert "\n" not in said
     else:
         assert isinstance(found, NVIDIASharing)
