@@ -11,7 +11,7 @@ import pytest
 
 from extender.http.call_server import CallServer
 from extender.http.calls import Answer
-from tests.extender.running import PATIENCE
+from tests.extender.running import PATIENCE, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -163,6 +163,8 @@ class TestTooMany:
 
     def test_the_one_that_has_been_silent_for_longest_gives_way(self, echo: Echo) -> None:
         silent = [echo.connect() for _ in range(4)]
+        # the kernel connects before the server knows: only now are all four known, in this order
+        assert eventually(lambda: len(echo.server._silent) == 4)
         # the first has spoken since, and waits for its next request; the second sends one that never ends
         silent[0].sendall(b"POST /a HTTP/1.1\r\nContent-Length: 1\r\n\r\n1")
         assert silent[0].recv(1000).endswith(b"POST /a 1")
