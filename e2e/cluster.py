@@ -196,7 +196,8 @@ class ControlPlane:
     def _start_api_server(self, binary: Path) -> None:
         certs, policy, tokens = (self.directory / name for name in ("certs", "audit-policy.yaml", "tokens.csv"))
         signing_key = certs / "service-account.key"
-        _make_key(signing_key)
+        if not signing_key.exists():  # tokens outlive a restart
+            _make_key(signing_key)
         policy.write_text(audit.POLICY)
         tokens.write_text("".join(_token_line(user) for user in self.users.values()))
         tokens.chmod(0o600)
