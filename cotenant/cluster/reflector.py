@@ -17,6 +17,7 @@ import structlog
 from cotenant.cluster.backoff import Backoff
 from cotenant.cluster.connection import Cluster, Stream
 from cotenant.cluster.errors import ApiError, ClusterError, Gone, TimedOut, Unreachable, error_of
+from cotenant.cluster.opening import Opening
 
 _log = structlog.get_logger(__name__)
 
@@ -127,48 +128,6 @@ class _Versioned(msgspec.Struct, frozen=True):
     metadata: _Version = _Version()
 
 
-class _Opening:
-    """Open a watch in a thread of its own: nothing else ends the wait for an answer that does not begin."""
-
-    def __init__(self, begin: Callable[[], Stream], *, name: str) -> None:
-        self._begin = begin
-        self._guard = threading.Lock()
-        self._over = threading.Event()
-        self._left = False
-        self._stream: Stream | None = None
-        self._error: BaseException | None = None
-        threading.Thread(target=self._run, name=f"watch {name}", daemon=True).start()
-
-    def wait(self) -> Stream | None:
-        """Give the watch once it is open, None where it was left before; raise what opening it raised."""
-        self._over.wait()
-        if self._error is not None:
-            raise self._error
-        return None if self._left else self._stream
-
-    def leave(self) -> None:
-        """Wait no longer; what is opened later is closed at once."""
-        with self._guard:
-            if not self._over.is_set():
-                self._left = True
-                self._over.set()
-
-    def _run(self) -> None:
-        stream: Stream | None = None
-        error: BaseException | None = None
-        try:
-            stream = self._begin()
-        except BaseException as caught:  # noqa: BLE001 - raised where it is waited for
-            error = caught
-        with self._guard:
-            if not self._left:
-                self._stream, self._error = stream, error
-                self._over.set()
-                return
-        if stream is not None:
-            stream.close()
-
-
 class Reflector(Generic[T]):
     """Follow the objects of type *kind* under *path* and hand them to *sink*, in one thread of its own.
 
@@ -222,7 +181,7 @@ class Reflector(Generic[T]):
         self._event: msgspec.json.Decoder[_Event[T]] = msgspec.json.Decoder(cast("Any", _Event)[kind])
         # over _opening and _stream, which stop() and list_again() end from other threads, and over _wanted
         self._guard = threading.Lock()
-        self._opening: _Opening | None = None
+        self._opening: Opening | None = None
         self._stream: Stream | None = None
         self._wanted: list[threading.Event] = []
         self._thread: threading.Thread | None = None
@@ -388,7 +347,7 @@ class Reflector(Generic[T]):
         with self._guard:
             if self._stopping.is_set() or self._wanted:
                 return
-            opening = self._opening = _Opening(
+            opening = self._opening = Opening(
                 lambda: self._cluster.stream(self._path, query=query, silence=self._silence), name=self._path
             )
         stream = opening.wait()

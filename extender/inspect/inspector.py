@@ -13,16 +13,16 @@ from typing import NamedTuple, TypeAlias
 import msgspec
 
 from cotenant.contract import grant as grants
-from cotenant.contract.inventory import MIG, Health, MIGInstance
+from cotenant.contract.inventory import Health, MIGInstance
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest, RequestError
 from cotenant.contract.units import format_bytes
 from extender.inspect.destination import Judging, destination
 from extender.inspect.explain import counts, explain, node_verdict
+from extender.inspect.gpus import free, node_row
 from extender.inspect.rows import (
     Expected,
-    GPURow,
     Holder,
     MixPage,
     NamespacePage,
@@ -32,13 +32,11 @@ from extender.inspect.rows import (
     PodPage,
     PodRow,
     Share,
-    Slot,
     State,
     Totals,
 )
 from extender.inspect.tenancy import tenancy
-from extender.ledger import GPUState, Hold, Ledger, MIGState, NodeView, Stage, Waiting
-from extender.placement.partition import free_bytes
+from extender.ledger import Hold, Ledger, NodeView, Stage, Waiting
 from extender.policies.table import MILLI
 
 # Judged at a time: kube-scheduler's next filter waits for the judge meanwhile.
@@ -99,7 +97,7 @@ class Inspector:
             slots = self._slots({view.name for view in page})
             return NodePage(
                 cluster=self._totals(views),
-                items=tuple(_node_row(view, holders, slots) for view in page),
+                items=tuple(node_row(view, holders, slots) for view in page),
                 remaining=len(found) - len(page),
                 continue_=page[-1].name if len(found) > len(page) else "",
             )
@@ -108,7 +106,7 @@ class Inspector:
         """Show one node; None where the API server has none of that name."""
         view = self._ledger.view(name)
         with self._lock:
-            return None if view is None else _node_row(view, self._holders({name}), self._slots({name}))
+            return None if view is None else node_row(view, self._holders({name}), self._slots({name}))
 
     def pods(
         self, *, limit: int, after: str = "", query: str = "", namespace: str = "", state: State | None = None
@@ -298,7 +296,7 @@ class Inspector:
 
     def _totals(self, views: Sequence[NodeView]) -> Totals:
         states = [(view, state) for view in views for state in view.states]
-        free = [_free(state) for view, state in states if view.problem_of(state) is None and state.healthy]
+        free = [free(state) for view, state in states if view.problem_of(state) is None and state.healthy]
         bare = sum(view.problem is Reason.NO_INVENTORY for view in views)
         holds = self._ledger.holds()
         held = {hold.uid for hold in holds}
@@ -366,70 +364,3 @@ def _mentions(view: NodeView, query: str) -> bool:
     if not query or query in view.name.lower() or (view.problem is not None and query in view.problem.lower()):
         return True
     return any(query in state.gpu.model.lower() or query == state.gpu.health for state in view.states)
-
-
-def _free(state: GPUState | MIGState) -> int:
-    return free_bytes(state) if isinstance(state, MIGState) else state.free_bytes
-
-
-def _node_row(
-    view: NodeView,
-    holders: dict[tuple[str, str], list[Holder]],
-    slots: dict[tuple[str, str], list[tuple[MIGInstance, str]]],
-) -> NodeRow:
-    gpus = tuple(_gpu_row(view, state, holders, slots) for state in view.states)
-    return NodeRow(node=view.name, problem=view.problem, detail=view.detail, gpus=gpus)
-
-
-def _slot_rows(state: MIGState, held: Sequence[tuple[MIGInstance, str]]) -> tuple[Slot, ...]:
-    """List the instances of a MIG GPU, those that nobody holds too."""
-    mig = state.gpu.mig or MIG()
-    places = {one.uuid: one for one in mig.instances}
-    unwell = {_place(one.place or places.get(one.uuid)): one.detail for one in mig.unhealthy}
-    holders: dict[tuple[str, int, int], list[str]] = {_place(one): [] for one in (*state.taken, *state.instances)}
-    for one, pod in held:
-        holders.setdefault(_place(one), []).append(pod)
-    rows = [
-        Slot(
-            *place,
-            pod=", ".join(sorted(set(pods))),
-            shares=state.replicas(place[0]),
-            held=len(pods),
-            detail=unwell.get(place, ""),
-        )
-        for place, pods in holders.items()
-    ]
-    return tuple(sorted(rows, key=lambda row: (row.start, row.size, row.profile, row.pod)))
-
-
-def _place(one: MIGInstance | None) -> tuple[str, int, int]:
-    return ("", 0, 0) if one is None else (one.profile, one.start, one.size)
-
-
-def _gpu_row(
-    view: NodeView,
-    state: GPUState | MIGState,
-    holders: dict[tuple[str, str], list[Holder]],
-    slots: dict[tuple[str, str], list[tuple[MIGInstance, str]]],
-) -> GPURow:
-    gpu = state.gpu
-    held = [*holders.get((view.name, gpu.uuid), ()), *holders.get((view.name, ""), ())]
-    return GPURow(
-        index=gpu.index,
-        uuid=gpu.uuid,
-        model=gpu.model,
-        mode=gpu.mode,
-        health=gpu.health,
-        detail=gpu.detail,
-        usable_bytes=gpu.usable_bytes,
-        held_bytes=state.held_bytes,
-        free_bytes=_free(state),
-        holders=tuple(sorted(held, key=lambda holder: (-holder.bytes, holder.pod))),
-        foreign_bytes=gpu.foreign_bytes,
-        fenced=gpu.fenced,
-        foreign=gpu.foreign.detail if gpu.foreign is not None else "",
-        slices=state.geometry.slices if isinstance(state, MIGState) else 0,
-        slots=_slot_rows(state, slots.get((view.name, gpu.uuid), ())) if isinstance(state, MIGState) else (),
-        clients=state.clients if isinstance(state, GPUState) else 0,
-        max_clients=gpu.max_clients,
-    )

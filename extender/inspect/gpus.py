@@ -1,0 +1,77 @@
+"""Rows of a node, its GPUs and their MIG instances, as the ledger shows them."""
+
+from collections.abc import Sequence
+
+from cotenant.contract.inventory import MIG, MIGInstance
+from extender.inspect.rows import GPURow, Holder, NodeRow, Slot
+from extender.ledger import GPUState, MIGState, NodeView
+from extender.placement.partition import free_bytes
+
+
+def free(state: GPUState | MIGState) -> int:
+    """Say how many bytes of a GPU can still be given away."""
+    return free_bytes(state) if isinstance(state, MIGState) else state.free_bytes
+
+
+def node_row(
+    view: NodeView,
+    holders: dict[tuple[str, str], list[Holder]],
+    slots: dict[tuple[str, str], list[tuple[MIGInstance, str]]],
+) -> NodeRow:
+    """Show a node with its GPUs; *holders* and *slots* say who has what, by node and UUID."""
+    gpus = tuple(_gpu_row(view, state, holders, slots) for state in view.states)
+    return NodeRow(node=view.name, problem=view.problem, detail=view.detail, gpus=gpus)
+
+
+def _slot_rows(state: MIGState, held: Sequence[tuple[MIGInstance, str]]) -> tuple[Slot, ...]:
+    """List the instances of a MIG GPU, those that nobody holds too."""
+    mig = state.gpu.mig or MIG()
+    places = {one.uuid: one for one in mig.instances}
+    unwell = {_place(one.place or places.get(one.uuid)): one.detail for one in mig.unhealthy}
+    holders: dict[tuple[str, int, int], list[str]] = {_place(one): [] for one in (*state.taken, *state.instances)}
+    for one, pod in held:
+        holders.setdefault(_place(one), []).append(pod)
+    rows = [
+        Slot(
+            *place,
+            pod=", ".join(sorted(set(pods))),
+            shares=state.replicas(place[0]),
+            held=len(pods),
+            detail=unwell.get(place, ""),
+        )
+        for place, pods in holders.items()
+    ]
+    return tuple(sorted(rows, key=lambda row: (row.start, row.size, row.profile, row.pod)))
+
+
+def _place(one: MIGInstance | None) -> tuple[str, int, int]:
+    return ("", 0, 0) if one is None else (one.profile, one.start, one.size)
+
+
+def _gpu_row(
+    view: NodeView,
+    state: GPUState | MIGState,
+    holders: dict[tuple[str, str], list[Holder]],
+    slots: dict[tuple[str, str], list[tuple[MIGInstance, str]]],
+) -> GPURow:
+    gpu = state.gpu
+    held = [*holders.get((view.name, gpu.uuid), ()), *holders.get((view.name, ""), ())]
+    return GPURow(
+        index=gpu.index,
+        uuid=gpu.uuid,
+        model=gpu.model,
+        mode=gpu.mode,
+        health=gpu.health,
+        detail=gpu.detail,
+        usable_bytes=gpu.usable_bytes,
+        held_bytes=state.held_bytes,
+        free_bytes=free(state),
+        holders=tuple(sorted(held, key=lambda holder: (-holder.bytes, holder.pod))),
+        foreign_bytes=gpu.foreign_bytes,
+        fenced=gpu.fenced,
+        foreign=gpu.foreign.detail if gpu.foreign is not None else "",
+        slices=state.geometry.slices if isinstance(state, MIGState) else 0,
+        slots=_slot_rows(state, slots.get((view.name, gpu.uuid), ())) if isinstance(state, MIGState) else (),
+        clients=state.clients if isinstance(state, GPUState) else 0,
+        max_clients=gpu.max_clients,
+    )
