@@ -111,8 +111,8 @@ def test_an_ill_gpu_gets_no_new_pod_its_running_one_goes_on_and_once_well_it_is_
     ill = gpu_of(first)
     index = int(ill != uuids(ground)[0])
     ground.set_gpus(*({"xids": [48], "recoveryAction": "reset"} if n == index else {} for n in range(2)))
-    assert wait_until(lambda: ground.told(ground.node.name, "GPUUnhealthy"), timeout_s=10), ground.plugin.program.tail()
-    ground.api.wait("Node", ground.node.name, advertises(10), saying="fewer units", timeout_s=10)
+    assert wait_until(lambda: ground.told(ground.node.name, "GPUUnhealthy"), timeout_s=30), ground.plugin.program.tail()
+    ground.api.wait("Node", ground.node.name, advertises(10), saying="fewer units", timeout_s=60)
 
     # 3 are left of the ill one, where it would lie tightest
     ground.api.create(asking("small", 3))
@@ -133,7 +133,7 @@ def test_an_ill_gpu_gets_no_new_pod_its_running_one_goes_on_and_once_well_it_is_
     # the driver wants nothing more: it was reset
     ground.set_gpus(*({"xids": [48], "recoveryAction": "none"} if n == index else {} for n in range(2)))
     assert wait_until(lambda: ground.told(ground.node.name, "GPUHealthy"), timeout_s=30)
-    ground.api.wait("Node", ground.node.name, advertises(20), saying="all units", timeout_s=10)
+    ground.api.wait("Node", ground.node.name, advertises(20), saying="all units", timeout_s=60)
     ground.api.create(asking("third", 3))
     assert ill == gpu_of(ground.running("third"))  # tightest again
     still = ground.api.get("Pod", "first")

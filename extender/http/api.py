@@ -4,12 +4,13 @@ from collections.abc import Callable
 from functools import partial
 
 import msgspec
+import yaml
 from flask import Flask, Response, request
 
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
 from extender.inspect.inspector import Inspector
-from extender.inspect.rows import State
+from extender.inspect.rows import PodExplanation, State
 from extender.inspect.tables import (
     explanation_table,
     mix_csv,
@@ -31,6 +32,8 @@ _LONGEST_CONTINUE = 400
 _LARGEST_POD = 3 << 20
 
 _encode = msgspec.json.Encoder().encode
+# some ten times as fast where PyYAML was built with libyaml, as its wheels are
+_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _pod = msgspec.json.Decoder(Pod)
 
 
@@ -40,7 +43,7 @@ class QueryError(ValueError):
 
 def inspection(app: Flask, *, inspector: Inspector, synced: Callable[[], bool]) -> None:
     """Add /v1/nodes, pods, namespaces, mix, explain/<namespace>/<pod> and, for a pod that is posted, simulate."""
-    forms = ("json", "table", "wide", "csv")
+    forms = ("json", "yaml", "table", "wide", "csv")
 
     def answer(make: Callable[..., Response], **path: str) -> Response:
         if not synced():
@@ -70,7 +73,7 @@ def _nodes(inspector: Inspector, form: str) -> Response:
     )
     if form == "csv":
         return text(nodes_csv(page.items))
-    return _json(page) if form == "json" else text(nodes_table(page, wide=form == "wide"))
+    return _document(page, form) or text(nodes_table(page, wide=form == "wide"))
 
 
 def _pods(inspector: Inspector, form: str) -> Response:
@@ -83,7 +86,7 @@ def _pods(inspector: Inspector, form: str) -> Response:
     )
     if form == "csv":
         return text(pods_csv(page.items))
-    return _json(page) if form == "json" else text(pods_table(page, wide=form == "wide"))
+    return _document(page, form) or text(pods_table(page, wide=form == "wide"))
 
 
 def _namespaces(inspector: Inspector, form: str) -> Response:
@@ -94,14 +97,14 @@ def _namespaces(inspector: Inspector, form: str) -> Response:
     )
     if form == "csv":
         return text(namespaces_csv(page.items))
-    return _json(page) if form == "json" else text(namespaces_table(page))
+    return _document(page, form) or text(namespaces_table(page))
 
 
 def _mix(inspector: Inspector, form: str) -> Response:
     page = inspector.mix()
     if form == "csv":
         return text(mix_csv(page.items))
-    return _json(page) if form == "json" else text(mix_table(page))
+    return _document(page, form) or text(mix_table(page))
 
 
 def _explain(inspector: Inspector, form: str, *, namespace: str, pod: str) -> Response:
@@ -113,9 +116,7 @@ def _explain(inspector: Inspector, form: str, *, namespace: str, pod: str) -> Re
     )
     if told is None:
         return _failed(not_ours(namespace, pod), 404)
-    if form == "csv":
-        raise QueryError("as=csv: an explanation is no table; ask as json, table or wide")
-    return _json(told) if form == "json" else text(explanation_table(told, wide=form == "wide"))
+    return _explained(told, form)
 
 
 def _simulate(inspector: Inspector, form: str) -> Response:
@@ -127,9 +128,13 @@ def _simulate(inspector: Inspector, form: str) -> Response:
     told = inspector.simulate(pod, limit=number("limit", 50, most=MAX_PAGE))
     if told is None:
         raise QueryError(f"pod {pod.key} asks for nothing of ours in its containers' resources.limits")
+    return _explained(told, form)
+
+
+def _explained(told: PodExplanation, form: str) -> Response:
     if form == "csv":
-        raise QueryError("as=csv: an explanation is no table; ask as json, table or wide")
-    return _json(told) if form == "json" else text(explanation_table(told, wide=form == "wide"))
+        raise QueryError("as=csv: an explanation is no table; ask as json, yaml, table or wide")
+    return _document(told, form) or text(explanation_table(told, wide=form == "wide"))
 
 
 def not_ours(namespace: str, pod: str) -> str:
@@ -186,5 +191,11 @@ def _failed(sentence: str, code: int) -> Response:
     )
 
 
-def _json(value: object) -> Response:
-    return Response(_encode(value), mimetype="application/json")
+def _document(value: object, form: str) -> Response | None:
+    """Answer as JSON or YAML; None for other forms."""
+    if form == "json":
+        return Response(_encode(value), mimetype="application/json")
+    if form == "yaml":
+        written = yaml.dump(msgspec.to_builtins(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        return Response(written, mimetype="application/yaml")
+    return None

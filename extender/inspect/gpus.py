@@ -8,7 +8,7 @@ from extender.ledger import GPUState, MIGState, NodeView
 from extender.placement.partition import free_bytes
 
 
-def free(state: GPUState | MIGState) -> int:
+def free_of(state: GPUState | MIGState) -> int:
     """Say how many bytes of a GPU can still be given away."""
     return free_bytes(state) if isinstance(state, MIGState) else state.free_bytes
 
@@ -65,7 +65,7 @@ def _gpu_row(
         detail=gpu.detail,
         usable_bytes=gpu.usable_bytes,
         held_bytes=state.held_bytes,
-        free_bytes=free(state),
+        free_bytes=free_of(state),
         holders=tuple(sorted(held, key=lambda holder: (-holder.bytes, holder.pod))),
         foreign_bytes=gpu.foreign_bytes,
         fenced=gpu.fenced,

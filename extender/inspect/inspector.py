@@ -20,7 +20,7 @@ from cotenant.contract.request import PodRequest, RequestError
 from cotenant.contract.units import format_bytes
 from extender.inspect.destination import Judging, destination
 from extender.inspect.explain import counts, explain, node_verdict
-from extender.inspect.gpus import free, node_row
+from extender.inspect.gpus import free_of, node_row
 from extender.inspect.rows import (
     Expected,
     Holder,
@@ -296,7 +296,7 @@ class Inspector:
 
     def _totals(self, views: Sequence[NodeView]) -> Totals:
         states = [(view, state) for view in views for state in view.states]
-        free = [free(state) for view, state in states if view.problem_of(state) is None and state.healthy]
+        free = [free_of(state) for view, state in states if view.problem_of(state) is None and state.healthy]
         bare = sum(view.problem is Reason.NO_INVENTORY for view in views)
         holds = self._ledger.holds()
         held = {hold.uid for hold in holds}

@@ -125,6 +125,10 @@ class TestNodes:
             page = extender.get(f"/v1/nodes?filter={query}").json
             assert expected == [node["node"] for node in page["items"]]
 
+    def test_yaml_says_what_json_does(self, extender: Running) -> None:
+        for path in ("nodes", "pods", "namespaces", "mix"):
+            assert extender.get(f"/v1/{path}").json == yaml.safe_load(extender.get(f"/v1/{path}?as=yaml").body)
+
     def test_csv_has_plain_bytes_and_no_formulas(self, api: ApiServer, extender: Running) -> None:
         add(api, a_node("m").with_gpu(model="=1+1"))
         assert eventually(lambda: extender.ledger.view("m"))
@@ -263,7 +267,7 @@ class TestErrors:
             ("/v1/nodes?limit=0", 400, "limit='0' is not a whole number from 1 to 1000"),
             ("/v1/nodes?limit=1001", 400, "limit='1001' is not a whole number from 1 to 1000"),
             ("/v1/nodes?limit=\u0663", 400, "is not a whole number"),
-            ("/v1/nodes?as=xml", 400, "as='xml' is none of json, table, wide, csv"),
+            ("/v1/nodes?as=xml", 400, "as='xml' is none of json, yaml, table, wide, csv"),
             ("/v1/pods?state=lost", 400, "state='lost' is none of all, waiting, binding, bound, ungranted"),
             (f"/v1/pods?filter={'x' * 101}", 400, "filter has 101 letters, more than the 100 allowed"),
             ("/v1/explain/default/p?as=csv", 404, "no pod 'p'"),
