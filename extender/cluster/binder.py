@@ -8,11 +8,12 @@ from collections.abc import Callable
 import msgspec
 import structlog
 
-from cotenant.cluster import Cluster, ClusterError, Conflict, NotFound, Unreachable, writes
+from cotenant.cluster import Cluster, ClusterError, Conflict, NotFound, writes
 from cotenant.cluster.backoff import Backoff
 from cotenant.contract.names import Names
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
+from extender.cluster import pods
 from extender.cluster.writership import Sole, Writer
 from extender.ledger import Hold, Ledger, Stage
 from extender.verbs.bind import Refusal
@@ -20,7 +21,6 @@ from extender.verbs.wire import BindArgs
 
 _log = structlog.get_logger(__name__)
 
-_pod = msgspec.json.Decoder(Pod)
 # One request may take this long; a bind tries again until its own, longer, limit.
 _REQUEST_SECONDS = 4.0
 
@@ -195,16 +195,13 @@ class Binder:
         return Refusal.of(args, Reason.BOUND_ELSEWHERE, f"{Reason.BOUND_ELSEWHERE.sentence} to {pod.spec.node_name}")
 
     def _get(self, args: BindArgs) -> Pod | None:
-        try:
-            body = writes.get_pod(
-                self._cluster, namespace=args.PodNamespace, name=args.PodName, timeout=_REQUEST_SECONDS
-            )
-            pod = _pod.decode(body)
-        except NotFound:
-            return None
-        except msgspec.MsgspecError as error:
-            raise Unreachable(f"the API server's answer is no Pod: {error}") from error
-        return pod if pod.uid == args.PodUID else None
+        return pods.read(
+            self._cluster,
+            namespace=args.PodNamespace,
+            name=args.PodName,
+            uid=args.PodUID,
+            timeout=_REQUEST_SECONDS,
+        )
 
     def _settle(self) -> None:
         backoff = _backoff()

@@ -16,12 +16,13 @@ import msgspec
 import structlog
 from cachetools import TTLCache
 
-from cotenant.cluster import Cluster, ClusterError, NotFound, Unreachable, writes
+from cotenant.cluster import Cluster, ClusterError, writes
 from cotenant.contract import grant as grants
 from cotenant.contract.configuration import FragmentedPreemption
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest
+from extender.cluster import pods
 from extender.cluster.evictions import Cause, Evictions, Outcome
 from extender.cluster.evictor import Tell
 from extender.ledger import Ledger, NodeView
@@ -32,7 +33,6 @@ from extender.verbs.victims import Search
 
 _log = structlog.get_logger(__name__)
 
-_pod = msgspec.json.Decoder(Pod)
 _REQUEST_SECONDS = 4.0
 # A LIST of its pods each; those whose emptiest GPU lacks the least come first.
 _SEARCHED_NODES = 16
@@ -181,16 +181,8 @@ class Preemptor:
 
     def _now(self, pod: Pod) -> Pod | None:
         """Read the pod as it is; None where it is gone, or another one of its name has come."""
-        try:
-            body = writes.get_pod(
-                self._cluster, namespace=pod.metadata.namespace, name=pod.metadata.name, timeout=_REQUEST_SECONDS
-            )
-            found = _pod.decode(body)
-        except NotFound:
-            return None
-        except msgspec.MsgspecError as error:
-            raise Unreachable(f"the API server's answer is no Pod: {error}") from error
-        return found if found.uid == pod.uid else None
+        meta = pod.metadata
+        return pods.read(self._cluster, namespace=meta.namespace, name=meta.name, uid=pod.uid, timeout=_REQUEST_SECONDS)
 
     def _waits(self, pod: Pod) -> bool:
         """Tell whether the pod waits for us alone; one that is nominated already waits for others to end."""
