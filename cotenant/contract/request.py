@@ -292,12 +292,15 @@ def _refuse_other_families(container: Container, names: Names, resource: str) ->
 
 
 def _wishes(annotations: dict[str, str], names: Names) -> Wishes:
-    isolation = annotations.get(names.isolation, Isolation.NONE)
-    if isolation not in list(Isolation):
-        raise RequestError(Reason.BAD_REQUEST, f"{names.isolation}: {isolation!r} is none of {', '.join(Isolation)}")
+    wished = annotations.get(names.isolation, Isolation.NONE)
+    try:
+        isolation = Isolation(wished)
+    except ValueError:
+        sentence = f"{names.isolation}: {wished!r} is none of {', '.join(Isolation)}"
+        raise RequestError(Reason.BAD_REQUEST, sentence) from None
     return Wishes(
         gpu_count=_whole_number(annotations, names.gpu_count, default=1, most=MAX_GPUS),
-        isolation=Isolation(isolation),
+        isolation=isolation,
         models=_list(annotations, names.gpu_model),
         uuids=_list(annotations, names.gpu_uuid),
         policy=annotations.get(names.policy, ""),

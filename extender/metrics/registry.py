@@ -105,6 +105,8 @@ class Metrics:
             buckets=_BUCKETS,
             registry=self._registry,
         )
+        # prometheus_client finds the sample of two labels in 4 us, and each pod is answered twice or three times
+        self._answers: dict[tuple[str, str], Histogram] = {}
         self._rejections = Counter(
             "cotenant_filter_rejections",
             "Nodes that filter refused, by reason.",
@@ -155,7 +157,10 @@ class Metrics:
 
     def answered(self, verb: str, outcome: str, seconds: float) -> None:
         """Count an answer to kube-scheduler; *outcome* is ok, rejected or error."""
-        self._requests.labels(verb, outcome).observe(seconds)
+        answers = self._answers.get((verb, outcome))
+        if answers is None:
+            answers = self._answers[verb, outcome] = self._requests.labels(verb, outcome)
+        answers.observe(seconds)
 
     def nominated(self, why: str) -> None:
         """Count a nomination; *why* is outside_sample or freed."""

@@ -1,6 +1,7 @@
 """What every node is worth to a request: feasibility and a policy's cost, both kept until the node changes."""
 
 from collections.abc import Iterable, Iterator
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -193,14 +194,14 @@ class Ranking:
     def costs(self, rows: Ints | None = None) -> Floats:
         """Give the cost just now of *rows*, or of all: the lower the better, infinite where the pod does not fit."""
         self._update(rows)
-        at: Ints | slice = slice(None) if rows is None else rows
         if not self._policy.priced:
-            return self._cost[at]
-        of_rows = self._terms[at]
+            return self._cost if rows is None else self._cost.take(rows)
+        of_rows = self._terms if rows is None else self._terms.take(rows, axis=0)
         asked, candidates, terms = of_rows.shape
-        # as one flat product, which is several times quicker than one of many small ones
+        # as one flat product, which is several times quicker than one of many small ones; as is the least of columns
         priced = (of_rows.reshape(-1, terms) @ self._policy.prices()).reshape(asked, candidates)
-        cost = np.where(self._feasible[at], priced.min(axis=1), np.inf)
+        least = reduce(np.minimum, priced.T)
+        cost = np.where(self._feasible if rows is None else self._feasible.take(rows), least, np.inf)
         step = self._policy.step
         return np.floor(cost / step + 0.5) if step else cost
 
@@ -234,7 +235,7 @@ class Ranking:
         if asked is None:
             rows = np.flatnonzero(self._weighed_at < changed_at)
         else:
-            rows = asked[self._weighed_at[asked] < changed_at[asked]]
+            rows = asked[self._weighed_at.take(asked) < changed_at.take(asked)]
             # each once, should one be named twice; np.unique would import numpy.ma in the first filter, 0.1 s
             rows = np.array(sorted(set(rows.tolist())), np.int64) if len(rows) > 1 else rows
         if len(rows):

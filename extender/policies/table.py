@@ -1,8 +1,9 @@
 """The ledger as arrays: one row per node, one column per GPU, for policies that weigh thousands of nodes at once."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -10,6 +11,8 @@ from cotenant.contract.inventory import GPU, Mode
 from cotenant.contract.request import model_wished
 from extender.ledger import GPUState, Ledger, NodeView
 from extender.policies.mix import PodClass
+
+T = TypeVar("T", str, int)
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -49,6 +52,9 @@ class Table:
         self._hardware: list[tuple[GPU, ...]] = []
         self._any_mps: list[bool] = []
         self.rows: dict[str, int] = {}
+        # the same, close together in memory, as of some membership
+        self._close: dict[str, int] = {}
+        self._close_at = -1
         self.names: list[str] = []
         self.models: list[str] = []
         # the largest GPU of the cluster, which 1000 milli stand for
@@ -62,6 +68,8 @@ class Table:
         self.membership = 0
         # how often rows have changed in all, and how many of these changes there had been when each row last did
         self.version = 0
+        # the rows that changed last, as most often only these are asked for
+        self._latest: Ints = np.zeros(0, np.int64)
         self._allocate(_FIRST_ROWS, 1)
         self.refresh()
 
@@ -104,7 +112,24 @@ class Table:
 
     def changed_since(self, version: int) -> Ints:
         """Name the rows that have changed after the table had this version, ascending."""
-        return np.flatnonzero(self.changed_at > version)
+        return self._latest if version == self.version - 1 else np.flatnonzero(self.changed_at > version)
+
+    def locate(self, names: Sequence[str]) -> Ints:
+        """Find the rows of nodes, (B,), -1 for one that is unknown.
+
+        They are looked up in a copy whose names and numbers lie side by side, in the order of the rows, which is nearly
+        the order that kube-scheduler asks in: 500 names take 70 us and not 180 where others use the processor's caches
+        meanwhile (docs/decisions/0087).
+        """
+        if self._close_at != self.membership:
+            ordered = sorted(self.rows, key=self.rows.__getitem__)
+            numbers = [self.rows[name] for name in ordered]
+            self._close = dict(zip(_copied(ordered), _copied(numbers), strict=True))
+            self._close_at = self.membership
+        try:
+            return np.fromiter(map(self._close.__getitem__, names), np.int64, len(names))
+        except KeyError:
+            return np.array([self._close.get(name, -1) for name in names], np.int64)
 
     def allowed(self, wishes: Sequence[str]) -> Bools:
         """Tell of each model, and in the last place of no model, whether a pod that wishes for *wishes* may have it."""
@@ -131,12 +156,15 @@ class Table:
         views = {name: self._ledger.view(name) for name in names}
         self._make_room([view for view in views.values() if view is not None])
         self.version += 1
-        epoch = self.epoch
+        epoch, written = self.epoch, []
         for name, view in views.items():
             if view is not None:
-                self._write(self._row(name), view)
+                written.append(self._row(name))
+                self._write(written[-1], view)
             elif name in self.rows:
+                written.append(self.rows[name])
                 self._remove(name)
+        self._latest = np.array(sorted(set(written)), np.int64)
         if self.epoch != epoch:
             self._scale()
 
@@ -223,6 +251,11 @@ class Table:
             self.model[row, column] = self.models.index(gpu.model)
         known = self.model[row][self.model[row] >= 0]
         self.node_model[row] = known[0] if known.size else -1
+
+
+def _copied(values: list[T]) -> list[T]:
+    copied: list[T] = msgspec.json.decode(msgspec.json.encode(values))
+    return copied
 
 
 def _user(state: GPUState) -> int:

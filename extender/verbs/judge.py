@@ -30,6 +30,12 @@ _TRIES = 3
 _DONE = object()
 
 
+class _Located(NamedTuple):
+    membership: int
+    rows: Ints
+    all_known: bool
+
+
 class Verdicts(NamedTuple):
     """Hold what N nodes are to a request: *costs* (N,), infinite for those *refused*, and why these are, by place."""
 
@@ -188,31 +194,35 @@ class Judge:
 
     def _verdicts(self, ranking: NodeRanking, request: PodRequest, candidates: Candidates) -> Verdicts | None:
         """Judge all nodes; None where one has come to fit since it was ranked."""
-        rows = self._locate(candidates)
+        rows, all_known = self._locate(candidates)
+        if all_known:
+            costs = ranking.costs(rows)
+            # mostly every node fits, and what does not costs infinitely much
+            if np.isfinite(costs).all():
+                return Verdicts(costs, {})
         known = rows >= 0
         # those without a row are asked for as the first, and their answer is dropped
         asked = np.where(known, rows, 0)
         costs = np.where(known, ranking.costs(asked), np.inf)
         refused: dict[int, Reason] = {}
-        # mostly every node fits: what does not costs infinitely much
-        unsure = () if np.isfinite(costs).all() else np.flatnonzero(~(known & ranking.fits(asked))).tolist()
-        for n in unsure:
+        for n in np.flatnonzero(~(known & ranking.fits(asked))).tolist():
             reason = self._why_not(ranking, request, candidates.names[n])
             if reason is None:
                 return None
             refused[n] = reason
         return Verdicts(costs, refused)
 
-    def _locate(self, candidates: Candidates) -> Ints:
-        """Find the candidates' rows, -1 for a node that is unknown, and remember them until rows come or go."""
+    def _locate(self, candidates: Candidates) -> tuple[Ints, bool]:
+        """Find the candidates' rows, -1 for a node that is unknown, and tell whether all are known.
+
+        They are remembered until rows come or go.
+        """
         table = self._rankings.table
-        if isinstance(candidates.located, tuple) and candidates.located[0] == table.membership:
-            found: Ints = candidates.located[1]
-            return found
-        rows = list(map(table.rows.get, candidates.names))
-        located = np.array([-1 if row is None else row for row in rows] if None in rows else rows, np.int64)
-        candidates.located = table.membership, located
-        return located
+        located = candidates.located
+        if not isinstance(located, _Located) or located.membership != table.membership:
+            rows = table.locate(candidates.names)
+            located = candidates.located = _Located(table.membership, rows, bool((rows >= 0).all()))
+        return located.rows, located.all_known
 
     def _why_not(self, ranking: NodeRanking, request: PodRequest, node: str) -> Reason | None:
         view = self._ledger.view(node)

@@ -123,7 +123,7 @@ class FilterResult(msgspec.Struct, frozen=True):
     Error: str = ""
 
 
-class HostPriority(msgspec.Struct, frozen=True):
+class HostPriority(msgspec.Struct, frozen=True, gc=False):
     """Answer prioritize for one node; anything but a whole number would make kube-scheduler drop the whole list."""
 
     Host: str

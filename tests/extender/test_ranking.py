@@ -177,6 +177,30 @@ class TestTable:
         table.refresh()
         assert {"b": row} == table.rows
 
+    def test_nodes_are_found_by_name_whatever_came_and_went_meanwhile(self) -> None:
+        cluster = Cluster().with_node(a_node("a").with_gpus(1)).with_node(a_node("b").with_gpus(1))
+        table = Table(cluster.ledger)
+        assert [table.rows["b"], table.rows["a"]] == table.locate(["b", "a"]).tolist()
+        assert [-1, table.rows["a"]] == table.locate(["c", "a"]).tolist()
+
+        cluster.ledger.node_gone("a")
+        cluster.with_node(a_node("c").with_gpus(1))
+        table.refresh()
+        assert [table.rows["c"], -1] == table.locate(["c", "a"]).tolist()
+
+    def test_what_changed_is_named_since_any_version(self) -> None:
+        cluster = Cluster().with_node(a_node("a").with_gpus(1)).with_node(a_node("b").with_gpus(1))
+        table = Table(cluster.ledger)
+        first, row = table.version, table.rows
+        cluster.holding("b", 0, 2)
+        table.refresh()
+        cluster.holding("a", 0, 2)
+        table.refresh()
+
+        assert [] == table.changed_since(first + 2).tolist()
+        assert [row["a"]] == table.changed_since(first + 1).tolist()
+        assert sorted(row.values()) == table.changed_since(first).tolist()
+
     def test_a_cluster_that_outgrows_its_arrays_keeps_what_they_held(self) -> None:
         cluster = Cluster().with_node(a_node("first").with_gpus(1, "10GiB")).holding("first", 0, 4)
         table = Table(cluster.ledger)
