@@ -104,7 +104,7 @@ class TestOptIn:
         end(api, victim)
         assert eventually(lambda: extender.fitting(vip, "n1") == ["n1"])
         # 10 units of one GPU and 4 of the other are free, 6 of them promised: another pod gets 4 at most
-        other = create(api, "other", 5, priority=20)
+        other = create(api, "other", 5, priority=20, preemptionPolicy="Never")
         refused(extender, other)
         assert "no single GPU" in extender.bind(other, "n1")
         assert "" == extender.bind(vip, "n1")
