@@ -44,6 +44,7 @@ from device_plugin.offers import Offers
 from device_plugin.publisher import Publisher
 from device_plugin.serving import HTTPServing
 from device_plugin.sharing import Rules, Sharing
+from device_plugin.used import UsedNote
 from device_plugin.watchdog.proc import Processes
 from device_plugin.watchdog.watch import Watchdog
 
@@ -118,6 +119,7 @@ class DevicePlugin:
             locate=self._partitions.locate,
             changed=self._judge_again,
         )
+        self._used = UsedNote(configuration.used_memory_interval, names, self._notes)
         self._publisher = Publisher(cluster, node, names, unit_bytes=configuration.unit_bytes, noticed=self._noticed)
         self._admission = Admission(self._lister, self._pods, names, has_gpu=lambda uuid: uuid in self._gpus)
         self._metrics = Metrics(node, self._snapshot)
@@ -315,10 +317,12 @@ class DevicePlugin:
                 self._judge_again()
         self._care.noticed(node)
         self._cutter.noticed(node)
+        self._used.noticed(node)
         self._notes.seen(node)
 
     def _erased(self, key: str) -> None:
         self._care.erased(key)
+        self._used.erased(key)
 
     def _pod_gone(self) -> None:
         if self._dynamic:
@@ -346,6 +350,7 @@ class DevicePlugin:
         if self._configuration.pass_device_specs:
             self._handing.instance_nodes = self._partitions.nodes(gpus)
         self._care.looked(gpus)
+        self._used.looked(gpus)
         self._physical = gpus
         self._looked_at = time.monotonic()
         self._gpus = {gpu.uuid: gpu for gpu in gpus}

@@ -415,7 +415,7 @@ class TestPluginsRights:
 
     def test_it_writes_all_its_notes(self, kubeconfig: Path) -> None:
         for value in ("x", None):
-            annotations = dict.fromkeys((NAMES.gpu_faults, NAMES.overusers), value)
+            annotations = dict.fromkeys((NAMES.gpu_faults, NAMES.overusers, NAMES.used), value)
             change = {"metadata": {"annotations": annotations, "labels": {NAMES.vgpu_licensed: value}}}
             Api.from_kubeconfig(kubeconfig).patch("Node", NODE, change)
 

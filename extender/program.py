@@ -5,6 +5,7 @@ import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
@@ -37,6 +38,7 @@ from extender.metrics.registry import Metrics, TenantSamples
 from extender.placement.choices import Choices
 from extender.placement.tenants import Tenants
 from extender.shadow.live import Shadowing
+from extender.used import Used
 from extender.verbs.bind import Bind
 from extender.verbs.expected import Expected
 from extender.verbs.filter import Filter
@@ -45,6 +47,9 @@ from extender.verbs.lessons import Lessons
 from extender.verbs.preempt import Preempt
 from extender.verbs.prioritize import Prioritize
 from extender.verbs.victims import Search
+
+if TYPE_CHECKING:
+    from extender.inspect.holdings import Lasts
 
 _log = structlog.get_logger(__name__)
 
@@ -74,7 +79,8 @@ class Extender:
             grace=configuration.evict_overusers_after,
             may_write=lambda: self._writer.token() is not None,
         )
-        self._feed = Feed(cluster, self._ledger, self._events.complain, self._evictor)
+        used = Used(names)
+        self._feed = Feed(cluster, self._ledger, self._events.complain, self._evictor, used)
         self._writer, self._election = self._election_of(configuration, cluster)
         self._binder = Binder(
             cluster, self._ledger, names=names, bind_timeout=configuration.bind_timeout, writer=self._writer
@@ -84,21 +90,22 @@ class Extender:
         search = Search(self._ledger, Neighbourhood(cluster))
         # who sees to pods that fit nowhere, beside the verbs
         self._onlookers: list[Nominator | Preemptor] = []
+        lasts: Lasts = _keeps_nothing
         if configuration.nominate:
             self._onlookers.append(Nominator(cluster, self._ledger, judge, nominated=self._nominated))
         if configuration.preempt_fragmented is not None:
-            self._onlookers.append(
-                Preemptor(
-                    cluster,
-                    self._ledger,
-                    judge,
-                    search,
-                    evictions=evictions,
-                    tell=self._events.complain,
-                    configuration=configuration.preempt_fragmented,
-                    may_write=lambda: self._writer.token() is not None,
-                )
+            preemptor = Preemptor(
+                cluster,
+                self._ledger,
+                judge,
+                search,
+                evictions=evictions,
+                tell=self._events.complain,
+                configuration=configuration.preempt_fragmented,
+                may_write=lambda: self._writer.token() is not None,
             )
+            self._onlookers.append(preemptor)
+            lasts = preemptor.lasts
         self._metrics = metrics = Metrics(
             self._ledger,
             self._feed.synced,
@@ -168,7 +175,7 @@ class Extender:
                 "validate": lambda body: review.validating_review(body, settings),
             },
         )
-        inspector = Inspector(self._ledger, judge)
+        inspector = Inspector(self._ledger, judge, used=used, lasts=lasts)
         inspection(rest, inspector=inspector, synced=self._feed.synced)
         compared = self._shadowing.compared if self._shadowing else lambda: None
         pages(rest, inspector=inspector, synced=self._feed.synced, compared=compared)
@@ -266,6 +273,10 @@ def _certificates(tls: TLS | None) -> Certificates | None:
         return None
     clients = Path(tls.client_ca_file) if isinstance(tls, VerbsTLS) else None
     return Certificates(Path(tls.cert_file), Path(tls.key_file), clients)
+
+
+def _keeps_nothing(_uid: str) -> tuple[int, float] | None:
+    return None
 
 
 def _heard_by_nobody(_uid: str, _request: PodRequest) -> None:

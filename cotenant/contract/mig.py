@@ -66,6 +66,7 @@ class Geometry:
             name: [(start, ((1 << profile.size) - 1) << start) for start in sorted(set(profile.starts))]
             for name, profile in self._profiles.items()
         }
+        self._slices = max((bits.bit_length() for places in self._places.values() for _, bits in places), default=0)
         self._room = lru_cache(_REMEMBERED)(self._count_room)
         self._best = lru_cache(_REMEMBERED)(self._choose)
 
@@ -77,7 +78,7 @@ class Geometry:
     @property
     def slices(self) -> int:
         """Count the memory slices that any placement reaches."""
-        return max((bits.bit_length() for places in self._places.values() for _, bits in places), default=0)
+        return self._slices
 
     def starts(self, profile: str, taken: Sequence[MIGInstance]) -> tuple[int, ...]:
         """List where an instance of *profile* could be made now, ascending; none for a profile the GPU has not."""

@@ -134,6 +134,11 @@ class Names(msgspec.Struct, frozen=True):
         return f"{self.domain}/gpu-mem-overusers"
 
     @property
+    def used(self) -> str:
+        """Name the node annotation that tells how much of each GPU is in use."""
+        return f"{self.domain}/gpu-mem-used"
+
+    @property
     def overuse(self) -> str:
         """Name the pod annotation that says by how much the pod uses more than it was granted."""
         return f"{self.domain}/gpu-mem-overuse"

@@ -1,6 +1,6 @@
 """Feed the ledger with every node and pod of the cluster."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import structlog
@@ -22,14 +22,18 @@ _SILENCE_SECONDS = 15.0
 Complain = Callable[[str, str, Reason, str], None]
 
 
-class Onlooker(Protocol):
-    """Be told of annotations beside the ledger's; must be quick."""
+class NodeOnlooker(Protocol):
+    """Be told of nodes' annotations beside the ledger's; must be quick."""
 
     def node_seen(self, name: str, annotations: Mapping[str, str] | None) -> None:
         """Take a node's annotations."""
 
     def node_gone(self, name: str) -> None:
         """Take over that a node is gone."""
+
+
+class Onlooker(NodeOnlooker, Protocol):
+    """Be told of pods' annotations as well."""
 
     def pod_seen(self, uid: str, key: str, annotations: Mapping[str, str] | None) -> None:
         """Take a pod's annotations."""
@@ -41,9 +45,11 @@ class Onlooker(Protocol):
 class Feed:
     """Keep the ledger equal to the API server's nodes and pods."""
 
-    def __init__(self, cluster: Cluster, ledger: Ledger, complain: Complain, onlooker: Onlooker) -> None:
+    def __init__(
+        self, cluster: Cluster, ledger: Ledger, complain: Complain, onlooker: Onlooker, *of_nodes: NodeOnlooker
+    ) -> None:
         self.nodes: Reflector[Node] = Reflector(
-            cluster, "/api/v1/nodes", Node, _Nodes(ledger, onlooker), silence=_SILENCE_SECONDS
+            cluster, "/api/v1/nodes", Node, _Nodes(ledger, (onlooker, *of_nodes)), silence=_SILENCE_SECONDS
         )
         pods = _Pods(ledger, complain, onlooker)
         self.pods: Reflector[Pod] = Reflector(
@@ -66,26 +72,31 @@ class Feed:
 
 
 class _Nodes:
-    def __init__(self, ledger: Ledger, onlooker: Onlooker) -> None:
+    def __init__(self, ledger: Ledger, onlookers: Sequence[NodeOnlooker]) -> None:
         self._ledger = ledger
-        self._onlooker = onlooker
+        self._onlookers = onlookers
 
     def replaced(self, objects: list[Node], started: int, unreadable: list[Unreadable]) -> None:  # noqa: ARG002
         self._ledger.nodes_replaced(objects, [node.name for node in unreadable if node.name])
         for node in objects:
-            self._onlooker.node_seen(node.metadata.name, node.metadata.annotations)
+            self._seen(node)
 
     def changed(self, change: Change, obj: Node) -> None:
         if change == "DELETED":
             self._ledger.node_gone(obj.metadata.name)
-            self._onlooker.node_gone(obj.metadata.name)
+            for onlooker in self._onlookers:
+                onlooker.node_gone(obj.metadata.name)
         else:
             self._ledger.observe_node(obj)
-            self._onlooker.node_seen(obj.metadata.name, obj.metadata.annotations)
+            self._seen(obj)
 
     def unreadable(self, change: Change, obj: Unreadable) -> None:
         if change == "DELETED" and obj.name:
             self._ledger.node_gone(obj.name)
+
+    def _seen(self, node: Node) -> None:
+        for onlooker in self._onlookers:
+            onlooker.node_seen(node.metadata.name, node.metadata.annotations)
 
 
 class _Pods:

@@ -95,7 +95,7 @@ class Preemptor:
         # by pod UID
         self._asked: dict[str, _Asked] = {}
         self._in_vain: TTLCache[str, None] = TTLCache(10_000, _AGAIN_SECONDS, timer=clock)
-        # only the thread's from here on
+        # written by the thread alone from here on
         self._kept: dict[str, _Kept] = {}
         self._evicted_at: deque[float] = deque()
         self._thread = threading.Thread(target=self._run, name="preempt", daemon=True)
@@ -113,6 +113,18 @@ class Preemptor:
             due = before.due if before is not None else self._clock() + self._configuration.after
             self._asked[pod.uid] = _Asked(due, pod, request, sampled)
             self._condition.notify()
+
+    def lasts(self, uid: str) -> tuple[int, float] | None:
+        """Say how many evicted pods still hold what is kept for the pod of that UID, and how many seconds it is kept.
+
+        The seconds begin to run when the last of them is gone. None where nothing is kept.
+        """
+        kept = self._kept.get(uid)
+        if kept is None:
+            return None
+        there = sum(self._ledger.hold(victim) is not None for victim in kept.victims)
+        left = self._configuration.hold_for if there else max(0.0, kept.until - self._clock())
+        return there, left
 
     def stop(self) -> None:
         """End after the eviction under way."""

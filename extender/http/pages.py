@@ -23,7 +23,7 @@ from cotenant.contract.reasons import Reason
 from cotenant.contract.units import format_bytes
 from extender.http import comparison
 from extender.http.api import MAX_QUERY, QueryError, bounded, not_ours, number, one_of, state
-from extender.http.strip import Part, amount
+from extender.http.strip import Part, Use, amount
 from extender.inspect.inspector import Inspector
 from extender.inspect.rows import GPURow, Holder, NodeRow, Slot, State
 from extender.inspect.tables import percent, problem, slots
@@ -66,6 +66,8 @@ class Bar(msgspec.Struct, frozen=True):
     # MPS clients, or MIG instances, in words; empty where neither is there
     slots: str
     parts: tuple[Part, ...]
+    # what is in use, along the strip: its track, how far it is granted, and beyond; empty where it is not known
+    used: tuple[Use, ...] = ()
 
 
 class NodeCard(msgspec.Struct, frozen=True):
@@ -94,6 +96,10 @@ class Pages:
             auto_reload=False,
         )
         self._jinja.filters.update(amount=amount, colour=colour, segment=partial(quote, safe=""), sentence=_sentence)
+
+        # compiled now: the first who looks does not wait for it
+        for template in self._jinja.list_templates(extensions=["html"]):
+            self._jinja.get_template(template)
 
     def overview(self) -> Response:
         """Show the cluster's sums, the first pods that wait, and a page of nodes."""
@@ -226,14 +232,17 @@ def _bar(gpu: GPURow) -> Bar:
     healthy = gpu.health is Health.HEALTHY and not gpu.fenced
     closed = "fenced" if gpu.fenced else "unhealthy"
     if gpu.slices:
-        held = ", ".join(f"{slot.pod or NOBODY} {_place(slot)}" for slot in gpu.slots) or "nobody"
+        held = ", ".join(f"{slot.pod or NOBODY} {_place(slot)}" for slot in gpu.slots if not slot.kept) or "nobody"
         parts = tuple(_instances(gpu.slots, gpu.slices))
+        whole = max(gpu.usable_bytes, 1)
     else:
         held = ", ".join(f"{holder.pod} {format_bytes(holder.bytes)}" for holder in gpu.holders) or "nobody"
         whole = max(gpu.usable_bytes, gpu.foreign_bytes + sum(holder.bytes for holder in gpu.holders), 1)
-        parts = (*_parts(gpu.holders, whole), *_others(gpu, whole))
+        parts = (*_parts(gpu.holders, whole), *_kept(gpu, whole), *_others(gpu, whole))
     if gpu.foreign:
         held += f", {gpu.foreign}"
+    for one in gpu.kept:
+        held += f", {format_bytes(one.bytes)} kept for {one.pod}"
     held_in = slots(gpu).removeprefix("-")
     clients = f", {held_in}" if gpu.max_clients else ""
     return Bar(
@@ -243,10 +252,51 @@ def _bar(gpu: GPURow) -> Bar:
         healthy=healthy,
         amount=f"{amount(gpu.held_bytes)} / {format_bytes(gpu.usable_bytes)}" if healthy else closed,
         label=f"GPU {gpu.index}{'' if healthy else f', {closed}'}: {format_bytes(gpu.free_bytes)} of "
-        f"{format_bytes(gpu.usable_bytes)} free, held by {held}{clients}",
+        f"{format_bytes(gpu.usable_bytes)} free, held by {held}{clients}; {_in_use(gpu)}",
         slots=held_in,
         parts=parts,
+        used=tuple(_used(gpu, whole)),
     )
+
+
+def _in_use(gpu: GPURow) -> str:
+    """Say how much is in use, and how much of it nobody was granted."""
+    if gpu.used_bytes is None:
+        return "use unknown"
+    beyond = f", {format_bytes(gpu.beyond_bytes)} of it beyond what is granted" if gpu.beyond_bytes else ""
+    return f"{amount(gpu.used_bytes)} in use{beyond}"
+
+
+def _used(gpu: GPURow, whole: int) -> Iterable[Use]:
+    """Draw what is in use below the strip, in its scale: what is beyond all grants stands out."""
+    if gpu.used_bytes is None:
+        return
+    yield Use(x="0", width="100", kind="track")
+    within = gpu.used_bytes - gpu.beyond_bytes
+    for start, size, kind in ((0, within, "within"), (within, gpu.beyond_bytes, "beyond")):
+        # NVML counts more than pods may be given: what is kept back, and what lies below a whole unit
+        x, width = (min(100.0, 100 * part / whole) for part in (start, size))
+        width = min(width, 100 - x)
+        if width:
+            yield Use(x=f"{x:.2f}", width=f"{width:.2f}", kind=kind)
+
+
+def _kept(gpu: GPURow, whole: int) -> Iterable[Part]:
+    """Draw what is kept for pods to come, as far as those evicted for them do not hold it any more."""
+    x = sum(holder.bytes for holder in gpu.holders)
+    room = gpu.usable_bytes - gpu.foreign_bytes - x
+    for one in gpu.kept:
+        size = min(one.bytes, room)
+        if size > 0:
+            width = 100 * size / whole
+            yield Part(
+                x=f"{100 * x / whole:.2f}",
+                width=f"{width:.2f}",
+                colour="kept",
+                title=f"{format_bytes(one.bytes)} kept for {one.pod} {one.until}",
+                text=f"kept for {one.pod.partition('/')[2]}" if width >= _NAMED_FROM else "",
+            )
+            x, room = x + size, room - size
 
 
 def _parts(holders: Iterable[Holder], whole: int) -> Iterable[Part]:
@@ -282,11 +332,16 @@ def _instances(slots: Iterable[Slot], slices: int) -> Iterable[Part]:
         yield Part(
             x=f"{100 * slot.start / slices:.2f}",
             width=f"{100 * slot.size / slices:.2f}",
-            colour=colour(slot.pod) if slot.pod else "unheld",
-            title=f"{slot.pod or NOBODY}: {_place(slot)}{f'; no new pods: {slot.detail}' if slot.detail else ''}",
+            colour="kept" if slot.kept else colour(slot.pod) if slot.pod else "unheld",
+            title=_title(slot),
             # a name alone where a single slice has no room for both
             text=slot.profile if slot.size == 1 else f"{slot.profile} {_who(slot)}",
         )
+
+
+def _title(slot: Slot) -> str:
+    who = f"kept for {slot.pod}" if slot.kept else slot.pod or NOBODY
+    return f"{who}: {_place(slot)}" + (f"; no new pods: {slot.detail}" if slot.detail else "")
 
 
 def _place(slot: Slot) -> str:

@@ -15,6 +15,14 @@ class Part(msgspec.Struct, frozen=True):
     text: str
 
 
+class Use(msgspec.Struct, frozen=True):
+    """Hold a piece of the line below a strip in percent; *kind* is track, or within or beyond what is granted."""
+
+    x: str
+    width: str
+    kind: str
+
+
 def amount(of_bytes: int) -> str:
     """Write an amount of memory, nothing as 0."""
     return format_bytes(of_bytes) if of_bytes else "0"

@@ -29,6 +29,8 @@ class GPUVerdict(msgspec.Struct, frozen=True, rename="camel"):
     pods: int
     reason: Reason | None
     shortfall_bytes: int
+    # neither held nor free: kept for pods that wait for evicted ones to go
+    kept_bytes: int = 0
 
 
 class NodeVerdict(msgspec.Struct, frozen=True, rename="camel"):
@@ -125,6 +127,7 @@ def _gpu_verdict(state: GPUState, request: PodRequest) -> GPUVerdict:
         pods=state.pods,
         reason=reason,
         shortfall_bytes=lacking,
+        kept_bytes=state.promised_bytes,
     )
 
 

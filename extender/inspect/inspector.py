@@ -5,15 +5,15 @@ Whoever asks waits for whoever asked before: many readers together cost kube-sch
 
 import threading
 from bisect import bisect_right
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import NamedTuple, TypeAlias
 
 import msgspec
 
 from cotenant.contract import grant as grants
-from cotenant.contract.inventory import Health, MIGInstance
+from cotenant.contract.inventory import Health
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest, RequestError
@@ -21,9 +21,9 @@ from cotenant.contract.units import format_bytes
 from extender.inspect.destination import Judging, destination
 from extender.inspect.explain import counts, explain, node_verdict
 from extender.inspect.gpus import free_of, node_row
+from extender.inspect.holdings import Holdings, Lasts, state_of
 from extender.inspect.rows import (
     Expected,
-    Holder,
     MixPage,
     NamespacePage,
     NodePage,
@@ -31,13 +31,13 @@ from extender.inspect.rows import (
     PodExplanation,
     PodPage,
     PodRow,
-    Share,
     State,
     Totals,
 )
 from extender.inspect.tenancy import tenancy
-from extender.ledger import Hold, Ledger, NodeView, Stage, Waiting
+from extender.ledger import Hold, Ledger, NodeView, Waiting
 from extender.policies.table import MILLI
+from extender.used import Used
 
 # Judged at a time: kube-scheduler's next filter waits for the judge meanwhile.
 _PIECE = 250
@@ -56,9 +56,19 @@ _Entry: TypeAlias = Hold | Waiting | _Ungranted
 class Inspector:
     """Read the ledger for people; safe to use from many threads."""
 
-    def __init__(self, ledger: Ledger, judge: Judging) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        judge: Judging,
+        *,
+        used: Used | None = None,
+        lasts: Lasts = lambda _uid: None,
+    ) -> None:
+        """Read what is *used* of GPUs, too, and how long promises last."""
         self._ledger = ledger
         self._judge = judge
+        self._used = used
+        self._holdings = Holdings(ledger, lasts)
         self._lock = threading.Lock()
 
     def mix(self) -> MixPage:
@@ -93,11 +103,10 @@ class Inspector:
             wanted = sorted((v for v in views if everything or _has_gpus(v)), key=lambda view: view.name)
             found = [view for view in wanted if view.name > after and _mentions(view, query.lower())]
             page = found[:limit]
-            holders = self._holders({view.name for view in page})
-            slots = self._slots({view.name for view in page})
+            having = self._holdings.having({view.name for view in page})
             return NodePage(
                 cluster=self._totals(views),
-                items=tuple(node_row(view, holders, slots) for view in page),
+                items=tuple(node_row(view, having, self._used_of(view)) for view in page),
                 remaining=len(found) - len(page),
                 continue_=page[-1].name if len(found) > len(page) else "",
             )
@@ -106,7 +115,7 @@ class Inspector:
         """Show one node; None where the API server has none of that name."""
         view = self._ledger.view(name)
         with self._lock:
-            return None if view is None else node_row(view, self._holders({name}), self._slots({name}))
+            return None if view is None else node_row(view, self._holdings.having({name}), self._used_of(view))
 
     def pods(
         self, *, limit: int, after: str = "", query: str = "", namespace: str = "", state: State | None = None
@@ -196,12 +205,15 @@ class Inspector:
         else:
             summary = counts(verdicts.values())
         first = told.reasons[0].reason if told.reasons and not told.fitting else None
+        if pod.promise is not None:
+            summary = f"{pod.promise.sentence}; {summary}"
         return PodExplanation(
             pod=msgspec.structs.replace(pod, reason=first, sentence=first.sentence if first else ""),
             summary=summary,
             fitting=len(told.fitting),
             reasons=told.reasons,
             changes=told.changes,
+            kept=() if told.fitting else self._holdings.kept_for_others(pod.uid, set(names)),
             nodes=tuple(node_verdict(view, reason, request) for view, reason in page),
             remaining=left,
             continue_=str(start + len(page)) if left else "",
@@ -234,14 +246,15 @@ class Inspector:
                     first = refused.most_common(1)[0][0] if refused and every else None
                     known[shape] = first, counts(verdicts) if verdicts else "no node publishes a GPU inventory"
             reason, sentence = known.get(shape, (None, ""))
-            yield msgspec.structs.replace(row, reason=reason, sentence=sentence)
+            said = row.promise.sentence if row.promise is not None else sentence
+            yield msgspec.structs.replace(row, reason=reason, sentence=said)
 
     def _entries(self, state: State | None = None) -> list[_Entry]:
         """List every pod of ours, of one state if so asked, cheaply: rows are made of those on a page alone."""
         holds = self._ledger.holds() if state is not State.UNGRANTED else []
         found: list[_Entry] = []
         if state is not State.WAITING:
-            found += [hold for hold in holds if state is None or _state(hold) is state]
+            found += [hold for hold in holds if state is None or state_of(hold) is state]
         if state in {None, State.WAITING}:
             held = {hold.uid for hold in holds}
             found += [waiting for waiting in self._ledger.all_waiting() if waiting.uid not in held]
@@ -252,12 +265,14 @@ class Inspector:
     def _row(self, one: _Entry) -> PodRow:
         if isinstance(one, Hold):
             return self._held_row(one)
-        return _waiting_row(one) if isinstance(one, Waiting) else _ungranted_row(one.uid, one.key)
+        if not isinstance(one, Waiting):
+            return _ungranted_row(one.uid, one.key)
+        promised = self._ledger.promised(one.uid)
+        row = _waiting_row(one)
+        return row if promised is None else msgspec.structs.replace(row, promise=self._holdings.promise(promised))
 
     def _held_row(self, hold: Hold) -> PodRow:
         namespace, _, name = hold.key.partition("/")
-        view = self._ledger.view(hold.node)
-        indices = {state.gpu.uuid: state.gpu.index for state in view.states} if view else {}
         try:
             enforced = {container.isolation.enforced_by for container in grants.decode(hold.grant).containers}
         except grants.GrantError:
@@ -266,33 +281,16 @@ class Inspector:
             namespace=namespace,
             name=name,
             uid=hold.uid,
-            state=_state(hold),
+            state=state_of(hold),
             node=hold.node,
-            gpus=tuple(Share(indices.get(uuid), uuid, amount) for uuid, amount in hold.charges.items()),
+            gpus=self._holdings.shares(hold),
             enforced_by=", ".join(sorted(enforced)),
             reason=Reason.BAD_GRANT if hold.problem else None,
             sentence=hold.problem,
         )
 
-    def _holders(self, nodes: set[str]) -> dict[tuple[str, str], list[Holder]]:
-        """List who holds what of the nodes' GPUs, by node and UUID; "" stands for every GPU of the node."""
-        found: defaultdict[tuple[str, str], list[Holder]] = defaultdict(list)
-        for hold in self._ledger.holds():
-            if hold.node in nodes:
-                for uuid, amount in hold.charges.items():
-                    found[hold.node, uuid].append(Holder(hold.key, amount, _state(hold)))
-                if hold.everywhere_bytes:
-                    found[hold.node, ""].append(Holder(hold.key, hold.everywhere_bytes, _state(hold)))
-        return found
-
-    def _slots(self, nodes: set[str]) -> dict[tuple[str, str], list[tuple[MIGInstance, str]]]:
-        """List who holds which MIG instance of the nodes' GPUs, by node and UUID."""
-        found: defaultdict[tuple[str, str], list[tuple[MIGInstance, str]]] = defaultdict(list)
-        for hold in self._ledger.holds():
-            if hold.slots and hold.node in nodes:
-                for slot in hold.slots:
-                    found[hold.node, slot.uuid].append((slot.instance, hold.key))
-        return found
+    def _used_of(self, view: NodeView) -> Mapping[str, int]:
+        return self._used.of(view.name) if self._used is not None and _tells(view) else {}
 
     def _totals(self, views: Sequence[NodeView]) -> Totals:
         states = [(view, state) for view in views for state in view.states]
@@ -300,6 +298,7 @@ class Inspector:
         bare = sum(view.problem is Reason.NO_INVENTORY for view in views)
         holds = self._ledger.holds()
         held = {hold.uid for hold in holds}
+        used = [self._used.sums(view.name) for view in views if _tells(view)] if self._used is not None else []
         return Totals(
             nodes=len(views) - bare,
             nodes_with_problems=sum(view.problem is not None for view in views) - bare,
@@ -313,15 +312,13 @@ class Inspector:
             largest_free_block_bytes=max(free, default=0),
             pods=len(holds),
             waiting=sum(waiting.uid not in held for waiting in self._ledger.all_waiting()),
+            used_bytes=sum(amount for amount, _ in used),
+            used_gpus=sum(gpus for _, gpus in used),
         )
 
 
 def _node_of(one: _Entry) -> str:
     return one.node.lower() if isinstance(one, Hold) else ""
-
-
-def _state(hold: Hold) -> State:
-    return State.BINDING if hold.stage is Stage.ASSUMED else State.BOUND
 
 
 def _waiting_row(waiting: Waiting) -> PodRow:
@@ -354,6 +351,11 @@ def _placed(pod: PodRow) -> str:
     )
     doing = "is being bound to" if pod.state is State.BINDING else "is bound to"
     return f"it {doing} {pod.node} and holds {what}"
+
+
+def _tells(view: NodeView) -> bool:
+    """Tell whether there is a device plugin to say what is used; what one said that has gone is old."""
+    return view.problem not in {Reason.PLUGIN_GONE, Reason.NO_INVENTORY}
 
 
 def _has_gpus(view: NodeView) -> bool:

@@ -10,6 +10,7 @@ import msgspec
 from cotenant.contract.grant import Isolation
 from cotenant.contract.inventory import Health, Mode
 from cotenant.contract.reasons import Reason
+from cotenant.contract.units import format_bytes
 from extender.inspect.explain import NodeVerdict, ReasonCount
 from extender.inspect.remedies import Change
 
@@ -32,11 +33,19 @@ class Holder(msgspec.Struct, frozen=True, rename="camel"):
     state: State
 
 
+class Kept(msgspec.Struct, frozen=True, rename="camel"):
+    """Say what is kept of one GPU for a pod that waits for evicted ones to go, and until when, in words."""
+
+    pod: str
+    bytes: int
+    until: str
+
+
 class Slot(msgspec.Struct, frozen=True, rename="camel"):
     """Show one MIG instance of a GPU; start and size count memory slices, and nobody holds it where *pod* is empty.
 
     Of one that is handed out in *shares*, *pod* names all who hold some, with commas, and *held* counts them. *detail*
-    says why it gets no new pods.
+    says why it gets no new pods, and *kept* that the pod waits and does not hold it yet.
     """
 
     profile: str
@@ -46,6 +55,7 @@ class Slot(msgspec.Struct, frozen=True, rename="camel"):
     shares: int = 1
     held: int = 0
     detail: str = ""
+    kept: bool = False
 
 
 class GPURow(msgspec.Struct, frozen=True, rename="camel"):
@@ -71,6 +81,15 @@ class GPURow(msgspec.Struct, frozen=True, rename="camel"):
     # of a GPU under MPS: how many containers its daemon serves, and how many it may; 0 is no limit
     clients: int = 0
     max_clients: int = 0
+    # in use by whomever, as its device plugin told last, to a twentieth of the GPU; None where it does not tell
+    used_bytes: int | None = None
+    # of what is neither held nor free: for whom it is kept
+    kept: tuple[Kept, ...] = ()
+
+    @property
+    def beyond_bytes(self) -> int:
+        """Count what is in use beyond all that is granted of it."""
+        return max(0, (self.used_bytes or 0) - self.held_bytes)
 
 
 class NodeRow(msgspec.Struct, frozen=True, rename="camel"):
@@ -90,6 +109,23 @@ class Share(msgspec.Struct, frozen=True, rename="camel"):
     bytes: int
 
 
+class Promise(msgspec.Struct, frozen=True, rename="camel"):
+    """Say what is kept on a node for a pod that waits for evicted ones to go, and until when, in words."""
+
+    pod: str
+    node: str
+    gpus: tuple[Share, ...]
+    until: str
+
+    @property
+    def sentence(self) -> str:
+        """Say it in words."""
+        what = ", ".join(
+            f"{format_bytes(one.bytes)} of GPU {one.uuid if one.index is None else one.index}" for one in self.gpus
+        )
+        return f"{what} on {self.node} {'is' if len(self.gpus) == 1 else 'are'} kept for {self.pod} {self.until}"
+
+
 class PodRow(msgspec.Struct, frozen=True, rename="camel"):
     """Show one pod; *reason* and *sentence* say what is wrong with it or why it waits."""
 
@@ -103,6 +139,8 @@ class PodRow(msgspec.Struct, frozen=True, rename="camel"):
     enforced_by: str = ""
     reason: Reason | None = None
     sentence: str = ""
+    # of one that waits: what is kept for it
+    promise: Promise | None = None
 
     @property
     def key(self) -> str:
@@ -126,6 +164,9 @@ class Totals(msgspec.Struct, frozen=True, rename="camel"):
     largest_free_block_bytes: int
     pods: int
     waiting: int
+    # in use by whomever, and of how many GPUs that is known
+    used_bytes: int = 0
+    used_gpus: int = 0
 
 
 class NodePage(msgspec.Struct, frozen=True, rename={"continue_": "continue"}):
@@ -196,6 +237,8 @@ class PodExplanation(msgspec.Struct, frozen=True, rename={"continue_": "continue
     fitting: int = 0
     reasons: tuple[ReasonCount, ...] = ()
     changes: tuple[Change, ...] = ()
+    # what is free and yet not to be had: kept for others, the most first
+    kept: tuple[Promise, ...] = ()
     nodes: tuple[NodeVerdict, ...] = ()
     remaining: int = 0
     continue_: str = ""

@@ -20,7 +20,7 @@ from extender.inspect.rows import (
 )
 
 _GAP = "   "
-_NODES = ("NODE", "GPU", "MODEL", "MODE", "ALLOCATED", "FREE", "PODS", "SLOTS", "HEALTH")
+_NODES = ("NODE", "GPU", "MODEL", "MODE", "ALLOCATED", "USED", "FREE", "PODS", "SLOTS", "HEALTH")
 _NODES_WIDE = ("UUID", "HELD BY")
 _NAMESPACES = ("NAMESPACE", "PODS", "MEMORY", "GPUS", "MODELS", "ISOLATION")
 _MIX = ("OF PODS", "GPUS", "MEMORY", "CPU", "MODEL")
@@ -40,9 +40,10 @@ def nodes_table(page: NodePage, *, wide: bool = False) -> str:
     total = page.cluster
     sums = f"{amount(total.held_bytes)}/{amount(total.usable_bytes)} ({percent(total.held_bytes, total.usable_bytes)})"
     largest = f"largest free block {amount(total.largest_free_block_bytes)}"
+    in_use = f", {amount(total.used_bytes)} used on {total.used_gpus} GPUs that tell" if total.used_gpus else ""
     lines = [
         *columns(rows),
-        f"CLUSTER: {total.nodes} nodes, {total.gpus} GPUs, {sums}, {largest}, {total.waiting} pods waiting",
+        f"CLUSTER: {total.nodes} nodes, {total.gpus} GPUs, {sums}{in_use}, {largest}, {total.waiting} pods waiting",
         *_more(page.remaining, page.continue_, "nodes"),
     ]
     return "\n".join(lines) + "\n"
@@ -123,6 +124,9 @@ def explanation_table(told: PodExplanation, *, wide: bool = False) -> str:
     if told.changes:
         lines.append("  would help:")
         lines += [f"    {_plain(change.sentence)}" for change in told.changes]
+    if told.kept:
+        lines.append("  not to be had:")
+        lines += [f"    {_plain(one.sentence)}" for one in told.kept]
     if wide and told.nodes:
         rows = [("NODE", "GPU", "MODEL", "FREE", "LACKS", "REASON")]
         for node in told.nodes:
@@ -138,16 +142,18 @@ def explanation_table(told: PodExplanation, *, wide: bool = False) -> str:
 def nodes_csv(items: Iterable[NodeRow]) -> str:
     """Write GPUs, one a line, amounts in bytes."""
     names = ("node", "gpu", "uuid", "model", "mode", "usable_bytes", "held_bytes", "free_bytes", "pods", "health")
-    rows: list[tuple[object, ...]] = [(*names, "problem", "clients", "max_clients", "slots")]
+    more = ("problem", "clients", "max_clients", "slots", "used_bytes", "kept_bytes")
+    rows: list[tuple[object, ...]] = [(*names, *more)]
     for node in items:
         rows += [
             (
                 *(node.node, g.index, g.uuid, g.model, g.mode, g.usable_bytes, g.held_bytes, g.free_bytes),
                 *(len(g.holders), g.health, node.problem or ""),
                 *(g.clients, g.max_clients, " ".join(f"{one.profile}@{one.start}" for one in g.slots)),
+                *("" if g.used_bytes is None else g.used_bytes, sum(one.bytes for one in g.kept)),
             )
             for g in node.gpus
-        ] or [(node.node, *[""] * (len(names) - 1), node.problem or "", "", "", "")]
+        ] or [(node.node, *[""] * (len(names) - 1), node.problem or "", *[""] * (len(more) - 1))]
     return _csv(rows)
 
 
@@ -211,12 +217,14 @@ def _node_line(node: NodeRow, gpu: GPURow, *, wide: bool) -> tuple[str, ...]:
         gpu.model,
         str(gpu.mode),
         f"{amount(gpu.held_bytes)}/{amount(gpu.usable_bytes)} ({percent(gpu.held_bytes, gpu.usable_bytes)})",
+        "-" if gpu.used_bytes is None else amount(gpu.used_bytes),
         amount(gpu.free_bytes),
         str(len(gpu.holders)),
         slots(gpu),
         problem(node) if node.problem else _state(gpu),
     )
-    held_by = ", ".join(f"{holder.pod}={amount(holder.bytes)}" for holder in gpu.holders) or "-"
+    held = [f"{holder.pod}={amount(holder.bytes)}" for holder in gpu.holders]
+    held_by = ", ".join([*held, *(f"kept for {one.pod}={amount(one.bytes)}" for one in gpu.kept)]) or "-"
     return (*line, gpu.uuid, held_by) if wide else line
 
 
@@ -226,7 +234,10 @@ def _state(gpu: GPURow) -> str:
         return f"{gpu.health}: {gpu.detail}" if gpu.detail else str(gpu.health)
     if gpu.fenced:
         return f"fenced: {gpu.foreign}"
-    return f"ok, {amount(gpu.foreign_bytes)} used by others" if gpu.foreign_bytes else "ok"
+    notes = [f"{amount(gpu.foreign_bytes)} used by others"] if gpu.foreign_bytes else []
+    if gpu.kept:
+        notes.append(f"{amount(sum(one.bytes for one in gpu.kept))} kept for {', '.join(one.pod for one in gpu.kept)}")
+    return ", ".join(["ok", *notes])
 
 
 def _pod_line(pod: PodRow, *, wide: bool) -> tuple[str, ...]:

@@ -153,9 +153,10 @@ class Ledger:
         """Show what is kept for the waiting pod of that UID."""
         return self._promises.get(uid)
 
-    def promises(self) -> int:
-        """Count the pods that something is kept for."""
-        return len(self._promises)
+    def promises(self) -> list[Hold]:
+        """Show what is kept for pods that hold nothing yet."""
+        with self._lock:
+            return [promised for uid, promised in self._promises.items() if uid not in self._holds]
 
     def waiting(self, uid: str) -> Waiting | None:
         """Show the pod of that UID if it is ours and not bound."""

@@ -211,7 +211,7 @@ class _StateCollector(Collector):
         yield GaugeMetricFamily(
             "cotenant_pods_promised",
             "Pods that GPU memory is kept for until those evicted for them are gone.",
-            value=self._ledger.promises(),
+            value=len(self._ledger.promises()),
         )
         yield from self._waiting({hold.uid for hold in holds})
         yield GaugeMetricFamily("cotenant_grants_unreadable", "Bound pods with an unreadable grant.", value=unreadable)

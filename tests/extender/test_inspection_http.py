@@ -58,7 +58,8 @@ class TestNodes:
 
         lines = extender.get("/v1/nodes?as=table").body.decode().splitlines()
 
-        assert ["NODE", "GPU", "MODEL", "MODE", "ALLOCATED", "FREE", "PODS", "SLOTS", "HEALTH"] == lines[0].split()
+        header = ["NODE", "GPU", "MODEL", "MODE", "ALLOCATED", "USED", "FREE", "PODS", "SLOTS", "HEALTH"]
+        assert header == lines[0].split()
         assert lines[1].startswith("n1")
         assert "6Gi/10Gi (60%)" in lines[1]
         expected = "CLUSTER: 2 nodes, 4 GPUs, 6Gi/40Gi (15%), largest free block 10Gi, 0 pods waiting"
@@ -133,7 +134,7 @@ class TestNodes:
         add(api, a_node("m").with_gpu(model="=1+1"))
         assert eventually(lambda: extender.ledger.view("m"))
         line = extender.get("/v1/nodes?as=csv&filter=m").body.decode().splitlines()[1]
-        assert f"m,0,GPU-m-0,'=1+1,time-slicing,{80 * GIB},0,{80 * GIB},0,healthy,,0,0," == line
+        assert f"m,0,GPU-m-0,'=1+1,time-slicing,{80 * GIB},0,{80 * GIB},0,healthy,,0,0,,,0" == line
 
     def test_a_name_cannot_move_the_cursor_of_a_terminal(self, api: ApiServer, extender: Running) -> None:
         add(api, a_node("m").with_gpu(model="T4\x1b[2J\nm2"))

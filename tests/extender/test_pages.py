@@ -11,13 +11,16 @@ from urllib.parse import urljoin, urlsplit
 
 import pytest
 
+from cotenant.contract import used as notes_of_use
 from cotenant.contract.request import parse
+from cotenant.contract.used import UsedMemory
 from extender.http import app as routes
 from extender.http.pages import pages
 from extender.inspect.inspector import Inspector
 from extender.ledger import Ledger
 from extender.placement.fit import Placement, grant, place
 from extender.shadow.placements import Agreement, Comparison, Free, Side
+from extender.used import Used
 from extender.verbs.judge import Judge
 from tests.builders import NAMES, a_grant, a_node, a_pod, granted
 from tests.extender.running import Answer, Running, add, eventually, submit
@@ -164,7 +167,7 @@ class TestPages:
 
     def test_a_strip_says_who_holds_what(self, busy: Running) -> None:
         labels = [svg["aria-label"] for svg in page(busy.get("/nodes/n1")).all("svg") if "aria-label" in svg]
-        assert "GPU 0: 4 GiB of 10 GiB free, held by team-a/a 6 GiB" == labels[0]
+        assert "GPU 0: 4 GiB of 10 GiB free, held by team-a/a 6 GiB; use unknown" == labels[0]
 
     def test_a_waiting_pod_says_why_and_what_would_help(self, busy: Running) -> None:
         assert "the request is larger than any GPU" in page(busy.get("/")).text
@@ -268,8 +271,84 @@ class TestPolicies:
         return Page(app.test_client().get("/").text)
 
 
+class TestUse:
+    """Below a strip of 80 GiB stands what is in use, and how much of it nobody was given."""
+
+    def shown(self, note: dict[str, int] | str | None, *, held_gib: int = 40, serving: bool = True) -> Page:
+        node = a_node("n").with_gpu("80GiB")
+        ledger, used = nodes_of(node if serving else node.not_serving()), Used(NAMES)
+        ledger.observe_pod(held("p", held_gib).build())
+        text = notes_of_use.encode(UsedMemory(used=note)) if isinstance(note, dict) else note
+        used.node_seen("n", {} if text is None else {NAMES.used: text})
+        app = routes.new_app()
+        inspector = Inspector(ledger, Judge(ledger, NAMES, GIB, "best-fit"), used=used)
+        pages(app, inspector=inspector, synced=lambda: True)
+        client = app.test_client()
+        self.overview = Page(client.get("/").text)
+        return Page(client.get("/nodes/n/gpus/GPU-n-0").text)
+
+    @staticmethod
+    def line(found: Page) -> list[tuple[str, str, str]]:
+        lines = [(one["class"], one.get("x", ""), one["width"]) for one in found.all("rect")]
+        return [(kind.removeprefix("use "), x, width) for kind, x, width in lines if kind.startswith("use ") and x]
+
+    @pytest.mark.parametrize(
+        ("gib", "lines", "said"),
+        [
+            (0, [], "0 in use"),
+            # 20 of 80
+            (20, [("within", "0.00%", "25.00%")], "20 GiB in use"),
+            # of 60 in use 40 are granted
+            (60, [("within", "0.00%", "50.00%"), ("beyond", "50.00%", "25.00%")], "60 GiB in use, 20 GiB of it beyond"),
+            # NVML counts more than pods may be given
+            (84, [("within", "0.00%", "50.00%"), ("beyond", "50.00%", "50.00%")], "84 GiB in use, 44 GiB of it beyond"),
+        ],
+    )
+    def test_it_is_drawn_to_scale_and_said(self, gib: int, lines: list[tuple[str, str, str]], said: str) -> None:
+        found = self.shown({"GPU-n-0": gib * GIB})
+        assert [("track", "0%", "100%"), *lines] == self.line(found)
+        (strip,) = [svg["aria-label"] for svg in found.all("svg") if "aria-label" in svg]
+        assert f"held by default/p 40 GiB; {said}" in strip
+        assert "In use" in self.overview.text
+        assert "of 1 GPUs that tell" in self.overview.text
+
+    @pytest.mark.parametrize("note", [None, "{", {"GPU-other": GIB}])
+    def test_what_no_plugin_has_told_is_unknown_and_not_0(self, note: dict[str, int] | str | None) -> None:
+        found = self.shown(note)
+        assert [] == self.line(found)
+        assert "use unknown" in next(svg["aria-label"] for svg in found.all("svg") if "aria-label" in svg)
+
+    def test_what_a_plugin_said_that_has_gone_is_not_shown(self) -> None:
+        found = self.shown({"GPU-n-0": GIB}, serving=False)
+        assert [] == self.line(found)
+        assert "GPUs that tell" not in self.overview.text
+
+
 class TestStrips:
     """A strip shows what is held in proportion."""
+
+    def test_what_is_kept_for_a_pod_is_drawn_behind_what_is_held_and_listed(self) -> None:
+        ledger = nodes_of(a_node("n").with_gpu("80GiB"))
+        ledger.observe_pod(held("a", 40).build())
+        vip = a_pod().named("vip").asking(20)
+        ledger.observe_pod(vip.build())
+        request = parse(vip.build(), NAMES, GIB)
+        assert request is not None
+
+        def choose(view: NodeView) -> Grant:
+            placed = place(view, request)
+            assert isinstance(placed, Placement)
+            return grant(request, placed)
+
+        ledger.promise("uid-of-vip", "default/vip", "n", (), choose)
+        found = page_of(ledger, "/nodes/n")
+        parts = [svg for svg in found.all("svg") if "x" in svg]
+        # 40 held and 20 kept of 80
+        assert [("0%", "50.00%"), ("50.00%", "25.00%")] == [(part["x"], part["width"]) for part in parts]
+        (strip,) = [svg for svg in found.all("svg") if "aria-label" in svg]
+        assert "20 GiB of 80 GiB free, held by default/a 40 GiB, 20 GiB kept for default/vip;" in strip["aria-label"]
+        assert "kept for default/vip" in found.text
+        assert "20 GiB of GPU 0 on n is kept for default/vip until it is bound" in page_of(ledger, "/").text
 
     def test_parts_lie_side_by_side_the_largest_first(self) -> None:
         ledger = nodes_of(a_node("n").with_gpu("80GiB"))

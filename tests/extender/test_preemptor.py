@@ -55,6 +55,10 @@ def evictions(api: ApiServer) -> list[tuple[str, int]]:
     return [(write.name, write.status) for write in api.writes if write.subresource == "eviction"]
 
 
+def explained(extender: Running, name: str) -> str:
+    return extender.get(f"/v1/explain/default/{name}?as=table").body.decode()
+
+
 def told(api: ApiServer) -> set[tuple[str, str]]:
     return {(event["regarding"]["name"], event["reason"]) for event in api.events()}
 
@@ -100,9 +104,17 @@ class TestOptIn:
         assert {"n1": "no single GPU has the requested memory free"} == answer["FailedNodes"]
         assert not answer["FailedAndUnresolvableNodes"]
         assert 1 == extender.metric("cotenant_pods_promised")
+        assert eventually(lambda: "once the pod that was evicted for it is gone" in explained(extender, "vip"))
+        assert "6 GiB of GPU" in explained(extender, "vip")
 
         end(api, victim)
         assert eventually(lambda: extender.fitting(vip, "n1") == ["n1"])
+        # who is refused meanwhile sees for whom it is kept, where the memory lies and in every view
+        submit(api, a_pod().named("later").asking(9).wishing(gpu_uuid="GPU-n1-0"))
+        assert eventually(lambda: "kept for default/vip until it is bound, or for" in explained(extender, "later"))
+        (row,) = extender.get("/v1/nodes?filter=n1").json["items"]
+        assert [["default/vip", 6 * GIB]] == [[one["pod"], one["bytes"]] for gpu in row["gpus"] for one in gpu["kept"]]
+        assert "kept for default/vip" in extender.get("/v1/nodes?as=table").body.decode()
         # 10 units of one GPU and 4 of the other are free, 6 of them promised: another pod gets 4 at most
         other = create(api, "other", 5, priority=20, preemptionPolicy="Never")
         refused(extender, other)

@@ -140,6 +140,8 @@ class DevicePluginConfiguration(Shared, frozen=True, kw_only=True):
     mps: MPSSettings = MPSSettings()
     # How often NVML is asked whether the GPUs are still what they were.
     inventory_interval: Seconds = 10.0
+    # Seconds at least between two notes on the node of how much is in use of its GPUs; 0 writes none.
+    used_memory_interval: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 60.0
     # What makes a GPU unhealthy, and healthy again.
     health: HealthSettings = HealthSettings()
     # Watches who uses how much memory of the GPUs.
