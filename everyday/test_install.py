@@ -185,7 +185,7 @@ def test_a_newcomer_installs_shares_a_gpu_asks_why_and_removes_it_all(
     for command in chosen.remove:
         cluster.run(*command)
     cluster.run("kubectl", "label", "node", "--all", f"{NAMES.domain}/device-plugin-")
-    cluster.run("kubectl", "annotate", "node", "--all", f"{NAMES.inventory}-")
+    cluster.run("kubectl", "annotate", "node", "--all", f"{NAMES.inventory}-", f"{NAMES.used}-")
     assert before == everything(cluster)
     node = cluster.api().get("Node", cluster.node.name)["metadata"]
     assert [] == [key for key in (*node["annotations"], *node["labels"]) if NAMES.domain in key]

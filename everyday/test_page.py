@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from cotenant.contract import used as notes_of_use
 from cotenant.contract.grant import Grant
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest, parse
 from cotenant.contract.units import GIB
+from cotenant.contract.used import UsedMemory
 from e2e.processes import MissingProgramError, find_program
 from everyday.browser import browsing, violations
 from extender.http import app as routes
@@ -28,6 +30,7 @@ from extender.inspect.inspector import Inspector
 from extender.ledger import Hold, Ledger, NodeView
 from extender.placement.fit import Placement, grant, place
 from extender.shadow.placements import Agreement, Comparison, Side
+from extender.used import Used
 from extender.verbs.judge import Judge
 from tests.builders import NAMES, PodBuilder, a_grant, a_node, a_pod, granted
 from tests.extender.test_shadow import Both
@@ -62,7 +65,34 @@ def a_ledger(nodes: int) -> Ledger:
             cut(ledger, node.name, draw) if n % 3 == 1 else share(ledger, node.name, gpu, size, draw)
     for n, units in enumerate((79, 24, 100)):
         ledger.observe_pod(a_pod().named(f"waits-{n}").in_namespace("team-1").asking(units).build())
+    keep(ledger, "team-1/waits-1", 24, "a100-0000")
     return ledger
+
+
+def keep(ledger: Ledger, key: str, units: int, node: str) -> None:
+    """Keep memory for a pod that waits, as if pods that were evicted for it had just gone."""
+    request = parse(a_pod().asking(units).build(), NAMES, GIB)
+    assert request is not None
+
+    def choose(view: NodeView) -> Grant | Reason:
+        placed = place(view, request)
+        return grant(request, placed) if isinstance(placed, Placement) else placed
+
+    assert isinstance(ledger.promise(f"uid-of-{key.partition('/')[2]}", key, node, (), choose), Hold)
+
+
+def in_use(ledger: Ledger) -> Used:
+    """Have most GPUs in use for a part of what pods were given, and some beyond it; one node in five tells nothing."""
+    draw, used = random.Random(7), Used(NAMES)
+    for n, view in enumerate(ledger.views()):
+        if n % 5 != 4:
+            told = {
+                state.gpu.uuid: int(state.held_bytes * draw.choice([0.3, 0.6, 0.9, 1.0]))
+                + (draw.randint(3, 9) * GIB if draw.random() < 0.08 else 0)
+                for state in view.states
+            }
+            used.node_seen(view.name, {NAMES.used: notes_of_use.encode(UsedMemory(used=told))})
+    return used
 
 
 def named(draw: random.Random, name: str) -> PodBuilder:
@@ -124,7 +154,7 @@ def two_policies() -> tuple[Ledger, Comparison]:
 def served(ledger: Ledger, told: Comparison | None = None) -> Iterator[str]:
     """Serve the pages of a made-up cluster; gives their address."""
     app = routes.new_app()
-    inspector = Inspector(ledger, Judge(ledger, NAMES, GIB, "priced-leftovers"))
+    inspector = Inspector(ledger, Judge(ledger, NAMES, GIB, "priced-leftovers"), used=in_use(ledger))
     pages(app, inspector=inspector, synced=lambda: True, compared=lambda: told)
     server = CallServer("127.0.0.1:0", Application(app))
     server.start()
@@ -217,7 +247,8 @@ def test_all_of_it_is_reached_by_keyboard_and_shows_where_one_is() -> None:
 def test_how_long_a_page_of_a_thousand_nodes_takes() -> None:
     ledger = a_ledger(1000)
     app = routes.new_app()
-    pages(app, inspector=Inspector(ledger, Judge(ledger, NAMES, GIB, "priced-leftovers")), synced=lambda: True)
+    inspector = Inspector(ledger, Judge(ledger, NAMES, GIB, "priced-leftovers"), used=in_use(ledger))
+    pages(app, inspector=inspector, synced=lambda: True)
     client, spent = app.test_client(), []
     for _ in range(15):
         before = time.process_time()

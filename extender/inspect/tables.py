@@ -40,7 +40,7 @@ def nodes_table(page: NodePage, *, wide: bool = False) -> str:
     total = page.cluster
     sums = f"{amount(total.held_bytes)}/{amount(total.usable_bytes)} ({percent(total.held_bytes, total.usable_bytes)})"
     largest = f"largest free block {amount(total.largest_free_block_bytes)}"
-    in_use = f", {amount(total.used_bytes)} used on {total.used_gpus} GPUs that tell" if total.used_gpus else ""
+    in_use = f", {amount(total.used_bytes)} used on {total.used_gpus} of them" if total.used_gpus else ""
     lines = [
         *columns(rows),
         f"CLUSTER: {total.nodes} nodes, {total.gpus} GPUs, {sums}{in_use}, {largest}, {total.waiting} pods waiting",

@@ -310,7 +310,7 @@ class TestUse:
         (strip,) = [svg["aria-label"] for svg in found.all("svg") if "aria-label" in svg]
         assert f"held by default/p 40 GiB; {said}" in strip
         assert "In use" in self.overview.text
-        assert "of 1 GPUs that tell" in self.overview.text
+        assert "on 1 of 1 GPUs" in self.overview.text
 
     @pytest.mark.parametrize("note", [None, "{", {"GPU-other": GIB}])
     def test_what_no_plugin_has_told_is_unknown_and_not_0(self, note: dict[str, int] | str | None) -> None:
@@ -321,7 +321,7 @@ class TestUse:
     def test_what_a_plugin_said_that_has_gone_is_not_shown(self) -> None:
         found = self.shown({"GPU-n-0": GIB}, serving=False)
         assert [] == self.line(found)
-        assert "GPUs that tell" not in self.overview.text
+        assert "In useunknown" in self.overview.text
 
 
 class TestStrips:
