@@ -232,6 +232,14 @@ def asks_why(cluster: WholeCluster, way: Way) -> None:
     pods = cluster.run("env", f"COTENANT_SERVICE={way.service}", "kubectl", "gpumem", "pods", "-A")
     assert re.search(r"default +one +bound +real-0", pods)
     assert {"made-up-gpus"} == doctored(cluster, way.service)
+    # what the plugin notes on the node, as the shipped account may write it; nothing runs on made-up GPUs
+    assert wait_until(lambda: {0} == used_bytes(cluster, way), timeout_s=60)
+
+
+def used_bytes(cluster: WholeCluster, way: Way) -> set[int | None]:
+    """Ask what is in use of the GPUs."""
+    told = cluster.run("env", f"COTENANT_SERVICE={way.service}", "kubectl", "gpumem", "nodes", "-o", "json")
+    return {gpu["usedBytes"] for node in json.loads(told)["items"] for gpu in node["gpus"]}
 
 
 def granted_uuid(cluster: WholeCluster, pod: Object) -> str:

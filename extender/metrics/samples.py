@@ -8,10 +8,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import starmap
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from cotenant.contract.inventory import MIG, Mode
 from extender.ledger import GPUState, Hold, Ledger, MIGState, NodeView, Stage
+from extender.placement.partition import free_slices
 
 # Of every GPU, by name: what it says, and how the ledger knows.
 _OF_GPUS = {
@@ -20,6 +23,13 @@ _OF_GPUS = {
     "cotenant_gpu_health": "1 where new pods may be placed on a GPU.",
     "cotenant_gpu_pods": "Pods that hold something of a GPU.",
 }
+# Of GPUs that are shared in one of these ways alone: under MPS, and cut by MIG.
+_OF_SOME = {
+    "cotenant_gpu_mps_clients": "Containers that the MPS daemon serves on a GPU.",
+    "cotenant_gpu_mps_clients_limit": "How many the MPS daemon of a GPU may serve.",
+    "cotenant_mig_instances": "MIG instances of a GPU by profile: held by pods, or unheld, there for nobody.",
+    "cotenant_mig_slices_free": "Memory slices of a MIG GPU that a pod could be given.",
+}
 _LARGEST = "cotenant_node_largest_free_block_bytes"
 _OF_PODS = "cotenant_pod_gpu_memory_bytes"
 
@@ -27,7 +37,7 @@ _OF_PODS = "cotenant_pod_gpu_memory_bytes"
 class _NodeLines:
     """Keep what is said of one node as it was seen."""
 
-    __slots__ = ("free", "largest", "lines", "sizes", "sums", "view")
+    __slots__ = ("free", "largest", "lines", "sizes", "some", "sums", "view")
 
     def __init__(self, view: NodeView, *, per_gpu: bool) -> None:
         self.view = view
@@ -44,6 +54,9 @@ class _NodeLines:
             total[3] += state.held_bytes
         self.largest = self._largest() if view.gpus else ""
         self.lines = tuple(map("".join, zip(*self._gpus(), strict=True))) if per_gpu and self.sums else ()
+        self.some: dict[str, str] = {}
+        for name, labels, value in self._some() if per_gpu else ():
+            self.some[name] = self.some.get(name, "") + f"{name}{{{labels}}} {value:g}\n"
 
     def _largest(self) -> str:
         return f'{_LARGEST}{{node="{_escaped(self.view.name)}"}} {max(self.free, default=0)}\n'
@@ -59,6 +72,18 @@ class _NodeLines:
                 f"cotenant_gpu_health{{{labels}}} {well}\n",
                 f"cotenant_gpu_pods{{{labels}}} {state.pods}\n",
             )
+
+    def _some(self) -> Iterator[tuple[str, str, float]]:
+        for state in self.view.states:
+            labels = _labels(self.view.name, state)
+            if isinstance(state, MIGState):
+                yield "cotenant_mig_slices_free", labels, free_slices(state)
+                for (profile, how), count in sorted(_instances(state).items()):
+                    yield "cotenant_mig_instances", f'{labels},profile="{_escaped(profile)}",state="{how}"', count
+            elif state.gpu.mode is Mode.MPS:
+                yield "cotenant_gpu_mps_clients", labels, state.clients
+                if state.gpu.max_clients:
+                    yield "cotenant_gpu_mps_clients_limit", labels, state.gpu.max_clients
 
 
 class LedgerSamples:
@@ -94,6 +119,9 @@ class LedgerSamples:
             for n, (name, meaning) in enumerate(_OF_GPUS.items()):
                 yield _family(name, meaning, "gauge")
                 yield "".join(node.lines[n] for node in nodes if node.lines).encode()
+            for name, meaning in _OF_SOME.items():
+                yield _family(name, meaning, "gauge")
+                yield "".join(node.some.get(name, "") for node in nodes if node.some).encode()
             yield from self._assumed(holds)
             yield _family(_OF_PODS, "What a pod holds of a GPU, whose UUID other exporters know as well.", "gauge")
             yield "".join(self._pod_lines(holds)).encode()
@@ -142,6 +170,17 @@ class LedgerSamples:
             text = known[1] if known is not None and known[0] is hold else _pod_line(hold)
             self._pods[hold.uid] = hold, text
             yield text
+
+
+def _instances(state: MIGState) -> Counter[tuple[str, str]]:
+    """Count the instances of a MIG GPU by profile, those that pods hold and the others; one in shares is one."""
+    mig = state.gpu.mig or MIG()
+    there = {msgspec.structs.replace(one, uuid="") for one in (*mig.instances, *mig.unexplained)}
+    # where one is unwell nobody is, though the place is taken
+    nobodys = {msgspec.structs.replace(one, uuid="") for one in mig.unexplained}
+    nobodys |= {one.place for one in mig.unhealthy if one.place is not None}
+    held = set(state.taken) - nobodys
+    return Counter((one.profile, "held" if one in held else "unheld") for one in held | there)
 
 
 def _pod_line(hold: Hold) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from prometheus_client.parser import text_string_to_metric_families
 
 from cotenant.contract.configuration import NamespaceLimits
+from cotenant.contract.inventory import Mode
 from cotenant.contract.reasons import Reason
 from cotenant.contract.units import GIB
 from extender.ledger import Ledger
@@ -32,6 +33,11 @@ def a_ledger() -> Ledger:
     ledger.observe_node(a_node("n2").with_gpus(1, "10GiB").not_serving().build())
     ledger.observe_pod(a_pod().named("bound").asking(6).bound_to("n1", a_grant(granted({"GPU-n1-0": 6 * GIB}))).build())
     ledger.observe_pod(a_pod().named("waits").asking(8).build())
+    # full, so that nothing of it lies in pieces
+    ledger.observe_node(a_node("mps").with_gpus(1, "6GiB").under_mps(max_clients=48).build())
+    served = a_pod().named("served").asking(6)
+    ledger.observe_pod(served.bound_to("mps", a_grant(granted({"GPU-mps-0": 6 * GIB}, mode=Mode.MPS))).build())
+    ledger.observe_node(a_node("cut").with_mig(static=["3g.20gb@0", "1g.5gb@4"]).build())
     return ledger
 
 

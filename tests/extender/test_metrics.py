@@ -2,8 +2,13 @@
 
 import re
 
+from cotenant.contract.grant import Grant
+from cotenant.contract.reasons import Reason
+from cotenant.contract.request import parse
 from cotenant.contract.units import GIB
-from tests.builders import a_grant, a_node, a_pod, granted
+from extender.ledger import Hold, Ledger, NodeView
+from extender.placement.fit import Placement, grant, place
+from tests.builders import NAMES, PodBuilder, a_grant, a_node, a_pod, granted
 from tests.extender.scrape import a_ledger, a_metrics, families, text, values
 
 MODEL = (("mode", "time-slicing"), ("model", "NVIDIA H100 80GB HBM3"))
@@ -11,6 +16,18 @@ MODEL = (("mode", "time-slicing"), ("model", "NVIDIA H100 80GB HBM3"))
 
 def gpu(node: str, index: int) -> tuple[tuple[str, str], ...]:
     return (("gpu", str(index)), ("node", node), ("uuid", f"GPU-{node}-{index}"))
+
+
+def assumed(ledger: Ledger, pod: PodBuilder, node: str) -> Hold | Reason:
+    """Place a pod on a node, as bind does."""
+    request = parse(pod.build(), NAMES, GIB)
+    assert request is not None
+
+    def choose(view: NodeView) -> Grant | Reason:
+        placed = place(view, request)
+        return grant(request, placed) if isinstance(placed, Placement) else placed
+
+    return ledger.assume(f"uid-of-{pod.name}", f"default/{pod.name}", node, choose)
 
 
 class TestNames:
@@ -58,6 +75,30 @@ class TestValues:
                 (("namespace", "default"), ("node", "n1"), ("pod", "bound"), ("uuid", "GPU-n1-0")),
             ]
         )
+
+    def test_of_mps_and_of_mig(self) -> None:
+        found = values(text(a_metrics(a_ledger())))
+        clients = [found[f"cotenant_gpu_mps_clients{what}", gpu("mps", 0)] for what in ("", "_limit")]
+        assert [1.0, 48.0] == clients
+        # a pod holds 3g.20gb of an A100 that is cut once more, and an instance that nobody knows lies on another slice
+        ledger = a_ledger()
+        ledger.observe_node(a_node("d").with_mig().with_unexplained("1g.5gb@6").build())
+        assert isinstance(assumed(ledger, a_pod().named("model").asking("1", of=NAMES.mig("3g.20gb")), "d"), Hold)
+        found = values(text(a_metrics(ledger)))
+        told = {
+            (dict(key)["node"], dict(key)["profile"], dict(key)["state"]): value
+            for (name, key), value in found.items()
+            if name == "cotenant_mig_instances"
+        }
+        assert {
+            ("cut", "1g.5gb", "unheld"): 1.0,
+            ("cut", "3g.20gb", "unheld"): 1.0,
+            ("d", "1g.5gb", "unheld"): 1.0,
+            ("d", "3g.20gb", "held"): 1.0,
+        } == told
+        # 8 slices, of which 3g.20gb takes 4 and the other 1; of the static one 4 and 1 can be had
+        uuids = {dict(key)["node"]: value for (name, key), value in found.items() if name == "cotenant_mig_slices_free"}
+        assert {"d": 3.0, "cut": 5.0} == uuids
 
     def test_fragmentation_is_the_share_of_pieces_that_pods_like_those_that_run_cannot_use(self) -> None:
         # free: 4 and 10 GiB; one pod of 6 runs, which the 4 are too small for: 4 / 14
