@@ -119,7 +119,7 @@ class DevicePlugin:
             locate=self._partitions.locate,
             changed=self._judge_again,
         )
-        self._used = UsedNote(configuration.used_memory_interval, names, self._notes)
+        self._used = UsedNote(configuration.used_memory_interval, names, lambda told: NodeNotes(cluster, node, told))
         self._publisher = Publisher(cluster, node, names, unit_bytes=configuration.unit_bytes, noticed=self._noticed)
         self._admission = Admission(self._lister, self._pods, names, has_gpu=lambda uuid: uuid in self._gpus)
         self._metrics = Metrics(node, self._snapshot)
@@ -192,6 +192,7 @@ class DevicePlugin:
             self._serving.start()
         self._publisher.start()
         self._notes.start()
+        self._used.start()
         self._events.start()
         self._care.start()
         self._pods.start(wait_seconds=_PODS_SECONDS)
@@ -217,6 +218,7 @@ class DevicePlugin:
         for one in ended:
             one.result()
         self._pods.stop()
+        self._used.stop()
         self._events.stop()
         self._lister.close()
         self._holders.close()
@@ -322,7 +324,6 @@ class DevicePlugin:
 
     def _erased(self, key: str) -> None:
         self._care.erased(key)
-        self._used.erased(key)
 
     def _pod_gone(self) -> None:
         if self._dynamic:

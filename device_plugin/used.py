@@ -24,15 +24,22 @@ _IDLE_BYTES = 64 * MIB
 class UsedNote:
     """Follow what is in use, and write it down where it has changed notably, every *interval* seconds at most.
 
-    0 writes nothing, and takes away what an earlier plugin wrote. Safe to use from many threads.
+    0 writes nothing, and takes away what an earlier plugin wrote. *notes* makes what writes it, told whom to tell of an
+    annotation that somebody took: one of its own, so that where this note is refused the record of faults is not. Safe
+    to use from many threads.
     """
 
     def __init__(
-        self, interval: float, names: Names, notes: NodeNotes, *, clock: Callable[[], float] = time.monotonic
+        self,
+        interval: float,
+        names: Names,
+        notes: Callable[[Callable[[str], None]], NodeNotes],
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._interval = interval
         self._names = names
-        self._notes = notes
+        self._notes = notes(self._erased)
         self._clock = clock
         self._lock = threading.Lock()
         self._read = False
@@ -41,8 +48,20 @@ class UsedNote:
         self._written: Mapping[str, int] | None = None
         self._written_at: float | None = None
 
+    def start(self) -> None:
+        """Begin to write."""
+        self._notes.start()
+
+    def stop(self) -> None:
+        """End; the note stays, as the inventory does."""
+        self._notes.stop()
+
     def noticed(self, node: NodeMetadata | None) -> None:
-        """Take what an earlier plugin wrote for written, once, so that plugins that start write nothing anew."""
+        """Take the node; what an earlier plugin wrote counts as written, so that plugins that start write nothing."""
+        self._recall(node)
+        self._notes.seen(node)
+
+    def _recall(self, node: NodeMetadata | None) -> None:
         with self._lock:
             if node is None or self._read:
                 return
@@ -68,11 +87,9 @@ class UsedNote:
             }
             self._settle()
 
-    def erased(self, key: str) -> None:
-        """Write anew what somebody took from the node."""
+    def _erased(self, _key: str) -> None:
         with self._lock:
-            if key == self._names.used:
-                self._written = None
+            self._written = None
 
     def _settle(self) -> None:
         if not (self._interval and self._read) or self._now is None or (self._written is None and not self._now):

@@ -38,9 +38,12 @@ class Clocked:
     def __init__(self, interval: float = 60.0, before: str | None = None) -> None:
         self.now = 1000.0
         self.wanted: list[str | None] = []
-        self.note = UsedNote(interval, NAMES, self, clock=lambda: self.now)  # type: ignore[arg-type]
+        self.note = UsedNote(interval, NAMES, lambda _: self, clock=lambda: self.now)  # type: ignore[arg-type,return-value]
         annotations = {} if before is None else {NAMES.used: before}
         self.note.noticed(NodeMetadata(name=NODE, annotations=annotations))
+
+    def seen(self, node: NodeMetadata | None) -> None:
+        """Take the node, as NodeNotes does."""
 
     def annotate(self, key: str, text: str | None) -> None:
         assert NAMES.used == key

@@ -387,6 +387,26 @@ class TestStrips:
         assert "held by default/model 3g.20gb on slices 0 to 3, no pod 1g.5gb on slice 6" in strip["aria-label"]
         assert ["/pods/default/model"] == [link.lstrip(".") for link in found.links if "model" in link]
 
+    def test_an_instance_that_is_kept_is_drawn_where_it_will_lie_and_nobody_holds_it(self) -> None:
+        ledger = nodes_of(a_node("n").with_mig())
+        pod = a_pod().named("model").asking("1", of=NAMES.mig("3g.20gb"))
+        ledger.observe_pod(pod.build())
+        request = parse(pod.build(), NAMES, GIB)
+        assert request is not None
+
+        def choose(view: NodeView) -> Grant:
+            placed = place(view, request)
+            assert isinstance(placed, Placement)
+            return grant(request, placed)
+
+        ledger.promise("uid-of-model", "default/model", "n", (), choose)
+        found = page_of(ledger, "/nodes/n")
+        assert [("50.00%", "50.00%")] == [(part["x"], part["width"]) for part in found.all("svg") if "x" in part]
+        assert ["kept edge"] == [one["class"] for one in found.all("rect") if one["class"].endswith(" edge")]
+        (strip,) = [svg for svg in found.all("svg") if "aria-label" in svg]
+        assert "held by nobody, " in strip["aria-label"]
+        assert "kept for default/model: 3g.20gb on slices 4 to 7" in found.text
+
     def test_a_page_is_empty_before_the_cluster_has_been_read(self) -> None:
         app = routes.new_app()
         ledger = nodes_of()
