@@ -15,10 +15,12 @@ from cotenant.cluster.errors import (
     Unauthorized,
     Unreachable,
 )
-from cotenant.cluster.reflector import Counts, Reflector, Sink, Unreadable
+from cotenant.cluster.reading import Change, Unreadable
+from cotenant.cluster.reflector import Counts, Reflector, Sink
 
 __all__ = [
     "ApiError",
+    "Change",
     "Cluster",
     "ClusterError",
     "Conflict",

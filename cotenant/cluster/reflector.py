@@ -9,20 +9,18 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Generic, Literal, Protocol, TypeVar, cast
+from typing import Generic, Protocol
 
 import msgspec
 import structlog
 
 from cotenant.cluster.backoff import Backoff
 from cotenant.cluster.connection import Cluster, Stream
-from cotenant.cluster.errors import ApiError, ClusterError, Gone, TimedOut, Unreachable, error_of
+from cotenant.cluster.errors import ApiError, ClusterError, Gone, TimedOut, Unreachable
 from cotenant.cluster.opening import Opening
+from cotenant.cluster.reading import BOOKMARK, Change, NotJSONError, Reader, T, Unreadable
 
 _log = structlog.get_logger(__name__)
-
-Change = Literal["ADDED", "MODIFIED", "DELETED"]
-_CHANGES = frozenset({"ADDED", "MODIFIED", "DELETED"})
 
 _PAGE_OBJECTS = 500  # as client-go; a page of 500 pods is about 2 MB
 _LIST_TIMEOUT_SECONDS = 60.0
@@ -36,32 +34,6 @@ _SILENCE_SECONDS = 100.0
 _SHORT_WATCH_SECONDS = 1.0
 # After an etcd that was restored from a backup, our version lies in the future and no watch from it can ever start.
 _FAILURES_BEFORE_LIST = 5
-
-
-class _HasVersion(Protocol):
-    @property
-    def resource_version(self) -> str | None:
-        """Give the version that the object's last change made."""
-
-
-class KubeObject(Protocol):
-    """Be what a reflector can follow: a msgspec type whose metadata tells the object's version."""
-
-    @property
-    def metadata(self) -> _HasVersion:
-        """Give what every object has."""
-
-
-T = TypeVar("T", bound=KubeObject)
-
-
-class Unreadable(msgspec.Struct, frozen=True):
-    """Name an object that does not decode, as far as it can be named, and say why it does not."""
-
-    why: str
-    name: str | None = None
-    namespace: str | None = None
-    uid: str | None = None
 
 
 class Counts(msgspec.Struct, frozen=True):
@@ -93,39 +65,6 @@ class Sink(Protocol[T]):
 
     def unreadable(self, change: Change, obj: Unreadable) -> None:
         """Know that one object changed into something that does not decode."""
-
-
-class _Event(msgspec.Struct, Generic[T], frozen=True):
-    type: str
-    object: T
-
-
-class _RawEvent(msgspec.Struct, frozen=True):
-    type: str
-    object: msgspec.Raw = msgspec.Raw(b"{}")
-
-
-class _ListMeta(msgspec.Struct, frozen=True, rename="camel"):
-    resource_version: str = ""
-    continue_: str = msgspec.field(name="continue", default="")
-
-
-class _Page(msgspec.Struct, Generic[T], frozen=True):
-    metadata: _ListMeta
-    items: list[T] | None = None
-
-
-class _RawPage(msgspec.Struct, frozen=True):
-    metadata: _ListMeta
-    items: list[msgspec.Raw] | None = None
-
-
-class _Version(msgspec.Struct, frozen=True, rename="camel"):
-    resource_version: str | None = None
-
-
-class _Versioned(msgspec.Struct, frozen=True):
-    metadata: _Version = _Version()
 
 
 class Reflector(Generic[T]):
@@ -175,10 +114,7 @@ class Reflector(Generic[T]):
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._wait = wait or self._sleep
-        self._object = msgspec.json.Decoder(kind)
-        # mypy takes the brackets for a type, but *kind* is known only when this runs
-        self._page: msgspec.json.Decoder[_Page[T]] = msgspec.json.Decoder(cast("Any", _Page)[kind])
-        self._event: msgspec.json.Decoder[_Event[T]] = msgspec.json.Decoder(cast("Any", _Event)[kind])
+        self._reader = Reader(kind)
         # over _opening and _stream, which stop() and list_again() end from other threads, and over _wanted
         self._guard = threading.Lock()
         self._opening: Opening | None = None
@@ -292,34 +228,18 @@ class Reflector(Generic[T]):
         unreadable: list[Unreadable] = []
         query = {**self._selector, "resourceVersion": "", "limit": str(limit)}
         while True:
-            body = self._cluster.get(self._path, query=query, timeout=_LIST_TIMEOUT_SECONDS).body
             try:
-                page = self._page.decode(body)
-            except msgspec.MsgspecError:
-                items: list[T] = []
-                metadata = self._piecemeal(body, items, unreadable)
-            else:
-                items, metadata = page.items or [], page.metadata
-            objects.extend(self._by_page(items))
-            if not metadata.continue_:
-                return objects, unreadable, metadata.resource_version
+                page = self._reader.page(self._cluster.get(self._path, query=query, timeout=_LIST_TIMEOUT_SECONDS).body)
+            except NotJSONError as error:
+                raise Unreachable(f"the API server's list of {self._path} is not JSON: {error}") from error
+            for bad in page.unreadable:
+                self._log_unreadable(bad)
+            objects.extend(self._by_page(page.objects))
+            unreadable.extend(page.unreadable)
+            if not page.continue_:
+                return objects, unreadable, page.version
             # The continue token carries the version of the first page: the pages are one snapshot.
-            query = {**self._selector, "limit": str(limit), "continue": metadata.continue_}
-
-    def _piecemeal(self, body: bytes, objects: list[T], unreadable: list[Unreadable]) -> _ListMeta:
-        """Decode a page object by object, so that one that is bad costs only itself."""
-        try:
-            page = msgspec.json.decode(body, type=_RawPage)
-        except msgspec.MsgspecError as error:
-            raise Unreachable(f"the API server's list of {self._path} is not JSON: {error}") from error
-        for raw in page.items or ():
-            try:
-                objects.append(self._object.decode(raw))
-            except msgspec.MsgspecError as error:
-                bad = _identify(raw, error)
-                unreadable.append(bad)
-                self._log.error("an object does not decode", name=bad.name, namespace=bad.namespace, why=bad.why)
-        return page.metadata
+            query = {**self._selector, "limit": str(limit), "continue": page.continue_}
 
     def _watch(self, version: str) -> Iterator[str]:
         """Follow what happens after *version* and yield the version after each event; end when the server ends it."""
@@ -370,35 +290,25 @@ class Reflector(Generic[T]):
     def _take(self, line: bytes) -> str | None:
         """Hand one event over; return the version it brings us to, None where it does not say."""
         try:
-            event = self._event.decode(line)
-        except msgspec.MsgspecError as error:
-            return self._take_oddity(line, error)
-        if event.type not in _CHANGES:
-            return self._take_oddity(line, None)
-        self._tell(lambda: self._sink.changed(cast("Change", event.type), event.object))
-        return event.object.metadata.resource_version
-
-    def _take_oddity(self, line: bytes, error: msgspec.MsgspecError | None) -> str | None:
-        """Take what is no plain change: bookmarks, errors, unknown events, and objects that do not decode."""
-        try:
-            event = msgspec.json.decode(line, type=_RawEvent)
-        except msgspec.MsgspecError as worse:
+            event = self._reader.event(line)
+        except NotJSONError as error:
             # Half a line: what follows cannot be trusted either. The next watch brings it again, whole.
-            raise Unreachable(f"a line of the watch is not JSON: {worse}") from worse
-        if event.type == "ERROR":
-            raise error_of(bytes(event.object))
-        version = _version(event.object)
-        if event.type == "BOOKMARK":
-            return version
-        if event.type not in _CHANGES or error is None:
-            self._count(unknown_events=1)
-            self._log.warning("an unknown kind of watch event was skipped", type=event.type)
-            return version
-        bad = _identify(event.object, error)
-        self._count(unreadable=1)
+            raise Unreachable(f"a line of the watch is not JSON: {error}") from error
+        change, told = event.change, event.told
+        if change is None or told is None:
+            if event.type != BOOKMARK:
+                self._count(unknown_events=1)
+                self._log.warning("an unknown kind of watch event was skipped", type=event.type)
+        elif isinstance(told, Unreadable):
+            self._count(unreadable=1)
+            self._log_unreadable(told)
+            self._tell(lambda: self._sink.unreadable(change, told))
+        else:
+            self._tell(lambda: self._sink.changed(change, told))
+        return event.version
+
+    def _log_unreadable(self, bad: Unreadable) -> None:
         self._log.error("an object does not decode", name=bad.name, namespace=bad.namespace, why=bad.why)
-        self._tell(lambda: self._sink.unreadable(cast("Change", event.type), bad))
-        return version
 
     def _tell(self, tell: Callable[[], None]) -> None:
         try:
@@ -411,20 +321,3 @@ class Reflector(Generic[T]):
         self.counts = msgspec.structs.replace(
             self.counts, **{name: getattr(self.counts, name) + n for name, n in more.items()}
         )
-
-
-def _version(raw: msgspec.Raw) -> str | None:
-    try:
-        return msgspec.json.decode(raw, type=_Versioned).metadata.resource_version
-    except msgspec.MsgspecError:
-        return None
-
-
-def _identify(raw: msgspec.Raw, error: msgspec.MsgspecError) -> Unreadable:
-    """Name an object that does not decode, field by field, since any of them may be what is wrong."""
-    try:
-        metadata = msgspec.json.decode(raw)["metadata"]
-        told = {key: metadata.get(key) for key in ("name", "namespace", "uid")}
-    except (msgspec.MsgspecError, TypeError, KeyError, AttributeError):
-        told = {}
-    return Unreadable(why=str(error), **{key: value for key, value in told.items() if isinstance(value, str)})

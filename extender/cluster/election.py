@@ -15,9 +15,8 @@ from typing import Protocol
 import msgspec
 import structlog
 
-from cotenant.cluster import Cluster, ClusterError, Conflict, Reflector, Unreadable, leases, writes
+from cotenant.cluster import Change, Cluster, ClusterError, Conflict, Reflector, Unreadable, leases, writes
 from cotenant.cluster.leases import Lease
-from cotenant.cluster.reflector import Change
 from cotenant.contract.configuration import Writer
 from extender.cluster.writership import Writership
 

@@ -5,8 +5,7 @@ from typing import Protocol
 
 import structlog
 
-from cotenant.cluster import Cluster, Reflector, Unreadable
-from cotenant.cluster.reflector import Change
+from cotenant.cluster import Change, Cluster, Reflector, Unreadable
 from cotenant.contract.pods import Metadata, Pod
 from cotenant.contract.reasons import Reason
 from extender.ledger import Ledger, Node
