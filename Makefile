@@ -119,8 +119,8 @@ failover: $(ENVIRONMENT) binaries ## end or freeze the extender that binds 50 ti
 	COTENANT_BIN=$(E2E_BIN) $(RUN)/python -m e2e.faults.failover --count $(or $(COUNT),50) --layout $(or $(LAYOUT),second-scheduler)
 
 .PHONY: chaos
-chaos: $(ENVIRONMENT) binaries ## have everything go wrong for 10 minutes, as root, and judge; FOR= seconds, SEED=
-	COTENANT_BIN=$(E2E_BIN) $(RUN)/python -m e2e.faults.chaos --seconds $(or $(FOR),600) --seed $(or $(SEED),1) --stuck-after $(or $(STUCK),30)
+chaos: $(ENVIRONMENT) binaries ## have everything go wrong for 10 minutes and 100 kills, as root, and judge; FOR= seconds, KILLS=, SEED=
+	COTENANT_BIN=$(E2E_BIN) $(RUN)/python -m e2e.faults.chaos --seconds $(or $(FOR),600) --kills $(or $(KILLS),100) --seed $(or $(SEED),1) --stuck-after $(or $(STUCK),30)
 
 .PHONY: node-churn
 node-churn: $(ENVIRONMENT) binaries ## as root: 300 pods on the real kubelet while plugin, kubelet, containerd are killed; COUNT=, KILLS=

@@ -59,13 +59,13 @@ class Run:
         self.findings = Findings()
         self._over = threading.Event()
 
-    def run(self, seconds: float) -> Findings:
-        """Let everything go wrong for so long, then nothing, and judge."""
+    def run(self, seconds: float, kills: int) -> Findings:
+        """Let everything go wrong for so long and until so many kills, then nothing, and judge."""
         watching = threading.Thread(target=self._watch, daemon=True)
         watching.start()
         deadline = time.monotonic() + seconds
         with self.churn:
-            while time.monotonic() < deadline:
+            while time.monotonic() < deadline or self.findings.kills < kills:
                 time.sleep(self._rng.uniform(*KILL_EVERY_S))
                 victim = self.ground.active() or self._rng.choice([*self.ground.replicas.values()])
                 victim.kill()
@@ -130,27 +130,28 @@ def _metrics(replica: Replica) -> str:
         return ""
 
 
-def chaos(directory: Path, *, seconds: float, seed: int, rate: float, stuck_after: float) -> Findings:
+def chaos(directory: Path, *, seconds: float, kills: int, seed: int, rate: float, stuck_after: float) -> Findings:
     """Run once and return what was found."""
     with ExitStack() as stack:
-        return Run(stack, directory, seed=seed, rate=rate, stuck_after=stuck_after).run(seconds)
+        return Run(stack, directory, seed=seed, rate=rate, stuck_after=stuck_after).run(seconds, kills)
 
 
 @click.command()
 @click.option("--seconds", default=600.0, show_default=True, help="How long everything goes wrong.")
+@click.option("--kills", default=100, show_default=True, help="It goes on until there were so many.")
 @click.option("--seed", default=1, show_default=True, help="What goes wrong.")
 @click.option("--rate", default=9.0, show_default=True, help="Pods a second.")
 @click.option(
     "--stuck-after", default=STUCK_SECONDS, show_default=True, help="How long a pod may wait while there is room."
 )
 @click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="Leave the logs in this folder.")
-def main(*, seconds: float, seed: int, rate: float, stuck_after: float, keep: Path | None) -> None:
+def main(*, seconds: float, kills: int, seed: int, rate: float, stuck_after: float, keep: Path | None) -> None:
     """Have everything go wrong for a while, and say what broke."""
     if reason := why_not():
         raise click.ClickException(reason)
     with ExitStack() as stack:
         directory = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-")))
-        found = chaos(directory, seconds=seconds, seed=seed, rate=rate, stuck_after=stuck_after)
+        found = chaos(directory, seconds=seconds, kills=kills, seed=seed, rate=rate, stuck_after=stuck_after)
     click.echo(f"seed {seed}: {found.created} pods created, {found.bound} bound, extender killed {found.kills} times")
     click.echo("faults: " + ", ".join(f"{kind} {count}" for kind, count in sorted(found.faults.items())))
     click.echo(
