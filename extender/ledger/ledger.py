@@ -23,9 +23,7 @@ What the ledger promises:
 
 import copy
 import threading
-from collections import deque
 from collections.abc import Callable, Collection, Iterable
-from itertools import islice
 from sys import intern
 from typing import Literal, TypeVar
 
@@ -39,13 +37,12 @@ from cotenant.contract.request import RequestError, parse
 from extender.ledger import holds
 from extender.ledger.account import Account
 from extender.ledger.slots import check_slots
+from extender.ledger.ungranted import Ungranted
 from extender.ledger.uses import Uses
 from extender.ledger.values import Hold, Node, NodeView, Stage, Use, Waiting
+from extender.ledger.views import Views
 
 R = TypeVar("R")
-
-# Several for each node of the largest clusters, so that only a program that slept for long must look at all of them.
-_CHANGES_KEPT = 50_000
 
 
 class Ledger:
@@ -58,11 +55,7 @@ class Ledger:
         self._unit_bytes = unit_bytes
         self._lock = threading.RLock()
         self._accounts: dict[str, Account] = {}
-        # Replaced view by view, never mutated: readers take no lock, unless a node has changed since it was last shown.
-        self._views: dict[str, NodeView] = {}
-        # Nodes that have, in the order they did, each once. A view is made when somebody asks for it, so that a LIST of
-        # 50,000 pods makes 5,000 views and not 100,000: 2 of 3 s of a start.
-        self._outdated: dict[str, None] = {}
+        self._views = Views(self._lock, lambda node: self._accounts[node].view())
         self._holds: dict[str, Hold] = {}
         self._uses = Uses()
         # by UID; counted of their nodes while the pod holds nothing
@@ -70,30 +63,18 @@ class Ledger:
         self._waiting: dict[str, Waiting] = {}
         # what every bound pod takes of its node, by UID: those that ask nothing of ours too
         self._residents: dict[str, tuple[str, Compute]] = {}
-        # pods bound to a node with our resource but without a grant: somebody went around the extender
-        self._ungranted: dict[str, str] = {}
-        # the same for MIG instances, with the node: where none is ours, another plugin serves them
-        self._without_slots: dict[str, tuple[str, str]] = {}
+        self._ungranted = Ungranted(self._cuts)
         self._sequence = 0
-        # names of nodes in the order they changed, and how many there have ever been
-        self._changed: deque[str] = deque(maxlen=_CHANGES_KEPT)
-        self._changes = 0
 
     # --- what others ask ---
 
     def view(self, node: str) -> NodeView | None:
         """Show the node called *node*, or None where the API server has none."""
-        if node in self._outdated:
-            with self._lock:
-                self._show(node)
         return self._views.get(node)
 
     def views(self) -> list[NodeView]:
         """Show all nodes as they are now."""
-        with self._lock:
-            for node in list(self._outdated):
-                self._show(node)
-            return list(self._views.values())
+        return self._views.all()
 
     def without(self, node: str, uids: Iterable[str]) -> NodeView | None:
         """Show the node as it would be without the pods of those UIDs, or None where the API server has none."""
@@ -113,7 +94,7 @@ class Ledger:
 
     def changed_so_far(self) -> int:
         """Count the changes of all nodes' views until now, to ask changes() with later."""
-        return self._changes
+        return self._views.changes_so_far
 
     def changes(self, since: int) -> tuple[int, list[str] | None]:
         """Name the nodes whose view has changed after so many changes, and say how many there are by now.
@@ -121,10 +102,7 @@ class Ledger:
         None instead of names when that is too long ago to tell: any node may have changed. A view read after this call
         is at least as new as the number it gave.
         """
-        with self._lock:
-            behind = self._changes - since
-            known = behind <= len(self._changed)
-            return self._changes, list(islice(reversed(self._changed), behind)) if known else None
+        return self._views.changes(since)
 
     def hold(self, uid: str) -> Hold | None:
         """Show what the pod of that UID holds."""
@@ -170,13 +148,11 @@ class Ledger:
     def ungranted(self) -> dict[str, str]:
         """Name the bound pods that ask our resource without a grant, namespace/name by UID."""
         with self._lock:
-            others = {uid: key for uid, (key, node) in self._without_slots.items() if self._cuts(node)}
-            return self._ungranted | others
+            return self._ungranted.all()
 
     def is_ungranted(self, uid: str) -> bool:
         """Tell whether the pod of that UID is bound, asks our resource, and has no grant."""
-        _, node = self._without_slots.get(uid, ("", ""))
-        return uid in self._ungranted or self._cuts(node)
+        return uid in self._ungranted
 
     def mark(self) -> int:
         """Count up: assumptions made from now on are younger than this mark."""
@@ -300,9 +276,7 @@ class Ledger:
             if account is None:
                 return
             account.gone()
-            self._views.pop(name, None)
-            self._outdated.pop(name, None)
-            self._note_change(name)
+            self._views.drop(name)
             self._prune(account)
 
     def nodes_replaced(self, nodes: Iterable[Node], unreadable: Iterable[str] = ()) -> None:
@@ -329,8 +303,7 @@ class Ledger:
         """Take over that a pod is gone or has ended: whatever it held is free."""
         with self._lock:
             self._waiting.pop(uid, None)
-            self._ungranted.pop(uid, None)
-            self._without_slots.pop(uid, None)
+            self._ungranted.drop(uid)
             self.release(uid)
             self._leave(uid)
             self._drop(uid)
@@ -356,8 +329,7 @@ class Ledger:
                 *self._holds,
                 *self._promises,
                 *self._waiting,
-                *self._ungranted,
-                *self._without_slots,
+                *self._ungranted.uids(),
                 *self._residents,
             }
             for uid in known - listed:
@@ -391,8 +363,7 @@ class Ledger:
             # bound, and not by us: what we assumed for it cannot come true any more
             self._drop(pod.uid)
             return
-        self._ungranted.pop(pod.uid, None)
-        self._without_slots.pop(pod.uid, None)
+        self._ungranted.drop(pod.uid)
         # a LIST under way may still be older than the pod
         since = held.since if held is not None else 0
         hold = holds.bound(pod, node, text, self._names, self._unit_bytes, since=since)
@@ -403,12 +374,10 @@ class Ledger:
         try:
             request = parse(pod, self._names, self._unit_bytes)
         except RequestError:
-            self._ungranted[pod.uid] = pod.key
+            self._ungranted.note(pod, node, None)
             return
-        if request is not None and request.profiles:
-            self._without_slots[pod.uid] = pod.key, node
-        elif request is not None:
-            self._ungranted[pod.uid] = pod.key
+        if request is not None:
+            self._ungranted.note(pod, node, request)
 
     def _cuts(self, node: str) -> bool:
         """Tell whether a node has MIG GPUs of ours."""
@@ -496,15 +465,4 @@ class Ledger:
         """Have a node shown anew after it changed."""
         if account.read_from is None:
             return  # the API server has no such node; pods may still hold something there
-        self._outdated[account.name] = None
-        self._note_change(account.name)
-
-    def _show(self, node: str) -> None:
-        if node in self._outdated:
-            self._views[node] = self._accounts[node].view()
-            # after the view is there: who does not find the node here reads it without the lock
-            del self._outdated[node]
-
-    def _note_change(self, node: str) -> None:
-        self._changed.append(node)
-        self._changes += 1
+        self._views.outdate(account.name)
