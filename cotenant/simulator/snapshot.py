@@ -15,6 +15,7 @@ from cotenant.simulator.document import Asking, Budget, Document, NodeEntry, Pod
 _CONFIG_MIRROR = "kubernetes.io/config.mirror"
 # What cluster-autoscaler asks as well before it moves a pod.
 _SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
+_ASKS_INSTANCES = "asks MIG instances, which no plan places; cotenant mig plan shows what has room on a board"
 
 
 class _Wire(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -133,7 +134,8 @@ def take(
 ) -> Taken:
     """Make a document of Nodes, Pods and PodDisruptionBudgets as the API server has them, in JSON.
 
-    Nodes without an inventory are left out, and so are pods that hold nothing of the others and ask nothing of ours.
+    Nodes without an inventory are left out, and so are pods that hold nothing of the others and ask nothing of ours,
+    or wait for MIG instances.
     """
     reading = _Reading(names, unit_bytes)
     entries = {node.name: node for node in map(reading.node, nodes) if node is not None}
@@ -267,6 +269,10 @@ class _Reading:
             asked = None
         if asked is None and not node:
             return None
+        partitioned = asked is not None and bool(asked.profiles)
+        if partitioned and not node:
+            self.problems.append(f"pod {pod.key}: {_ASKS_INSTANCES}")
+            return None
         compute = requests(pod)
         meta, spec = live.metadata, live.spec
         entry = PodEntry(
@@ -275,8 +281,9 @@ class _Reading:
             uid=pod.uid,
             cpu=f"{compute.cpu_milli}m",
             memory=compute.memory_bytes,
+            # what one with instances holds is in its grant
             containers=tuple(Asking(name=c.name, gpu_mem=c.units, role=c.role) for c in asked.containers)
-            if asked
+            if asked and not partitioned
             else (),
             gpu_count=asked.wishes.gpu_count if asked else 1,
             isolation=pod.annotations.get(self._names.isolation, "") if asked else "",
@@ -293,7 +300,7 @@ class _Reading:
                 Toleration(key=t.key or "", operator=t.operator or "Equal", value=t.value or "", effect=t.effect or "")
                 for t in spec.tolerations or ()
             ),
-            stays=_stays(live),
+            stays="it holds MIG instances, which a plan does not place" if partitioned else _stays(live),
         )
         return entry, meta.labels or {}, _seconds(meta.creation_timestamp)
 

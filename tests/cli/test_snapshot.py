@@ -13,13 +13,15 @@ from click.testing import CliRunner, Result
 from cotenant.cli.main import main
 from cotenant.cluster import Conflict, NotFound, TooManyRequests, connect
 from cotenant.cluster.writes import evict
+from cotenant.contract.grant import ContainerGrant, MIGPlacement
+from cotenant.contract.inventory import Family, Mode
 from cotenant.contract.units import GIB
 from cotenant.simulator import document
 from cotenant.simulator.document import Document, Taint, Toleration
 from cotenant.simulator.scene import scene
 from cotenant.standins.api_rules import BUDGETS, NODES, PODS, Json
 from cotenant.standins.api_server import ApiServer
-from tests.builders import PodBuilder, a_grant, a_node, a_pod, granted
+from tests.builders import NAMES, PodBuilder, a_grant, a_node, a_pod, granted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +43,15 @@ def held_by(name: str, node: str, gib: int, *, gpu: int = 0, owner: str = "Repli
     owners = [{"kind": owner, "name": "r", "controller": True, "apiVersion": "apps/v1", "uid": "u"}] if owner else []
     metadata = ("ownerReferences", owners), ("labels", {"app": name})
     return replace(pod, spec=(*pod.spec, *spec.items()), metadata=metadata)
+
+
+def granted_instance(uuid: str) -> ContainerGrant:
+    return msgspec.structs.replace(
+        granted({uuid: 20 * GIB}, units=1),
+        family=Family.MIG_DYNAMIC,
+        mode=Mode.MIG,
+        mig=MIGPlacement(profile="3g.20gb", start=0, size=4),
+    )
 
 
 def create(api: ApiServer, *pods: PodBuilder) -> None:
@@ -144,6 +155,25 @@ class TestSnapshot:
         create(api, pod)
 
         assert [why] == [found.stays for found in taken(api, tmp_path).pods]
+
+    def test_instances_stay_what_they_are_and_are_no_memory(self, api: ApiServer, tmp_path: Path) -> None:
+        api.create(NODES, a_node("n").with_mig().with_gpus(1).as_json())
+        instance = {f"{NAMES.mig_prefix}3g.20gb": "1"}
+        create(
+            api,
+            a_pod().named("p").with_container(instance).bound_to("n", a_grant(granted_instance("GPU-n-0"))),
+            a_pod().named("w").with_container(instance),
+        )
+        done = command(api, tmp_path, "snapshot", "--out", str(tmp_path / "snapshot.json"))
+
+        assert "left out: pod default/w: asks MIG instances, which no plan places" in done.output
+        found = document.read(tmp_path / "snapshot.json")
+        assert {"p": ()} == {pod.name: pod.containers for pod in found.pods}
+        assert "it holds MIG instances, which a plan does not place" == found.pods[0].stays
+        # the one that is there holds its instance, and none would be placed anew as 1 GiB of memory
+        (view,) = scene(found).ledger.views()
+        assert ([1], [80]) == ([gpu.pods for gpu in view.mig], [gpu.free_bytes // GIB for gpu in view.gpus])
+        assert {0} == {len(job.request.containers) for job in scene(found, afresh=True).jobs}
 
     def test_budgets_are_read_and_two_of_one_pod_tie_it_down(self, api: ApiServer, tmp_path: Path) -> None:
         api.create(NODES, a_node("n").with_gpus(1).as_json())

@@ -340,6 +340,10 @@ class TestCommand:
                 "container c asks cotenant.io/gpu-mem: 0; ask for 1 unit or more",
             ),
             ("{kind: Pod, spec: {containers: 5}}", "a pod: "),
+            (
+                "{kind: Pod, spec: {containers: [{name: c, resources: {limits: {nvidia.com/mig-7g.80gb: 1}}}]}}",
+                "asks MIG instances, which no plan places",
+            ),
         ],
     )
     def test_a_bad_manifest_is_refused(self, tmp_path: Path, text: str, expected: str) -> None:
