@@ -20,6 +20,7 @@ class Reason(StrEnum):
     # about its GPUs
     UNHEALTHY_GPU = "UnhealthyGPU"
     FENCED_GPU = "FencedGPU"
+    NO_SHARED_GPU = "NoSharedGPU"
     NO_SUCH_GPU = "NoSuchGPU"
     ISOLATION_UNAVAILABLE = "IsolationUnavailable"
     MODE_CONFLICT = "ModeConflict"
@@ -65,6 +66,7 @@ _SENTENCES = {
     Reason.PLUGIN_GONE: "the node's device plugin is not serving",
     Reason.UNHEALTHY_GPU: "the GPUs that could take the pod are unhealthy",
     Reason.FENCED_GPU: "others than Cotenant's pods hold the GPUs that could take the pod",
+    Reason.NO_SHARED_GPU: "no GPU of the node is shared by memory",
     Reason.NO_SUCH_GPU: "no GPU of the wished model or UUID",
     Reason.ISOLATION_UNAVAILABLE: "no GPU offers the isolation asked for",
     Reason.MODE_CONFLICT: "the GPU's mode conflicts with the pod",

@@ -49,6 +49,8 @@ def place(
         return slots if isinstance(slots, Reason) else Placement(gpus=(), slots=slots)
     if view.problem is not None:
         return view.problem
+    if not view.gpus:
+        return Reason.NO_SHARED_GPU
     wishes = request.wishes
     usable = _usable(view, wishes)
     if isinstance(usable, Reason):
@@ -166,7 +168,7 @@ def _container(container: ContainerRequest, states: tuple[GPUState, ...], wishes
 def _usable(view: NodeView, wishes: Wishes) -> Sequence[GPUState] | Reason:
     """List the healthy GPUs that the pod's wishes leave, or say which wish leaves none."""
     if not (wishes.models or wishes.within or wishes.uuids or wishes.isolation is Isolation.LIMITED):
-        return view.healthy or (all_closed_by(view.gpus) if view.gpus else Reason.TOO_FEW_GPUS)
+        return view.healthy or all_closed_by(view.gpus)
     states = [state for state in view.gpus if is_wished(state, wishes)]
     if not states:
         anywhere = msgspec.structs.replace(wishes, within=())

@@ -272,8 +272,8 @@ class TestChoice:
     def test_a_node_without_a_gpu_of_the_memory_family_takes_nothing(self) -> None:
         node = a_node().with_gpus(2, "10GiB", family=Family.REPLICAS)
 
-        assert Reason.TOO_FEW_GPUS is placed(view_of(node), a_pod().asking(1))
-        assert Reason.TOO_FEW_GPUS is placed(view_of(node.advertising("0")), a_pod().asking(1))
+        assert Reason.NO_SHARED_GPU is placed(view_of(node), a_pod().asking(1))
+        assert Reason.NO_SHARED_GPU is placed(view_of(node.advertising("0")), a_pod().asking(1).wishing(gpu_model="H"))
 
     def test_an_unhealthy_gpu_is_not_taken_however_well_it_fits(self) -> None:
         view = view_of(a_node().with_gpus(2, "10GiB").unhealthy(0), {0: 5})
@@ -305,7 +305,7 @@ class TestReasons:
         [
             (Reason.NO_INVENTORY, a_node().without_inventory(), a_pod().asking(1)),
             (Reason.PLUGIN_GONE, a_node().with_gpus(1).not_serving(), a_pod().asking(1)),
-            (Reason.TOO_FEW_GPUS, a_node(), a_pod().asking(1)),
+            (Reason.NO_SHARED_GPU, a_node(), a_pod().asking(1)),
             (Reason.TOO_FEW_GPUS, a_node().with_gpus(1), a_pod().asking(2).wishing(gpu_count=2)),
             (Reason.TOO_FEW_GPUS, a_node().with_gpus(2).unhealthy(0), a_pod().asking(2).wishing(gpu_count=2)),
             (Reason.UNHEALTHY_GPU, a_node().with_gpus(2).unhealthy(0, 1), a_pod().asking(1)),

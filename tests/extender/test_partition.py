@@ -263,7 +263,7 @@ class TestNodes:
     def test_a_node_of_mig_gpus_alone_needs_no_gpu_memory(self) -> None:
         cluster = Cluster().with_node(a_node().with_mig().advertising("0"))
         assert isinstance(cluster.put("1g.5gb"), Hold)
-        assert Reason.TOO_FEW_GPUS == place(cluster.view(), request_of(a_pod().asking(1)))
+        assert Reason.NO_SHARED_GPU == place(cluster.view(), request_of(a_pod().asking(1)))
 
     @pytest.mark.parametrize(
         ("reason", "node"),
