@@ -4,7 +4,7 @@ The autoscaler simulates kube-scheduler's own filters, by which such a pod fits:
 the same, and may run on none of the nodes that the extender refuses: by these filters it fits on a new node alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -16,12 +16,21 @@ from cotenant.cli import inspection
 from cotenant.cluster import ApiError, ClusterError, connect
 from cotenant.contract.names import Names
 from cotenant.contract.reasons import Reason
+from extender.inspect.explain import NodeVerdict
 from extender.inspect.rows import PodExplanation
 
 Json = dict[str, Any]
 
 _HOSTNAME = "kubernetes.io/hostname"
 _TIMEOUT_SECONDS = 30.0
+# Reasons that an empty node of the same kind has as well, where its GPUs are well.
+_EMPTY_TOO = frozenset(
+    {
+        *(Reason.TOO_LARGE, Reason.TOO_FEW_GPUS, Reason.NO_SHARED_GPU, Reason.NO_SUCH_GPU, Reason.NO_MIG_PROFILE),
+        *(Reason.ISOLATION_UNAVAILABLE, Reason.NAMESPACE_LIMIT, Reason.NO_INVENTORY),
+    }
+)
+_ILL = frozenset({Reason.UNHEALTHY_GPU, Reason.FENCED_GPU})
 # Where a pod may run: the twin is to fit on just such new nodes.
 _PLACING = ("nodeSelector", "tolerations", "runtimeClassName", "schedulerName")
 # It gives way to every other pod, and waits without evicting any.
@@ -58,11 +67,25 @@ def run(
     except ClusterError as error:
         raise click.ClickException(error.message if isinstance(error, ApiError) else str(error)) from error
     refused = [node.node for node in told.nodes if isinstance(node.reason, Reason)]
-    if told.fitting or not refused:
-        raise click.ClickException(f"{namespace}/{name}: {told.summary}; another node is not what it waits for")
+    futile = objection(told.fitting, told.nodes)
+    if futile:
+        raise click.ClickException(f"{namespace}/{name}: {told.summary}; {futile}")
     click.echo(
         yaml.safe_dump_all([_CLASS, twin(pod, refused, image=image, minutes=minutes)], sort_keys=False), nl=False
     )
+
+
+def objection(fitting: int, nodes: Iterable[NodeVerdict]) -> str:
+    """Say why another node like those that are there would not take the pod; "" where one would."""
+    refused = [node for node in nodes if isinstance(node.reason, Reason)]
+    if fitting or not refused:
+        return "another node is not what it waits for"
+    if any(node.reason not in _EMPTY_TOO or any(gpu.reason in _ILL for gpu in node.gpus) for node in refused):
+        return ""
+    unlike = "another node like these would not hold it"
+    if any(node.reason is Reason.TOO_LARGE for node in refused):
+        return f"{unlike}: split it over several GPUs with {Names().gpu_count}, or add GPUs that are larger"
+    return f"{unlike}, be it empty: ask for what they have, or add nodes of another kind"
 
 
 def twin(pod: Json, refused: list[str], *, image: str, minutes: int) -> Json:

@@ -83,7 +83,8 @@ def explain(
     changes: tuple[Change, ...] = ()
     if not fitting:
         search = Search(request, order, refused, holds)
-        changes = (*search.smaller(), *search.ended(), *search.mended(), *search.wished())
+        asked = *search.smaller(), *search.split(), *search.instance()
+        changes = (*asked, *search.ended(), *search.mended(), *search.wished())
     return Explanation(
         fitting=fitting,
         reasons=_counted(order, refused, request),

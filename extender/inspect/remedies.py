@@ -1,4 +1,4 @@
-"""The least that would make a pod fit: a smaller request, pods that end, something mended, fewer wishes. Pure."""
+"""The least that would make a pod fit: a smaller or another request, pods that end, something mended. Pure."""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from cotenant.contract.grant import Isolation
+from cotenant.contract.grant import Isolation, Role
 from cotenant.contract.inventory import GPU, Health, Mode
 from cotenant.contract.mps import NONE
 from cotenant.contract.reasons import Reason
@@ -36,7 +36,7 @@ _WISHED_AWAY = frozenset({Reason.NO_SUCH_GPU, Reason.ISOLATION_UNAVAILABLE})
 class Change(msgspec.Struct, frozen=True, rename="camel"):
     """Name one change after which the pod would fit; *pods* are those that would have to end, namespace/name."""
 
-    kind: Literal["smaller", "ended", "mended", "wished"]
+    kind: Literal["smaller", "split", "instance", "ended", "mended", "wished"]
     sentence: str
     node: str
     gpus: tuple[int, ...]
@@ -105,6 +105,58 @@ class Search:
                     what = f"{request.describe()} fits now on {_name(view.name, gpus)}"
                     yield Change("smaller", what, view.name, gpus)
                     break
+
+    def split(self) -> Iterator[Change]:
+        """Find the fewest more GPUs over which the one container's memory fits now."""
+        request = self._request
+        if request.profiles or len(request.containers) > 1 or request.containers[0].role is Role.INIT:
+            return
+        (container,) = request.containers
+        wishes = request.wishes
+        total = container.share_bytes * wishes.gpu_count
+        for count in range(wishes.gpu_count + 1, max((len(view.healthy) for view in self._order), default=0) + 1):
+            if container.units % count:
+                continue
+            over = msgspec.structs.replace(
+                request,
+                containers=(msgspec.structs.replace(container, share_bytes=total // count),),
+                wishes=msgspec.structs.replace(wishes, gpu_count=count),
+            )
+            for view in self._order:
+                placed = place(view, over) if _free_together(view, over) >= total // count else None
+                if isinstance(placed, Placement):
+                    gpus = _indices(placed)
+                    what = f"{over.describe()} fit now on {_name(view.name, gpus)}, with gpu-count: {count}"
+                    yield Change("split", what, view.name, gpus)
+                    return
+
+    def instance(self) -> Iterator[Change]:
+        """Find the smallest MIG instance of so much memory that can be had now, where no GPU is shared by memory."""
+        wishes = self._request.wishes
+        views = [view for view in self._order if self._refused[view.name] is Reason.NO_SHARED_GPU]
+        alone = len(self._request.containers) == wishes.gpu_count == 1 and not self._request.profiles
+        if not alone or wishes.isolation not in {Isolation.NONE, Isolation.STRICT}:
+            return
+        (container,) = self._request.containers
+        if container.role is Role.INIT:
+            return
+        known = {
+            (p.bytes, len(p.name), state.suffix(p.name))
+            for view in views
+            for state in view.mig
+            for p in state.geometry.profiles
+            if p.bytes >= container.share_bytes
+        }
+        for _, _, profile in sorted(known):
+            asked = msgspec.structs.replace(container, units=1, share_bytes=0, profile=profile)
+            request = msgspec.structs.replace(self._request, containers=(asked,))
+            for view in views:
+                placed = place(view, request)
+                if isinstance(placed, Placement):
+                    gpus = _indices(placed)
+                    what = f"{request.describe()} instead of memory fits now on {_name(view.name, gpus)}"
+                    yield Change("instance", what, view.name, gpus)
+                    return
 
     def ended(self) -> Iterator[Change]:
         """Find the fewest and smallest pods whose end makes room."""

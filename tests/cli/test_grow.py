@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cotenant.cli.grow import PRIORITY_CLASS, twin
-from tests.builders import NAMES, a_pod
+import pytest
+
+from cotenant.cli.grow import PRIORITY_CLASS, objection, twin
+from tests.builders import NAMES, a_node, a_pod
+from tests.extender.test_explain import Cluster
 
 if TYPE_CHECKING:
-    from tests.builders import PodBuilder
+    from tests.builders import NodeBuilder, PodBuilder
 
 
 def made(pod: PodBuilder, **spec: Any) -> Any:
@@ -42,6 +45,27 @@ def test_it_asks_the_same_of_another_node_and_runs_nothing() -> None:
     assert "volumes" not in one["spec"]
     assert {NAMES.gpu_count: "2"} == one["metadata"]["annotations"]
     assert [{"matchExpressions": [ELSEWHERE]}] == terms(one)
+
+
+@pytest.mark.parametrize(
+    ("expected", "nodes", "pod"),
+    [
+        ("", [a_node("a").with_gpus(2, "80GiB"), a_node("b").with_mig()], a_pod().asking(80)),
+        # a sound node would have the two
+        ("", [a_node("a").with_gpus(2).unhealthy(0)], a_pod().asking(2).wishing(gpu_count=2)),
+        ("over several GPUs with cotenant.io/gpu-count", [a_node("a").with_gpus(4, "80GiB")], a_pod().asking(150)),
+        ("be it empty: ask for what they have", [a_node("a").with_mig()], a_pod().asking(1)),
+        ("be it empty: ask for what they have", [a_node("a").with_gpus(1)], a_pod().asking(1).wishing(gpu_model="B2")),
+        ("another node is not what it waits for", [], a_pod().asking(1)),
+    ],
+)
+def test_where_an_equal_node_would_refuse_the_pod_too_none_is_asked_for(
+    expected: str, nodes: list[NodeBuilder], pod: PodBuilder
+) -> None:
+    cluster = Cluster(*nodes).holding("p", "a", 0, 1)
+    told = cluster.explain(pod)
+    said = objection(len(told.fitting), [cluster.node(pod, view.name) for view, _ in told.order])
+    assert (bool(expected), True) == (bool(said), expected in said)
 
 
 def test_every_alternative_of_the_pods_own_affinity_is_kept_and_is_elsewhere() -> None:

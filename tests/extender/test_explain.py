@@ -146,6 +146,20 @@ class TestChanges:
         cluster = Cluster(a_node("n").with_gpu("10GiB")).holding("a", "n", 0, 5)
         assert [] == cluster.changes(a_pod().asking(11), "ended")
 
+    def test_one_larger_than_any_gpu_may_be_split(self) -> None:
+        cluster = Cluster(a_node("n").with_gpus(4, "80GiB")).holding("a", "n", 0, 6)
+        # 150 / 2 = 75 fit on GPUs 1 to 3, which have 80
+        expected = ["2 x 75 GiB fit now on n GPUs 1, 2, with gpu-count: 2"]
+        assert expected == cluster.changes(a_pod().asking(150), "split")
+        # 255 is odd, and 255 / 3 are more than 80; 4 do not divide it
+        assert [] == cluster.changes(a_pod().asking(255), "split")
+
+    def test_where_all_gpus_are_migs_the_smallest_instance_of_as_much_is_named(self) -> None:
+        cluster = Cluster(a_node("n").with_mig())
+        # 2g.10gb has 9.6 GiB, so the next is 3g.20gb
+        assert ["MIG 3g.20gb instead of memory fits now on n GPU 0"] == cluster.changes(a_pod().asking(10), "instance")
+        assert [] == cluster.changes(a_pod().asking(10).wishing(isolation="exclusive"), "instance")
+
     def test_an_unhealthy_gpu_with_room_is_worth_mending(self) -> None:
         cluster = Cluster(a_node("n").with_gpu("10GiB").unhealthy(0))
         (said,) = cluster.changes(a_pod().asking(5), "mended")
@@ -215,6 +229,9 @@ def asking(units: list[int], isolation: str) -> PodBuilder:
 
 
 def changed(change: Change, asked: list[int], isolation: str) -> PodBuilder:
+    if change.kind == "split":
+        (units,) = asked
+        return asking([units], isolation).wishing(gpu_count=int(change.sentence.split()[-1]))
     if change.kind == "smaller":
         return asking([int(change.sentence.split()[0])], isolation)
     return asking(asked, "none" if change.kind == "wished" else isolation)
