@@ -47,10 +47,8 @@ def place(
     if request.profiles:
         slots = partition.place(view, request, aim)
         return slots if isinstance(slots, Reason) else Placement(gpus=(), slots=slots)
-    if view.problem is not None:
-        return view.problem
-    if not view.gpus:
-        return Reason.NO_SHARED_GPU
+    if view.problem is not None or not view.gpus:
+        return view.problem or Reason.NO_SHARED_GPU
     wishes = request.wishes
     usable = _usable(view, wishes)
     if isinstance(usable, Reason):

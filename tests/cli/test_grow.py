@@ -50,7 +50,7 @@ def test_it_asks_the_same_of_another_node_and_runs_nothing() -> None:
 @pytest.mark.parametrize(
     ("expected", "nodes", "pod"),
     [
-        ("", [a_node("a").with_gpus(2, "80GiB"), a_node("b").with_mig()], a_pod().asking(80)),
+        ("", [a_node("a").with_gpu("80GiB"), a_node("b").with_mig()], a_pod().asking(80)),
         # a sound node would have the two
         ("", [a_node("a").with_gpus(2).unhealthy(0)], a_pod().asking(2).wishing(gpu_count=2)),
         ("over several GPUs with cotenant.io/gpu-count", [a_node("a").with_gpus(4, "80GiB")], a_pod().asking(150)),
