@@ -167,7 +167,7 @@ def migrate(
     keep_limits: bool,
     strict: bool,
 ) -> None:
-    """Print manifests of gpushare, HAMi, Volcano or NVIDIA's sharing in our words; - reads from standard input.
+    """Print manifests of gpushare, HAMi, KAI, Volcano or NVIDIA's sharing in our words; - reads from standard input.
 
     What cannot be kept, or has to be seen to, is said on standard error. Comments are lost.
     """

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from cotenant.cli.main import main
 from cotenant.cli.migrate import Options, migrated
+from cotenant.cli.migrate.kai import KAI
 from cotenant.cli.migrate.systems import SYSTEMS
 from cotenant.contract.configuration import ConfigurationError
 from cotenant.contract.names import Names
@@ -21,7 +22,7 @@ from cotenant.contract.units import GIB
 from tests.docs.markdown import DOCS, blocks
 
 PAGES = sorted((DOCS / "moving-in").glob("[!i]*.md"))
-FLAGS = {"nvidia": ["--gpu-memory", "40GiB"]}
+FLAGS = {"nvidia": ["--gpu-memory", "40GiB"], "kai": ["--gpu-memory", "79GiB"]}
 NAMES = Names()
 
 
@@ -85,6 +86,32 @@ class TestAmounts:
         assert (1, yaml.safe_load(pod)) == (result.exit_code, yaml.safe_load(result.stdout))
         assert "say with --gpu-memory" in result.stderr
 
+    def test_a_fraction_of_a_gpu_fits_as_often_as_before(self) -> None:
+        # half of 79 is 39.5: two times 40 would not fit
+        assert (39, {}) == asked(a_pod({}, **{"gpu-fraction": "0.5"}), "--gpu-memory", "79GiB")
+        units, wishes = asked(a_pod({}, **{"gpu-memory": "2000", "gpu-fraction-num-devices": "2"}))
+        # 2,000 MiB are 2 GiB when rounded up, of each of two GPUs
+        assert (4, {NAMES.gpu_count: "2"}) == (units, wishes)
+
+    @pytest.mark.parametrize(
+        ("annotations", "said"),
+        [
+            ({"gpu-fraction": "0.5"}, "0.5 of a GPU's memory: say with --gpu-memory how much that is"),
+            ({"gpu-fraction": "1e999"}, "is no number between 0 and 1"),
+            ({"gpu-fraction": "nan"}, "is no number between 0 and 1"),
+            ({"gpu-memory": "2Gi"}, "is no whole number of MiB"),
+            ({"gpu-memory": "1", "gpu-fraction": "0.5"}, "leave out one of them"),
+            ({"gpu-memory": "1", "gpu-fraction-container-name": "b"}, "is none of the pod's containers"),
+            ({"gpu-memory": "1", "gpu-fraction-num-devices": "65"}, "cannot be had here"),
+            ({"nvidia.com/container.main.gpu-memory.request": "1Gi"}, "are not read"),
+        ],
+    )
+    def test_what_cannot_be_said_of_kais_words_is_left_and_told(self, annotations: dict[str, str], said: str) -> None:
+        pod = a_pod({"cpu": 1}, **annotations)
+        result = migrate(pod, "--strict")
+        assert (1, yaml.safe_load(pod)) == (result.exit_code, yaml.safe_load(result.stdout))
+        assert said in result.stderr
+
     def test_the_unit_may_be_another(self) -> None:
         result = migrate(a_pod({"aliyun.com/gpu-mem": 3}), "--unit", "256MiB")
         # 3 * 1024 / 256
@@ -130,7 +157,7 @@ def pods_with_odd_parts(draw: st.DrawFn) -> object:
     resources = st.fixed_dictionaries({"limits": amounts, "requests": amounts}) | odd
     env = st.lists(st.fixed_dictionaries({"name": odd}) | odd, max_size=2) | odd
     container = st.fixed_dictionaries({"name": odd, "resources": resources, "env": env}) | odd
-    annotations = st.dictionaries(st.sampled_from(["nvidia.com/use-gputype", "a"]), odd) | odd
+    annotations = st.dictionaries(st.sampled_from(["nvidia.com/use-gputype", "a", *KAI.annotations]), odd) | odd
     metadata = st.fixed_dictionaries({"name": odd, "annotations": annotations}) | odd
     spec = st.fixed_dictionaries(
         {

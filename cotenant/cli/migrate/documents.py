@@ -7,8 +7,11 @@ from typing import Any
 import msgspec
 import yaml
 
+from cotenant.cli.migrate.kai import KAI, ask_of, is_kais, queue
 from cotenant.cli.migrate.systems import SYSTEMS, Ask, Json, Note, Options, System, ask, wishes
 from cotenant.contract.configuration import ConfigurationError
+
+_WITH_QUEUES = frozenset({"volcano", "kai-scheduler"})
 
 
 class Migrated(msgspec.Struct, frozen=True):
@@ -41,10 +44,13 @@ def migrated(texts: Iterable[str], options: Options) -> Migrated:
         if any(one is config for config, _ in sharings):
             continue
         ours = copy.deepcopy(one)
+        before = changed
         for template in _templates(ours):
             said, touched = _rewrite(template, options)
             notes += [(_where(one), note.sentence) for note in said]
             changed += touched
+        if changed > before:
+            notes += [(_where(one), note.sentence) for note in _leave_volcano(ours)]
         kept.append(ours)
     return Migrated(tuple(kept), tuple(dict.fromkeys(notes)), changed)
 
@@ -128,6 +134,8 @@ def _mapping(value: object) -> Json:
 
 def _rewrite(template: Json, options: Options) -> tuple[list[Note], int]:
     spec = template["spec"]
+    if is_kais(_annotations(template)):
+        return _rewrite_kais(template, options)
     containers = _containers(spec)
     system = _system(containers)
     if system is None:
@@ -147,8 +155,23 @@ def _rewrite(template: Json, options: Options) -> tuple[list[Note], int]:
     return notes, 1
 
 
+def _rewrite_kais(template: Json, options: Options) -> tuple[list[Note], int]:
+    found, notes = ask_of(_annotations(template), template["spec"], options)
+    if found is None:
+        return notes, 0
+    container, asked = found
+    _ask_ours(container, KAI, asked.units, options)
+    notes += _rewrite_pod(template, KAI, [asked], options)
+    return [*notes, *queue(_mapping(template["metadata"].get("labels")))], 1
+
+
+def _annotations(template: Json) -> dict[str, str]:
+    annotations = _mapping(_mapping(template.get("metadata")).get("annotations"))
+    return {str(key): str(value) for key, value in annotations.items()}
+
+
 def _ask_ours(container: Json, system: System, units: int, options: Options) -> None:
-    resources = container["resources"]
+    resources = container["resources"] = _mapping(container.get("resources"))
     theirs = {*system.resources, "nvidia.com/gpu"}
     for section in ("limits", "requests"):
         if isinstance(resources.get(section), dict):
@@ -161,7 +184,7 @@ def _ask_ours(container: Json, system: System, units: int, options: Options) -> 
 def _rewrite_pod(template: Json, system: System, asks: list[Ask], options: Options) -> Iterator[Note]:
     spec, names = template["spec"], options.names
     metadata = template["metadata"] = _mapping(template.get("metadata"))
-    before = {str(key): str(value) for key, value in _mapping(metadata.get("annotations")).items()}
+    before = _annotations(template)
     kept, theirs, said = wishes(before, names)
     yield from said
     counts, percents = {one.gpus for one in asks}, {one.percent for one in asks if one.percent}
@@ -179,6 +202,7 @@ def _rewrite_pod(template: Json, system: System, asks: list[Ask], options: Optio
         kept[names.isolation] = "limited"
     elif any(one.limited for one in asks):
         yield Note(f"{system.name}'s library held containers to their memory; here MPS does: --keep-limits asks for it")
+    theirs |= {*system.annotations}
     annotations = {k: v for k, v in before.items() if k not in theirs} | kept
     if annotations:
         metadata["annotations"] = annotations
@@ -187,12 +211,27 @@ def _rewrite_pod(template: Json, system: System, asks: list[Ask], options: Optio
     yield from _leave(spec, system)
 
 
+def _leave_volcano(one: Json) -> Iterator[Note]:
+    """Have a Volcano Job name a scheduler that admission replaces: its pods without one get the Job's.
+
+    So does Volcano's controller (pkg/controllers/job/job_controller_util.go, createJobPod); left out, its webhook names
+    Volcano's again.
+    """
+    spec = _mapping(one.get("spec"))
+    if (
+        str(one.get("apiVersion", "")).startswith("batch.volcano.sh/")
+        and spec.get("schedulerName", "volcano") == "volcano"
+    ):
+        spec["schedulerName"] = "default-scheduler"
+        yield Note("spec.schedulerName: default-scheduler is for its pods to inherit, which admission sends to ours")
+
+
 def _leave(spec: Json, system: System) -> Iterator[Note]:
     """Take out of a pod what belonged to the other system."""
     if system.scheduler and spec.get("schedulerName") == system.scheduler:
         del spec["schedulerName"]
-        if system.scheduler == "volcano":
-            yield Note("schedulerName: volcano is taken out: gangs and queues are not kept")
+        if system.scheduler in _WITH_QUEUES:
+            yield Note(f"schedulerName: {system.scheduler} is taken out: gangs and queues are not kept")
     selector = _mapping(spec.get("nodeSelector"))
     for label in system.node_labels:
         if label in selector:

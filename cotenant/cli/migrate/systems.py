@@ -51,6 +51,7 @@ class System(msgspec.Struct, frozen=True):
     scheduler: str = ""
     node_labels: tuple[str, ...] = ()
     variables: tuple[str, ...] = ()
+    annotations: tuple[str, ...] = ()
 
 
 _OF_HAMI = ("CUDA_DEVICE_MEMORY_LIMIT", "CUDA_DEVICE_SM_LIMIT", "CUDA_TASK_PRIORITY", "GPU_CORE_UTILIZATION_POLICY")
