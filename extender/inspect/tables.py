@@ -22,7 +22,8 @@ from extender.inspect.rows import (
 _GAP = "   "
 _NODES = ("NODE", "GPU", "MODEL", "MODE", "ALLOCATED", "USED", "FREE", "PODS", "SLOTS", "HEALTH")
 _NODES_WIDE = ("UUID", "HELD BY")
-_NAMESPACES = ("NAMESPACE", "PODS", "MEMORY", "GPUS", "MODELS", "ISOLATION")
+# pods on one GPU are that many shares of it, and so may be more than there are GPUs
+_NAMESPACES = ("NAMESPACE", "PODS", "MEMORY", "GPU SHARES", "MODELS", "ISOLATION")
 _MIX = ("OF PODS", "GPUS", "MEMORY", "CPU", "MODEL")
 _PODS = ("NAMESPACE", "POD", "STATE", "NODE", "GPU", "MEMORY", "WHY")
 _PODS_WIDE = ("UUID", "ENFORCED BY", "UID")
