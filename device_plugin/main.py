@@ -23,7 +23,7 @@ from device_plugin.plugin import DevicePlugin
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
-@click.command()
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--config", "config_file", type=_FILE, help="Configuration file (YAML); defaults without one.")
 @click.option("--kubeconfig", type=click.Path(dir_okay=False), help="How to reach the API server; in a pod not needed.")
 @click.option("--node-name", envvar="NODE_NAME", help="Name of this node's Node object [default: the host's name].")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cotenant.cli.options import Command, which_cluster
+from cotenant.cli.options import Command, examples, which_cluster
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 OUT = click.Path(dir_okay=False, writable=True, path_type=Path)
@@ -99,13 +99,19 @@ def _sweeping(function: Command) -> Command:
     return function
 
 
-@click.command()
+@click.command(
+    short_help="Replay a trace: what a policy allocates and drops.",
+    epilog=examples(
+        "cotenant simulate --trace cluster.json --afresh --policy fgd",
+        "cotenant simulate --nodes nodes.csv --pods pods.csv --plot run.svg",
+    ),
+)
 @click.option("--nodes", type=FILE, help=_NODES)
 @click.option("--pods", type=FILE, help=_PODS)
 @click.option("--trace", type=FILE, help="JSON with nodes and pods instead: a trace with times, or a snapshot.")
 @click.option("--sequence", type=FILE, help="The order of arrival, and of nodes that are equal; else drawn by --seed.")
 @_policy
-@click.option("--seed", required=True, type=int, help="Of the order in which pods arrive.")
+@click.option("--seed", default=1, show_default=True, type=int, help="Of the order in which pods arrive.")
 @click.option("--ratio", default=1.3, show_default=True, type=click.FloatRange(0, 10), help="Load, in clusters.")
 @click.option("--sample", is_flag=True, help="Show the policy only the nodes that kube-scheduler would.")
 @click.option("--afresh", is_flag=True, help="With --trace: place pods anew that have a place.")
@@ -140,7 +146,10 @@ def simulate(**options: Any) -> None:
     simulation.run_trace(trace=trace, **options)
 
 
-@click.command()
+@click.command(
+    short_help="Replay traces under several policies, and compare.",
+    epilog=examples("cotenant sweep --nodes nodes.csv --pods pods.csv --policy fgd --policy best-fit --out sweep"),
+)
 @click.option("--nodes", required=True, type=FILE, help=_NODES)
 @click.option("--pods", "traces", required=True, multiple=True, type=FILE, help="A trace; may be given often.")
 @click.option(
@@ -165,7 +174,10 @@ def sweep(**options: Any) -> None:
     sweeping.sweep(**options | {"policies": options["policies"] or tuple(POLICIES)})
 
 
-@click.command()
+@click.command(
+    short_help="Let pods come and go, and measure how long they wait.",
+    epilog=examples("cotenant churn --nodes nodes.csv --pods pods.csv --loads 80,90 --hours 24 --out churn"),
+)
 @click.option("--nodes", required=True, type=FILE, help=_NODES)
 @click.option(
     "--pods", required=True, type=FILE, help="CSV as above with creation_time, scheduled_time and deletion_time."
@@ -243,7 +255,7 @@ def _pairs(_context: click.Context, _option: click.Parameter, values: tuple[str,
 _output = click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", help="How to print.")
 
 
-@click.command()
+@click.command(short_help="Write a live cluster as JSON.", epilog=examples("cotenant snapshot --out cluster.json"))
 @_live
 @click.option("-o", "--out", required=True, type=OUT, help="Where to write it.")
 def snapshot(**options: Any) -> None:
@@ -257,7 +269,9 @@ def snapshot(**options: Any) -> None:
     taking.snapshot(**options)
 
 
-@click.group()
+@click.group(
+    epilog=examples("cotenant plan fit --gpu-mem 40 --replicas 3", "cotenant plan moves --snapshot cluster.json")
+)
 def plan() -> None:
     """Say what a cluster could take, and which pods to move for it."""
 
@@ -268,7 +282,13 @@ def _planning(options: dict[str, Any]) -> Any:
     return Source(**{name: options.pop(name) for name in ("snapshot", "kubeconfig", "context", "domain")})
 
 
-@plan.command("fit")
+@plan.command(
+    "fit",
+    short_help="Say whether a deployment still fits, and where.",
+    epilog=examples(
+        "cotenant plan fit --gpu-mem 40 --replicas 3", "cotenant plan fit --snapshot cluster.json -f deployment.yaml"
+    ),
+)
 @_source
 @_asking
 @click.option("--replicas", type=click.IntRange(1, 100_000), help="How many pods; else what the manifest says.")
@@ -281,7 +301,11 @@ def plan_fit(**options: Any) -> None:
     planning.fit(_planning(options), **options)
 
 
-@plan.command("largest")
+@plan.command(
+    "largest",
+    short_help="Say the largest request that still fits.",
+    epilog=examples("cotenant plan largest --snapshot cluster.json"),
+)
 @_source
 @_output
 def plan_largest(**options: Any) -> None:
@@ -291,7 +315,14 @@ def plan_largest(**options: Any) -> None:
     planning.largest(_planning(options), **options)
 
 
-@plan.command("moves")
+@plan.command(
+    "moves",
+    short_help="Say which pods to move to make room.",
+    epilog=examples(
+        "cotenant plan moves --snapshot cluster.json --most 5",
+        "cotenant plan moves --gpu-mem 158 --gpu-count 2 --apply",
+    ),
+)
 @_source
 @_asking
 @click.option("--most", default=10, show_default=True, type=click.IntRange(1, 10_000), help="At most so many moves.")
@@ -313,7 +344,11 @@ def plan_moves(**options: Any) -> None:
     planning.moves(_planning(options), **options)
 
 
-@plan.command("nodes")
+@plan.command(
+    "nodes",
+    short_help="Say how many nodes of a kind a trace needs.",
+    epilog=examples("cotenant plan nodes --trace trace.json --like a100-8 --wait 300"),
+)
 @click.option("--trace", type=FILE, help="JSON with nodes and pods.")
 @click.option("--nodes", "nodes_csv", type=FILE, help=_NODES)
 @click.option("--pods", "pods_csv", type=FILE, help=_PODS)

@@ -10,7 +10,7 @@ import click
 import msgspec
 import yaml
 
-from cotenant.cluster import ApiError, ClusterError, Unreachable, connect
+from cotenant.cluster import ApiError, ClusterError, Unreachable, connect, namespace_of
 from cotenant.cluster.errors import error_of
 from extender.inspect.rows import MixPage, NamespacePage, NodePage, PodExplanation, PodPage
 from extender.inspect.tables import (
@@ -138,6 +138,11 @@ def _document(value: object, output: str) -> str:
     if output == "yaml":
         return yaml.safe_dump(msgspec.to_builtins(value), sort_keys=False, allow_unicode=True)
     return ""
+
+
+def current_namespace(*, kubeconfig: str, context: str | None, **_: str | None) -> str:
+    """Name the namespace that kubectl would take."""
+    return namespace_of(kubeconfig, context=context)
 
 
 def answer(

@@ -8,13 +8,13 @@ import click
 from cotenant import __version__
 from cotenant.cli.capacity import COMMANDS
 from cotenant.cli.mig import mig
-from cotenant.cli.options import Command, which_extender
+from cotenant.cli.options import HELP, Command, examples, which_extender
 
 _TABLE_OUTPUTS = click.Choice(["table", "wide", "json", "yaml", "csv"])
 _TEXT_OUTPUTS = click.Choice(["table", "wide", "json", "yaml"])
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings=HELP, epilog=examples("cotenant demo", "cotenant explain POD", "cotenant COMMAND -h"))
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def main() -> None:
     """Share GPUs between Kubernetes pods by memory."""
@@ -31,7 +31,9 @@ def version() -> None:
     click.echo(__version__)
 
 
-@main.command()
+@main.command(
+    short_help="Share made-up GPUs between pods, without a cluster.", epilog=examples("cotenant demo --serve")
+)
 @click.option("--serve/--no-serve", default=False, help="Stay up afterwards, until Ctrl-C.")
 @click.option("--plain", is_flag=True, help="No colours, and ASCII only.")
 def demo(*, serve: bool, plain: bool) -> None:
@@ -45,6 +47,11 @@ def demo(*, serve: bool, plain: bool) -> None:
     sys.exit(run(serve=serve, plain=plain))
 
 
+_namespace = click.option(
+    "-n", "--namespace", metavar="NAME", help="The pod's namespace  [default: that of the kubeconfig's context]"
+)
+
+
 def _source(function: Command) -> Command:
     """Add the options that say which extender to ask."""
     server = click.option(
@@ -53,12 +60,19 @@ def _source(function: Command) -> Command:
     return server(which_extender(function))
 
 
-@main.group()
+@main.group(
+    short_help="Show who holds what of which GPU.",
+    epilog=examples("cotenant inspect nodes", "cotenant inspect pods -n team-a -o wide"),
+)
 def inspect() -> None:
     """Show who holds what of which GPU, as the extender knows it."""
 
 
-@inspect.command("nodes")
+@inspect.command(
+    "nodes",
+    short_help="Show every GPU: allocated, free, and its health.",
+    epilog=examples("cotenant inspect nodes --filter a100 -o wide", "cotenant inspect nodes -o csv > gpus.csv"),
+)
 @click.option("-o", "--output", type=_TABLE_OUTPUTS, default="table", help="How to print; csv has plain bytes.")
 @click.option("--filter", "query", default="", metavar="TEXT", help="Only nodes whose name, model or problem has it.")
 @click.option("--all", "everything", is_flag=True, help="Nodes without GPUs as well.")
@@ -71,7 +85,11 @@ def inspect_nodes(*, output: str, query: str, everything: bool, **where: Any) ->
     inspection.answer(lambda ask: inspection.nodes(ask, output, asked), **where)
 
 
-@inspect.command("pods")
+@inspect.command(
+    "pods",
+    short_help="Show every pod: where it is, or why it waits.",
+    epilog=examples("cotenant inspect pods -n team-a", "cotenant inspect pods -o json"),
+)
 @click.option("-o", "--output", type=_TABLE_OUTPUTS, default="table", help="How to print; csv has plain bytes.")
 @click.option("-n", "--namespace", default="", metavar="NAME", help="Only pods of this namespace; else of all.")
 @click.option("--filter", "query", default="", metavar="TEXT", help="Only pods whose name or node has it.")
@@ -84,7 +102,7 @@ def inspect_pods(*, output: str, namespace: str, query: str, **where: Any) -> No
     inspection.answer(lambda ask: inspection.pods(ask, output, asked), **where)
 
 
-@inspect.command("namespaces")
+@inspect.command("namespaces", short_help="Show what namespaces hold, and their limits.")
 @click.option("-o", "--output", type=_TABLE_OUTPUTS, default="table", help="How to print; csv has plain bytes.")
 @click.option("--filter", "query", default="", metavar="TEXT", help="Only namespaces whose name has it.")
 @_source
@@ -95,7 +113,7 @@ def inspect_namespaces(*, output: str, query: str, **where: Any) -> None:
     inspection.answer(lambda ask: inspection.namespaces(ask, output, {"filter": query}), **where)
 
 
-@inspect.command("mix")
+@inspect.command("mix", short_help="Show the pods that policies expect.")
 @click.option("-o", "--output", type=_TABLE_OUTPUTS, default="table", help="How to print; csv has plain bytes.")
 @_source
 def inspect_mix(*, output: str, **where: Any) -> None:
@@ -105,28 +123,35 @@ def inspect_mix(*, output: str, **where: Any) -> None:
     inspection.answer(lambda ask: inspection.mix(ask, output), **where)
 
 
-@main.command()
+@main.command(
+    short_help="Say why a pod is pending, and what would help.",
+    epilog=examples("cotenant explain train-7", "cotenant explain train-7 -n team-a -o wide"),
+)
 @click.argument("pod")
-@click.option("-n", "--namespace", default="default", show_default=True, metavar="NAME", help="The pod's namespace.")
+@_namespace
 @click.option("-o", "--output", type=_TEXT_OUTPUTS, default="table", help="How to print; wide has every GPU.")
 @_source
-def explain(*, pod: str, namespace: str, output: str, **where: Any) -> None:
+def explain(*, pod: str, namespace: str | None, output: str, **where: Any) -> None:
     """Say why POD is pending: the reason and the shortfall, and the least that would make it fit."""
     from cotenant.cli import inspection  # noqa: PLC0415 - the Kubernetes client takes a second to import
 
     name = pod.removeprefix("pods/").removeprefix("pod/")
-    inspection.answer(lambda ask: inspection.explanation(ask, output, namespace, name), **where)
+    of = namespace or inspection.current_namespace(**where)
+    inspection.answer(lambda ask: inspection.explanation(ask, output, of, name), **where)
 
 
-@main.command()
+@main.command(
+    short_help="Have an autoscaler add a node for a pod.",
+    epilog=examples("cotenant grow train-7 -n team-a | kubectl apply -f -"),
+)
 @click.argument("pod")
-@click.option("-n", "--namespace", default="default", show_default=True, metavar="NAME", help="The pod's namespace.")
+@_namespace
 @click.option("--image", default="registry.k8s.io/pause:3.10", show_default=True, help="What its twin runs.")
 @click.option(
     "--minutes", default=30, show_default=True, type=click.IntRange(1, 10_000), help="How long its twin may run."
 )
 @_source
-def grow(*, pod: str, **where: Any) -> None:
+def grow(*, pod: str, namespace: str | None, image: str, minutes: int, **where: Any) -> None:
     """Print what has an autoscaler add a node for POD, which waits because free memory lies in pieces.
 
     The autoscaler counts sums, so it thinks that POD fits. Its twin asks the same and may run on none of the nodes
@@ -134,11 +159,17 @@ def grow(*, pod: str, **where: Any) -> None:
     -f -, and delete it once POD runs.
     """
     from cotenant.cli import grow as growing  # noqa: PLC0415 - the Kubernetes client takes a second to import
+    from cotenant.cli import inspection  # noqa: PLC0415
 
-    growing.run(pod.removeprefix("pods/").removeprefix("pod/"), **where)
+    name = pod.removeprefix("pods/").removeprefix("pod/")
+    of = namespace or inspection.current_namespace(**where)
+    growing.run(name, namespace=of, image=image, minutes=minutes, **where)
 
 
-@main.command()
+@main.command(
+    short_help="Check how a cluster is wired, and say what to do.",
+    epilog=examples("cotenant doctor", "cotenant doctor --context staging -o json"),
+)
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", help="How to print.")
 @which_extender
 def doctor(*, output: str, service: str, context: str | None, kubeconfig: str) -> None:
@@ -151,7 +182,13 @@ def doctor(*, output: str, service: str, context: str | None, kubeconfig: str) -
     sys.exit(examination.run(kubeconfig=kubeconfig, context=context, service=service, output=output))
 
 
-@main.command()
+@main.command(
+    short_help="Turn other systems' manifests into ours.",
+    epilog=examples(
+        "cotenant migrate deployment.yaml > ours.yaml",
+        "helm template RELEASE | cotenant migrate --gpu-memory 80GiB --strict -",
+    ),
+)
 @click.argument("files", nargs=-1, required=True, type=click.File())
 @click.option("--unit", default="1GiB", show_default=True, metavar="SIZE", help="What one gpu-mem is worth here.")
 @click.option("--gpu-memory", metavar="SIZE", help="Memory of the GPUs that the pods ran on, where they ask for parts.")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from cotenant.cli.options import examples
 from cotenant.contract.boards import UnknownBoardError, board, boards
 from cotenant.contract.configuration import ConfigurationError
 from cotenant.contract.inventory import MIGInstance, MIGProfile
@@ -32,12 +33,15 @@ class _BoardName(click.ParamType[str]):
         return value
 
 
-@click.group()
+@click.group(short_help="Plan MIG partitions: no GPU is needed.")
 def mig() -> None:
     """Plan the partitions of GPUs: no GPU is needed, none is touched."""
 
 
-@mig.command()
+@mig.command(
+    short_help="List MIG profiles, and where instances can lie.",
+    epilog=examples("cotenant mig profiles --board A100-SXM4-40GB"),
+)
 @click.option("--board", "name", type=_BoardName(), help="This board alone.")
 @click.option(
     "--fake-gpus",
@@ -56,7 +60,10 @@ def profiles(*, name: str | None, fake_gpus: Path | None) -> None:
     click.echo("\n\n".join("\n".join([title, *lines]) for title, lines in pages))
 
 
-@mig.command()
+@mig.command(
+    short_help="Say where instances would lie on one GPU.",
+    epilog=examples("cotenant mig plan --board A100-SXM4-40GB --place 3g.20gb,2g.10gb,2g.10gb"),
+)
 @click.option("--board", "name", type=_BoardName(), required=True, help="The board, as `cotenant mig profiles` lists.")
 @click.option("--place", required=True, help="Profiles in the order asked: 3g.20gb,2g.10gb,2g.10gb")
 @click.option("--have", default="", help="Instances that are there, with their starts: 1g.5gb@0,1g.5gb@6")

@@ -11,6 +11,15 @@ Command = Callable[..., None]
 SERVICE = "cotenant-system/http:cotenant-extender:serve"
 
 
+# of a command or a group, and so of all below it
+HELP = {"help_option_names": ["-h", "--help"]}
+
+
+def examples(*lines: str) -> str:
+    """Make the end of a command's help of command lines that one could type, each as it stands."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
 def which_cluster(function: Command) -> Command:
     """Add the options that say which cluster, and as whom."""
     for option in (

@@ -1,6 +1,6 @@
 """Access to the API server for both programs: the only package that imports the kubernetes client."""
 
-from cotenant.cluster.connection import Cluster, NoCluster, Reply, connect
+from cotenant.cluster.connection import Cluster, NoCluster, Reply, connect, namespace_of
 from cotenant.cluster.errors import (
     ApiError,
     ClusterError,
@@ -40,4 +40,5 @@ __all__ = [
     "Unreachable",
     "Unreadable",
     "connect",
+    "namespace_of",
 ]

@@ -20,7 +20,12 @@ from urllib.parse import urlencode, urlsplit
 import structlog
 import urllib3
 from kubernetes.client import ApiClient, Configuration
-from kubernetes.config import ConfigException, load_incluster_config, load_kube_config
+from kubernetes.config import (
+    ConfigException,
+    list_kube_config_contexts,
+    load_incluster_config,
+    load_kube_config,
+)
 from urllib3.exceptions import (
     ConnectTimeoutError,
     HTTPError,
@@ -85,6 +90,18 @@ def connect(kubeconfig: str | None = None, *, context: str | None = None, pool_s
             " not a pod of a cluster"
         )
     return Cluster(_FromPod(pool_size))
+
+
+def namespace_of(kubeconfig: str, *, context: str | None = None) -> str:
+    """Name the namespace that a kubeconfig's context is for, as kubectl takes it; "default" where none is said."""
+    try:
+        contexts, current = list_kube_config_contexts(  # type: ignore[no-untyped-call]
+            str(Path(kubeconfig).expanduser())
+        )
+        asked = current if context is None else next(one for one in contexts if one["name"] == context)
+        return str(asked["context"].get("namespace") or "default")
+    except Exception:  # noqa: BLE001 - it indexes whatever the file holds; who connects with that is told
+        return "default"
 
 
 class _Source:

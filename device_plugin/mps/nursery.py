@@ -142,7 +142,7 @@ def _all(connection: socket.socket) -> bytes:
     return text
 
 
-@click.command()
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--socket",
     "path",

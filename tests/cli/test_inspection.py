@@ -89,6 +89,11 @@ class TestCommands:
         unknown = cotenant("explain", "nobody", *here)
         assert 1 == unknown.exit_code
         assert unknown.output.startswith("Error: no pod 'nobody' in namespace 'default' asks for shared GPU memory now")
+        config = yaml.safe_load(Path(here[1]).read_text())
+        next(one for one in config["contexts"] if one["name"] == "here")["context"]["namespace"] = "team-a"
+        Path(here[1]).write_text(yaml.safe_dump(config))
+        assert "in namespace 'team-a'" in cotenant("explain", "nobody", *here).output
+        assert "in namespace 'team-b'" in cotenant("explain", "nobody", "-n", "team-b", *here).output
         elsewhere = cotenant("inspect", "nodes", *here, "--service", "kube-system/http:cotenant-extender:serve")
         assert (1, 'Error: services "cotenant-extender" not found\n') == (elsewhere.exit_code, elsewhere.output)
 

@@ -9,12 +9,16 @@ import click
 import msgspec
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from cotenant.cli.main import main as cotenant
 from cotenant.contract.names import Names
 from cotenant.contract.pods import Pod
 from cotenant.contract.request import parse
 from cotenant.contract.units import GIB
+from device_plugin.main import main as device_plugin
+from device_plugin.mps.nursery import main as nursery
+from extender.main import main as extender
 from tests.docs.markdown import DOCS, blocks
 
 ROOT = DOCS.parent
@@ -80,6 +84,31 @@ def known_flags(command: click.Command, words: list[str]) -> None:
     }
     flags = {word.partition("=")[0] for word in rest if re.match(r"--?[a-z]", word)}
     assert flags <= opts, flags - opts
+
+
+def helps(command: click.Command, name: str = "cotenant") -> Iterator[tuple[str, click.Command]]:
+    """Yield a command and all below it."""
+    yield name, command
+    for word, below in command.commands.items() if isinstance(command, click.Group) else ():
+        yield from helps(below, f"{name} {word}")
+
+
+@pytest.mark.parametrize(("name", "command"), list(helps(cotenant)), ids=str)
+def test_a_help_is_whole_and_its_examples_are_commands_that_there_are(name: str, command: click.Command) -> None:
+    said = CliRunner().invoke(cotenant, [*name.split()[1:], "-h"])
+    assert 0 == said.exit_code
+    assert "..." not in said.output.partition("Commands:")[2], "a summary was cut: give it a short_help"
+    for line in (command.epilog or "").splitlines():
+        for part in line.split(" > ")[0].split(" | "):
+            program, *words = shlex.split(part) or [""]
+            if program == "cotenant" and words[0] != "COMMAND":
+                known_flags(cotenant, words)
+                assert f"cotenant {' '.join(words)} ".startswith(f"{name} "), line
+
+
+@pytest.mark.parametrize("program", [extender, device_plugin, nursery])
+def test_the_other_programs_help_the_same_way(program: click.Command) -> None:
+    assert CliRunner().invoke(program, ["--help"]).output == CliRunner().invoke(program, ["-h"]).output
 
 
 def test_every_pod_of_a_page_asks_for_what_could_be_given() -> None:
