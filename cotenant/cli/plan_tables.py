@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from cotenant.contract.request import PodRequest
-from cotenant.contract.units import GIB, format_bytes
+from cotenant.contract.units import GIB, counted, format_bytes
 from cotenant.simulator.capacity import Fit, Largest, Needed
 from cotenant.simulator.moves import MovePlan
 
@@ -13,14 +13,14 @@ _SHOWN_SPOTS = 20
 def fit_table(answer: Fit, asked: PodRequest) -> str:
     """Write where a deployment fits."""
     fits = len(answer.spots)
-    lines = [f"{fits} of {answer.wanted} pods of {asked.describe()} fit"]
+    lines = [f"{fits} of {counted(answer.wanted, 'pod')} of {asked.describe()} fit"]
     lines += [
         f"  {spot.pod:24} {spot.node:32} GPU {', '.join(map(str, spot.gpus))}" for spot in answer.spots[:_SHOWN_SPOTS]
     ]
     if fits > _SHOWN_SPOTS:
         lines.append(f"  ... and {fits - _SHOWN_SPOTS} more: -o json lists all")
     if fits < answer.wanted:
-        lines.append(f"the next one fits on none of {sum(answer.reasons.values())} nodes:")
+        lines.append(f"the next one fits on none of {counted(sum(answer.reasons.values()), 'node')}:")
         lines += [f"  {count:6} {reason}" for reason, count in answer.reasons.items()]
     return "\n".join(lines)
 
@@ -38,7 +38,7 @@ def moves_table(plan: MovePlan) -> str:
     """Write a plan."""
     lines = []
     if plan.fits is not None:
-        ways = "it fits as it is" if not plan.moves else f"it fits after {len(plan.moves)} moves"
+        ways = "it fits as it is" if not plan.moves else f"it fits after {counted(len(plan.moves), 'move')}"
         lines += [ways if plan.fits else "no moves were found after which it fits", ""]
     elif not plan.moves:
         lines += ["no move brings what it costs", ""]

@@ -10,6 +10,7 @@ import msgspec
 
 from cotenant.contract.configuration import ConfigurationError, ExtenderConfiguration, load
 from cotenant.contract.request import RequestError
+from cotenant.contract.units import counted
 from cotenant.simulator import document, scene
 from cotenant.simulator.replay import replay
 from cotenant.simulator.report import Report, report
@@ -195,7 +196,7 @@ def times_table(found: TimesReport) -> str:
     for name, waited, still in rows:
         lines.append(f"{name:28}" + "".join(f"{seconds / 60:9.2f}" for seconds in waited.values()) + f"{still:9}")
     if found.restarts:
-        lines += ["", f"{found.restarts} pods had to come again, since what they ran on was lost"]
+        lines += ["", f"{counted(found.restarts, 'pod')} came again after the loss of a node or GPU"]
     return "\n".join(lines)
 
 

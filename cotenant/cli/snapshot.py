@@ -14,7 +14,7 @@ from cotenant.cluster import ApiError, Cluster, ClusterError, connect
 from cotenant.cluster.listing import every
 from cotenant.contract import inventory as inventories
 from cotenant.contract.names import Names
-from cotenant.contract.units import GIB
+from cotenant.contract.units import GIB, counted
 from cotenant.simulator import document
 from cotenant.simulator.snapshot import Taken, take
 
@@ -27,9 +27,10 @@ def snapshot(*, kubeconfig: str, context: str | None, domain: str, out: Path) ->
     complain(taken)
     found = taken.document
     bound = sum(bool(pod.node) for pod in found.pods)
+    waiting = len(found.pods) - bound
     click.echo(
-        f"{len(found.nodes)} nodes with GPUs, {bound} pods on them and {len(found.pods) - bound} that wait,"
-        f" {len(found.budgets)} PodDisruptionBudgets; written to {out}"
+        f"{counted(len(found.nodes), 'node')} with GPUs, {counted(bound, 'pod')} on them and {waiting} waiting,"
+        f" {counted(len(found.budgets), 'PodDisruptionBudget')}; written to {out}"
     )
 
 

@@ -90,6 +90,11 @@ def format_bytes(amount: int) -> str:
     return f"{amount} B"
 
 
+def counted(number: int, noun: str) -> str:
+    """Write how many there are of something: "1 pod", "2 pods"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def usable_bytes(*, total: int, reserved: int, reserve_per_gpu: int, unit_bytes: int) -> int:
     """Floor what pods may be given of one GPU to whole units, in bytes; never negative.
 

@@ -308,7 +308,7 @@ def _parts(holders: Iterable[Holder], whole: int) -> Iterable[Part]:
             width=f"{width:.2f}",
             colour=colour(holder.pod),
             title=f"{holder.pod}: {format_bytes(holder.bytes)}, {holder.state}",
-            # what does not fit into the part is cut off by it
+            # what does not fit into the part ends in an ellipsis
             text=holder.pod.partition("/")[2] if width >= _NAMED_FROM else "",
         )
         x += width

@@ -43,6 +43,7 @@ from extender.used import Used
 _PIECE = 250
 # Pods that ask alike are judged once; of more different sizes than this on one page the rest are not.
 _SHAPES = 16
+_HELD_UP = "about to be scheduled, or something else holds it up; see the events of kubectl describe pod"
 
 
 class _Ungranted(NamedTuple):
@@ -197,8 +198,7 @@ class Inspector:
         if told.fitting:
             where = ", ".join(told.fitting[:3]) + (", ..." if len(told.fitting) > 3 else "")  # noqa: PLR2004 - a few
             summary = (
-                f"its GPU memory fits on {len(told.fitting)} of {len(names)} GPU nodes ({where}): it is about to be "
-                "scheduled, or something else holds it up; see the events of kubectl describe pod"
+                f"its GPU memory fits on {len(told.fitting)} of {len(names)} GPU nodes ({where}): it is {_HELD_UP}"
             )
         elif not names:
             summary = "no node publishes a GPU inventory: is the device plugin running?"
@@ -244,7 +244,10 @@ class Inspector:
                     refused = Counter(verdict for verdict in verdicts if isinstance(verdict, Reason))
                     every = refused.total() == len(verdicts)
                     first = refused.most_common(1)[0][0] if refused and every else None
-                    known[shape] = first, counts(verdicts) if verdicts else "no node publishes a GPU inventory"
+                    said = counts(verdicts) if verdicts else "no node publishes a GPU inventory"
+                    if verdicts and not every:
+                        said = f"fits on {len(verdicts) - refused.total()} of {len(verdicts)} nodes: {_HELD_UP}"
+                    known[shape] = first, said
             reason, sentence = known.get(shape, (None, ""))
             said = row.promise.sentence if row.promise is not None else sentence
             yield msgspec.structs.replace(row, reason=reason, sentence=said)

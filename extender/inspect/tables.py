@@ -2,10 +2,11 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 
 from cotenant.contract.inventory import Health, Mode
-from cotenant.contract.units import format_bytes
+from cotenant.contract.units import counted, format_bytes
 from extender.inspect.rows import (
     Expected,
     GPURow,
@@ -27,6 +28,8 @@ _NAMESPACES = ("NAMESPACE", "PODS", "MEMORY", "GPU SHARES", "MODELS", "ISOLATION
 _MIX = ("OF PODS", "GPUS", "MEMORY", "CPU", "MODEL")
 _PODS = ("NAMESPACE", "POD", "STATE", "NODE", "GPU", "MEMORY", "WHY")
 _PODS_WIDE = ("UUID", "ENFORCED BY", "UID")
+# as amount() writes them
+_AMOUNTS = re.compile(r"(\d) ([KMGT]i)B\b")
 # A name from an annotation could carry a line feed, or a sequence that moves a terminal's cursor.
 _SHOWN = dict.fromkeys((*range(32), *range(127, 160)), "?")
 
@@ -42,9 +45,10 @@ def nodes_table(page: NodePage, *, wide: bool = False) -> str:
     sums = f"{amount(total.held_bytes)}/{amount(total.usable_bytes)} ({percent(total.held_bytes, total.usable_bytes)})"
     largest = f"largest free block {amount(total.largest_free_block_bytes)}"
     in_use = f", {amount(total.used_bytes)} used on {total.used_gpus} of them" if total.used_gpus else ""
+    there, waiting = f"{counted(total.nodes, 'node')}, {counted(total.gpus, 'GPU')}", counted(total.waiting, "pod")
     lines = [
         *columns(rows),
-        f"CLUSTER: {total.nodes} nodes, {total.gpus} GPUs, {sums}{in_use}, {largest}, {total.waiting} pods waiting",
+        f"CLUSTER: {there}, {sums}{in_use}, {largest}, {waiting} waiting",
         *_more(page.remaining, page.continue_, "nodes"),
     ]
     return "\n".join(lines) + "\n"
@@ -252,7 +256,7 @@ def _pod_line(pod: PodRow, *, wide: bool) -> tuple[str, ...]:
         str(pod.state),
         pod.node or "-",
         gpus or "-",
-        memory or pod.asks or "-",
+        memory or _AMOUNTS.sub(r"\1\2", pod.asks) or "-",
         pod.sentence or "-",
     )
     uuids = ",".join(share.uuid for share in pod.gpus)

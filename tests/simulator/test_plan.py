@@ -258,7 +258,7 @@ class TestCommand:
         assert 1 == done.exit_code
         assert "2 of 3 pods of 6 GiB fit" in done.output
         assert (
-            "the next one fits on none of 1 nodes:\n       1 no single GPU has the requested memory free" in done.output
+            "the next one fits on none of 1 node:\n       1 no single GPU has the requested memory free" in done.output
         )
         assert 0 == run("fit", "--snapshot", snapshot, "-f", str(tmp_path / "web.yaml"), "--replicas", "2").exit_code
 

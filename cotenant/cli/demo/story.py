@@ -17,7 +17,7 @@ from cotenant.cluster import ApiError
 from cotenant.contract.environment import INJECTED, MPS_MEMORY, VISIBLE_DEVICES
 from cotenant.contract.grant import ContainerGrant, Role
 from cotenant.contract.inventory import Family
-from cotenant.contract.units import GIB, MIB, format_bytes
+from cotenant.contract.units import GIB, MIB, counted, format_bytes
 
 Json = dict[str, Any]
 
@@ -219,7 +219,7 @@ class Story:
                     gpu=gpu.index,
                     uuid=_seen(container.grant, visible[number]) if number < len(visible) else "",
                     limit=limits[number] if number < len(limits) else "",
-                    ids=f"{len(container.ids) // len(container.gpus)} ids",
+                    ids=counted(len(container.ids) // len(container.gpus), "id"),
                     mark=screen.bad("✗") if container.disagreements else screen.good("✓"),
                 )
                 if number:  # the container's next GPU: what is the same for both stands only once
