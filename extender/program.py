@@ -256,7 +256,9 @@ class Extender:
         lease = configuration.writer
         if lease is None:
             return Sole(), None
-        writership = Writership(settle=lease.settle, list_again=self._feed.pods.list_again)
+        writership = Writership(
+            settle=lease.settle, list_again=self._feed.pods.list_again, begin=self._ledger.forget_assumed
+        )
         if configuration.layout is Layout.SECOND_SCHEDULER:
             return writership, Follow(cluster, lease, writership, host=socket.gethostname())
         pod = os.environ.get("POD_NAME") or socket.gethostname()

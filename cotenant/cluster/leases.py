@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from cotenant.cluster.connection import Cluster
-from cotenant.cluster.errors import NotFound
+from cotenant.cluster.errors import NotFound, Unreachable
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -39,7 +39,14 @@ class Lease(msgspec.Struct, frozen=True):
         return self.spec.lease_transitions or 0
 
 
-_decode = msgspec.json.Decoder(Lease).decode
+_lease = msgspec.json.Decoder(Lease)
+
+
+def _decode(body: bytes) -> Lease:
+    try:
+        return _lease.decode(body)
+    except msgspec.MsgspecError as error:  # a page of a load balancer, say
+        raise Unreachable(f"the API server's answer is no Lease: {error}", outcome_unknown=True) from error
 
 
 def collection(namespace: str) -> str:

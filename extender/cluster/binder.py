@@ -8,7 +8,7 @@ from collections.abc import Callable
 import msgspec
 import structlog
 
-from cotenant.cluster import Cluster, ClusterError, Conflict, NotFound, writes
+from cotenant.cluster import Cluster, ClusterError, Conflict, NotFound, TooManyRequests, writes
 from cotenant.cluster.backoff import Backoff
 from cotenant.contract.names import Names
 from cotenant.contract.pods import Pod
@@ -34,6 +34,12 @@ class _Doubt(msgspec.Struct, frozen=True):
     """Be the outcome of a Binding that may or may not have been written."""
 
     why: str
+
+
+class _Busy(_Doubt, frozen=True):
+    """Be a Binding that was certainly not written, as there was no room for it; it is tried again after so long."""
+
+    retry_after: float = 0.0
 
 
 class _Unsettled(msgspec.Struct, frozen=True):
@@ -99,16 +105,19 @@ class Binder:
         deadline = self._clock() + self._bind_timeout
         backoff: Backoff | None = None
         while True:
-            outcome = self._once(args, annotations, hold, deadline - self._clock(), again=again)
+            outcome = self._once(args, annotations, hold, deadline, again=again)
             if not isinstance(outcome, _Doubt):
                 return outcome
-            again = True
+            again = again or not isinstance(outcome, _Busy)
             # made when it is needed, as it asks the kernel for randomness
             backoff = backoff or _backoff()
-            delay = backoff.next()
-            _log.warning("binding in doubt", pod=args.key, pod_uid=args.PodUID, node=args.Node, why=outcome.why)
+            delay = max(backoff.next(), outcome.retry_after if isinstance(outcome, _Busy) else 0.0)
+            _log.warning("binding tried again", pod=args.key, pod_uid=args.PodUID, node=args.Node, why=outcome.why)
             if self._clock() + delay >= deadline or self._stopping.wait(delay):
                 break
+        if not again:
+            self._ledger.forget(args.PodUID)
+            return Refusal.of(args, Reason.API_ERROR, outcome.why)
         if hold is not None:
             self._unsettled[args.PodUID] = _Unsettled(args, annotations, hold)
             self._wake.set()
@@ -123,12 +132,27 @@ class Binder:
         return pod if pod is not None else Refusal.of(args, Reason.POD_GONE)
 
     def _once(
-        self, args: BindArgs, annotations: dict[str, str], hold: Hold | None, seconds: float, *, again: bool
+        self, args: BindArgs, annotations: dict[str, str], hold: Hold | None, deadline: float, *, again: bool
     ) -> Refusal | _Doubt | None:
-        """Send the Binding once and settle *hold* by the answer."""
+        """Send the Binding once, by *deadline*, and settle *hold* by the answer."""
+        if not self._room.acquire(timeout=max(0.0, deadline - self._clock())):
+            return _Busy(f"{AT_ONCE} other Bindings are on their way, and none has been answered in time")
+        try:
+            return self._in_our_term(args, annotations, hold, deadline, again=again)
+        finally:
+            self._room.release()
+
+    def _in_our_term(
+        self, args: BindArgs, annotations: dict[str, str], hold: Hold | None, deadline: float, *, again: bool
+    ) -> Refusal | _Doubt | None:
         token = self._writer.token()
         if token is not None:
-            return self._send(args, annotations, hold, token, seconds, again=again)
+            # Looked at after the token: when a term begins, what earlier ones assumed is forgotten before there is one.
+            # The GPU may be another pod's by now.
+            held = self._ledger.hold(args.PodUID)
+            if hold is not None and (held is None or held.grant != hold.grant or held.node != hold.node):
+                return Refusal.of(args, Reason.UNSETTLED, "what was kept for it was given back meanwhile")
+            return self._send(args, annotations, hold, token, deadline - self._clock(), again=again)
         # What we are not to bind now another one may: only the watch, or our next term, can tell of an earlier try.
         if again:
             return _Doubt(Reason.NOT_WRITER.sentence)
@@ -148,22 +172,23 @@ class Binder:
         # what carries no grant takes no memory, and needs no fence
         fenced = bool(token) and hold is not None
         try:
-            with self._room:
-                writes.bind(
-                    self._cluster,
-                    namespace=args.PodNamespace,
-                    name=args.PodName,
-                    uid=args.PodUID,
-                    node=args.Node,
-                    annotations={**annotations, self._names.writer: token} if fenced else annotations,
-                    labels={self._names.granted: "true"} if fenced else None,
-                    timeout=max(0.1, min(_REQUEST_SECONDS, seconds)),
-                )
+            writes.bind(
+                self._cluster,
+                namespace=args.PodNamespace,
+                name=args.PodName,
+                uid=args.PodUID,
+                node=args.Node,
+                annotations={**annotations, self._names.writer: token} if fenced else annotations,
+                labels={self._names.granted: "true"} if fenced else None,
+                timeout=max(0.1, min(_REQUEST_SECONDS, seconds)),
+            )
+        except TooManyRequests as error:
+            return _Busy(str(error), error.retry_after or 0.0)
         except Conflict as error:
             return self._conflict(args, hold, error, again=again)
         except ClusterError as error:
-            # That this one was turned away at the door (429, 403, nobody there) tells nothing of an earlier one. That
-            # the pod is gone does.
+            # That this one was turned away at the door (403, nobody there) tells nothing of an earlier one. That the
+            # pod is gone does.
             if error.outcome_unknown or (again and not isinstance(error, NotFound)):
                 return _Doubt(str(error))
             self._ledger.forget(args.PodUID)
@@ -200,7 +225,7 @@ class Binder:
             namespace=args.PodNamespace,
             name=args.PodName,
             uid=args.PodUID,
-            timeout=_REQUEST_SECONDS,
+            timeout=min(_REQUEST_SECONDS, self._bind_timeout),
         )
 
     def _settle(self) -> None:
@@ -216,7 +241,8 @@ class Binder:
                 held = self._ledger.hold(uid)
                 over = held is None or held.stage is Stage.BOUND or held.grant != doubt.hold.grant
                 if over or not isinstance(
-                    self._once(doubt.args, doubt.annotations, doubt.hold, _REQUEST_SECONDS, again=True), _Doubt
+                    self._once(doubt.args, doubt.annotations, doubt.hold, self._clock() + _REQUEST_SECONDS, again=True),
+                    _Doubt,
                 ):
                     self._unsettled.pop(uid, None)
                     _log.info("binding settled", pod=doubt.args.key, pod_uid=uid, node=doubt.args.Node)

@@ -26,6 +26,9 @@ _REQUEST_SECONDS = 1.0
 _STOP_SECONDS = 2.0
 # What client-go assumes of a Lease that does not say, which none of its own is.
 _DEFAULT_SECONDS = 15
+# kube-scheduler renews its Lease every half second to two. Where nothing is heard for longer the watch may be dead, and
+# another one must be there before the Lease is not believed any more.
+_SILENCE_SECONDS = 3.0
 
 
 class Election(Protocol):
@@ -69,6 +72,7 @@ class Follow:
             Lease,
             self,
             selector={"fieldSelector": f"metadata.name={configuration.name}"},
+            silence=_SILENCE_SECONDS,
         )
 
     def start(self) -> None:
@@ -176,13 +180,13 @@ class Elect:
         while not self._stopping.is_set():
             try:
                 self._try()
-                if self._holds() and not self._labelled:
-                    self._label_pods()
             except Conflict:
                 self._lease = None  # somebody was faster: look who
                 continue
             except ClusterError as error:
                 _log.warning("the writer's Lease could not be renewed", lease=self._configuration.lease, why=str(error))
+            else:
+                self._label_pods_once()
             # less up to a fifth by chance, so that those who stand by do not all come at once
             self._stopping.wait(self._configuration.retry_period * self._rng.uniform(0.8, 1.0))
 
@@ -248,6 +252,14 @@ class Elect:
         # ours counts from when we asked, so that it ends here before it ends for those who saw it later
         until = asked_at + self._configuration.renew_deadline if mine else self._changed_at + self._duration(lease)
         self._writership.observe(lease.holder, lease.transitions, mine=mine, until=until)
+
+    def _label_pods_once(self) -> None:
+        if not self._holds() or self._labelled:
+            return
+        try:
+            self._label_pods()
+        except ClusterError as error:
+            _log.warning("the Service does not find this pod, which binds: no label was written", why=str(error))
 
     def _label_pods(self) -> None:
         """Have the Service's selector find our pod, and no other one: the last writer may be frozen, not gone."""

@@ -99,7 +99,7 @@ class Nominator:
         with self._condition:
             # an attempt of its own has failed, the nomination with it
             for node in [node for node, uid in self._nominees.items() if uid == pod.uid]:
-                del self._nominees[node]
+                self._nominees.pop(node, None)  # it may have expired just now
             if self._asked.pop(pod.uid, None) is None and len(self._asked) >= _WAITING:
                 _log.warning("too many pods to nominate for", pod=pod.key, pod_uid=pod.uid)
                 return

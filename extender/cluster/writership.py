@@ -59,15 +59,22 @@ class Writership:
     Args:
         settle: seconds to wait at the beginning of a term.
         list_again: begins a LIST of all pods and gives what is set once the ledger has it.
+        begin: called after that, before the first Binding of a term.
         clock: monotonic seconds.
 
     """
 
     def __init__(
-        self, *, settle: float, list_again: Callable[[], threading.Event], clock: Callable[[], float] = time.monotonic
+        self,
+        *,
+        settle: float,
+        list_again: Callable[[], threading.Event],
+        begin: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settle = settle
         self._list_again = list_again
+        self._begin = begin
         self._clock = clock
         self._condition = threading.Condition()
         self._standing = _Standing("", mine=False, token="", until=0.0)
@@ -134,6 +141,7 @@ class Writership:
         with self._condition:
             if self._standing.token != token:
                 return
+            self._begin()
             self._ready = token
             self._condition.notify_all()
         _log.info("taken over: this extender binds", term=token)

@@ -150,7 +150,15 @@ class CallServer:
             with self._guard:
                 self._connections[connection] = thread
                 self._silent[connection] = None
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError as error:  # no more threads are allowed
+                _log.warning("a connection was not accepted", error=str(error))
+                with self._guard:
+                    del self._connections[connection]
+                    self._silent.pop(connection, None)
+                connection.close()
+                self._room.release()
 
     def _hang_up_on_one(self) -> None:
         """End the connection whose client has been silent for longest; none where all are being answered."""

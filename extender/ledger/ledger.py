@@ -249,6 +249,16 @@ class Ledger:
                 self._leave(uid)
                 self._drop(uid)
 
+    def forget_assumed(self) -> None:
+        """Give back all that is assumed and not bound, since nothing of it can be written any more.
+
+        As a term of the writer begins, after a LIST: the fence refuses Bindings of earlier terms, and in between
+        another extender may have given the same memory away.
+        """
+        with self._lock:
+            for uid in [hold.uid for hold in self._holds.values() if hold.stage is Stage.ASSUMED]:
+                self.forget(uid)
+
     def settle(self, pod: Pod) -> None:
         """Take over a read of a pod that is assumed, made because its Binding's outcome is in doubt.
 

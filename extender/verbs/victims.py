@@ -8,7 +8,7 @@ import msgspec
 
 from cotenant.contract.names import mig_suffix
 from cotenant.contract.request import PodRequest
-from extender.ledger import Ledger, MIGState, NodeView
+from extender.ledger import Ledger, MIGState, NodeView, Stage
 from extender.placement.fit import Placement, place
 from extender.placement.preemption import Budget, Neighbour, Victims, victims
 
@@ -63,7 +63,8 @@ class Search:
 
         "wait" where pods that are ending anyway make room enough.
         """
-        holders = {hold.uid for hold in self._ledger.holds() if hold.node == node}
+        # those that are only assumed are on their way here, and not known to the node yet
+        holders = {hold.uid for hold in self._ledger.holds() if hold.node == node and hold.stage is Stage.BOUND}
         staying = self._neighbourhood.on(node)
         ending = frozenset(holders - {one.uid for one in staying})
         if ending and self.fits(node, request, ending):

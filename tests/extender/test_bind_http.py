@@ -64,7 +64,6 @@ class TestRefused:
             (404, Reason.POD_GONE),
             (409, Reason.API_ERROR),
             (422, Reason.API_ERROR),
-            (429, Reason.API_ERROR),
         ],
     )
     def test_a_refusal_gives_the_memory_back_and_the_next_try_succeeds(
@@ -80,6 +79,21 @@ class TestRefused:
         assert extender.stage(pod) is None
         assert "" == extender.bind(pod, "n2")
         assert [status, 201] == sent(api)
+
+    def test_an_api_server_that_is_too_busy_is_asked_again(self, api: ApiServer, extender: Running, pod: Json) -> None:
+        api.faults.refuse(429, path=BINDING)
+
+        assert "" == extender.bind(pod, "n1")
+        assert [429, 201] == sent(api)
+
+    def test_one_that_stays_too_busy_has_certainly_bound_nothing(
+        self, api: ApiServer, extender: Running, pod: Json
+    ) -> None:
+        api.faults.refuse(429, path=BINDING, times=FOR_EVER)
+
+        assert "429" in extender.bind(pod, "n1")
+        assert extender.stage(pod) is None
+        assert 0 == extender.metric("cotenant_bindings_unsettled")
 
     def test_a_pod_that_was_bound_meanwhile_is_told_so_and_counted_where_it_is(
         self, api: ApiServer, extender: Running, pod: Json

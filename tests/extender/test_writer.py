@@ -118,6 +118,37 @@ class TestSecondScheduler:
         assert "" == extender.bind(pod, "n1")
         assert f"{OURS}/5" == term(api, "p")
 
+    def test_what_was_in_doubt_when_a_term_ended_is_forgotten_as_the_next_begins(
+        self, api: ApiServer, follow: Callable[[], Running]
+    ) -> None:
+        hold(api, OURS, 1)
+        extender = follow()
+        assert eventually(lambda: binds(extender))
+        # ours, all of one GPU, never arrives
+        api.faults.refuse(500, path="/binding", times=FOR_EVER)
+        pod, other = submit(api, a_pod().asking(10)), submit(api, a_pod().named("other").asking(10))
+        assert extender.bind(pod, "n1")
+        assert Stage.ASSUMED is extender.stage(pod)
+        mine = extender.ledger.hold(pod["metadata"]["uid"])
+        assert mine
+
+        # another one is the writer, and gives that GPU to another pod
+        hold(api, "another-pod_1", 9)
+        assert eventually(lambda: not binds(extender))
+        grant = grants.encode(a_grant(granted(dict(mine.charges))))
+        binding = {"metadata": {"name": "other", "annotations": {NAMES.grant: grant}}, "target": {"name": "n1"}}
+        api.store.bind(("default", "other"), binding)
+        api.faults.clear()
+        hold(api, OURS, 10)
+        assert eventually(lambda: binds(extender))
+
+        assert extender.stage(pod) is None
+        assert Stage.BOUND is extender.stage(other)
+        assert eventually(lambda: extender.metric("cotenant_bindings_unsettled") == 0)
+        found = api.pod("p")
+        assert found
+        assert "nodeName" not in found["spec"]
+
 
 class TestAttached:
     """Extenders elect the one that binds among themselves."""
