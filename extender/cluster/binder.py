@@ -112,7 +112,13 @@ class Binder:
             # made when it is needed, as it asks the kernel for randomness
             backoff = backoff or _backoff()
             delay = max(backoff.next(), outcome.retry_after if isinstance(outcome, _Busy) else 0.0)
-            _log.warning("binding tried again", pod=args.key, pod_uid=args.PodUID, node=args.Node, why=outcome.why)
+            _log.warning(
+                "binding in doubt" if again else "binding put off",
+                pod=args.key,
+                pod_uid=args.PodUID,
+                node=args.Node,
+                why=outcome.why,
+            )
             if self._clock() + delay >= deadline or self._stopping.wait(delay):
                 break
         if not again:
