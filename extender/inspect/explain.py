@@ -12,6 +12,7 @@ import msgspec
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest
 from cotenant.contract.units import format_bytes
+from extender.inspect.alternatives import instance, split
 from extender.inspect.remedies import UNTIL_A_POD_ENDS, Change, Search
 from extender.ledger import GPUState, Hold, MIGState, NodeView
 from extender.placement import partition
@@ -83,7 +84,7 @@ def explain(
     changes: tuple[Change, ...] = ()
     if not fitting:
         search = Search(request, order, refused, holds)
-        asked = *search.smaller(), *search.split(), *search.instance()
+        asked = *search.smaller(), *split(request, order), *instance(request, order, refused)
         changes = (*asked, *search.ended(), *search.mended(), *search.wished())
     return Explanation(
         fitting=fitting,

@@ -1,4 +1,4 @@
-"""The least that would make a pod fit: a smaller or another request, pods that end, something mended. Pure."""
+"""The least that would make a pod fit: a smaller request, pods that end, something mended, fewer wishes. Pure."""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from cotenant.contract.grant import Isolation, Role
+from cotenant.contract.grant import Isolation
 from cotenant.contract.inventory import GPU, Health, Mode
 from cotenant.contract.mps import NONE
 from cotenant.contract.reasons import Reason
@@ -82,8 +82,8 @@ class Search:
         smaller = msgspec.structs.replace(self._request, containers=(less,))
         placed = place(where, smaller)
         if isinstance(placed, Placement):
-            gpus = _indices(placed)
-            yield Change("smaller", f"{smaller.describe()} fit now on {_name(where.name, gpus)}", where.name, gpus)
+            gpus = indices(placed)
+            yield Change("smaller", f"{smaller.describe()} fit now on {place_name(where.name, gpus)}", where.name, gpus)
 
     def _smaller_instance(self) -> Iterator[Change]:
         """Find the largest of the smaller MIG profiles that fits somewhere now."""
@@ -101,62 +101,10 @@ class Search:
             for view in self._order:
                 placed = place(view, request)
                 if isinstance(placed, Placement):
-                    gpus = _indices(placed)
-                    what = f"{request.describe()} fits now on {_name(view.name, gpus)}"
+                    gpus = indices(placed)
+                    what = f"{request.describe()} fits now on {place_name(view.name, gpus)}"
                     yield Change("smaller", what, view.name, gpus)
                     break
-
-    def split(self) -> Iterator[Change]:
-        """Find the fewest more GPUs over which the one container's memory fits now."""
-        request = self._request
-        if request.profiles or len(request.containers) > 1 or request.containers[0].role is Role.INIT:
-            return
-        (container,) = request.containers
-        wishes = request.wishes
-        total = container.share_bytes * wishes.gpu_count
-        for count in range(wishes.gpu_count + 1, max((len(view.healthy) for view in self._order), default=0) + 1):
-            if container.units % count:
-                continue
-            over = msgspec.structs.replace(
-                request,
-                containers=(msgspec.structs.replace(container, share_bytes=total // count),),
-                wishes=msgspec.structs.replace(wishes, gpu_count=count),
-            )
-            for view in self._order:
-                placed = place(view, over) if _free_together(view, over) >= total // count else None
-                if isinstance(placed, Placement):
-                    gpus = _indices(placed)
-                    what = f"{over.describe()} fit now on {_name(view.name, gpus)}, with gpu-count: {count}"
-                    yield Change("split", what, view.name, gpus)
-                    return
-
-    def instance(self) -> Iterator[Change]:
-        """Find the smallest MIG instance of so much memory that can be had now, where no GPU is shared by memory."""
-        wishes = self._request.wishes
-        views = [view for view in self._order if self._refused[view.name] is Reason.NO_SHARED_GPU]
-        alone = len(self._request.containers) == wishes.gpu_count == 1 and not self._request.profiles
-        if not alone or wishes.isolation not in {Isolation.NONE, Isolation.STRICT}:
-            return
-        (container,) = self._request.containers
-        if container.role is Role.INIT:
-            return
-        known = {
-            (p.bytes, len(p.name), state.suffix(p.name))
-            for view in views
-            for state in view.mig
-            for p in state.geometry.profiles
-            if p.bytes >= container.share_bytes
-        }
-        for _, _, profile in sorted(known):
-            asked = msgspec.structs.replace(container, units=1, share_bytes=0, profile=profile)
-            request = msgspec.structs.replace(self._request, containers=(asked,))
-            for view in views:
-                placed = place(view, request)
-                if isinstance(placed, Placement):
-                    gpus = _indices(placed)
-                    what = f"{request.describe()} instead of memory fits now on {_name(view.name, gpus)}"
-                    yield Change("instance", what, view.name, gpus)
-                    return
 
     def ended(self) -> Iterator[Change]:
         """Find the fewest and smallest pods whose end makes room."""
@@ -186,8 +134,8 @@ class Search:
                 else:
                     continue
                 if isinstance(placed, Placement):
-                    gpus = _indices(placed)
-                    where = _name(view.name, gpus)
+                    gpus = indices(placed)
+                    where = place_name(view.name, gpus)
                     yield Change("mended", f"it fits on {where} once this is mended: {what}", view.name, gpus)
 
         yield from islice(fitting(), CHANGES)
@@ -203,8 +151,8 @@ class Search:
             if self._refused[view.name] in _WISHED_AWAY | UNTIL_A_POD_ENDS:
                 placed = place(view, relaxed)
                 if isinstance(placed, Placement):
-                    gpus = _indices(placed)
-                    what = f"it fits on {_name(view.name, gpus)} without its wishes for a GPU or isolation"
+                    gpus = indices(placed)
+                    what = f"it fits on {place_name(view.name, gpus)} without its wishes for a GPU or isolation"
                     yield Change("wished", what, view.name, gpus)
                     return
 
@@ -235,7 +183,7 @@ class Search:
             alone = self._ended_alone(view) if self._request.profiles else None
             if alone is not None:
                 hold, after = alone
-                yield (hold,), _size(hold), _ending(view.name, _indices(after), (hold,))
+                yield (hold,), _size(hold), _ending(view.name, indices(after), (hold,))
                 continue
             ending: list[Hold] = []
             # where memory is not what lacks, the smallest will do
@@ -251,7 +199,7 @@ class Search:
                     ending = rest
             placed = self._after(view, ending)
             if placed is not None:
-                yield tuple(ending), sum(map(_size, ending)), _ending(view.name, _indices(placed), tuple(ending))
+                yield tuple(ending), sum(map(_size, ending)), _ending(view.name, indices(placed), tuple(ending))
 
     def _ended_alone(self, view: NodeView) -> tuple[Hold, Placement] | None:
         """Find the smallest pod whose end alone makes room: of instances it matters where they lie, not how large."""
@@ -268,16 +216,24 @@ class Search:
 
 def _free_together(view: NodeView, request: PodRequest) -> int:
     """Count the bytes that each of *gpu_count* GPUs has free for one process."""
+    return together(free_of_daemons(view, request), request.wishes.gpu_count)
+
+
+def free_of_daemons(view: NodeView, request: PodRequest) -> list[list[int]]:
+    """List what the GPUs that the pod may have are free of, the most first, apart by what one process can use."""
     if view.problem is not None:
-        return 0
+        return []
     free: defaultdict[tuple[Mode, str], list[int]] = defaultdict(list)
     for state in view.healthy:
         reason, _ = objection(state, request.wishes, 0, largest(request)[1])
         if reason is None:
             free[daemon(state)].append(state.free_bytes)
-    count = request.wishes.gpu_count
-    enough = (sorted(amounts, reverse=True) for amounts in free.values() if len(amounts) >= count)
-    return max((amounts[count - 1] for amounts in enough), default=0)
+    return [sorted(amounts, reverse=True) for amounts in free.values()]
+
+
+def together(free: Iterable[Sequence[int]], count: int) -> int:
+    """Count the bytes that each of *count* GPUs has free, of those that one process can use."""
+    return max((amounts[count - 1] for amounts in free if len(amounts) >= count), default=0)
 
 
 def _fewest(holders: Sequence[tuple[int, Hold]], lacking: int) -> list[tuple[int, Hold]]:
@@ -386,13 +342,15 @@ def _ending(node: str, gpus: tuple[int, ...], ended: tuple[Hold, ...]) -> Change
         rest = sum(map(_size, ended[_PODS_NAMED:]))
         named[_PODS_NAMED:] = [f"{len(named) - _PODS_NAMED} more pods ({format_bytes(rest)})"]
     names = ", ".join(named[:-1]) + f" and {named[-1]}" if len(named) > 1 else named[0]
-    return Change("ended", f"it fits on {_name(node, gpus)} if {names} ended", node, gpus, keys)
+    return Change("ended", f"it fits on {place_name(node, gpus)} if {names} ended", node, gpus, keys)
 
 
-def _indices(placed: Placement) -> tuple[int, ...]:
+def indices(placed: Placement) -> tuple[int, ...]:
+    """List the indices of the GPUs that a pod would get."""
     on_gpus = {state.gpu.index for states in placed.gpus for state in states}
     return tuple(sorted(on_gpus | {slot.state.gpu.index for slot in placed.slots}))
 
 
-def _name(node: str, gpus: tuple[int, ...]) -> str:
+def place_name(node: str, gpus: tuple[int, ...]) -> str:
+    """Name a node and GPUs of it for people."""
     return f"{node} GPU{'s' if len(gpus) > 1 else ''} {', '.join(map(str, gpus))}"
