@@ -5,6 +5,7 @@ PreStartContainer has written its spec (CNCF Container Device Interface, cdiVers
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ log = structlog.get_logger(__name__)
 _VERSION = "0.6.0"
 _PREFIX = "cotenant-mig-"
 _SUFFIXES = {".json", ".yaml", ".yml"}
+_CAPABILITY = re.compile(r"/dev/nvidia-caps/nvidia-cap(\d+)")
+_DEVICES = Path("/proc/devices")
 
 
 class Owner(msgspec.Struct, frozen=True):
@@ -43,12 +46,16 @@ def device_name(gpu: str, instance: MIGInstance) -> str:
 
 
 class SpecFolder:
-    """Keep the specs in *folder*; *kind* is the CDI kind that the driver's own spec has, "nvidia.com/gpu"."""
+    """Keep the specs in *folder*; *kind* is the CDI kind that the driver's own spec has, "nvidia.com/gpu".
 
-    def __init__(self, folder: Path, names: Names, kind: str) -> None:
+    *devices* is where the kernel lists the numbers of drivers (proc(5), /proc/devices).
+    """
+
+    def __init__(self, folder: Path, names: Names, kind: str, *, devices: Path = _DEVICES) -> None:
         self._folder = folder
         self._names = names
         self._kind = kind
+        self._devices = devices
         self._warned = False
 
     def full_name(self, gpu: str, instance: MIGInstance) -> str:
@@ -66,7 +73,7 @@ class SpecFolder:
     ) -> None:
         """Write the spec of an instance; *nodes* are pairs of a container's path and the host's. Raises OSError."""
         common = self._common_edits()
-        device_nodes = [{"path": path, "hostPath": host} for path, host in nodes if Path(host).exists()]
+        device_nodes = [node for path, host in nodes if (node := self._device_node(path, host)) is not None]
         edits: dict[str, Any] = {"env": [f"{name}={value}" for name, value in environment.items()]}
         if device_nodes:
             edits["deviceNodes"] = device_nodes
@@ -105,6 +112,35 @@ class SpecFolder:
         for path in self._folder.glob(f"{_PREFIX}{id_prefix(gpu)}-*.json"):
             if path.name not in kept:
                 path.unlink(missing_ok=True)
+
+    def _device_node(self, path: str, host: str) -> dict[str, Any] | None:
+        """Describe a device node by the host's, or a capability's by its numbers.
+
+        NVML makes no node of a new instance's capabilities from within a container, so there may be none on the host
+        either; the runtime makes one in the container, as NVIDIA's DRA driver has it do (GetDevNodesForMigDevice).
+        """
+        if Path(host).exists():
+            return {"path": path, "hostPath": host}
+        capability = _CAPABILITY.fullmatch(path)
+        if capability is None:
+            return None
+        major = self._capabilities_major()
+        if major is None:
+            log.warning(
+                "cdi.no_capabilities",
+                why=f"{self._devices} names no nvidia-caps, so a container gets its MIG instance without {path}, and "
+                "CUDA finds no device there; load the driver's capabilities (nvidia-modprobe -f)",
+            )
+            return None
+        return {"path": path, "type": "c", "major": major, "minor": int(capability[1])}
+
+    def _capabilities_major(self) -> int | None:
+        try:
+            lines = self._devices.read_text().splitlines()
+        except OSError:
+            return None
+        numbers = (line.split() for line in lines)
+        return next((int(words[0]) for words in numbers if words[1:] == ["nvidia-caps"] and words[0].isdigit()), None)
 
     def _path(self, gpu: str, instance: MIGInstance) -> Path:
         return self._folder / f"{_PREFIX}{device_name(gpu, instance)}.json"
