@@ -7,6 +7,7 @@ import structlog
 from cotenant.contract import grant as grants
 from cotenant.contract.configuration import GPURule
 from cotenant.contract.grant import GrantError
+from cotenant.contract.inventory import Mode
 from cotenant.contract.pods import Pod
 from device_plugin.admission.identity import ListedPod
 from device_plugin.admission.ids import gpu_of
@@ -38,16 +39,41 @@ class Assignment:
         wanted = {gpu.uuid: assign(gpu, rules) for gpu in gpus}
         changed = {uuid for uuid, how in wanted.items() if self.of.get(uuid, how) != how}
         used = self._in_use() if changed else frozenset()
-        stay = changed if used is None else changed & used
+        stay = changed if used is None else changed & used | self._regrouped(wanted, used)
         for uuid in sorted(stay):
             if self._said.get(uuid) != wanted[uuid]:
-                now, then = self.of[uuid], wanted[uuid]
-                self._tell(
-                    f"GPU {uuid} stays in family {now.family}, mode {now.mode}, until its pods have ended; then it "
-                    f"goes to family {then.family}, mode {then.mode}"
-                )
+                now, then = _named(self.of[uuid]), _named(wanted[uuid])
+                whose = "its pods" if uuid in (used or stay) else "the pods of its group"
+                self._tell(f"GPU {uuid} stays in {now}, until {whose} have ended; then it goes to {then}")
         self._said = {uuid: wanted[uuid] for uuid in stay}
         self.of = {uuid: self.of[uuid] if uuid in stay else how for uuid, how in wanted.items()}
+
+    def _regrouped(self, wanted: Mapping[str, Assigned], used: frozenset[str]) -> set[str]:
+        """Name the GPUs that would join or leave a group of which any is in use.
+
+        A group has one MPS daemon, which would have to end for that, and all of its clients with it.
+        """
+        before, after = _groups(self.of), _groups(wanted)
+        return {
+            uuid
+            for group, members in before.items()
+            if members & used
+            for uuid in members ^ after.get(group, set())
+            if uuid in self.of and uuid in wanted
+        }
+
+
+def _named(how: Assigned) -> str:
+    return f"family {how.family}, mode {how.mode}{f', group {how.group}' if how.group else ''}"
+
+
+def _groups(assigned: Mapping[str, Assigned]) -> dict[str, set[str]]:
+    """Name the GPUs of each group under MPS."""
+    found: dict[str, set[str]] = {}
+    for uuid, how in assigned.items():
+        if how.mode is Mode.MPS and how.group:
+            found.setdefault(how.group, set()).add(uuid)
+    return found
 
 
 def held(

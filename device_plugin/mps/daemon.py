@@ -122,13 +122,15 @@ class Daemon:
         if not found.alive:
             return False
         if (record.program, record.uuids) == (self._control.program, self.plan.uuids):
-            try:
-                self._control.servers()
-            except MPSError as error:
-                log.warning("mps.leftover_silent", daemon=self.plan.name, error=str(error))
-            else:
-                self._process = found
-                return True
+            # on a busy node one answer may be late, and to end it ends its clients
+            for _ in range(_SILENT_LOOKS):
+                try:
+                    self._control.servers()
+                except MPSError as error:
+                    log.warning("mps.leftover_silent", daemon=self.plan.name, error=str(error))
+                else:
+                    self._process = found
+                    return True
         _quit(Control(record.program, self._folder, record.uuids), found)
         return False
 

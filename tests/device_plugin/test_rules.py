@@ -2,8 +2,9 @@
 
 import pytest
 
-from cotenant.contract.configuration import ConfigurationError, DevicePluginConfiguration, convert
+from cotenant.contract.configuration import ConfigurationError, DevicePluginConfiguration, GPURule, convert
 from cotenant.contract.inventory import Family, Mode
+from device_plugin.families.assignment import Assignment
 from device_plugin.families.rules import Assigned, assign
 from device_plugin.nvml import PhysicalGPU
 
@@ -81,3 +82,36 @@ def test_a_rule_that_cannot_be_is_refused_by_its_path(rule: str, sentence: str) 
     with pytest.raises(ConfigurationError) as refused:
         convert(f"gpus: [{rule}]", DevicePluginConfiguration)
     assert sentence in str(refused.value).replace("...", "0")
+
+
+class TestAssignment:
+    """GPUs in use stay as they are, and so does the group that shares an MPS daemon with one."""
+
+    @staticmethod
+    def rules(*groups: tuple[str, list[int]]) -> list[GPURule]:
+        return [GPURule(indices=tuple(indices), mode=Mode.MPS, group=group) for group, indices in groups]
+
+    @pytest.mark.parametrize(
+        ("then", "stay"),
+        [
+            ([("pair", [0, 1, 2])], ["pair", "pair", ""]),
+            ([("pair", [0])], ["pair", "pair", ""]),
+            ([("other", [1, 2])], ["pair", "pair", "other"]),
+        ],
+    )
+    def test_nothing_joins_or_leaves_a_group_of_which_one_is_in_use(
+        self, then: list[tuple[str, list[int]]], stay: list[str]
+    ) -> None:
+        gpus = [gpu(n) for n in range(3)]
+        used: frozenset[str] = frozenset({"GPU-0"})
+        told: list[str] = []
+        assignment = Assignment(lambda: used, told.append)
+        assignment.update(gpus, self.rules(("pair", [0, 1])))
+
+        assignment.update(gpus, self.rules(*then))
+        assert stay == [assignment.how(one).group for one in gpus]
+        assert told
+
+        used = frozenset()
+        assignment.update(gpus, self.rules(*then))
+        assert [assignment.how(one) for one in gpus] == [assign(one, self.rules(*then)) for one in gpus]
