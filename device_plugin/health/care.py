@@ -134,7 +134,8 @@ class Care:
             if detail:
                 unfit.append(UnhealthyInstance(uuid=one.uuid, detail=detail))
         if gpu.family is Family.MIG_DYNAMIC:
-            for uuid, place in self._places.items():
+            # as it is now: the thread that listens to events adds to it
+            for uuid, place in tuple(self._places.items()):
                 if detail := self.keeper.ailment(gpu.uuid, uuid):
                     unfit.append(UnhealthyInstance(uuid=uuid, detail=detail, place=place))
         if not unfit:

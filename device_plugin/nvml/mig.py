@@ -105,6 +105,12 @@ def destroy(call: Call, handle: Any, profile: MIGProfile, instance_id: int) -> N
         call(pynvml.nvmlGpuInstanceDestroy, made)
 
 
+# What drivers answer for an index at which no MIG device lies.
+_NO_INSTANCE = {
+    pynvml.NVML_ERROR_NOT_FOUND,
+    pynvml.NVML_ERROR_NOT_SUPPORTED,
+    pynvml.NVML_ERROR_INVALID_ARGUMENT,
+}
 # Where the driver lists the numbers of capabilities: lines as "gpu0/gi1/ci0/access 13".
 MINORS = Path("/proc/driver/nvidia-caps/mig-minors")
 
@@ -199,7 +205,7 @@ def _mig_devices(call: Call, handle: Any) -> dict[int, tuple[str, int]]:
             compute_id = call(pynvml.nvmlDeviceGetComputeInstanceId, device)
             found[instance_id] = (_text(call(pynvml.nvmlDeviceGetUUID, device)), compute_id)
         except pynvml.NVMLError as error:
-            if error.value not in {pynvml.NVML_ERROR_NOT_FOUND, pynvml.NVML_ERROR_NOT_SUPPORTED}:
+            if error.value not in _NO_INSTANCE:
                 raise
     return found
 
