@@ -1,7 +1,7 @@
 """Which GPUs of a node could take a pod, which of them it would get, and why none where none can."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, combinations
 
 import msgspec
@@ -194,34 +194,55 @@ def _search(
     ordered = {need: sorted(candidates, key=_key(prefer, need)) for need in set(needs)}
     if sum(needs) * count > sum(state.free_bytes for state in candidates):
         return None
-    room = _Room(candidates)
-    largest_first = sorted(range(len(needs)), key=lambda n: -needs[n])
-    chosen: dict[int, tuple[GPUState, ...]] = {}
-    steps = 0
+    search = _Search(needs, clients, ordered, _Room(candidates), count)
+    return tuple(search.chosen[n] for n in range(len(needs))) if search.settle(0) else None
 
-    def settle(depth: int) -> bool:
-        nonlocal steps
-        if depth == len(largest_first):
+
+class _Search:
+    """Try the GPUs in the order of favour, and go back where what is left holds no more.
+
+    Not a function in a function: one that calls itself is garbage that only the collector finds, for every pod.
+    """
+
+    def __init__(
+        self,
+        needs: Sequence[int],
+        clients: Sequence[Clients],
+        ordered: Mapping[int, Sequence[GPUState]],
+        room: "_Room",
+        count: int,
+    ) -> None:
+        self._needs = needs
+        self._clients = clients
+        self._ordered = ordered
+        self._room = room
+        self._count = count
+        self._largest_first = sorted(range(len(needs)), key=lambda n: -needs[n])
+        self._steps = 0
+        self.chosen: dict[int, tuple[GPUState, ...]] = {}
+
+    def settle(self, depth: int) -> bool:
+        """Choose for the need at *depth*, the largest first, and for those after it; tell whether that could be."""
+        if depth == len(self._largest_first):
             return True
-        n = largest_first[depth]
+        n = self._largest_first[depth]
+        need, clients, room = self._needs[n], self._clients[n], self._room
         tried: set[tuple[int, ...]] = set()
-        open_to = [state for state in ordered[needs[n]] if room.has(state, needs[n], clients[n])]
-        for states in _combinations(open_to, count):
-            steps += 1
-            if steps > MAX_STEPS:
+        open_to = [state for state in self._ordered[need] if room.has(state, need, clients)]
+        for states in _combinations(open_to, self._count):
+            self._steps += 1
+            if self._steps > MAX_STEPS:
                 return False
             likeness = room.likeness(states)
             if likeness in tried:
                 continue
             tried.add(likeness)
-            before = room.take(states, needs[n], clients[n])
-            chosen[n] = states
-            if settle(depth + 1):
+            before = room.take(states, need, clients)
+            self.chosen[n] = states
+            if self.settle(depth + 1):
                 return True
-            room.give_back(states, needs[n], clients[n], before)
+            room.give_back(states, need, clients, before)
         return False
-
-    return tuple(chosen[n] for n in range(len(needs))) if settle(0) else None
 
 
 class _Room:

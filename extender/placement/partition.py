@@ -279,49 +279,57 @@ def _lost(geometry: Geometry, taken: tuple[MIGInstance, ...], instance: MIGInsta
     return sum((before[p.name] - after[p.name]) * p.size for p in geometry.profiles)
 
 
-def _search(  # noqa: C901 - a search and its way back
-    usable: Sequence[MIGState], profiles: Sequence[str], aim: Aim
-) -> tuple[Slot, ...] | None:
+def _search(usable: Sequence[MIGState], profiles: Sequence[str], aim: Aim) -> tuple[Slot, ...] | None:
     """Find instances for all containers together, the largest first, each on the GPU that is best for it."""
-    by_uuid = {state.gpu.uuid: state for state in usable}
-    sizes = {profile: _size(usable, profile, aim) for profile in profiles}
-    order = sorted(range(len(profiles)), key=lambda n: -sizes[profiles[n]])
-    chosen: dict[str, list[int]] = {uuid: [] for uuid in by_uuid}
-    steps = 0
+    search = _Search(usable, profiles, aim)
+    if not search.settle(0):
+        return None
+    slots: dict[int, Slot] = {}
+    for uuid, containers in search.chosen.items():
+        for n, instance in zip(containers, search.together(uuid) or (), strict=True):
+            slots[n] = Slot(search.by_uuid[uuid], instance)
+    return tuple(slots[n] for n in range(len(profiles)))
 
-    def together(uuid: str) -> tuple[MIGInstance, ...] | None:
-        return _together(by_uuid[uuid], tuple(profiles[n] for n in chosen[uuid]), aim)
 
-    def settle(depth: int) -> bool:
-        nonlocal steps
-        if depth == len(order):
+class _Search:
+    """Try the GPUs in the order of favour, and go back where what is left holds no more."""
+
+    def __init__(self, usable: Sequence[MIGState], profiles: Sequence[str], aim: Aim) -> None:
+        self._profiles = profiles
+        self._aim = aim
+        sizes = {profile: _size(usable, profile, aim) for profile in profiles}
+        self._order = sorted(range(len(profiles)), key=lambda n: -sizes[profiles[n]])
+        self._steps = 0
+        self.by_uuid = {state.gpu.uuid: state for state in usable}
+        # which containers each GPU is chosen for
+        self.chosen: dict[str, list[int]] = {uuid: [] for uuid in self.by_uuid}
+
+    def together(self, uuid: str) -> tuple[MIGInstance, ...] | None:
+        """Place the instances that a GPU is chosen for; None where it has no room for them together."""
+        return _together(self.by_uuid[uuid], tuple(self._profiles[n] for n in self.chosen[uuid]), self._aim)
+
+    def settle(self, depth: int) -> bool:
+        """Choose for the container at *depth*, the largest first, and those after it; tell whether that could be."""
+        if depth == len(self._order):
             return True
-        profile = profiles[order[depth]]
+        container = self._order[depth]
         tried: set[object] = set()
-        for uuid in _favourites(by_uuid, profile, aim):
-            state = by_uuid[uuid]
+        for uuid in _favourites(self.by_uuid, self._profiles[container], self._aim):
+            state, chosen = self.by_uuid[uuid], self.chosen[uuid]
             # GPUs that are alike and have been given alike: what failed on one fails on the other
-            given = tuple(profiles[n] for n in chosen[uuid])
+            given = tuple(self._profiles[n] for n in chosen)
             likeness = (state.geometry, state.taken, state.gpu.mig if state.static else None, given)
             if likeness in tried:
                 continue
             tried.add(likeness)
-            steps += 1
-            if steps > MAX_STEPS:
+            self._steps += 1
+            if self._steps > MAX_STEPS:
                 return False
-            chosen[uuid].append(order[depth])
-            if together(uuid) is not None and settle(depth + 1):
+            chosen.append(container)
+            if self.together(uuid) is not None and self.settle(depth + 1):
                 return True
-            chosen[uuid].remove(order[depth])
+            chosen.remove(container)
         return False
-
-    if not settle(0):
-        return None
-    slots: dict[int, Slot] = {}
-    for uuid, containers in chosen.items():
-        for n, instance in zip(containers, together(uuid) or (), strict=True):
-            slots[n] = Slot(by_uuid[uuid], instance)
-    return tuple(slots[n] for n in range(len(profiles)))
 
 
 def _favourites(by_uuid: dict[str, MIGState], profile: str, aim: Aim) -> Iterator[str]:
