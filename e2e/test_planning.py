@@ -258,7 +258,7 @@ class TestPlans:
         places = six_apart(ground, urgent="p0", kept=("p1", "p2", "p3", "p4"))
         budget(ground, app="kept", allowed=0)
         asked = ("plan", "moves", "--gpu-mem", "10", "--policy", "binpack")
-        assert "0 of 1 pods" in ground.cotenant("plan", "fit", "--gpu-mem", "10", status=1)
+        assert "0 of 1 pod " in ground.cotenant("plan", "fit", "--gpu-mem", "10", status=1)
 
         plan = json.loads(ground.cotenant(*asked, "-o", "json"))
 
