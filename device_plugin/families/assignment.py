@@ -39,7 +39,7 @@ class Assignment:
         wanted = {gpu.uuid: assign(gpu, rules) for gpu in gpus}
         changed = {uuid for uuid, how in wanted.items() if self.of.get(uuid, how) != how}
         used = self._in_use() if changed else frozenset()
-        stay = changed if used is None else changed & used | self._regrouped(wanted, used)
+        stay = changed if used is None else changed & (used | self._beside(used, wanted))
         for uuid in sorted(stay):
             if self._said.get(uuid) != wanted[uuid]:
                 now, then = _named(self.of[uuid]), _named(wanted[uuid])
@@ -48,19 +48,14 @@ class Assignment:
         self._said = {uuid: wanted[uuid] for uuid in stay}
         self.of = {uuid: self.of[uuid] if uuid in stay else how for uuid, how in wanted.items()}
 
-    def _regrouped(self, wanted: Mapping[str, Assigned], used: frozenset[str]) -> set[str]:
-        """Name the GPUs that would join or leave a group of which any is in use.
+    def _beside(self, used: frozenset[str], wanted: Mapping[str, Assigned]) -> set[str]:
+        """Name the GPUs of every group that one in use is in, and those that would join it.
 
-        A group has one MPS daemon, which would have to end for that, and all of its clients with it.
+        A group has one MPS daemon, which would have to end for any change of them, and all of its clients with it.
         """
         before, after = _groups(self.of), _groups(wanted)
-        return {
-            uuid
-            for group, members in before.items()
-            if members & used
-            for uuid in members ^ after.get(group, set())
-            if uuid in self.of and uuid in wanted
-        }
+        groups = [members | after.get(group, set()) for group, members in before.items() if members & used]
+        return {uuid for group in groups for uuid in group}
 
 
 def _named(how: Assigned) -> str:

@@ -115,3 +115,17 @@ class TestAssignment:
         used = frozenset()
         assignment.update(gpus, self.rules(*then))
         assert [assignment.how(one) for one in gpus] == [assign(one, self.rules(*then)) for one in gpus]
+
+    def test_no_gpu_of_a_group_is_shared_otherwise_while_one_is_in_use(self) -> None:
+        gpus = [gpu(n) for n in range(2)]
+        told: list[str] = []
+        assignment = Assignment(lambda: frozenset({"GPU-0"}), told.append)
+        assignment.update(gpus, self.rules(("pair", [0, 1])))
+        before = [assignment.how(one) for one in gpus]
+
+        # the daemon's limits are those of all its GPUs together
+        more = GPURule(indices=(1,), family=Family.REPLICAS, mode=Mode.MPS, group="pair", replicas=4)
+        assignment.update(gpus, [more, *self.rules(("pair", [0]))])
+
+        assert before == [assignment.how(one) for one in gpus]
+        assert "the pods of its group" in told[0]
