@@ -5,7 +5,6 @@ import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
@@ -32,6 +31,7 @@ from extender.http.calls import Answer, Calls
 from extender.http.certificates import Certificates
 from extender.http.pages import pages
 from extender.http.wsgi import Application
+from extender.inspect.holdings import Lasts, not_told
 from extender.inspect.inspector import Inspector
 from extender.ledger import Ledger
 from extender.metrics.registry import Metrics, TenantSamples
@@ -47,9 +47,6 @@ from extender.verbs.lessons import Lessons
 from extender.verbs.preempt import Preempt
 from extender.verbs.prioritize import Prioritize
 from extender.verbs.victims import Search
-
-if TYPE_CHECKING:
-    from extender.inspect.holdings import Lasts
 
 _log = structlog.get_logger(__name__)
 
@@ -90,7 +87,7 @@ class Extender:
         search = Search(self._ledger, Neighbourhood(cluster))
         # who sees to pods that fit nowhere, beside the verbs
         self._onlookers: list[Nominator | Preemptor] = []
-        lasts: Lasts = _keeps_nothing
+        lasts: Lasts = not_told
         if configuration.nominate:
             self._onlookers.append(Nominator(cluster, self._ledger, judge, nominated=self._nominated))
         if configuration.preempt_fragmented is not None:
@@ -275,10 +272,6 @@ def _certificates(tls: TLS | None) -> Certificates | None:
         return None
     clients = Path(tls.client_ca_file) if isinstance(tls, VerbsTLS) else None
     return Certificates(Path(tls.cert_file), Path(tls.key_file), clients)
-
-
-def _keeps_nothing(_uid: str) -> tuple[int, float] | None:
-    return None
 
 
 def _heard_by_nobody(_uid: str, _request: PodRequest) -> None:

@@ -155,8 +155,7 @@ class Binder:
         if token is not None:
             # Looked at after the token: when a term begins, what earlier ones assumed is forgotten before there is one.
             # The GPU may be another pod's by now.
-            held = self._ledger.hold(args.PodUID)
-            if hold is not None and (held is None or held.grant != hold.grant or held.node != hold.node):
+            if hold is not None and self._kept(hold) is None:
                 return Refusal.of(args, Reason.UNSETTLED, "what was kept for it was given back meanwhile")
             return self._send(args, annotations, hold, token, deadline - self._clock(), again=again)
         # What we are not to bind now another one may: only the watch, or our next term, can tell of an earlier try.
@@ -225,6 +224,11 @@ class Binder:
             return None
         return Refusal.of(args, Reason.BOUND_ELSEWHERE, f"{Reason.BOUND_ELSEWHERE.sentence} to {pod.spec.node_name}")
 
+    def _kept(self, hold: Hold) -> Hold | None:
+        """Give *hold* as the ledger has it now; None where it was given back, whatever the pod holds since."""
+        now = self._ledger.hold(hold.uid)
+        return now if now is not None and (now.grant, now.node) == (hold.grant, hold.node) else None
+
     def _get(self, args: BindArgs) -> Pod | None:
         return pods.read(
             self._cluster,
@@ -244,8 +248,8 @@ class Binder:
             if self._stopping.wait(backoff.next()):
                 return
             for uid, doubt in list(self._unsettled.items()):
-                held = self._ledger.hold(uid)
-                over = held is None or held.stage is Stage.BOUND or held.grant != doubt.hold.grant
+                held = self._kept(doubt.hold)
+                over = held is None or held.stage is Stage.BOUND
                 if over or not isinstance(
                     self._once(doubt.args, doubt.annotations, doubt.hold, self._clock() + _REQUEST_SECONDS, again=True),
                     _Doubt,

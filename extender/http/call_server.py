@@ -154,11 +154,14 @@ class CallServer:
                 thread.start()
             except RuntimeError as error:  # no more threads are allowed
                 _log.warning("a connection was not accepted", error=str(error))
-                with self._guard:
-                    del self._connections[connection]
-                    self._silent.pop(connection, None)
-                connection.close()
-                self._room.release()
+                self._part_with(connection)
+
+    def _part_with(self, connection: socket.socket) -> None:
+        with self._guard:
+            del self._connections[connection]
+            self._silent.pop(connection, None)
+        connection.close()
+        self._room.release()
 
     def _hang_up_on_one(self) -> None:
         """End the connection whose client has been silent for longest; none where all are being answered."""
@@ -185,11 +188,7 @@ class CallServer:
         except OSError:
             pass  # the client has gone, or was silent for too long
         finally:
-            with self._guard:
-                del self._connections[connection]
-                self._silent.pop(connection, None)
-            connection.close()
-            self._room.release()
+            self._part_with(connection)
 
     def _secured(self, connection: socket.socket) -> socket.socket:
         """Shake hands where there are certificates; in the connection's own thread, so that nobody else waits."""

@@ -7,9 +7,8 @@ import msgspec
 from cotenant.contract.grant import Isolation, Role
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest
-from extender.inspect.remedies import Change, free_of_daemons, indices, place_name, together
+from extender.inspect.remedies import Change, first_fit, free_of_daemons, place_name, together
 from extender.ledger import NodeView
-from extender.placement.fit import Placement, place
 
 
 def split(request: PodRequest, order: Sequence[NodeView]) -> Iterator[Change]:
@@ -28,13 +27,10 @@ def split(request: PodRequest, order: Sequence[NodeView]) -> Iterator[Change]:
             containers=(msgspec.structs.replace(container, share_bytes=total // count),),
             wishes=msgspec.structs.replace(wishes, gpu_count=count),
         )
-        for view, amounts in free:
-            placed = place(view, over) if together(amounts, count) >= total // count else None
-            if isinstance(placed, Placement):
-                gpus = indices(placed)
-                what = f"{over.describe()} fit now on {place_name(view.name, gpus)}, with gpu-count: {count}"
-                yield Change("split", what, view.name, gpus)
-                return
+        fit = first_fit(over, (view for view, amounts in free if together(amounts, count) >= total // count))
+        if fit is not None:
+            yield Change("split", f"{over.describe()} fit now on {place_name(*fit)}, with gpu-count: {count}", *fit)
+            return
 
 
 def instance(request: PodRequest, order: Sequence[NodeView], refused: Mapping[str, Reason]) -> Iterator[Change]:
@@ -54,13 +50,10 @@ def instance(request: PodRequest, order: Sequence[NodeView], refused: Mapping[st
     for _, _, profile in sorted(known):
         asked = msgspec.structs.replace(container, units=1, share_bytes=0, profile=profile)
         instead = msgspec.structs.replace(request, containers=(asked,))
-        for view in views:
-            placed = place(view, instead)
-            if isinstance(placed, Placement):
-                gpus = indices(placed)
-                what = f"{instead.describe()} instead of memory fits now on {place_name(view.name, gpus)}"
-                yield Change("instance", what, view.name, gpus)
-                return
+        fit = first_fit(instead, views)
+        if fit is not None:
+            yield Change("instance", f"{instead.describe()} instead of memory fits now on {place_name(*fit)}", *fit)
+            return
 
 
 def _plain(request: PodRequest) -> bool:

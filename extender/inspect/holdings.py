@@ -20,6 +20,11 @@ _PROMISES = 3
 Lasts = Callable[[str], tuple[int, float] | None]
 
 
+def not_told(_uid: str) -> tuple[int, float] | None:
+    """Tell nothing of how long anything is kept."""
+    return None
+
+
 class Holdings:
     """Read who has what; *lasts* says how long something is kept."""
 

@@ -21,7 +21,7 @@ from cotenant.contract.units import format_bytes
 from extender.inspect.destination import Judging, destination
 from extender.inspect.explain import counts, explain, node_verdict
 from extender.inspect.gpus import free_of, node_row
-from extender.inspect.holdings import Holdings, Lasts, state_of
+from extender.inspect.holdings import Holdings, Lasts, not_told, state_of
 from extender.inspect.rows import (
     Expected,
     MixPage,
@@ -63,7 +63,7 @@ class Inspector:
         judge: Judging,
         *,
         used: Used | None = None,
-        lasts: Lasts = lambda _uid: None,
+        lasts: Lasts = not_told,
     ) -> None:
         """Read what is *used* of GPUs, too, and how long promises last."""
         self._ledger = ledger

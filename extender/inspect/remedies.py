@@ -98,13 +98,9 @@ class Search:
         for name, _ in sorted(smaller, key=lambda one: (-one[1].size, -one[1].compute_slices, one[0])):
             less = msgspec.structs.replace(container, profile=name)
             request = msgspec.structs.replace(self._request, containers=(less,))
-            for view in self._order:
-                placed = place(view, request)
-                if isinstance(placed, Placement):
-                    gpus = indices(placed)
-                    what = f"{request.describe()} fits now on {place_name(view.name, gpus)}"
-                    yield Change("smaller", what, view.name, gpus)
-                    break
+            fit = first_fit(request, self._order)
+            if fit is not None:
+                yield Change("smaller", f"{request.describe()} fits now on {place_name(*fit)}", *fit)
 
     def ended(self) -> Iterator[Change]:
         """Find the fewest and smallest pods whose end makes room."""
@@ -343,6 +339,15 @@ def _ending(node: str, gpus: tuple[int, ...], ended: tuple[Hold, ...]) -> Change
         named[_PODS_NAMED:] = [f"{len(named) - _PODS_NAMED} more pods ({format_bytes(rest)})"]
     names = ", ".join(named[:-1]) + f" and {named[-1]}" if len(named) > 1 else named[0]
     return Change("ended", f"it fits on {place_name(node, gpus)} if {names} ended", node, gpus, keys)
+
+
+def first_fit(request: PodRequest, views: Iterable[NodeView]) -> tuple[str, tuple[int, ...]] | None:
+    """Find the first node that takes the pod now, and the indices of the GPUs that it would get there."""
+    for view in views:
+        placed = place(view, request)
+        if isinstance(placed, Placement):
+            return view.name, indices(placed)
+    return None
 
 
 def indices(placed: Placement) -> tuple[int, ...]:

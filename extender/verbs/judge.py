@@ -195,15 +195,15 @@ class Judge:
     def _verdicts(self, ranking: NodeRanking, request: PodRequest, candidates: Candidates) -> Verdicts | None:
         """Judge all nodes; None where one has come to fit since it was ranked."""
         rows, all_known = self._locate(candidates)
-        if all_known:
-            costs = ranking.costs(rows)
-            # mostly every node fits, and what does not costs infinitely much
-            if np.isfinite(costs).all():
-                return Verdicts(costs, {})
         known = rows >= 0
         # those without a row are asked for as the first, and their answer is dropped
-        asked = np.where(known, rows, 0)
-        costs = np.where(known, ranking.costs(asked), np.inf)
+        asked = rows if all_known else np.where(known, rows, 0)
+        costs = ranking.costs(asked)
+        if not all_known:
+            costs = np.where(known, costs, np.inf)
+        # mostly every node fits, and what does not costs infinitely much
+        if np.isfinite(costs).all():
+            return Verdicts(costs, {})
         refused: dict[int, Reason] = {}
         for n in np.flatnonzero(~(known & ranking.fits(asked))).tolist():
             reason = self._why_not(ranking, request, candidates.names[n])

@@ -26,7 +26,7 @@ from tests.builders import NAMES, a_grant, a_node, a_pod, granted
 from tests.extender.running import Answer, Running, add, eventually, submit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from cotenant.contract.grant import Grant
     from cotenant.standins.api_server import ApiServer
@@ -324,6 +324,19 @@ class TestUse:
         assert "In useunknown" in self.overview.text
 
 
+def choice_of(pod: PodBuilder) -> Callable[[NodeView], Grant]:
+    """Grant a pod what it would get of a node, which has room for it."""
+    request = parse(pod.build(), NAMES, GIB)
+    assert request is not None
+
+    def choose(view: NodeView) -> Grant:
+        placed = place(view, request)
+        assert isinstance(placed, Placement)
+        return grant(request, placed)
+
+    return choose
+
+
 class TestStrips:
     """A strip shows what is held in proportion."""
 
@@ -332,15 +345,7 @@ class TestStrips:
         ledger.observe_pod(held("a", 40).build())
         vip = a_pod().named("vip").asking(20)
         ledger.observe_pod(vip.build())
-        request = parse(vip.build(), NAMES, GIB)
-        assert request is not None
-
-        def choose(view: NodeView) -> Grant:
-            placed = place(view, request)
-            assert isinstance(placed, Placement)
-            return grant(request, placed)
-
-        ledger.promise("uid-of-vip", "default/vip", "n", (), choose)
+        ledger.promise("uid-of-vip", "default/vip", "n", (), choice_of(vip))
         found = page_of(ledger, "/nodes/n")
         parts = [svg for svg in found.all("svg") if "x" in svg]
         # 40 held and 20 kept of 80
@@ -370,15 +375,7 @@ class TestStrips:
         ledger = nodes_of(a_node("n").with_mig().with_unexplained("1g.5gb@6"))
         pod = a_pod().named("model").asking("1", of=NAMES.mig("3g.20gb"))
         ledger.observe_pod(pod.build())
-        request = parse(pod.build(), NAMES, GIB)
-        assert request is not None
-
-        def choose(view: NodeView) -> Grant:
-            placed = place(view, request)
-            assert isinstance(placed, Placement)
-            return grant(request, placed)
-
-        ledger.assume("uid-of-model", "default/model", "n", choose)
+        ledger.assume("uid-of-model", "default/model", "n", choice_of(pod))
         found = page_of(ledger, "/nodes/n")
         parts = [svg for svg in found.all("svg") if "x" in svg]
         # 3g takes slices 0 to 3 of 8, beside the one at 6 that nobody holds
@@ -391,15 +388,7 @@ class TestStrips:
         ledger = nodes_of(a_node("n").with_mig())
         pod = a_pod().named("model").asking("1", of=NAMES.mig("3g.20gb"))
         ledger.observe_pod(pod.build())
-        request = parse(pod.build(), NAMES, GIB)
-        assert request is not None
-
-        def choose(view: NodeView) -> Grant:
-            placed = place(view, request)
-            assert isinstance(placed, Placement)
-            return grant(request, placed)
-
-        ledger.promise("uid-of-model", "default/model", "n", (), choose)
+        ledger.promise("uid-of-model", "default/model", "n", (), choice_of(pod))
         found = page_of(ledger, "/nodes/n")
         assert [("50.00%", "50.00%")] == [(part["x"], part["width"]) for part in found.all("svg") if "x" in part]
         assert ["kept edge"] == [one["class"] for one in found.all("rect") if one["class"].endswith(" edge")]
