@@ -1,19 +1,22 @@
-"""CDI specs of MIG instances that are made while pods come and go: one file each, which also remembers whose it is.
+"""CDI specs of MIG instances that the driver's own spec does not know: one file each (cdiVersion 0.6.0).
 
-Allocate names a device before it exists; the container runtime looks it up when it makes the container, after
-PreStartContainer has written its spec (CNCF Container Device Interface, cdiVersion 0.6.0).
+Of an instance that is made for a pod, Allocate names the device before it exists; the container runtime looks it up
+when it makes the container, after PreStartContainer has written its spec, which also remembers whose it is. Instances
+that somebody has cut since `nvidia-ctk cdi generate` ran get one too: nobody runs it again for MIG (NVIDIA, "Support
+for Container Device Interface": the refresh service does not handle "runtime topology changes (MIG, ...)").
 """
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
 import yaml
 
+from cotenant.contract import environment
 from cotenant.contract.inventory import MIGInstance
 from cotenant.contract.names import Names, mig_suffix
 from cotenant.contract.units import id_prefix
@@ -22,6 +25,8 @@ log = structlog.get_logger(__name__)
 
 _VERSION = "0.6.0"
 _PREFIX = "cotenant-mig-"
+# Files of instances that are there already have the UUID after it; MIG- is how NVML begins one.
+_CUT = "MIG-"
 _SUFFIXES = {".json", ".yaml", ".yml"}
 _CAPABILITY = re.compile(r"/dev/nvidia-caps/nvidia-cap(\d+)")
 _DEVICES = Path("/proc/devices")
@@ -36,8 +41,19 @@ class Owner(msgspec.Struct, frozen=True):
     instance: str
 
 
+class CapabilityError(Exception):
+    """Say why a container could not use an instance."""
+
+
 class _Spec(msgspec.Struct):
     annotations: dict[str, str] | None = None
+
+
+class _Driver(NamedTuple):
+    """Hold what the driver's own spec says: the edits of all its devices, and their names."""
+
+    edits: dict[str, Any]
+    names: frozenset[str]
 
 
 def device_name(gpu: str, instance: MIGInstance) -> str:
@@ -48,49 +64,75 @@ def device_name(gpu: str, instance: MIGInstance) -> str:
 class SpecFolder:
     """Keep the specs in *folder*; *kind* is the CDI kind that the driver's own spec has, "nvidia.com/gpu".
 
-    *devices* is where the kernel lists the numbers of drivers (proc(5), /proc/devices).
+    *also* are further folders that the driver's spec may lie in. *devices* is where the kernel lists the numbers of
+    drivers (proc(5), /proc/devices).
     """
 
-    def __init__(self, folder: Path, names: Names, kind: str, *, devices: Path = _DEVICES) -> None:
+    def __init__(
+        self, folder: Path, names: Names, kind: str, *, also: Sequence[Path] = (), devices: Path = _DEVICES
+    ) -> None:
         self._folder = folder
+        # a spec in the folder for generated ones wins over one in /etc/cdi (CDI, pkg/cdi, DefaultSpecDirs)
+        self._searched = (folder, *also)
         self._names = names
         self._kind = kind
         self._devices = devices
         self._warned = False
+        self._read: dict[Path, tuple[tuple[int, int, int], _Driver | None]] = {}
+        # the UUIDs of the instances that have a spec of ours although they were not made for a pod
+        self._cut: frozenset[str] = frozenset()
 
     def full_name(self, gpu: str, instance: MIGInstance) -> str:
-        """Give the name that Allocate answers with."""
+        """Give the name that Allocate answers with for an instance that is made when the container starts."""
         return f"{self._names.domain}/mig={device_name(gpu, instance)}"
 
-    def write(
-        self,
-        gpu: str,
-        instance: MIGInstance,
-        owner: Owner,
-        *,
-        nodes: Sequence[tuple[str, str]],
-        environment: Mapping[str, str],
-    ) -> None:
-        """Write the spec of an instance; *nodes* are pairs of a container's path and the host's. Raises OSError."""
-        common = self._common_edits()
-        device_nodes = [node for path, host in nodes if (node := self._device_node(path, host)) is not None]
-        edits: dict[str, Any] = {"env": [f"{name}={value}" for name, value in environment.items()]}
-        if device_nodes:
-            edits["deviceNodes"] = device_nodes
-        spec = {
-            "cdiVersion": _VERSION,
-            "kind": f"{self._names.domain}/mig",
-            "annotations": {self._key(field): value for field, value in msgspec.structs.asdict(owner).items()},
-            "devices": [{"name": device_name(gpu, instance), "containerEdits": edits}],
-        }
-        if common:
-            spec["containerEdits"] = common
-        self._folder.mkdir(parents=True, exist_ok=True)
+    def name_of(self, uuid: str) -> str:
+        """Give the name of a GPU, or of an instance that is there."""
+        return f"{self._names.domain}/mig={uuid}" if uuid in self._cut else f"{self._kind}={uuid}"
+
+    def write(self, gpu: str, instance: MIGInstance, owner: Owner, *, nodes: Sequence[tuple[str, str]]) -> None:
+        """Write the spec of an instance; *nodes* are pairs of a container's path and the host's.
+
+        Raises CapabilityError where a container could not use the instance, and OSError.
+        """
+        annotations = {self._key(field): value for field, value in msgspec.structs.asdict(owner).items()}
+        driver = self._driver()
+        if driver is None and not self._warned:
+            self._warned = True
+            folders = ", ".join(map(str, self._searched))
+            log.warning(
+                "cdi.no_driver_spec",
+                why=f"no spec of kind {self._kind} lies in {folders}, so containers get no driver libraries; "
+                "run nvidia-ctk cdi generate",
+            )
         path = self._path(gpu, instance)
-        # a name that CDI does not read; and whole or not at all, for the runtime may look at any moment
-        new = path.with_suffix(".new")
-        new.write_text(json.dumps(spec))
-        new.rename(path)
+        self._put(path, device_name(gpu, instance), owner.instance, nodes=nodes, driver=driver, annotations=annotations)
+
+    def follow(self, instances: Mapping[str, Sequence[tuple[str, str]]]) -> None:
+        """Have specs of the *instances* that are there and that the driver's own does not name, by UUID with nodes.
+
+        Where no spec of the driver's is seen, the node's folders are not here or it is being written: nothing is done.
+        """
+        driver = self._driver()
+        if driver is None:
+            return
+        kept = set()
+        for uuid, nodes in instances.items():
+            if uuid in driver.names:
+                continue
+            try:
+                self._put(
+                    self._folder / f"{_PREFIX}{uuid}.json", uuid, uuid, nodes=nodes, driver=driver, annotations={}
+                )
+                kept.add(uuid)
+            except (CapabilityError, OSError) as error:
+                log.warning("cdi.not_written", instance=uuid, error=str(error))
+        if kept - self._cut:
+            log.info("cdi.written", instances=sorted(kept - self._cut), why="the driver's own spec does not name them")
+        self._cut = frozenset(kept)
+        for path in self._folder.glob(f"{_PREFIX}{_CUT}*.json"):
+            if path.stem.removeprefix(_PREFIX) not in kept:
+                path.unlink(missing_ok=True)
 
     def owner(self, gpu: str, instance: MIGInstance) -> Owner | None:
         """Say whom the instance was made for; None where that was not written down, or cannot be read."""
@@ -113,33 +155,66 @@ class SpecFolder:
             if path.name not in kept:
                 path.unlink(missing_ok=True)
 
-    def _device_node(self, path: str, host: str) -> dict[str, Any] | None:
-        """Describe a device node by the host's, or a capability's by its numbers.
+    def _put(
+        self,
+        path: Path,
+        name: str,
+        uuid: str,
+        *,
+        nodes: Sequence[tuple[str, str]],
+        driver: _Driver | None,
+        annotations: Mapping[str, str],
+    ) -> None:
+        # As NVIDIA's own specs and its DRA driver have it: with any other value a container under the runtime handler
+        # nvidia would be given devices a second time (nvidia-container-toolkit, pkg/nvcdi/wrapper.go, GetCommonEdits).
+        env = [f"{environment.VISIBLE_DEVICES}={environment.NO_DEVICES}", f"{environment.MIG_UUID}={uuid}"]
+        edits: dict[str, Any] = {"env": env}
+        if device_nodes := self._device_nodes(nodes):
+            edits["deviceNodes"] = device_nodes
+        spec: dict[str, Any] = {
+            "cdiVersion": _VERSION,
+            "kind": f"{self._names.domain}/mig",
+            "devices": [{"name": name, "containerEdits": edits}],
+        }
+        if annotations:
+            spec["annotations"] = dict(annotations)
+        if driver is not None and driver.edits:
+            spec["containerEdits"] = driver.edits
+        text = json.dumps(spec)
+        if _text(path) == text:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        # a name that CDI does not read; and whole or not at all, for the runtime may look at any moment
+        new = path.with_name(f"{path.name}.new")
+        new.write_text(text)
+        new.rename(path)
+
+    def _device_nodes(self, nodes: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+        """Describe device nodes by the host's, or capabilities by their numbers.
 
         NVML makes no node of a new instance's capabilities from within a container, so there may be none on the host
         either; the runtime makes one in the container, as NVIDIA's DRA driver has it do (GetDevNodesForMigDevice).
         """
-        if Path(host).exists():
-            return {"path": path, "hostPath": host}
-        capability = _CAPABILITY.fullmatch(path)
-        if capability is None:
-            return None
+        found: list[dict[str, Any]] = []
+        numbered: list[tuple[str, int]] = []
+        for path, host in nodes:
+            if Path(host).exists():
+                found.append({"path": path, "hostPath": host})
+            elif capability := _CAPABILITY.fullmatch(path):
+                numbered.append((path, int(capability[1])))
+        if not numbered:
+            return found
         major = self._capabilities_major()
         if major is None:
-            log.warning(
-                "cdi.no_capabilities",
-                why=f"{self._devices} names no nvidia-caps, so a container gets its MIG instance without {path}, and "
-                "CUDA finds no device there; load the driver's capabilities (nvidia-modprobe -f)",
+            raise CapabilityError(
+                f"{self._devices} names no nvidia-caps, so a container would get its MIG instance without "
+                f"{numbered[0][0]}, and CUDA would find no device there; load the driver's module nvidia with "
+                "nv_cap_enable_devfs=1"
             )
-            return None
-        return {"path": path, "type": "c", "major": major, "minor": int(capability[1])}
+        return found + [{"path": path, "type": "c", "major": major, "minor": minor} for path, minor in numbered]
 
     def _capabilities_major(self) -> int | None:
-        try:
-            lines = self._devices.read_text().splitlines()
-        except OSError:
-            return None
-        numbers = (line.split() for line in lines)
+        numbers = (line.split() for line in (_text(self._devices) or "").splitlines())
         return next((int(words[0]) for words in numbers if words[1:] == ["nvidia-caps"] and words[0].isdigit()), None)
 
     def _path(self, gpu: str, instance: MIGInstance) -> Path:
@@ -148,26 +223,42 @@ class SpecFolder:
     def _key(self, field: str) -> str:
         return f"{self._names.domain}/{field}"
 
-    def _common_edits(self) -> dict[str, Any]:
-        """Take what every container of the driver's own spec gets: its libraries and hooks.
+    def _driver(self) -> _Driver | None:
+        """Read the driver's own spec: its libraries and hooks, which every container gets; None where there is none.
 
         `nvidia-ctk cdi generate` writes that spec and knows the driver; it is not done again here.
         """
-        for path in sorted(self._folder.glob("*")):
+        found = list(self._drivers())
+        return _Driver(found[0].edits, frozenset().union(*(one.names for one in found))) if found else None
+
+    def _drivers(self) -> Iterator[_Driver]:
+        for path in (path for folder in self._searched for path in sorted(folder.glob("*"))):
             if path.suffix not in _SUFFIXES or path.name.startswith(_PREFIX):
                 continue
             try:
-                spec = yaml.safe_load(path.read_text())
+                status = path.stat()
+                stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
+                if path not in self._read or self._read[path][0] != stamp:
+                    self._read[path] = stamp, _parsed(path.read_text(), self._kind)
             except (OSError, yaml.YAMLError, UnicodeError):
                 continue
-            if isinstance(spec, dict) and spec.get("kind") == self._kind:
-                edits = spec.get("containerEdits")
-                return edits if isinstance(edits, dict) else {}
-        if not self._warned:
-            self._warned = True
-            log.warning(
-                "cdi.no_driver_spec",
-                why=f"no spec of kind {self._kind} lies in {self._folder}, so containers get no driver libraries; "
-                "run nvidia-ctk cdi generate",
-            )
-        return {}
+            if (driver := self._read[path][1]) is not None:
+                yield driver
+
+
+def _parsed(text: str, kind: str) -> _Driver | None:
+    """Read a spec; None where it is of another kind."""
+    spec = yaml.safe_load(text)
+    if not isinstance(spec, dict) or spec.get("kind") != kind:
+        return None
+    edits, devices = spec.get("containerEdits"), spec.get("devices")
+    listed = devices if isinstance(devices, list) else []
+    names = frozenset(str(one["name"]) for one in listed if isinstance(one, dict) and "name" in one)
+    return _Driver(edits if isinstance(edits, dict) else {}, names)
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeError):
+        return None

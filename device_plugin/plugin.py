@@ -9,7 +9,7 @@ from pathlib import Path
 import structlog
 
 from cotenant.cluster import Cluster
-from cotenant.contract.configuration import DevicePluginConfiguration
+from cotenant.contract.configuration import DeviceListStrategy, DevicePluginConfiguration
 from cotenant.contract.inventory import GPU, MIG, Family, MIGInstance
 from device_plugin.admission.answer import Answers
 from device_plugin.admission.calls import Admission
@@ -146,7 +146,12 @@ class DevicePlugin:
         self._mps = MPSKeeper(
             configuration.mps, nvml, look_seconds=configuration.inventory_interval, changed=self._judge_again
         )
-        self._specs = SpecFolder(Path(configuration.cdi_directory), names, configuration.cdi_kind)
+        self._specs = SpecFolder(
+            Path(configuration.cdi_directory),
+            names,
+            configuration.cdi_kind,
+            also=tuple(map(Path, configuration.cdi_static_directories)),
+        )
         self._maker = Maker(nvml, self._specs, self._pods, names, gpus=lambda: self._dynamic)
         self._dynamic: dict[str, PhysicalGPU] = {}
         self._mig: dict[str, MIG] = {}
@@ -164,7 +169,7 @@ class DevicePlugin:
         self._newcomers = Newcomers(lambda resources: self._occupants.taken(resources, new_to_us=True), names)
         self._untaken = ""
         self._handing = Handing(
-            Answers.of(configuration, lambda uuid: self._gpus[uuid]),
+            Answers.of(configuration, lambda uuid: self._gpus[uuid], self._specs.name_of),
             self._specs,
             shown=lambda: self._described or (),
             problem=lambda gpu: self._daemon(self._gpus[gpu.uuid], self._assignment.of[gpu.uuid]).problem,
@@ -348,8 +353,7 @@ class DevicePlugin:
         self._cutter.look(self._partitions.static(gpus))
         self._dynamic = self._partitions.families(gpus, Family.MIG_DYNAMIC)
         self._mig = self._partitions.look(gpus, self._unexplained)
-        if self._configuration.pass_device_specs:
-            self._handing.instance_nodes = self._partitions.nodes(gpus)
+        self._follow_instances(gpus)
         self._care.looked(gpus)
         self._used.looked(gpus)
         self._physical = gpus
@@ -362,6 +366,14 @@ class DevicePlugin:
             self._show()
         # not under the lock: daemons that are to end may be telling of a change
         self._mps.keep(plans(self._described or (), self._assignment.of), self._gpus)
+
+    def _follow_instances(self, gpus: tuple[PhysicalGPU, ...]) -> None:
+        """Have ready what containers need of the static MIG instances, before these are offered."""
+        by_cdi = self._configuration.device_list_strategy is DeviceListStrategy.CDI_CRI
+        if by_cdi or self._configuration.pass_device_specs:
+            self._handing.instance_nodes = self._partitions.nodes(gpus)
+        if by_cdi:
+            self._specs.follow(self._handing.instance_nodes)
 
     def _assign(self, gpus: tuple[PhysicalGPU, ...]) -> None:
         """Take over the rules that hold now, before GPUs that are new to them are shown."""

@@ -16,8 +16,10 @@ INJECTED = (VISIBLE_DEVICES, MPS_MEMORY, MPS_THREADS, MPS_PIPE)
 
 # CUDA's own default: a client that finds no control daemon there runs without MPS (MPS documentation, 4.2.1).
 NEUTRAL_PIPE = "/tmp/nvidia-mps"  # noqa: S108 - not a file of ours
-# The instance of a dynamic MIG grant does not exist yet at bind; its CDI spec carries the UUID.
+# The instance of a dynamic MIG grant does not exist yet at bind, and a CDI spec injects it; so NVIDIA's runtime is to
+# inject nothing (nvidia-container-toolkit, pkg/nvcdi/wrapper.go). The spec carries the UUID in a variable of ours.
 NO_DEVICES = "void"
+MIG_UUID = "COTENANT_MIG_UUID"
 
 
 def injected(container: ContainerGrant) -> dict[str, str]:

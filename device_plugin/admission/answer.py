@@ -28,18 +28,24 @@ class Answers(msgspec.Struct, frozen=True):
 
     strategy: DeviceListStrategy
     pass_device_specs: bool
-    cdi_kind: str
+    # names the CDI device of a GPU or an instance
+    cdi_name: Callable[[str], str]
     # the folder that is the containers' /dev/shm under MPS
     shm: str
     known: Callable[[str], PhysicalGPU]
 
     @classmethod
-    def of(cls, configuration: DevicePluginConfiguration, known: Callable[[str], PhysicalGPU]) -> "Answers":
+    def of(
+        cls,
+        configuration: DevicePluginConfiguration,
+        known: Callable[[str], PhysicalGPU],
+        cdi_name: Callable[[str], str],
+    ) -> "Answers":
         """Answer as *configuration* says."""
         return cls(
             strategy=configuration.device_list_strategy,
             pass_device_specs=configuration.pass_device_specs,
-            cdi_kind=configuration.cdi_kind,
+            cdi_name=cdi_name,
             shm=configuration.mps.shm_folder,
             known=known,
         )
@@ -114,4 +120,4 @@ class Answers(msgspec.Struct, frozen=True):
             if self.strategy is DeviceListStrategy.VOLUME_MOUNTS:
                 response.mounts.add(host_path="/dev/null", container_path=f"{_VOLUME_MOUNTS}/{uuid}", read_only=True)
             elif self.strategy is DeviceListStrategy.CDI_CRI:
-                response.cdi_devices.add(name=f"{self.cdi_kind}={uuid}")
+                response.cdi_devices.add(name=self.cdi_name(uuid))

@@ -5,6 +5,7 @@ at the next look, when what was under way has shown itself, it is cut.
 """
 
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -27,6 +28,8 @@ log = structlog.get_logger(__name__)
 
 _ACTION = "MIGGeometry"
 _PODS_NAMED = 5
+# A cut that NVML refuses keeps the GPU from pods for a look each time that it is tried.
+_BACK_OFF_SECONDS = (20.0, 1200.0)
 
 
 class _Refused(Exception):  # noqa: N818 - not an error of ours
@@ -46,6 +49,7 @@ class Cutter:
         *,
         pods: Callable[[], Sequence[Pod] | None],
         whole: Callable[[], Collection[str]],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._nvml = nvml
         self._file = file
@@ -56,7 +60,15 @@ class Cutter:
         self._whole = whole
         self._lock = threading.Lock()
         self._wanted: str | None = None
-        self._told = ""
+        self._clock = clock
+        # what was asked for last: the geometry's name, and the file's text
+        self._asked: tuple[str, str] | None = None
+        # why a cut failed, and how long to wait after it; it is not tried again before then
+        self._failure = ""
+        self._pause = 0.0
+        self._not_before = 0.0
+        # what was said last of each state since somebody asked for something else, or got it
+        self._told: dict[str, str] = {}
         # the GPUs that were published as unfit at an earlier look, by UUID
         self._announced: frozenset[str] = frozenset()
 
@@ -89,7 +101,10 @@ class Cutter:
         """Announce, or cut; tell whether all is as wanted."""
         if self._file is None or not gpus:
             raise _Refused("no GPU of this node is of family mig-static")
-        geometries = mig_parted.parse(self._file.read_text(encoding="utf-8"))
+        text = self._file.read_text(encoding="utf-8")
+        if (wanted, text) != self._asked:
+            self._asked, self._pause, self._not_before, self._told = (wanted, text), 0.0, 0.0, {}
+        geometries = mig_parted.parse(text)
         cuttable = [
             CutGPU(
                 uuid=gpu.uuid,
@@ -107,11 +122,20 @@ class Cutter:
             self._announced = frozenset()
             return True
         self._refuse_held(due)
+        if self._clock() < self._not_before:
+            raise _Refused(self._failure)
         if not due.keys() <= self._announced:
             self._announced = frozenset(due)
             return False
-        for uuid, gpu in due.items():
-            self._cut(gpu, cuts[uuid])
+        try:
+            for uuid, gpu in due.items():
+                self._cut(gpu, cuts[uuid])
+        except MIGError as error:
+            first, most = _BACK_OFF_SECONDS
+            self._pause = min(2 * self._pause, most) or first
+            self._not_before = self._clock() + self._pause
+            self._failure = f"{error}; it is tried again, ever more seldom"
+            raise _Refused(self._failure) from error
         self._announced = frozenset()
         return True
 
@@ -168,10 +192,11 @@ class Cutter:
         log.info("mig.cut", gpu=gpu.uuid, instances=[f"{one.profile}@{one.start}" for one in cut.instances])
 
     def _say(self, state: str, sentence: str) -> None:
+        """Tell people what has changed; what is tried again and fails as before is no news."""
         self._notes.label(self._names.mig_config_state, state)
-        if sentence == self._told:
+        if self._told.get(state) == sentence:
             return
-        self._told = sentence
+        self._told = {state: sentence} if state == "success" else {**self._told, state: sentence}
         failed = state == "failed"
         (log.warning if failed else log.info)("mig.geometry", state=state, why=sentence)
         reason = "MIGGeometryRefused" if failed else "MIGGeometry"

@@ -12,7 +12,6 @@ from typing import Protocol
 import structlog
 
 from cotenant.cluster import ClusterError
-from cotenant.contract import environment
 from cotenant.contract import grant as grants
 from cotenant.contract.grant import ContainerGrant, GrantError
 from cotenant.contract.inventory import MIGInstance
@@ -21,7 +20,7 @@ from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
 from device_plugin.admission.identity import PodName, asks
 from device_plugin.admission.refusal import RefusedError
-from device_plugin.cdi import Owner, SpecFolder
+from device_plugin.cdi import CapabilityError, Owner, SpecFolder
 from device_plugin.nvml import GPUInstance, MIGError, PhysicalGPU
 
 log = structlog.get_logger(__name__)
@@ -95,7 +94,7 @@ class Maker:
         with self._lock:
             try:
                 self._ensure(pod, gpu, wanted)
-            except (MIGError, OSError) as error:
+            except (MIGError, CapabilityError, OSError) as error:
                 raise RefusedError(
                     Reason.NO_MIG_ROOM,
                     f"the MIG instance of container {grant.name} cannot be made: {error}; it is tried again",
@@ -154,8 +153,6 @@ class Maker:
             wanted,
             Owner(uid=pod.uid, namespace=pod.metadata.namespace, name=pod.metadata.name, instance=made.uuid),
             nodes=self._nvml.mig_nodes(gpu, made),
-            # the pod's own value is void: the UUID was not known at bind
-            environment={environment.VISIBLE_DEVICES: made.uuid, "COTENANT_MIG_UUID": made.uuid},
         )
         log.info("mig.made", gpu=gpu.uuid, profile=made.profile, start=made.start, instance=made.uuid, pod=pod.key)
 

@@ -127,12 +127,12 @@ class Partitions:
         return next((one.instance for one in there if one.id == number and one.uuid), None)
 
     def nodes(self, gpus: Sequence[PhysicalGPU]) -> dict[str, list[tuple[str, str]]]:
-        """Name the device nodes of the instances that are given, by MIG UUID."""
-        found = {}
+        """Name the device nodes of the instances that are given, by MIG UUID; none of a GPU that does not tell them."""
+        found: dict[str, list[tuple[str, str]]] = {}
         for gpu in self.families(gpus, Family.MIG_STATIC).values():
             try:
-                for one in self._nvml.mig_instances(gpu.index):
-                    found[one.uuid] = self._nvml.mig_nodes(gpu, one)
+                there = self._nvml.mig_instances(gpu.index)
+                found |= {one.uuid: self._nvml.mig_nodes(gpu, one) for one in there if one.uuid}
             except MIGError as error:
                 log.warning("mig.not_read", gpu=gpu.uuid, error=str(error))
         return found

@@ -301,12 +301,19 @@ class NVML:
             mig.destroy(self.call, self.handle(index), self._mig_profile(index, instance.profile), instance.id)
 
     def mig_nodes(self, gpu: PhysicalGPU, instance: mig.GPUInstance) -> list[tuple[str, str]]:
-        """Name the device nodes of an instance: the container's path and the host's; none where the driver has none.
+        """Name the device nodes of an instance: the container's path and the host's.
 
-        The instance's own are capabilities, by numbers that the driver lists in mig-minors.
+        The instance's own are capabilities, by numbers that the driver lists in mig-minors. Raises MIGError where it
+        lists none, since CUDA would find no device.
         """
         nodes = [] if gpu.device_path is None else [(f"/dev/nvidia{gpu.minor}", gpu.device_path)]
-        capabilities = mig.capabilities(self._mig_minors, gpu.minor, instance)
+        try:
+            capabilities = mig.capabilities(self._mig_minors, gpu.minor, instance)
+        except LookupError as error:
+            raise MIGError(
+                f"no container could use {instance.profile} at {instance.start} of GPU {gpu.index}: {error.args[0]}; "
+                "load the driver's module nvidia with nv_cap_enable_devfs=1"
+            ) from error
         return [*nodes, *((path, self._capability_path(path)) for path in capabilities)]
 
     def set_mig_mode(self, index: int, *, on: bool) -> None:

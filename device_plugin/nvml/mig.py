@@ -116,15 +116,18 @@ MINORS = Path("/proc/driver/nvidia-caps/mig-minors")
 
 
 def capabilities(minors: Path, gpu_minor: int | None, instance: GPUInstance) -> list[str]:
-    """Name the device nodes that let a container use an instance; none where the driver lists none."""
+    """Name the two device nodes that let a container use an instance; raise LookupError where the driver has none."""
     try:
         lines = minors.read_text().splitlines()
     except OSError:
-        return []
+        lines = []
     numbers = {name: number for name, _, number in (line.partition(" ") for line in lines)}
     base = f"gpu{gpu_minor}/gi{instance.id}"
     keys = (f"{base}/access", f"{base}/ci{instance.compute_id or 0}/access")
-    return [f"/dev/nvidia-caps/nvidia-cap{numbers[key]}" for key in keys if key in numbers]
+    missing = [key for key in keys if key not in numbers]
+    if missing:
+        raise LookupError(f"{minors} lists no {' and no '.join(missing)}")
+    return [f"/dev/nvidia-caps/nvidia-cap{numbers[key]}" for key in keys]
 
 
 @contextmanager

@@ -34,7 +34,11 @@ def answered(
 ) -> pb.ContainerAllocateResponse:
     gpus = {uuid(0): gpu(0, path), uuid(1): gpu(1)}
     answers = Answers(
-        strategy=strategy, pass_device_specs=specs, cdi_kind="nvidia.com/gpu", shm="/run/shm", known=gpus.__getitem__
+        strategy=strategy,
+        pass_device_specs=specs,
+        cdi_name="nvidia.com/gpu={}".format,
+        shm="/run/shm",
+        known=gpus.__getitem__,
     )
     return answers.granted(grant)
 

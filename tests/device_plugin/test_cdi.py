@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from cotenant.contract.inventory import MIGInstance
 from cotenant.contract.names import Names
-from device_plugin.cdi import Owner, SpecFolder
+from device_plugin.cdi import CapabilityError, Owner, SpecFolder
 
 GPU = "GPU-00000000-0000-0000-0000-000000000001"
 HALF = MIGInstance(profile="3g.20gb", start=0, size=4)
@@ -34,7 +35,7 @@ def devices(tmp_path: Path) -> Path:
 
 def nodes_of(folder: Path, devices: Path, *nodes: tuple[str, str]) -> list[dict[str, Any]]:
     specs = SpecFolder(folder / "cdi", Names(), "nvidia.com/gpu", devices=devices)
-    specs.write(GPU, HALF, OWNER, nodes=nodes, environment={})
+    specs.write(GPU, HALF, OWNER, nodes=nodes)
     (spec,) = (json.loads(path.read_text()) for path in (folder / "cdi").glob("*.json"))
     found: list[dict[str, Any]] = spec["devices"][0]["containerEdits"].get("deviceNodes", [])
     return found
@@ -56,7 +57,110 @@ class TestDeviceNodes:
         expected = [{"path": "/dev/nvidia0", "hostPath": str(there)}]
         assert expected == nodes_of(tmp_path, devices, ("/dev/nvidia0", str(there)))
 
-    def test_without_the_drivers_number_it_is_left_out_and_said_so(self, tmp_path: Path, devices: Path) -> None:
+    def test_without_the_drivers_number_nothing_is_written_and_why_is_said(self, tmp_path: Path, devices: Path) -> None:
         devices.write_text("Character devices:\n  1 mem\n")
 
-        assert [] == nodes_of(tmp_path, devices, (CAPABILITY, CAPABILITY))
+        with pytest.raises(CapabilityError, match=r"names no nvidia-caps, .* CUDA would find no device there"):
+            nodes_of(tmp_path, devices, (CAPABILITY, CAPABILITY))
+
+        assert [] == list((tmp_path / "cdi").glob("*"))
+
+
+def driver_spec(folder: Path, library: str, *names: str, kind: str = "nvidia.com/gpu") -> None:
+    """Write a spec as `nvidia-ctk cdi generate` does."""
+    folder.mkdir(exist_ok=True)
+    edits = {"env": ["NVIDIA_VISIBLE_DEVICES=void"], "mounts": [{"hostPath": library, "containerPath": library}]}
+    devices = [{"name": name, "containerEdits": {}} for name in names]
+    text = yaml.safe_dump({"cdiVersion": "0.5.0", "kind": kind, "devices": devices, "containerEdits": edits})
+    (folder / "nvidia.yaml").write_text(text)
+
+
+def libraries(spec: dict[str, Any]) -> list[str]:
+    return [mount["hostPath"] for mount in spec.get("containerEdits", {}).get("mounts", [])]
+
+
+class Folders:
+    """The two folders that runtimes look for specs in, and the specs of ours there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.generated, self.etc = folder / "run", folder / "etc"
+        self.specs = SpecFolder(self.generated, Names(), "nvidia.com/gpu", also=[self.etc])
+
+    def ours(self) -> dict[str, dict[str, Any]]:
+        found = (json.loads(path.read_text()) for path in self.generated.glob("cotenant-mig-*.json"))
+        return {f"{one['kind']}={one['devices'][0]['name']}": one for one in found}
+
+    def made(self) -> dict[str, Any]:
+        """Write the spec of an instance that was made for a pod."""
+        self.specs.write(GPU, HALF, OWNER, nodes=[])
+        return self.ours()[self.specs.full_name(GPU, HALF)]
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Folders:
+    return Folders(tmp_path)
+
+
+class TestTheDriversOwnSpec:
+    def test_it_is_found_in_either_folder_and_the_generated_one_wins(self, folders: Folders) -> None:
+        assert [] == libraries(folders.made())
+
+        driver_spec(folders.etc, "/lib/old.so")
+        assert ["/lib/old.so"] == libraries(folders.made())
+
+        driver_spec(folders.generated, "/lib/new.so")
+        assert ["/lib/new.so"] == libraries(folders.made())
+
+    def test_specs_of_other_kinds_and_files_that_cannot_be_read_are_passed_by(self, folders: Folders) -> None:
+        driver_spec(folders.etc, "/lib/cuda.so")
+        driver_spec(folders.generated, "/lib/net.so", kind="vendor.com/net")
+        (folders.generated / "broken.yaml").write_text("kind: [nvidia.com/gpu")
+
+        assert ["/lib/cuda.so"] == libraries(folders.made())
+
+    def test_what_nvidias_runtime_would_inject_besides_is_nothing(self, folders: Folders) -> None:
+        (device,) = folders.made()["devices"]
+
+        assert ["NVIDIA_VISIBLE_DEVICES=void", "COTENANT_MIG_UUID=MIG-1"] == device["containerEdits"]["env"]
+
+
+class TestInstancesThatSomebodyCut:
+    """`nvidia-ctk cdi generate` is not run again for them."""
+
+    def test_one_that_the_drivers_spec_does_not_name_gets_a_spec_and_is_handed_out_by_it(
+        self, folders: Folders
+    ) -> None:
+        driver_spec(folders.etc, "/lib/cuda.so", "GPU-1", "MIG-old")
+
+        folders.specs.follow({"MIG-old": [], "MIG-new": [("/dev/nvidia0", "/dev/null")]})
+
+        assert "nvidia.com/gpu=MIG-old" == folders.specs.name_of("MIG-old")
+        assert "nvidia.com/gpu=GPU-1" == folders.specs.name_of("GPU-1")
+        assert "cotenant.io/mig=MIG-new" == folders.specs.name_of("MIG-new")
+        (spec,) = folders.ours().values()
+        assert ["/lib/cuda.so"] == libraries(spec)
+        expected = {
+            "env": ["NVIDIA_VISIBLE_DEVICES=void", "COTENANT_MIG_UUID=MIG-new"],
+            "deviceNodes": [{"path": "/dev/nvidia0", "hostPath": "/dev/null"}],
+        }
+        assert expected == spec["devices"][0]["containerEdits"]
+
+    def test_it_goes_with_the_instance_or_when_the_drivers_spec_names_it(self, folders: Folders) -> None:
+        driver_spec(folders.etc, "/lib/cuda.so")
+        folders.specs.follow({"MIG-a": [], "MIG-b": []})
+        made = folders.made()
+
+        folders.specs.follow({"MIG-b": []})
+        assert "nvidia.com/gpu=MIG-a" == folders.specs.name_of("MIG-a")
+        assert {"cotenant.io/mig=MIG-b", f"cotenant.io/mig={made['devices'][0]['name']}"} == {*folders.ours()}
+
+        driver_spec(folders.etc, "/lib/cuda.so", "MIG-b")
+        folders.specs.follow({"MIG-b": []})
+        assert "nvidia.com/gpu=MIG-b" == folders.specs.name_of("MIG-b")
+        assert [made] == list(folders.ours().values())
+
+    def test_where_no_spec_of_the_drivers_is_seen_nothing_is_written(self, folders: Folders) -> None:
+        folders.specs.follow({"MIG-a": []})
+
+        assert {} == folders.ours()
+        assert "nvidia.com/gpu=MIG-a" == folders.specs.name_of("MIG-a")

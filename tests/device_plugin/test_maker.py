@@ -147,6 +147,19 @@ def test_nothing_is_swept_before_the_pods_are_known_or_while_a_grant_cannot_be_r
     assert {} == bench.there()
 
 
+def test_an_instance_that_no_container_could_use_starts_none_and_says_why(bench: Bench) -> None:
+    pod = bench.pods.add("p", "1g.5gb", 6)
+    minors = bench.file.with_name(f"{bench.file.name}.mig-minors")
+    minors.write_text("config 1\nmonitor 2\n")
+    with pytest.raises(RefusedError, match=r"lists no gpu0/gi1/access and .*; it is tried again") as refused:
+        bench.ensure(pod, "1g.5gb", 6)
+    assert Reason.NO_MIG_ROOM is refused.value.reason
+    assert 0 == bench.specs()
+    minors.unlink()  # the made-up driver then lists all there may be
+    bench.ensure(pod, "1g.5gb", 6)
+    assert 1 == bench.specs()
+
+
 def test_the_next_pod_of_a_place_gets_an_instance_of_its_own(bench: Bench) -> None:
     first = bench.pods.add("first", "1g.5gb", 6)
     bench.ensure(first, "1g.5gb", 6)

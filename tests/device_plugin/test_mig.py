@@ -155,7 +155,8 @@ class TestDynamic:
         (device,) = response.cdi_devices
         assert f"cotenant.io/mig={id_prefix(uuid(0))}-4-3g.20gb" == device.name
         edits = dynamic.spec(device.name)["devices"][0]["containerEdits"]
-        assert f"NVIDIA_VISIBLE_DEVICES={dynamic.uuid_at(4)}" in edits["env"]
+        # NVIDIA's runtime is to inject nothing besides
+        assert ["NVIDIA_VISIBLE_DEVICES=void", f"COTENANT_MIG_UUID={dynamic.uuid_at(4)}"] == edits["env"]
         assert "void" == dynamic.node.gpus_seen(pod, "a")
 
         before = dynamic.uuid_at(4)
@@ -333,6 +334,26 @@ class TestStatic:
         other = static.add("q", placed("1g.5gb", 1, instance=wanted))
         static.node.settled(other)
         assert f"was granted the MIG instance {wanted}, which the kubelet has not free" in kubelet.message(other)
+
+    def test_an_instance_that_was_cut_since_the_drivers_cdi_spec_was_written_is_handed_out_by_ours(
+        self, static: Cut
+    ) -> None:
+        static.cdi.mkdir()
+        (static.cdi / "nvidia.yaml").write_text("{kind: nvidia.com/gpu, devices: []}")
+        static.node.write_gpus([A100])
+        static.cut(("1g.5gb", 0))
+        static.config += "deviceListStrategy: cdi-cri\n"
+        static.start()
+
+        pod = static.add("p", placed("1g.5gb", 0, instance=static.uuid_at(0)))
+        static.node.running(pod)
+
+        (response,) = static.node.kubelet.devices.responses(pod, "main")
+        (device,) = response.cdi_devices
+        assert f"cotenant.io/mig={static.uuid_at(0)}" == device.name
+        edits = static.spec(device.name)["devices"][0]["containerEdits"]
+        # of GPU 0 the access to instance 1 and to its compute instance 0
+        assert 2 == sum(node["path"].startswith("/dev/nvidia-caps/nvidia-cap") for node in edits["deviceNodes"])
 
     def test_one_ill_or_cordoned_instance_gets_no_new_pods_and_the_others_do(self, static: Cut) -> None:
         static.node.write_gpus([A100])

@@ -158,6 +158,8 @@ def shown(value: Any) -> str:
         return "below"  # in a section of its own
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -133,6 +133,8 @@ class DevicePluginConfiguration(Shared, frozen=True, kw_only=True):
     mig_configs: str | None = None
     # Where the container runtime looks for CDI specs; those of instances that are made for pods are written there.
     cdi_directory: str = "/var/run/cdi"
+    # Where the driver's own CDI spec may lie besides, which says what every container gets of the driver.
+    cdi_static_directories: tuple[str, ...] = ("/etc/cdi",)
     # Rules instead of those of gpus, by the value of the node's label DOMAIN/device-plugin.config.
     profiles: dict[str, tuple[GPURule, ...]] = msgspec.field(default_factory=dict)
     # NVIDIA's sharing configuration, a file or a folder of them, for the GPUs that no rule of gpus names.
@@ -154,6 +156,9 @@ class DevicePluginConfiguration(Shared, frozen=True, kw_only=True):
         if self.serve is not None and not is_address(self.serve):
             raise ValueError(f"serve: expected HOST:PORT, such as 127.0.0.1:9482, got {self.serve!r}")
         read_key("reservePerGpu", parse_bytes, self.reserve_per_gpu)
+        for folder in self.cdi_static_directories:
+            if not folder.startswith("/"):
+                raise ValueError(f"cdiStaticDirectories: expected absolute paths, got {folder!r}")
         named = (rule for rules in self.profiles.values() for rule in rules)
         dynamic = any(rule.family is Family.MIG_DYNAMIC for rule in (*self.gpus, *named))
         if dynamic and self.device_list_strategy is not DeviceListStrategy.CDI_CRI:

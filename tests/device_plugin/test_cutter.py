@@ -1,0 +1,117 @@
+"""Static geometries that NVML refuses to cut: tried ever more seldom, and told of once."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from device_plugin.cluster.notes import NodeMetadata
+from device_plugin.families.cutter import Cutter
+from device_plugin.nvml import NVML
+from tests.builders import NAMES
+
+REFUSING = "fail: {nvmlDeviceCreateGpuInstanceWithPlacement: 999}"
+FILE = """
+version: v1
+mig-configs:
+  small: [{devices: all, mig-enabled: true, mig-devices: {1g.5gb: 7}}]
+  large: [{devices: all, mig-enabled: true, mig-devices: {7g.40gb: 1}}]
+"""
+
+
+@dataclass
+class Told:
+    """What people see: the label of the node, and Events."""
+
+    state: str = ""
+    events: list[str] = field(default_factory=list)
+
+    def label(self, _key: str, text: str) -> None:
+        self.state = text
+
+    def about_node(self, reason: str, _action: str, _note: str, *, normal: bool) -> None:
+        del normal
+        self.events.append(reason)
+
+
+class Bench:
+    """A GPU, whoever cuts it, and a clock that stands."""
+
+    def __init__(self, folder: Path) -> None:
+        self.gpus = folder / "gpus.yaml"
+        self.geometries = folder / "geometries.yaml"
+        self.geometries.write_text(FILE)
+        self.write(REFUSING)
+        self.nvml = NVML.open(fake=self.gpus)
+        self.told = Told()
+        self.now = 1000.0
+        self.tries = 0
+        self.cutter = Cutter(
+            self.nvml,
+            self.geometries,
+            NAMES,
+            self.told,  # type: ignore[arg-type]
+            self.told,  # type: ignore[arg-type]
+            pods=list,
+            whole=list,
+            clock=lambda: self.now,
+        )
+
+    def write(self, more: str = "") -> None:
+        self.gpus.write_text(f"gpus: [{{model: NVIDIA A100-SXM4-40GB, memory: 40GiB, uuid: GPU-0, mig: true, {more}}}]")
+
+    def ask(self, geometry: str) -> None:
+        self.cutter.noticed(NodeMetadata(name="gpu-1", labels={NAMES.mig_config: geometry}))
+
+    def look(self, times: int = 1) -> None:
+        """Look at the GPU; count how often it was kept from pods for a cut."""
+        for _ in range(times):
+            self.cutter.look(self.nvml.gpus())
+            self.tries += bool(self.cutter.announced)
+
+    def there(self) -> list[str]:
+        return [one.profile for one in self.nvml.mig_instances(0)]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_a_cut_that_fails_is_tried_ever_more_seldom_and_told_of_once(bench: Bench) -> None:
+    bench.ask("small")
+    bench.look(50)
+    assert 1 == bench.tries
+    # after 20 s, 40 more, 80 more
+    for seconds, tries in ((19, 1), (1, 2), (39, 2), (1, 3), (79, 3), (1, 4)):
+        bench.now += seconds
+        bench.look(50)
+        assert tries == bench.tries
+    assert "failed" == bench.told.state
+    assert ["MIGGeometry", "MIGGeometryRefused"] == bench.told.events
+
+
+def test_it_is_cut_once_that_is_possible(bench: Bench) -> None:
+    bench.ask("small")
+    bench.look(50)
+    bench.write()
+    bench.look(50)
+    assert [] == bench.there()
+    bench.now += 20
+    bench.look(3)
+    assert ["1g.5gb"] * 7 == bench.there()
+    assert "success" == bench.told.state
+    assert ["MIGGeometry", "MIGGeometryRefused", "MIGGeometry"] == bench.told.events
+
+
+@pytest.mark.parametrize("change", ["the label", "the file"])
+def test_whoever_asks_for_something_else_does_not_wait(bench: Bench, change: str) -> None:
+    bench.ask("small")
+    bench.look(50)
+    bench.write()
+    if change == "the label":
+        bench.ask("large")
+    else:
+        bench.geometries.write_text(FILE.replace("{1g.5gb: 7}", "{7g.40gb: 1}"))
+    bench.look(3)
+    assert ["7g.40gb"] == bench.there()
