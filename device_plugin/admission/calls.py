@@ -24,7 +24,9 @@ _ALLOCATE_SECONDS = 2.0
 # PreStartContainer runs in the pod's own worker, which gives it 30 s.
 _PRE_START_SECONDS = 10.0
 # A node has 110 pods by default; what is forgotten is asked for again.
-_REMEMBERED = 4096
+_REMEMBERED = 1024
+# The same ids are given to one pod after the other, for months; no more than these have them at once (ids.pick).
+_HOLDERS = 8
 
 
 class Lister(Protocol):
@@ -65,17 +67,26 @@ class Admission:
     *has_gpu* tells whether this node has a GPU. Every method may be called from any thread and raises RefusedError.
     """
 
-    def __init__(self, lister: Lister, pods: Pods, names: Names, *, has_gpu: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        lister: Lister,
+        pods: Pods,
+        names: Names,
+        *,
+        has_gpu: Callable[[str], bool],
+        remembered: int = _REMEMBERED,
+    ) -> None:
         self._lister = lister
         self._pods = pods
         self._names = names
         self._has_gpu = has_gpu
         self._lock = threading.Lock()
-        self._answered: LRUCache[tuple[str, str], None] = LRUCache(_REMEMBERED)
-        # whose allocations took exactly these ids, by UID; several when the kubelet offered them again (ids.pick)
-        self._holders: LRUCache[frozenset[str], frozenset[str]] = LRUCache(_REMEMBERED)
-        self._refused: LRUCache[str, None] = LRUCache(_REMEMBERED)
-        self._passed: LRUCache[str, None] = LRUCache(_REMEMBERED)
+        self._answered: LRUCache[tuple[str, str], None] = LRUCache(remembered)
+        # whose allocations took exactly these ids, by UID, the latest last; several when the kubelet offered them again
+        # (ids.pick). Under their digest, since a set of a hundred ids takes 15 KiB.
+        self._holders: LRUCache[bytes, tuple[str, ...]] = LRUCache(remembered)
+        self._refused: LRUCache[str, None] = LRUCache(remembered)
+        self._passed: LRUCache[str, None] = LRUCache(remembered)
         self._expected: _Expected | None = None
 
     def prefer(self, asked: Asked, available: Collection[str], must: Collection[str]) -> list[str]:
@@ -108,9 +119,11 @@ class Admission:
             if len(found) == 1:
                 uid = found[0].pod.uid
                 self._answered[uid, found[0].container] = None
-                self._holders[chosen] = self._holders.get(chosen, frozenset()) | {uid}
+                before = [holder for holder in self._holders_of(chosen) if holder != uid]
+                self._holders[ids.digest(chosen)] = (*before[1 - _HOLDERS :], uid)
             else:
-                self._holders.pop(chosen, None)  # it may be any of them, and PreStartContainer will see which
+                # it may be any of them, and PreStartContainer will see which
+                self._holders.pop(ids.digest(chosen), None)
         return Admitted(found[0].pod if len(found) == 1 else None, grant)
 
     def pre_start(self, resource: str, held: Iterable[str]) -> Admitted:
@@ -188,6 +201,9 @@ class Admission:
         except PodResourcesError as error:
             raise RefusedError(Reason.NOT_IDENTIFIED, str(error)) from error
 
+    def _holders_of(self, held: frozenset[str]) -> tuple[str, ...]:
+        return self._holders.get(ids.digest(held), ())
+
     def _past(self) -> Past:
         return Past(
             answered=frozenset(self._answered), refused=frozenset(self._refused), passed=frozenset(self._passed)
@@ -223,8 +239,8 @@ class Admission:
         if pod is None:
             raise RefusedError(Reason.POD_GONE, f"pod {name}: {Reason.POD_GONE.sentence}")
         with self._lock:
-            holders = self._holders.get(held)
-        if holders is not None and pod.uid not in holders:
+            holders = self._holders_of(held)
+        if holders and pod.uid not in holders:
             raise RefusedError(
                 Reason.NOT_IDENTIFIED,
                 f"the device ids of pod {name}, container {container}, were answered for the pod with UID "
@@ -241,9 +257,9 @@ class Admission:
     def _init_container(self, asked: Asked, held: frozenset[str]) -> Admitted:
         """Find the ordinary init container that starts with *held*: the kubelet does not list these."""
         with self._lock:
-            holders = self._holders.get(held)
+            holders = self._holders_of(held)
         for pod in self._pods.all_known():
-            if pod.ended or (holders is not None and pod.uid not in holders):
+            if pod.ended or (holders and pod.uid not in holders):
                 continue
             for container, role in pod.start_order:
                 if role != "init" or identity.asks(container, self._names) != asked:

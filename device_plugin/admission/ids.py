@@ -5,6 +5,7 @@ An id says which GPU it is counted on and nothing else; amounts are bytes in the
 
 from collections import Counter
 from collections.abc import Collection, Iterable
+from hashlib import blake2b
 
 from cotenant.contract.grant import ContainerGrant, GPUShare
 from cotenant.contract.inventory import GPU, Family, Health, MIGProfile
@@ -58,6 +59,11 @@ def _instances_of(uuid: str, profile: str) -> str:
 def layout(ids: Iterable[str]) -> dict[str, int]:
     """Count ids by the GPU they are counted on, or its instances of one profile, named by prefix."""
     return dict(Counter(device.rpartition("-")[0] for device in ids))
+
+
+def digest(ids: Collection[str]) -> bytes:
+    """Name a set of ids in 16 bytes that are those of no other set."""
+    return blake2b("\n".join(sorted(ids)).encode(), digest_size=16).digest()
 
 
 def wanted(grant: ContainerGrant) -> dict[str, int]:

@@ -1,5 +1,7 @@
 """Admission against a model of an honest kubelet: whatever happened before, every container gets its own grant."""
 
+import gc
+import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,8 +86,8 @@ class World:
             raise Unreachable("it is a test")
         return self.server.get(name)
 
-    def admission(self) -> Admission:
-        return Admission(self, self, Names(), has_gpu=lambda gpu: gpu in {uuid(n) for n in range(GPUS)})
+    def admission(self, **limits: int) -> Admission:
+        return Admission(self, self, Names(), has_gpu=lambda gpu: gpu in {uuid(n) for n in range(GPUS)}, **limits)
 
     def free(self) -> frozenset[str]:
         taken = {device for e in self.entries if not e.over for ids in e.held.values() for device in ids}
@@ -297,6 +299,28 @@ class TestRefusals:
         second.held["main"] = frozenset(chosen)
         assert first.held["main"] == second.held["main"]
         assert admission.pre_start(GPU_MEM, chosen).grant.gpus == first.grants[0].gpus
+
+    def test_nothing_grows_with_the_pods_that_came_and_went(self, world: World) -> None:
+        admission = world.admission(remembered=50)
+
+        def come_and_go(pods: range) -> int:
+            for n in pods:
+                # most nodes run many pods of one size, which get the same ids one after the other
+                world.admit(admission, world.add(f"p{n}", f"uid-{n:032}", container_grant(gpus=[0], units=8)))
+                world.entries.clear()
+                world.server.clear()
+            gc.collect()
+            return tracemalloc.get_traced_memory()[0]
+
+        tracemalloc.start()
+        try:
+            come_and_go(range(200))
+            full = come_and_go(range(200, 400))
+            later = come_and_go(range(400, 800))
+        finally:
+            tracemalloc.stop()
+        # a UID alone is 85 bytes, and 400 pods have come since
+        assert later - full < 10_000
 
     def test_a_container_may_not_start_with_ids_that_nobody_holds(self, world: World) -> None:
         with pytest.raises(RefusedError, match="the kubelet lists no container with the device ids"):
