@@ -27,7 +27,8 @@ from e2e.processes import wait_until
 from e2e.programs import RunningExtender, RunningPlugin
 from e2e.rest import Api, Object
 
-EXAMPLES = Path(__file__).parent.parent / "manifests" / "examples"
+MANIFESTS = Path(__file__).parent.parent / "manifests"
+EXAMPLES = MANIFESTS / "examples"
 FAKE_CONTROL = Path(sys.executable).parent / "cotenant-fake-mps-control"
 # one board of 80 GiB, of which 79 whole GiB are usable
 GPUS = "node: e2e\ngpus: [{{model: NVIDIA H100 80GB HBM3, memory: 80GiB, reserved: 640MiB, device: {device}}}]"
@@ -125,7 +126,7 @@ def uuid_of(api: Api, node: RealNode) -> str:
 def test_eight_notebooks_share_one_gpu_in_turns_and_a_ninth_waits(
     control_plane: ControlPlane, real_node: RealNode, api: Api, device: Path, tmp_path: Path
 ) -> None:
-    (config_map,) = yaml.safe_load_all((EXAMPLES / "time-slicing-config.yaml").read_text())
+    (config_map,) = yaml.safe_load_all((MANIFESTS / "time-slicing" / "time-slicing-config.yaml").read_text())
     folder = tmp_path / "nvidia"
     folder.mkdir()
     for key, text in config_map["data"].items():
@@ -177,7 +178,7 @@ def test_twelve_servers_use_one_gpu_at_once_under_mps_each_within_its_limits(
     with ExitStack() as stack:
         # a short path, for the sockets in it
         root = Path(stack.enter_context(TemporaryDirectory(prefix="mps-")))
-        rules = (EXAMPLES / "mps-config.yaml").read_text()
+        rules = (MANIFESTS / "mps" / "device-plugin-config.yaml").read_text()
         plugin = RunningPlugin(
             control_plane,
             tmp_path / "plugin",

@@ -1,14 +1,17 @@
 """The chart renders what kustomize renders, value by value what it says, and refuses what the programs would."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 
 from cotenant import __version__
+from cotenant.contract.configuration import DevicePluginConfiguration, convert
 from e2e.kustomize import MANIFESTS, build
 from e2e.processes import MissingProgramError, find_program
 from e2e.rest import Object
@@ -48,7 +51,7 @@ def plain(one: Object) -> Object:
     metadata["labels"] = {k: v for k, v in metadata.get("labels", {}).items() if k not in OF_HELM}
     if one["kind"] == "ConfigMap":
         metadata.pop("labels")
-        one["data"] = {name: yaml.safe_load(text) for name, text in one["data"].items()}
+        one["data"] = {name: _read(name, text) for name, text in one["data"].items()}
     if one["kind"] in {"Deployment", "DaemonSet"}:
         template = one["spec"]["template"]
         annotations = template["metadata"].pop("annotations", {})
@@ -56,6 +59,13 @@ def plain(one: Object) -> Object:
     # kustomize's YAML adds an empty line where an expression was folded
     spaced: Object = _evenly_spaced(one)
     return spaced
+
+
+def _read(name: str, text: str) -> Any:
+    """Read a file; the plugin's as the plugin does, since one way leaves out what is the default."""
+    if name == "device-plugin-config.yaml":
+        return msgspec.to_builtins(convert(text, DevicePluginConfiguration))
+    return yaml.safe_load(text)
 
 
 def _evenly_spaced(value: Any) -> Any:
@@ -96,15 +106,61 @@ def test_kustomize_builds_what_our_tests_take_it_to_build(folder: Path) -> None:
         ("attached", ['layout="attached"']),
         ("dev-fake-gpus", ["devicePlugin.fakeGPUs=@"]),
         ("memory-watchdog", ["devicePlugin.memoryWatchdog=true"]),
+        ("mig", ["devicePlugin.mig.enabled=true"]),
+        ("mps", ["devicePlugin.mps.enabled=true"]),
+        ("time-slicing", ['devicePlugin.nvidiaConfigMap="time-slicing-config"']),
     ],
 )
 def test_helm_renders_what_kustomize_does(folder: str, values: list[str]) -> None:
     gpus = yaml.safe_load((MANIFESTS / "dev-fake-gpus" / "fake-gpus.yaml").read_text())
     given = [value.replace("@", json.dumps(gpus)) for value in values]
     expected = keyed(kustomized(MANIFESTS / folder))
-    # `helm install --create-namespace` makes it
+    # `helm install --create-namespace` makes the one; the other is the user's own
     del expected["Namespace", "", NAMESPACE]
+    expected.pop(("ConfigMap", NAMESPACE, "time-slicing-config"), None)
     assert expected == keyed(objects(render(*given)))
+
+
+def test_modes_stand_beside_each_other_and_rules_of_ones_own_replace_those_of_the_folders(tmp_path: Path) -> None:
+    rules: list[Object] = [{"models": ["A100"], "family": "mig-dynamic"}, {"mode": "mps"}]
+    names = ("mig", "mps", "memory-watchdog", "nvidia-config")
+    configuration = {"deviceListStrategy": "cdi-cri", "gpus": rules}
+    (tmp_path / "device-plugin-config.yaml").write_text(yaml.safe_dump(configuration))
+    generated = {"name": "cotenant-device-plugin-config", "namespace": NAMESPACE, "behavior": "merge"}
+    written = {
+        "resources": [os.path.relpath(MANIFESTS / "second-scheduler", tmp_path)],
+        "components": [os.path.relpath(MANIFESTS / "components" / name, tmp_path) for name in names],
+        "configMapGenerator": [{**generated, "files": ["device-plugin-config.yaml"]}],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(written))
+    expected = keyed(kustomized(tmp_path))
+    del expected["Namespace", "", NAMESPACE]
+    plugin = {
+        "mig": {"enabled": True},
+        "mps": {"enabled": True},
+        "memoryWatchdog": True,
+        "nvidiaConfigMap": "time-slicing-config",
+        "configuration": {"gpus": rules},
+    }
+    assert expected == keyed(objects(render(f"devicePlugin={json.dumps(plugin)}")))
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"configuration": {"gpus": [{"mode": "mps"}]}}, "set devicePlugin.mps.enabled=true"),
+        ({"configuration": {"profiles": {"a": [{"mode": "mps"}]}}}, "set devicePlugin.mps.enabled=true"),
+        ({"configuration": {"gpus": [{"family": "mig-dynamic"}]}}, "set devicePlugin.mig.enabled=true"),
+        ({"configuration": {"migConfigs": "/etc/geometries"}}, "set devicePlugin.mig.enabled=true"),
+        ({"configuration": {"nvidiaConfig": "/etc/nvidia"}}, "in devicePlugin.nvidiaConfigMap instead"),
+        ({"configuration": {"watchdog": {"interval": 5}}}, "set devicePlugin.memoryWatchdog=true"),
+        ({"configuration": {"mps": {"root": "/run/mps"}}}, "devicePlugin.configuration.mps.root is /run/mps"),
+        ({"configuration": {"cdiDirectory": "/run/cdi"}}, "devicePlugin.configuration.cdiDirectory is /run/cdi"),
+        ({"mig": {"enabled": True}, "mps": {"enabled": True}}, "which GPUs are whose"),
+    ],
+)
+def test_a_mode_without_what_it_needs_of_the_node_is_refused(values: Object, said: str) -> None:
+    assert said in render(f"devicePlugin={json.dumps(values)}", check=False)
 
 
 def test_values_reach_every_place_that_has_to_agree() -> None:

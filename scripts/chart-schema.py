@@ -77,8 +77,11 @@ def schema() -> Schema:
         devicePlugin=_object(
             enabled=_FLAG,
             configuration=_configuration(DevicePluginConfiguration),
+            mig=_object(enabled=_FLAG),
+            mps=_object(enabled=_FLAG),
+            nvidiaConfigMap=_TEXT,
             fakeGPUs=_ANY,
-            memoryWatchdog={"type": "boolean"},
+            memoryWatchdog=_FLAG,
             kubeletRoot={"type": "string", "pattern": "^/.*[^/]$"},
             runtimeClassName=_TEXT,
             **pods,

@@ -45,6 +45,8 @@ ROOTS = [
             "memory-watchdog",
             "mig",
             "monitoring",
+            "mps",
+            "time-slicing",
             "webhook",
         )
     ),
@@ -508,34 +510,60 @@ def test_there_is_a_kustomization_in_every_folder_that_people_apply() -> None:
     assert all((root / FILE).is_file() for root in (*ROOTS, MANIFESTS / "base"))
 
 
-class TestSharingExamples:
-    """What examples of time slicing and MPS say is what the programs take."""
+class TestModes:
+    """What the folders for MIG, MPS and time slicing say is what the programs take, and gives them what they need."""
 
-    def test_nvidias_file_is_taken_without_a_warning(self) -> None:
-        (config_map,) = documents(MANIFESTS / "examples" / "time-slicing-config.yaml")
-        (text,) = config_map["data"].values()
-        found = nvidia.read(text)
-        assert (8, ()) == (found.rules[0].replicas, found.warnings)
+    @pytest.mark.parametrize("mode", ["mig", "mps", "time-slicing"])
+    def test_only_the_device_plugin_differs_from_the_default(self, mode: str) -> None:
+        plain, other = (
+            {(one["kind"], one["metadata"]["name"]): one for one in build(MANIFESTS / folder)}
+            for folder in ("second-scheduler", mode)
+        )
+        plugins = {("DaemonSet", "cotenant-device-plugin"), ("ConfigMap", "cotenant-device-plugin-config")}
+        assert {key for key, one in plain.items() if other[key] != one} <= plugins
+        assert other.keys() - plain.keys() <= {("ConfigMap", "time-slicing-config")}
 
-    def test_all_gpus_are_under_mps(self) -> None:
-        text = (MANIFESTS / "examples" / "mps-config.yaml").read_text()
-        assert [("memory", "mps")] == [
-            (str(r.family), str(r.mode)) for r in convert(text, DevicePluginConfiguration).gpus
+    def test_nvidias_file_is_taken_without_a_warning_and_is_where_the_plugin_looks(self) -> None:
+        found = list(build(MANIFESTS / "time-slicing"))
+        (flag,) = [
+            one
+            for one in pod_specs(found)["cotenant-device-plugin"]["containers"][0]["args"]
+            if one.startswith("--nvidia-config=")
         ]
+        (text,) = [
+            text
+            for path, text in mounted(found, "cotenant-device-plugin", "device-plugin").items()
+            if path.startswith(f"{flag.partition('=')[2]}/")
+        ]
+        read = nvidia.read(text)
+        assert (8, ()) == (read.rules[0].replicas, read.warnings)
+
+    @pytest.mark.parametrize(
+        ("mode", "expected"),
+        [("mps", [("memory", "mps")]), ("mig", [("mig-dynamic", "mig")]), ("second-scheduler", [])],
+    )
+    def test_all_gpus_are_of_the_mode(self, mode: str, expected: list[tuple[str, str]]) -> None:
+        (text,) = mounted(list(build(MANIFESTS / mode)), "cotenant-device-plugin", "device-plugin").values()
+        assert expected == [(str(r.family), str(r.shared_by)) for r in convert(text, DevicePluginConfiguration).gpus]
 
     def test_the_plugin_gets_the_folders_that_it_looks_for(self) -> None:
         (nursery,) = documents(MANIFESTS / "examples" / "mps-nursery.yaml")
-        (patch,) = documents(MANIFESTS / "examples" / "mps-device-plugin.yaml")
+        found = list(build(MANIFESTS / "mps"))
         settings = MPSSettings(nursery=str(starts_daemons.params[0].default))
-        for document in (nursery, patch):
-            spec = document["spec"]["template"]["spec"]
+        for spec in (nursery["spec"]["template"]["spec"], pod_specs(found)["cotenant-device-plugin"]):
             (plugin,) = spec["containers"]
-            on_node = {volume["name"]: volume["hostPath"]["path"] for volume in spec["volumes"]}
-            inside = {on_node[mount["name"]]: mount["mountPath"] for mount in plugin["volumeMounts"]}
-            assert {settings.root: settings.root, settings.shm_folder: "/dev/shm"} == inside
+            on_node = {one["name"]: one["hostPath"]["path"] for one in spec["volumes"] if "hostPath" in one}
+            inside = {on_node[m["name"]]: m["mountPath"] for m in plugin["volumeMounts"] if m["name"] in on_node}
+            assert {settings.root: settings.root, settings.shm_folder: "/dev/shm"}.items() <= inside.items()
             # each knows the other's processes by their numbers
             assert spec["hostPID"] is True
         assert ["cotenant-mps-nursery"] == nursery["spec"]["template"]["spec"]["containers"][0]["command"]
         assert "OnDelete" == nursery["spec"]["updateStrategy"]["type"]
-        (base,) = of_kind(list(build(MANIFESTS / "base")), "DaemonSet").values()
-        assert [plugin["name"]] == [one["name"] for one in base["spec"]["template"]["spec"]["containers"]]
+
+    def test_who_cuts_gpus_writes_where_the_runtime_reads_and_may_cut(self) -> None:
+        spec = pod_specs(list(build(MANIFESTS / "mig")))["cotenant-device-plugin"]
+        (plugin,) = spec["containers"]
+        folder = DevicePluginConfiguration().cdi_directory
+        assert folder in {one["hostPath"]["path"] for one in spec["volumes"] if "hostPath" in one}
+        assert folder in {one["mountPath"] for one in plugin["volumeMounts"]}
+        assert {"drop": ["ALL"], "add": ["SYS_ADMIN"]} == plugin["securityContext"]["capabilities"]

@@ -5,8 +5,7 @@
 {{- $files := dict -}}
 {{- $shared := dict "domain" $values.domain "unit" $values.unit -}}
 {{- if hasPrefix "cotenant-device-plugin" (index . 1) -}}
-{{- $shipped := include "cotenant.text" (list $root "base/device-plugin-config.yaml") | fromYaml -}}
-{{- $_ := set $files "device-plugin-config.yaml" (mergeOverwrite $shipped (deepCopy $values.devicePlugin.configuration) $shared | toYaml) -}}
+{{- $_ := set $files "device-plugin-config.yaml" (mergeOverwrite (include "cotenant.pluginConfiguration" $root | fromYaml) $shared | toYaml) -}}
 {{- with $values.devicePlugin.fakeGPUs }}{{ $_ := set $files "fake-gpus.yaml" (toYaml .) }}{{ end -}}
 {{- else -}}
 {{- $shipped := include "cotenant.text" (list $root (printf "%s/extender-config.yaml" $values.layout)) | fromYaml -}}

@@ -30,6 +30,7 @@ Domain and namespace are replaced in its text; what else values say is set in it
 {{- include "cotenant.pod" (list $root $object $root.Values.extender) -}}
 {{- if eq (include "cotenant.admission" $root) "webhook" -}}{{- include "cotenant.serveTLS" (list $root $object) -}}{{- end -}}
 {{- else if eq $object.kind "DaemonSet" -}}
+{{- include "cotenant.components" (list $root $object) -}}
 {{- include "cotenant.pod" (list $root $object $root.Values.devicePlugin) -}}
 {{- else if hasSuffix "AdmissionPolicy" $object.kind -}}
 {{- include "cotenant.policy" (list $root $object) -}}
@@ -68,11 +69,10 @@ Domain and namespace are replaced in its text; what else values say is set in it
 {{- end -}}
 {{- with $root.Values.imagePullSecrets }}{{ $_ := set $spec "imagePullSecrets" . }}{{ end -}}
 {{- if $values.hostNetwork }}{{ $_ := set $spec "hostNetwork" true }}{{ $_ := set $spec "dnsPolicy" "ClusterFirstWithHostNet" }}{{ end -}}
-{{- if get $values "memoryWatchdog" }}{{ $_ := set $spec "hostPID" true }}{{ end -}}
 {{- range $spec.volumes -}}
 {{- if and (eq .name "pod-resources") (get $values "kubeletRoot") }}{{ $_ := set .hostPath "path" (printf "%s/pod-resources" $values.kubeletRoot) }}{{ end -}}
 {{- end -}}
-{{- range concat ($spec.initContainers | default list) $spec.containers -}}
+{{- range $container := concat ($spec.initContainers | default list) $spec.containers -}}
 {{- if eq .name "scheduler" -}}
 {{- $tag := $root.Values.scheduler.image.tag | default (regexFind "^v[0-9]+\\.[0-9]+\\.[0-9]+" $root.Capabilities.KubeVersion.Version) -}}
 {{- $_ := set . "image" (printf "%s:%s" $root.Values.scheduler.image.repository $tag) -}}
@@ -88,8 +88,8 @@ Domain and namespace are replaced in its text; what else values say is set in it
 {{- $_ := set . "args" (append .args "--fake-gpus=/etc/cotenant/fake-gpus.yaml") -}}
 {{- end -}}
 {{- if and (eq $object.kind "DaemonSet") $values.memoryWatchdog -}}
-{{- $interval := dig "watchdog" "interval" 5 $values.configuration -}}
-{{- $_ := set . "args" (append .args (printf "--watchdog-interval=%v" $interval)) -}}
+{{- /* a flag wins over the file, and of two the later */ -}}
+{{- with dig "watchdog" "interval" 0 $values.configuration }}{{ $_ := set $container "args" (append $container.args (printf "--watchdog-interval=%v" .)) }}{{ end -}}
 {{- end -}}
 {{- end -}}
 {{- end }}
