@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from cotenant import __version__
 from cotenant.contract.health import Severity
 from cotenant.contract.inventory import GPU, Health
+from device_plugin.loop import FAILURES
 from device_plugin.nvml import PhysicalGPU
 
 # No second series beside each counter, that says since when it counts.
@@ -111,6 +112,14 @@ class _Collector(Collector):
         for resource, serving in snapshot.registered.items():
             registered.add_metric([self._node, resource], serving)
         yield registered
+        failures = CounterMetricFamily(
+            "cotenant_device_plugin_thread_failures",
+            "How often a thread of the plugin failed in an unforeseen way, and began anew.",
+            labels=["node", "thread"],
+        )
+        for thread, count in sorted(FAILURES.counts.items()):
+            failures.add_metric([self._node, thread], count)
+        yield failures
         info = GaugeMetricFamily("cotenant_build_info", "The version.", labels=["version"])
         info.add_metric([__version__], 1)
         yield info

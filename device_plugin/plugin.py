@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import structlog
 from cotenant.cluster import Cluster
 from cotenant.contract.configuration import DeviceListStrategy, DevicePluginConfiguration
 from cotenant.contract.inventory import GPU, MIG, Family, MIGInstance
+from cotenant.contract.pods import Pod
 from device_plugin.admission.answer import Answers
 from device_plugin.admission.calls import Admission
 from device_plugin.admission.ids import TooManyIdsError
@@ -36,6 +37,7 @@ from device_plugin.inventory import Daemon, describe
 from device_plugin.kubelet.pod_resources import PodResources
 from device_plugin.kubelet.resource import Resource
 from device_plugin.kubelet.service import Allocator
+from device_plugin.looks import Looks
 from device_plugin.metrics import Metrics, Snapshot
 from device_plugin.mps.keeper import MPSKeeper
 from device_plugin.mps.plan import max_clients, name_of, pipe_of, plans
@@ -52,11 +54,6 @@ log = structlog.get_logger(__name__)
 
 # Without knowing the pods nobody can be told apart. With the API server away the kubelet gets no new pods either.
 _PODS_SECONDS = 5.0
-# A look that failed is made good by the next; without several the plugin is better started anew.
-_STALE_INTERVALS = 3
-_STALE_SECONDS = 30.0
-# Pods often end together; what they leave is cleared together.
-_PAUSE_SECONDS = 0.05
 _LIST_SECONDS = 2.0
 _CONFIGURE = "Configure"
 
@@ -91,9 +88,8 @@ class DevicePlugin:
         self._described: tuple[GPU, ...] | None = None
         self._last_shown: object = None
         self._cuda_version = nvml.cuda_version()
-        self._stopping = threading.Event()
         names = configuration.names
-        self._woken = threading.Event()
+        self._looks = Looks(configuration.inventory_interval, look=self._look, sweep=lambda: self._try(self._sweep))
         self._pods = NodePods(cluster, node, gone=self._pod_gone)
         self._events = PodEvents(cluster, node)
         self._lister = PodResources(pod_resources, names.is_granted)
@@ -124,7 +120,6 @@ class DevicePlugin:
         self._admission = Admission(self._lister, self._pods, names, has_gpu=lambda uuid: uuid in self._gpus)
         self._metrics = Metrics(node, self._snapshot)
         self._serving = self._http() if configuration.serve else None
-        self._looked_at = time.monotonic()
         self._watchdog = Watchdog(
             configuration.watchdog,
             names,
@@ -133,7 +128,8 @@ class DevicePlugin:
             self._events,
             node=node,
             gpus=lambda: self._described or (),
-            pods=lambda: self._pods.all_known() if self._pods.synced else None,
+            pods=self._known_pods,
+            daemons=lambda: self._mps.pids,
             processes=processes,
         )
         self._metrics.add(self._watchdog.collector(lambda: {gpu.uuid: str(gpu.index) for gpu in self._described or ()}))
@@ -144,7 +140,11 @@ class DevicePlugin:
         self._holders = PodResources(pod_resources, lambda resource: resource in self._offers.ungranted)
         self._coexistence = self._watch_others(PodResources(pod_resources, lambda _resource: True), node)
         self._mps = MPSKeeper(
-            configuration.mps, nvml, look_seconds=configuration.inventory_interval, changed=self._judge_again
+            configuration.mps,
+            nvml,
+            look_seconds=configuration.inventory_interval,
+            changed=self._judge_again,
+            used=self._in_use,
         )
         self._specs = SpecFolder(
             Path(configuration.cdi_directory),
@@ -162,7 +162,7 @@ class DevicePlugin:
             names,
             self._notes,
             self._events,
-            pods=lambda: self._pods.all_known() if self._pods.synced else None,
+            pods=self._known_pods,
             whole=lambda: self._offers.ungranted | {NVIDIA_GPU},
         )
         self._occupants = Occupants(cluster, node, plugin_folder, names)
@@ -181,7 +181,6 @@ class DevicePlugin:
             shares=lambda name: Replicas(name, self._handing.shares),
             instances=lambda name: Partition(name, self._admission, self._handing.granted, self._maker),
         )
-        self._poller = threading.Thread(target=self._poll, name="inventory", daemon=True)
 
     def start(self) -> None:
         """Read the GPUs, then begin to serve.
@@ -203,20 +202,18 @@ class DevicePlugin:
         self._pods.start(wait_seconds=_PODS_SECONDS)
         with self._showing:
             self._offers.start()
-        self._poller.start()
+        self._looks.start()
         self._watchdog.start()
-        self._woken.set()  # now that the pods are known, it can be told which instances nobody holds
+        self._looks.wake()  # now that the pods are known, it can be told which instances nobody holds
 
     def stop(self) -> None:
         """Withdraw from the node first, so that nothing is placed on it, then from the kubelet."""
-        self._stopping.set()
-        self._woken.set()
+        self._looks.retire()
         self._care.retire()
         self._publisher.stop()
         self._watchdog.stop()
         self._notes.stop(withdraw=(self._configuration.names.overusers,))
-        if self._poller.is_alive():
-            self._poller.join(timeout=1.0)
+        self._looks.stop()
         resources = self._offers.resources
         with ThreadPoolExecutor(len(resources) + 1) as pool:
             ended = [pool.submit(self._mps.stop), *(pool.submit(resource.stop) for resource in resources)]
@@ -239,7 +236,7 @@ class DevicePlugin:
             self._configuration.names,
             self._configuration.unit_bytes,
             self._events,
-            pods=lambda: self._pods.all_known() if self._pods.synced else None,
+            pods=self._known_pods,
             used=lambda: self._watchdog.account,
             ours=lambda: (resource.name for resource in self._offers.resources),
         )
@@ -261,17 +258,26 @@ class DevicePlugin:
     def _daemon(self, gpu: PhysicalGPU, how: Assigned) -> Daemon:
         name = name_of(gpu.uuid, how)
         return Daemon(
-            pipe_of(self._configuration.mps, name), max_clients(gpu, self._cuda_version), self._mps.problem(name)
+            pipe_of(self._configuration.mps, name),
+            max_clients(gpu, self._cuda_version),
+            self._mps.problem(name, gpu.uuid),
         )
+
+    def _known_pods(self) -> Sequence[Pod] | None:
+        """List the pods of this node; None as long as they are not known."""
+        return self._pods.all_known() if self._pods.synced else None
 
     def _in_use(self) -> frozenset[str] | None:
         """Tell which GPUs pods hold; None where that cannot be told, so that any may be."""
+        pods = self._known_pods()
+        if pods is None:
+            return None
         try:
             listed = self._holders.list(deadline=time.monotonic() + _LIST_SECONDS)
         except PodResourcesError as error:
             log.warning("configuration.holders_unknown", error=str(error))
             return None
-        return held(self._pods.all_known(), self._configuration.names.grant, listed, self._partitions.parents())
+        return held(pods, self._configuration.names.grant, listed, self._partitions.parents())
 
     def _tell_configuration(self, reason: str, note: str, *, well: bool) -> None:
         self._events.about_node(reason, _CONFIGURE, note, normal=well)
@@ -285,30 +291,19 @@ class DevicePlugin:
             self._told_ready = True
             self._ready(self._described or ())
 
-    def _poll(self) -> None:
-        due = 0.0
-        while not self._stopping.is_set():
-            self._woken.wait(max(0.0, due - time.monotonic()))
-            self._woken.clear()
-            if self._stopping.wait(_PAUSE_SECONDS if self._dynamic else 0):
-                return
-            try:
-                if time.monotonic() < due:
-                    self._sweep()
-                    continue
-                due = time.monotonic() + self._configuration.inventory_interval
-                self._sweep(show=False)
-                self._coexistence.look(self._described or ())
-                self._take_inventory()
-            except (NVMLUnavailableError, TooManyIdsError, StrategyError) as error:
-                self._not_taken(error)
-            except Exception:  # one look that fails for whatever reason must not be the last one
-                log.exception("inventory.failed")
+    def _look(self) -> None:
+        self._try(lambda: self._sweep(show=False))
+        self._coexistence.look(self._described or ())
+        self._try(self._take_inventory)
 
     def _judge_again(self) -> None:
+        self._try(self._show)
+
+    def _try(self, step: Callable[[], None]) -> None:
+        """Do a step; where it cannot be done, what was offered before stays."""
         try:
-            self._show()
-        except (TooManyIdsError, StrategyError) as error:
+            step()
+        except (NVMLUnavailableError, TooManyIdsError, StrategyError) as error:
             self._not_taken(error)
 
     def _not_taken(self, error: Exception) -> None:
@@ -332,7 +327,7 @@ class DevicePlugin:
 
     def _pod_gone(self) -> None:
         if self._dynamic:
-            self._woken.set()
+            self._looks.wake()
 
     def _sweep(self, *, show: bool = True) -> None:
         """Destroy the instances that no pod holds any more."""
@@ -357,7 +352,7 @@ class DevicePlugin:
         self._care.looked(gpus)
         self._used.looked(gpus)
         self._physical = gpus
-        self._looked_at = time.monotonic()
+        self._looks.looked()
         self._gpus = {gpu.uuid: gpu for gpu in gpus}
         self._show()
         if self._offers.started and self._newcomers.look():
@@ -417,7 +412,10 @@ class DevicePlugin:
 
     def _http(self) -> HTTPServing:
         return HTTPServing(
-            self._configuration.serve or "", expose=self._metrics.expose, unwell=self._unwell, unready=self._unready
+            self._configuration.serve or "",
+            expose=self._metrics.expose,
+            unwell=lambda: self._looks.unwell,
+            unready=self._unready,
         )
 
     @property
@@ -433,12 +431,6 @@ class DevicePlugin:
             registered={resource.name: resource.serving for resource in self._offers.resources},
         )
 
-    def _unwell(self) -> str:
-        ago = time.monotonic() - self._looked_at
-        if ago > _STALE_INTERVALS * self._configuration.inventory_interval + _STALE_SECONDS:
-            return f"the GPUs could not be looked at for {ago:.0f} s"
-        return ""
-
     def _unready(self) -> str:
         missing = [resource.name for resource in self._offers.resources if not resource.serving]
-        return f"no kubelet follows {', '.join(missing)}" if missing else self._unwell()
+        return f"no kubelet follows {', '.join(missing)}" if missing else self._looks.unwell

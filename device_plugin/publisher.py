@@ -12,6 +12,7 @@ from cotenant.contract.inventory import GPU, Inventory, InventoryError
 from cotenant.contract.names import Names
 from device_plugin.cluster.notes import NodeMetadata
 from device_plugin.inventory import next_inventory
+from device_plugin.loop import Loop
 
 log = structlog.get_logger(__name__)
 
@@ -61,19 +62,19 @@ class Publisher:
         self._reflector = Reflector(
             cluster, "/api/v1/nodes", _Node, self, selector={"fieldSelector": f"metadata.name={node}"}
         )
-        self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
+        self._loop = Loop("publisher", self._run)
 
     def start(self) -> None:
         """Begin to watch and to write; return at once."""
         self._reflector.start()
-        self._thread.start()
+        self._loop.start()
 
     def stop(self) -> None:
         """Say on the node that nothing is served any more, if that can be said quickly, and end."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        self._thread.join()
+        self._loop.join()
         self._reflector.stop(_STOP_SECONDS)
         with self._changed:
             self._serving = False

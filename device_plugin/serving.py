@@ -1,6 +1,5 @@
 """Serves metrics and health over HTTP, for Prometheus and the kubelet's probes: read-only, off unless configured."""
 
-import threading
 from collections.abc import Callable, Iterable
 from socket import AF_INET, AF_INET6
 from socketserver import TCPServer, ThreadingMixIn
@@ -8,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from device_plugin.loop import Loop
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -35,7 +36,7 @@ class HTTPServing:
         self._server: WSGIServer = make_server(
             host, int(port), self._answer, server_class=server, handler_class=_Handler
         )
-        self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
+        self._loop = Loop("http", self._server.serve_forever)
 
     @property
     def address(self) -> str:
@@ -45,11 +46,12 @@ class HTTPServing:
 
     def start(self) -> None:
         """Begin to answer."""
-        self._thread.start()
+        self._loop.start()
 
     def stop(self) -> None:
         """End; requests under way are not waited for."""
-        if self._thread.is_alive():
+        self._loop.retire()
+        if self._loop.alive:
             self._server.shutdown()
         self._server.server_close()
 

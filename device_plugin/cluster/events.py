@@ -1,7 +1,6 @@
 """Tells people by Events what went wrong: best effort, and never inside a call of the kubelet's."""
 
 import queue
-import threading
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
@@ -10,6 +9,7 @@ import structlog
 from cotenant.cluster import Cluster, ClusterError, writes
 from cotenant.contract.pods import Pod
 from device_plugin.admission.refusal import RefusedError
+from device_plugin.loop import Loop
 
 log = structlog.get_logger(__name__)
 
@@ -36,11 +36,11 @@ class PodEvents:
         self._node = node
         self._waiting: queue.Queue[_Item | None] = queue.Queue(_WAITING)
         self._told: dict[tuple[str, str], str] = {}
-        self._thread = threading.Thread(target=self._run, name="events", daemon=True)
+        self._loop = Loop("events", self._run)
 
     def start(self) -> None:
         """Begin to write."""
-        self._thread.start()
+        self._loop.start()
 
     def stop(self) -> None:
         """End without waiting for what is still unsaid."""
@@ -48,7 +48,7 @@ class PodEvents:
             self._waiting.put_nowait(None)
         except queue.Full:
             return
-        self._thread.join(timeout=1.0)
+        self._loop.join(1.0)
 
     def refused(self, call: str, error: RefusedError) -> None:
         """Take a refusal; drop it when too many wait, or when it is not known whom it is about."""

@@ -8,6 +8,7 @@ import structlog
 
 from cotenant.cluster import Cluster, ClusterError, writes
 from cotenant.contract.configuration import ConfigurationError
+from device_plugin.loop import Loop
 
 log = structlog.get_logger(__name__)
 
@@ -65,11 +66,11 @@ class NodeNotes:
         self._watched: NodeMetadata | None = None
         self._seen: NodeMetadata | None = None
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="node notes", daemon=True)
+        self._loop = Loop("node notes", self._run)
 
     def start(self) -> None:
         """Begin to write."""
-        self._thread.start()
+        self._loop.start()
 
     def stop(self, *, withdraw: tuple[str, ...] = ()) -> None:
         """End, with the annotations in *withdraw* taken away if that can be done quickly."""
@@ -80,8 +81,7 @@ class NodeNotes:
                 if key in self._annotations:
                     self._annotations[key] = None
             due = self._due()
-        if self._thread.is_alive():
-            self._thread.join(timeout=_WRITE_SECONDS)
+        self._loop.join(_WRITE_SECONDS)
         if due is not None:
             try:
                 self._write(due, seconds=_LAST_WRITE_SECONDS)

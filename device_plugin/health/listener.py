@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
+from device_plugin.loop import Loop
 from device_plugin.nvml import NVML, Events, GPUEvent, PhysicalGPU
 from device_plugin.nvml.events import EventsError
 
@@ -24,11 +25,11 @@ class Listener:
         self._lock = threading.Lock()
         self._gpus: tuple[PhysicalGPU, ...] = ()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="gpu events", daemon=True)
+        self._loop = Loop("gpu events", self._run)
 
     def start(self) -> None:
         """Begin to listen."""
-        self._thread.start()
+        self._loop.start()
 
     def follow(self, gpus: Sequence[PhysicalGPU]) -> None:
         """Take the GPUs whose events count."""
@@ -42,8 +43,7 @@ class Listener:
     def stop(self) -> None:
         """End after the wait under way."""
         self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=2 * _WAIT_MILLISECONDS / 1000)
+        self._loop.join(2 * _WAIT_MILLISECONDS / 1000)
 
     def _run(self) -> None:
         while not self._stopping.is_set():

@@ -18,6 +18,7 @@ import structlog
 from device_plugin.api import deviceplugin_pb2 as pb
 from device_plugin.api import deviceplugin_pb2_grpc as rpc
 from device_plugin.kubelet.service import OPTIONS
+from device_plugin.loop import Loop
 
 log = structlog.get_logger(__name__)
 
@@ -73,18 +74,21 @@ class Registration:
         self._bound = 0
         self._socket: Path | None = None
         self._socket_identity: _Identity | None = None
-        self._thread = threading.Thread(target=self._run, name="registration", daemon=True)
+        self._registered_with: _Identity | None = None
+        self._loop = Loop(f"registration {resource}", self._run)
+        self._greeting: Loop | None = None
 
     def start(self, servicer: rpc.DevicePluginServicer) -> None:
         """Begin to serve and to register; return at once."""
         self._servicer = servicer
-        self._thread.start()
+        self._loop.start()
 
     def retire(self) -> None:
         """Register no more, whatever the kubelet does; keep serving."""
         self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join(_RETIRE_SECONDS)
+        if self._greeting is not None:
+            self._greeting.retire()
+        self._loop.join(_RETIRE_SECONDS)
 
     def stop(self, grace_seconds: float = 1.0) -> None:
         """Retire, end all streams and calls, those under way after *grace_seconds*, and remove our socket."""
@@ -110,7 +114,8 @@ class Registration:
         self._stream_changed.set()
         if first:
             self._serving_changed(serving=True)
-        threading.Thread(target=self._connected, name="connected", daemon=True).start()
+        self._greeting = Loop(f"connected {self._resource}", self._connected)
+        self._greeting.start()
 
     def ended(self) -> None:
         """Count a stream that has ended."""
@@ -124,11 +129,10 @@ class Registration:
     # The thread that keeps it so.
 
     def _run(self) -> None:
-        registered_with: _Identity | None = None
         pause = _BACK_OFF_SECONDS[0]
         while not self._stopping.is_set():
             kubelet = _identity(self._folder / KUBELET_SOCKET)
-            if kubelet is None or (kubelet == registered_with and self.serving and self._reachable()):
+            if kubelet is None or (kubelet == self._registered_with and self.serving and self._reachable()):
                 pause = _BACK_OFF_SECONDS[0]
                 self._stopping.wait(_LOOK_SECONDS)
                 continue
@@ -136,11 +140,11 @@ class Registration:
             # over a connection that lives on without the file, and must not lose it: its stream may not end after a new
             # registration, since it would take the new plugin for the one that left (kubernetes#121994).
             if (self._reachable() or self._serve()) and (
-                (kubelet == registered_with and self.serving) or self._register()
+                (kubelet == self._registered_with and self.serving) or self._register()
             ):
-                if kubelet != registered_with:
+                if kubelet != self._registered_with:
                     self._drop_old_servers()
-                registered_with = kubelet
+                self._registered_with = kubelet
                 continue
             again = time.monotonic() + pause
             pause = min(2 * pause, _BACK_OFF_SECONDS[1])

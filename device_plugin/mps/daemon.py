@@ -8,6 +8,7 @@ from typing import Protocol
 
 import structlog
 
+from device_plugin.loop import Loop
 from device_plugin.mps import nursery, process
 from device_plugin.mps.control import Control, MPSError, ServerState
 from device_plugin.mps.plan import Plan
@@ -67,29 +68,37 @@ class Daemon:
         self._process: Process | None = None
         self._problem = _STARTING
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"mps {plan.name}", daemon=True)
+        self._loop = Loop(
+            f"mps {plan.name}",
+            self._run,
+            # what it does next, or has done by now, is not known
+            failed=lambda error: self._say(f"its MPS control daemon is not watched: {error!r}; it is tried again"),
+        )
 
     @property
     def problem(self) -> str:
         """Say why the daemon serves nobody now; "" where it does."""
         return self._problem
 
+    @property
+    def pid(self) -> int:
+        """Name its process; 0 where there is none yet."""
+        return 0 if self._process is None else self._process.identity.pid
+
     def start(self) -> None:
         """Begin to keep it running; return at once."""
-        self._thread.start()
+        self._loop.start()
 
     def stop(self) -> None:
         """End the daemon, its servers and their clients, and give the GPUs back their compute modes."""
         self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._loop.join()
         end(self._folder, self._control, self._process, self._gpus)
 
     def leave(self) -> None:
         """Watch no more, and let it run on for whoever comes next."""
         self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._loop.join()
 
     def _run(self) -> None:
         pause = _BACK_OFF_SECONDS[0]

@@ -9,10 +9,11 @@ from typing import TypeVar
 import structlog
 
 from cotenant.contract.configuration import MPSSettings
+from cotenant.contract.units import MIB
 from device_plugin.mps import process
 from device_plugin.mps.control import ANSWER_SECONDS, Control, MPSError
 from device_plugin.mps.daemon import RECORD, Daemon, end
-from device_plugin.mps.plan import Plan
+from device_plugin.mps.plan import Limit, Plan
 from device_plugin.nvml import NVML, NVMLUnavailableError, PhysicalGPU
 
 R = TypeVar("R")
@@ -23,7 +24,11 @@ _SHM = Path("/dev/shm")  # noqa: S108 - where MPS and its clients meet
 
 
 class MPSKeeper:
-    """Keep a daemon for each plan; *changed* is told from threads of ours when a problem comes or goes."""
+    """Keep a daemon for each plan; *changed* is told from threads of ours when a problem comes or goes.
+
+    A daemon is never ended or changed while one of its GPUs is in use, for its end is that of its clients; *used* names
+    the GPUs that pods hold, None where nobody can tell, so that any may be.
+    """
 
     def __init__(
         self,
@@ -32,6 +37,7 @@ class MPSKeeper:
         *,
         look_seconds: float,
         changed: Callable[[], None],
+        used: Callable[[], frozenset[str] | None],
         answer_seconds: float = ANSWER_SECONDS,
     ) -> None:
         self._answer_seconds = answer_seconds
@@ -39,29 +45,44 @@ class MPSKeeper:
         self._nvml = nvml
         self._look_seconds = look_seconds
         self._changed = changed
+        self._used = used
         self._lock = threading.Lock()
         self._daemons: dict[str, Daemon] = {}
         self._gpus: Mapping[str, PhysicalGPU] = {}
-        self._swept = False
+        self._first = True
+        # why a daemon that is wanted is not there, by its name
+        self._waiting: Mapping[str, str] = {}
 
     def keep(self, plans: Sequence[Plan], gpus: Mapping[str, PhysicalGPU]) -> None:
         """Have these daemons and no others; return at once, but for those that have to end first."""
         with self._lock:
             self._gpus = gpus
             wanted = {plan.name: plan for plan in plans}
-            leaving = [name for name, daemon in self._daemons.items() if wanted.get(name) != daemon.plan]
-            self._all(Daemon.stop, [self._daemons.pop(name) for name in leaving])
-            if not self._swept:
-                self._swept = True
-                self._sweep(wanted)
-            for name in wanted.keys() - self._daemons.keys():
-                self._daemons[name] = self._new(wanted[name])
-                self._daemons[name].start()
+            if self._first:
+                self._first = False
+                self._take_in(wanted)
+            unwanted = {name: one.plan for name, one in self._daemons.items() if wanted.get(name) != one.plan}
+            stay = {name: unwanted[name] for name in self._in_use(unwanted)}
+            self._all(Daemon.stop, [self._daemons.pop(name) for name in unwanted.keys() - stay.keys()])
+            before, self._waiting = self._waiting, self._waits(wanted, stay)
+            for name in wanted.keys() - self._daemons.keys() - self._waiting.keys():
+                self._start(wanted[name])
+        if before != self._waiting:
+            self._changed()
 
-    def problem(self, name: str) -> str:
-        """Say why the daemon called *name* serves nobody now; "" where it does."""
+    def problem(self, name: str, uuid: str) -> str:
+        """Say why the daemon called *name* does not serve a GPU now; "" where it does."""
         daemon = self._daemons.get(name)
-        return daemon.problem if daemon is not None else "its MPS control daemon is not there yet"
+        if daemon is None:
+            return self._waiting.get(name, "its MPS control daemon is not there yet")
+        if uuid not in daemon.plan.uuids:
+            return "pods use its group's MPS control daemon, which is started anew with this GPU when they have ended"
+        return daemon.problem
+
+    @property
+    def pids(self) -> frozenset[int]:
+        """Name the processes of the daemons; their servers are their children."""
+        return frozenset(daemon.pid for daemon in list(self._daemons.values()) if daemon.pid)
 
     def stop(self) -> None:
         """End all daemons; those of a nursery live on for the next plugin."""
@@ -72,8 +93,8 @@ class MPSKeeper:
                 self._all(Daemon.stop, list(self._daemons.values()))
             self._daemons.clear()
 
-    def _new(self, plan: Plan) -> Daemon:
-        return Daemon(
+    def _start(self, plan: Plan) -> None:
+        self._daemons[plan.name] = Daemon(
             plan,
             Path(self._settings.root) / plan.name,
             self._settings.control,
@@ -83,6 +104,26 @@ class MPSKeeper:
             answer_seconds=self._answer_seconds,
             nursery=self._settings.nursery,
         )
+        self._daemons[plan.name].start()
+
+    def _in_use(self, plans: Mapping[str, Plan]) -> set[str]:
+        """Name the daemons whose GPUs pods hold, or may hold."""
+        if not plans:
+            return set()  # whoever is asked has the kubelet list all its pods
+        used = self._used()
+        return {name for name, plan in plans.items() if used is None or not used.isdisjoint(plan.uuids)}
+
+    @staticmethod
+    def _waits(wanted: Mapping[str, Plan], stay: Mapping[str, Plan]) -> dict[str, str]:
+        """Say which daemons cannot be started, since one that has to stay serves their GPUs."""
+        serving = {uuid: name for name, plan in stay.items() for uuid in plan.uuids}
+        return {
+            name: f"pods use the MPS control daemon {serving[uuid]}, which serves GPU {uuid}; when they have ended "
+            "another one is started"
+            for name, plan in wanted.items()
+            for uuid in plan.uuids
+            if serving.get(uuid, name) != name
+        }
 
     @staticmethod
     def _all(do: Callable[[Daemon], None], daemons: Sequence[Daemon]) -> None:
@@ -90,17 +131,38 @@ class MPSKeeper:
             with ThreadPoolExecutor(len(daemons)) as pool:
                 list(pool.map(do, daemons))
 
-    def _sweep(self, wanted: Mapping[str, Plan]) -> None:
-        """End daemons of plugins before this one that are planned no more."""
+    def _take_in(self, wanted: Mapping[str, Plan]) -> None:
+        """Take in the daemons of plugins before this one; end those that are planned no more and that nobody uses."""
         try:
             folders = [path.parent for path in Path(self._settings.root).glob(f"*/{RECORD}")]
         except OSError:
             return
-        for folder in folders:
-            record = process.read(folder / RECORD)
-            if folder.name not in wanted and record is not None:
+        records = {folder: record for folder in folders if (record := process.read(folder / RECORD)) is not None}
+        other = {
+            folder.name: self._as_it_was(folder.name, record.uuids, wanted)
+            for folder, record in records.items()
+            if folder.name not in wanted or wanted[folder.name].uuids != record.uuids
+        }
+        alive = {folder.name for folder, record in records.items() if process.runs(record)}
+        kept = self._in_use({name: plan for name, plan in other.items() if name in alive})
+        for folder, record in records.items():
+            if folder.name in kept:
+                log.info("mps.leftover_kept", daemon=folder.name, why="pods use it, or may; it is not as planned")
+                self._start(other[folder.name])
+            elif folder.name not in wanted:
                 log.info("mps.leftover_ended", daemon=folder.name)
                 end(folder, Control(record.program, folder, record.uuids), None, self)
+
+    def _as_it_was(self, name: str, uuids: tuple[str, ...], wanted: Mapping[str, Plan]) -> Plan:
+        """Plan a daemon for the GPUs that it has, with the limits that these are to have now."""
+        limits = {uuid: limit for plan in wanted.values() for uuid, limit in zip(plan.uuids, plan.limits, strict=True)}
+        whole = {uuid: Limit(max(1, gpu.total_bytes // MIB)) for uuid, gpu in self._gpus.items()}
+        return Plan(
+            name=name,
+            uuids=uuids,
+            limits=tuple(limits.get(uuid) or whole.get(uuid) or Limit(1) for uuid in uuids),
+            threads=wanted[name].threads if name in wanted else 100,
+        )
 
     # What daemons ask of the GPUs.
 

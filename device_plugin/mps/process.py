@@ -56,6 +56,11 @@ def identify(pid: int) -> Identity | None:
     return None if fields[0] == "Z" else Identity(pid, int(fields[19]))
 
 
+def runs(record: Record) -> bool:
+    """Tell whether the daemon of a record runs."""
+    return record.process is not None and identify(record.process.pid) == record.process
+
+
 class Process:
     """Watch and end one process, a child of ours or not."""
 

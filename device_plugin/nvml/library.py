@@ -13,6 +13,7 @@ import structlog
 
 from cotenant.contract.inventory import MIGProfile
 from device_plugin.nvml import mig, processes, vitals
+from device_plugin.nvml.advice import UNPRIVILEGED, sentence
 from device_plugin.nvml.events import Events
 from device_plugin.nvml.fake import FakeLibrary
 from device_plugin.nvml.patience import Patience, Unanswered
@@ -46,22 +47,6 @@ _CLOSED = {
     pynvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS: "EXCLUSIVE_PROCESS",
     pynvml.NVML_COMPUTEMODE_EXCLUSIVE_THREAD: "EXCLUSIVE_THREAD",
     pynvml.NVML_COMPUTEMODE_PROHIBITED: "PROHIBITED",
-}
-
-_ADVICE = {
-    pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: (
-        "libnvidia-ml.so.1 is not found: install the NVIDIA driver, run the container with the NVIDIA runtime, "
-        "or name the library with --nvml-library"
-    ),
-    pynvml.NVML_ERROR_DRIVER_NOT_LOADED: (
-        "the NVIDIA driver is not loaded: run `modprobe nvidia`, then check with `nvidia-smi`"
-    ),
-    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: (
-        "libnvidia-ml.so.1 and the loaded kernel module are of different driver versions: reload the module or reboot"
-    ),
-    pynvml.NVML_ERROR_NO_PERMISSION: "NVML may not reach the GPUs: /dev/nvidia* are not readable by this user",
-    pynvml.NVML_ERROR_GPU_IS_LOST: "the GPU has fallen off the bus: reset it or reboot",
-    pynvml.NVML_ERROR_RESET_REQUIRED: "the GPU needs a reset: drain it and run `nvidia-smi --gpu-reset`",
 }
 
 
@@ -160,7 +145,7 @@ class NVML:
         try:
             nvml.call(pynvml.nvmlInit)
         except pynvml.NVMLError as error:
-            raise NVMLUnavailableError(_sentence(error)) from error
+            raise NVMLUnavailableError(sentence(error)) from error
         return nvml
 
     def close(self) -> None:
@@ -168,7 +153,7 @@ class NVML:
         try:
             self._patience.one("shutdown", partial(self.call, pynvml.nvmlShutdown))
         except (pynvml.NVMLError, Unanswered) as error:
-            log.warning("nvml.shutdown_failed", error=_sentence(error))
+            log.warning("nvml.shutdown_failed", error=sentence(error))
 
     def driver_version(self) -> str | None:
         """Read the driver's version, such as "580.95.05"."""
@@ -186,18 +171,18 @@ class NVML:
         try:
             count: int = self._patience.one("count", partial(self.call, pynvml.nvmlDeviceGetCount))
         except (pynvml.NVMLError, Unanswered) as error:
-            raise NVMLUnavailableError(_sentence(error)) from error
+            raise NVMLUnavailableError(sentence(error)) from error
         answers = self._patience.ask({index: partial(self._read, index) for index in range(count)})
         for index, answer in answers.items():
             if isinstance(answer, PhysicalGPU):
-                self._known[index] = answer
+                self._known[index] = self._with_memory(answer)
             elif index in self._known:
                 lost = isinstance(answer, pynvml.NVMLError) and answer.value in _LOST
                 if lost:
                     self._handles.pop(index, None)  # what comes back after a reset may have another
-                self._known[index] = msgspec.structs.replace(self._known[index], fault=_sentence(answer), lost=lost)
+                self._known[index] = msgspec.structs.replace(self._known[index], fault=sentence(answer), lost=lost)
             else:
-                log.warning("nvml.gpu_unreadable", index=index, fault=_sentence(answer))
+                log.warning("nvml.gpu_unreadable", index=index, fault=sentence(answer))
         missing = "NVML no longer lists the GPU: it has fallen off the bus, or was removed"
         for index in self._known.keys() - set(range(count)):
             self._known[index] = msgspec.structs.replace(self._known[index], fault=missing, lost=True)
@@ -208,7 +193,7 @@ class NVML:
         try:
             return Events(self)
         except pynvml.NVMLError as error:
-            log.warning("nvml.no_events", error=_sentence(error))
+            log.warning("nvml.no_events", error=sentence(error))
             return None
 
     def processes(self, indices: Sequence[int]) -> dict[int, tuple[GPUProcess, ...] | str]:
@@ -218,7 +203,7 @@ class NVML:
         )
         found: dict[int, tuple[GPUProcess, ...] | str] = {}
         for (_, index), answer in answers.items():
-            found[index] = _sentence(answer) if isinstance(answer, Exception) else answer
+            found[index] = sentence(answer) if isinstance(answer, Exception) else answer
         return found
 
     def cuda_version(self) -> int | None:
@@ -233,7 +218,7 @@ class NVML:
         try:
             return int(self.call(pynvml.nvmlDeviceGetComputeMode, self.handle(index)))
         except pynvml.NVMLError as error:
-            raise NVMLUnavailableError(f"the compute mode of GPU {index} cannot be read: {_sentence(error)}") from error
+            raise NVMLUnavailableError(f"the compute mode of GPU {index} cannot be read: {sentence(error)}") from error
 
     def set_exclusive(self, index: int) -> None:
         """Let in one process of the GPU of that index, an MPS server; raise NVMLUnavailableError with a sentence."""
@@ -248,7 +233,7 @@ class NVML:
                 raise NVMLUnavailableError(
                     f"the compute mode of GPU {index} may be set by a privileged program alone; see docs/modes.md"
                 ) from error
-            raise NVMLUnavailableError(f"the compute mode of GPU {index} cannot be set: {_sentence(error)}") from error
+            raise NVMLUnavailableError(f"the compute mode of GPU {index} cannot be set: {sentence(error)}") from error
 
     def mig_profiles(self, index: int) -> tuple[MIGProfile, ...]:
         """Read which MIG profiles the GPU of that index offers, be MIG mode on or off; none where it knows no MIG.
@@ -260,7 +245,7 @@ class NVML:
         except pynvml.NVMLError as error:
             if error.value == pynvml.NVML_ERROR_NO_PERMISSION:
                 raise NVMLUnavailableError(f"NVML tells the MIG placements of GPU {index} to root only") from error
-            raise NVMLUnavailableError(f"the MIG profiles of GPU {index} cannot be read: {_sentence(error)}") from error
+            raise NVMLUnavailableError(f"the MIG profiles of GPU {index} cannot be read: {sentence(error)}") from error
 
     def handle(self, index: int) -> Any:
         """Give the handle of a GPU; raise pynvml.NVMLError."""
@@ -337,9 +322,17 @@ class NVML:
 
     def _read(self, index: int) -> PhysicalGPU:
         handle = self.handle(index)
-        total, reserved, used = self._memory(handle)
-        minor = self._optional(pynvml.nvmlDeviceGetMinorNumber, handle)
         mig = self._optional(pynvml.nvmlDeviceGetMigMode, handle)
+        mig_enabled = None if mig is None else mig[0] == pynvml.NVML_DEVICE_MIG_ENABLE
+        used: int | None
+        try:
+            total, reserved, used = self._memory(handle)
+            fault = ""
+        except pynvml.NVMLError as error:
+            if not mig_enabled or error.value != pynvml.NVML_ERROR_NO_PERMISSION:
+                raise
+            total, reserved, used, fault = 0, 0, None, UNPRIVILEGED
+        minor = self._optional(pynvml.nvmlDeviceGetMinorNumber, handle)
         pci = self._optional(pynvml.nvmlDeviceGetPciInfo, handle)
         virtualization = self._optional(pynvml.nvmlDeviceGetVirtualizationMode, handle)
         return PhysicalGPU(
@@ -353,11 +346,19 @@ class NVML:
             pci_bus_id=None if pci is None else str(pci.busId),
             pci_device_id=None if pci is None else int(pci.pciDeviceId) or None,
             compute_capability=self._optional(pynvml.nvmlDeviceGetCudaComputeCapability, handle),
-            mig_enabled=None if mig is None else mig[0] == pynvml.NVML_DEVICE_MIG_ENABLE,
+            mig_enabled=mig_enabled,
             virtualization=virtualization,
             compute_mode=self._hint(pynvml.nvmlDeviceGetComputeMode, handle),
             vitals=vitals.read(self._hint, handle, used_bytes=used, guest=virtualization == _GUEST),
+            fault=fault,
         )
+
+    def _with_memory(self, gpu: PhysicalGPU) -> PhysicalGPU:
+        """Give a GPU that does not tell its memory what it last said, as where MIG mode was switched on meanwhile."""
+        before = self._known.get(gpu.index)
+        if gpu.total_bytes or before is None or before.uuid != gpu.uuid:
+            return gpu
+        return msgspec.structs.replace(gpu, total_bytes=before.total_bytes, reserved_bytes=before.reserved_bytes)
 
     def _processes(self, index: int) -> tuple[GPUProcess, ...]:
         return processes.read(self._optional, self.handle(index))
@@ -394,17 +395,9 @@ def _about_mig(what: str) -> Iterator[None]:
         yield
     except pynvml.NVMLError as error:
         in_use = error.value == pynvml.NVML_ERROR_IN_USE
-        why = "it is in use" if in_use else _sentence(error)
+        why = "it is in use" if in_use else sentence(error)
         raise MIGError(f"{what}: {why}", in_use=in_use) from error
 
 
 def _system_path(minor: int) -> str:
     return f"/dev/nvidia{minor}"
-
-
-def _sentence(error: Any) -> str:
-    if isinstance(error, Unanswered):
-        return str(error)
-    if not isinstance(error, pynvml.NVMLError):
-        return f"what NVML says cannot be read: {error!r}"
-    return _ADVICE.get(error.value, f"NVML says: {error} (code {error.value})")

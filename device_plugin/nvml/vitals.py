@@ -44,7 +44,7 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     licensed: bool | None = None
 
 
-def read(ask: Optional, handle: Any, *, used_bytes: int, guest: bool) -> Vitals:
+def read(ask: Optional, handle: Any, *, used_bytes: int | None, guest: bool) -> Vitals:
     """Read the vitals of the GPU behind *handle*; raise pynvml.NVMLError where it fails, and not where it is silent."""
     ecc = ask(
         pynvml.nvmlDeviceGetTotalEccErrors,

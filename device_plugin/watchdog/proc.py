@@ -1,6 +1,7 @@
 """Looks processes up in /proc; knows which of them are the plugin's own."""
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from device_plugin.watchdog import cgroups
@@ -21,14 +22,17 @@ class Processes:
         self._root = root
         self._own = os.getpid()
 
-    def origin(self, pid: int) -> Origin | None:
-        """Find the pod of a process, None where it is of none; raise GoneError."""
+    def origin(self, pid: int, daemons: Collection[int] = ()) -> Origin | None:
+        """Find the pod of a process, None where it is of none; raise GoneError.
+
+        *daemons* are MPS control daemons of the plugin's that others have started for it.
+        """
         try:
             text = (self._root / str(pid) / "cgroup").read_text()
         except OSError as error:
             raise GoneError(pid) from error
         found = cgroups.parse(text)
-        if self._is_own(pid):
+        if self._is_own(pid, {self._own, *daemons}):
             raise GoneError(pid)
         return found
 
@@ -39,10 +43,10 @@ class Processes:
         except OSError:
             return False
 
-    def _is_own(self, pid: int) -> bool:
-        """Tell whether it is the plugin's or was started by it, as MPS daemons are."""
+    def _is_own(self, pid: int, own: Collection[int]) -> bool:
+        """Tell whether it is one of *own* or was started by one, as MPS servers are by their daemons."""
         while pid > 0:
-            if pid == self._own:
+            if pid in own:
                 return True
             try:
                 stat = (self._root / str(pid) / "stat").read_text()

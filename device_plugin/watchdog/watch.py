@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 
 import structlog
 from cachetools import TTLCache
@@ -17,6 +18,7 @@ from cotenant.contract.pods import Pod
 from cotenant.contract.units import format_bytes
 from device_plugin.cluster.events import PodEvents
 from device_plugin.cluster.notes import NodeNotes
+from device_plugin.loop import Loop
 from device_plugin.nvml import NVML
 from device_plugin.watchdog import usage
 from device_plugin.watchdog.proc import Processes
@@ -36,6 +38,7 @@ class Watchdog:
     """Look every *settings.interval* seconds, from a thread of its own, until stop().
 
     *gpus* gives the GPUs as they are published, *pods* those of this node, None as long as they are not known.
+    *daemons* names the processes of MPS control daemons, whose servers hold some memory for nobody in particular.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Watchdog:
         node: str,
         gpus: Callable[[], Sequence[GPU]],
         pods: Callable[[], Sequence[Pod] | None],
+        daemons: Callable[[], Collection[int]] = frozenset,
         processes: Processes | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -60,6 +64,7 @@ class Watchdog:
         self._node = node
         self._gpus = gpus
         self._pods = pods
+        self._daemons = daemons
         self._processes = processes or Processes()
         self._clock = clock
         self._account = Account()
@@ -70,7 +75,7 @@ class Watchdog:
         self._written: tuple[Overuser, ...] = ()
         self._written_at = 0.0
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+        self._loop = Loop("watchdog", self._run)
 
     def start(self) -> None:
         """Begin to look."""
@@ -79,13 +84,12 @@ class Watchdog:
                 why = "this is a PID namespace of its own, where NVML shows no processes of others: set hostPID"
                 log.warning("watchdog.blind", why=why)
                 self._events.about_node("WatchdogBlind", _ACTION, f"the memory watchdog sees nothing: {why}")
-            self._thread.start()
+            self._loop.start()
 
     def stop(self) -> None:
         """End; the report is withdrawn by whoever stops the notes."""
         self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=1.0)
+        self._loop.join(1.0)
 
     def look(self) -> None:
         """Look once."""
@@ -99,7 +103,8 @@ class Watchdog:
                 log.debug("watchdog.gpu_not_read", gpu=gpus[index].uuid, why=listed)
             else:
                 found[gpus[index].uuid] = listed
-        account = usage.account(found, self._processes.origin, pods, self._names)
+        origin = partial(self._processes.origin, daemons=self._daemons())
+        account = usage.account(found, origin, pods, self._names)
         before, self._account = self._account, account
         memory = {gpu.uuid for gpu in gpus.values() if gpu.family is Family.MEMORY}
         # twice in a row: a pod may start before the watch has shown it, or its grant
@@ -125,10 +130,7 @@ class Watchdog:
 
     def _run(self) -> None:
         while not self._stopping.wait(self._settings.interval):
-            try:
-                self.look()
-            except Exception:  # one look that fails for whatever reason must not be the last one
-                log.exception("watchdog.failed")
+            self.look()
 
     def _report(self, over: Sequence[Usage]) -> None:
         before, self._peaks = self._peaks, {}

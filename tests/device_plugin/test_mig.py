@@ -504,6 +504,17 @@ class TestStatic:
             static.start(resource="cotenant.io/mig-1g.5gb")
 
 
+def test_a_gpu_that_an_unprivileged_plugin_may_not_read_is_published_unwell_and_the_others_go_on() -> None:
+    with Node(plugin=False, config="gpus: [{indices: [0], family: mig-static}]") as node:
+        secret = "{nvmlDeviceGetMemoryInfo: 4, nvmlDeviceGetMemoryInfo_v2: 4}"
+        node.write_gpus([{**A100, "fail": secret}, {}])
+        node.start_plugin()
+        first, second = node.wait_published("serving", lambda inventory: inventory.serving).gpus
+        assert (Health.UNHEALTHY, 0) == (first.health, first.usable_bytes)
+        assert "SYS_ADMIN" in first.detail
+        assert Health.HEALTHY is second.health
+
+
 class TestGeometries:
     """mig-parted's format, chosen by a label of the node."""
 

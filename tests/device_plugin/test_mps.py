@@ -73,12 +73,19 @@ class Ground:
         else:
             self.nvml = NVML.open()
         self.settings = MPSSettings(control=program, root=str(folder / "mps"), shm="/dev/shm", nursery=nursery)
+        # the GPUs that pods hold; None: nobody can tell
+        self.used: frozenset[str] | None = frozenset()
         self.keeper = self.new_keeper()
         self.plan = Plan("one", (self.gpu.uuid,), (Limit(1024),), threads=50)
 
     def new_keeper(self, *, answer_seconds: float = SECONDS) -> MPSKeeper:
         return MPSKeeper(
-            self.settings, self.nvml, look_seconds=0.05, answer_seconds=answer_seconds, changed=lambda: None
+            self.settings,
+            self.nvml,
+            look_seconds=0.05,
+            answer_seconds=answer_seconds,
+            changed=lambda: None,
+            used=lambda: self.used,
         )
 
     @property
@@ -90,7 +97,11 @@ class Ground:
 
     def serving(self) -> None:
         self.keep(self.plan)
-        until(lambda: not self.keeper.problem("one"), "the daemon to serve")
+        until(lambda: not self.said(), "the daemon to serve")
+
+    def said(self, name: str = "one", gpu: int = 0) -> str:
+        """Say what is wrong with a GPU's daemon."""
+        return self.keeper.problem(name, uuid(gpu) if self.program == FAKE else self.gpu.uuid)
 
     @property
     def control(self) -> Control:
@@ -112,10 +123,10 @@ class Ground:
         """Leave daemons behind as a plugin does that gets SIGKILL: nobody watches or ends them any more."""
         for daemon in keeper._daemons.values():
             daemon._stopping.set()
-            daemon._thread.join()
+            daemon._loop.join()
 
     def problem(self, text: str) -> None:
-        until(lambda: text in self.keeper.problem("one"), f"{text!r}: {self.keeper.problem('one')!r}")
+        until(lambda: text in self.said(), f"{text!r}: {self.said()!r}")
 
 
 @pytest.fixture(params=["stand-in", "real"])
@@ -163,7 +174,7 @@ class TestDaemon:
         ground.serving()
         pid = ground.pid
         os.kill(pid, signal.SIGKILL)
-        until(lambda: ground.pid not in {0, pid} and not ground.keeper.problem("one"), "another daemon")
+        until(lambda: ground.pid not in {0, pid} and not ground.said(), "another daemon")
         assert 50.0 == float(ground.control.command("get_default_active_thread_percentage"))
 
     def test_what_a_killed_plugin_left_is_taken_over(self, ground: Ground) -> None:
@@ -227,7 +238,7 @@ class TestAccidents:
         pid = fake.pid
         fake.control.command("fake leave")
         fake.problem("")
-        until(lambda: not fake.keeper.problem("one"), "its recovery")
+        until(lambda: not fake.said(), "its recovery")
         assert pid == fake.pid  # the daemon was not at fault
 
     def test_one_that_hangs_is_killed_and_started_again(self, fake: Ground) -> None:
@@ -235,7 +246,7 @@ class TestAccidents:
         fake.serving()
         pid = fake.pid
         os.kill(pid, signal.SIGSTOP)
-        until(lambda: fake.pid not in {0, pid} and not fake.keeper.problem("one"), "another daemon")
+        until(lambda: fake.pid not in {0, pid} and not fake.said(), "another daemon")
 
     def test_one_that_cannot_start_says_why(self, fake: Ground) -> None:
         fake.program = str(fake.folder / "missing")
@@ -319,13 +330,13 @@ class TestNursery:
             nursed.serving()
             pid = nursed.pid
             os.kill(pid, signal.SIGKILL)
-            until(lambda: nursed.pid not in {0, pid} and not nursed.keeper.problem("one"), "another daemon")
+            until(lambda: nursed.pid not in {0, pid} and not nursed.said(), "another daemon")
 
     def test_without_the_nursery_the_gpu_says_so_until_it_is_there(self, nursed: Ground) -> None:
         nursed.keep(nursed.plan)
         nursed.problem("the nursery of MPS daemons at")
         with nursery_of(nursed):
-            until(lambda: not nursed.keeper.problem("one"), "the daemon to serve")
+            until(lambda: not nursed.said(), "the daemon to serve")
             pid = nursed.pid
         until(lambda: process.identify(pid) is None, "the daemon to end with its nursery")
 
@@ -350,6 +361,87 @@ class TestNursery:
             nursery.ask(nursed.settings.nursery, tmp_path, (uuid(0),))
         with pytest.raises(ValueError, match="nursery: expected a path right in /run/cotenant/mps, got '/tmp/x'"):
             MPSSettings(nursery="/tmp/x")
+
+
+@pytest.fixture
+def pair() -> Iterator[Ground]:
+    """Two GPUs, of which the first has a daemon that serves, of a plugin that is about to be gone."""
+    folder = Path(tempfile.mkdtemp(prefix="mps-"))
+    made = Ground(FAKE, folder)
+    gpus = ", ".join(f"{{model: Fake, memory: 80GiB, uuid: {uuid(n)}}}" for n in (0, 1))
+    (folder / "gpus.yaml").write_text(f"gpus: [{gpus}]")
+    made.plan = Plan("group-one", (uuid(0),), (Limit(1024),), threads=50)
+    made.keep(made.plan)
+    until(lambda: not made.said("group-one"), "the daemon to serve")
+    yield made
+    made.keeper.stop()
+    made.nvml.close()
+    shutil.rmtree(folder)
+
+
+class TestInUse:
+    """The end of a daemon is the end of its clients, so one whose GPUs are in use stays, whatever is planned."""
+
+    BOTH = Plan("group-one", (uuid(0), uuid(1)), (Limit(1024), Limit(1024)), threads=50)
+
+    @staticmethod
+    def pid(ground: Ground, name: str = "group-one") -> int:
+        found = process.read(ground.folder / "mps" / name / RECORD)
+        return found.process.pid if found is not None and found.process is not None else 0
+
+    @pytest.mark.parametrize("used", [frozenset({uuid(0)}), None], ids=["held", "nobody can tell"])
+    @pytest.mark.parametrize("restarted", [False, True])
+    def test_a_gpu_joins_a_group_when_the_groups_pods_have_ended(
+        self, pair: Ground, used: frozenset[str] | None, *, restarted: bool
+    ) -> None:
+        pid = self.pid(pair)
+        pair.used = used
+        if restarted:
+            lost, pair.keeper = pair.keeper, pair.new_keeper()
+            pair.abandon(lost)
+
+        pair.keep(self.BOTH)
+        until(lambda: not pair.said("group-one"), "the first GPU to be served")
+        assert pid == self.pid(pair)
+        assert "started anew with this GPU when they have ended" in pair.said("group-one", 1)
+
+        pair.used = frozenset()
+        pair.keep(self.BOTH)
+        until(lambda: not pair.said("group-one", 1), "the second GPU to be served")
+        assert pid != self.pid(pair)
+        assert process.identify(pid) is None
+
+    @pytest.mark.parametrize("restarted", [False, True])
+    def test_a_gpu_leaves_a_group_when_its_pods_have_ended(self, pair: Ground, *, restarted: bool) -> None:
+        pid = self.pid(pair)
+        pair.used = frozenset({uuid(0)})
+        if restarted:
+            lost, pair.keeper = pair.keeper, pair.new_keeper()
+            pair.abandon(lost)
+        alone = Plan("alone", (uuid(0),), (Limit(2048),))
+
+        pair.keep(alone)
+        assert pid == self.pid(pair)
+        expected = f"pods use the MPS control daemon group-one, which serves GPU {uuid(0)}"
+        assert expected in pair.said("alone")
+
+        pair.used = frozenset()
+        pair.keep(alone)
+        until(lambda: not pair.said("alone"), "a daemon of its own")
+        assert process.identify(pid) is None
+
+    def test_one_that_was_kept_holds_clients_to_what_its_gpus_are_to_have_now(self, pair: Ground) -> None:
+        pair.used = frozenset({uuid(0)})
+        lost, pair.keeper = pair.keeper, pair.new_keeper()
+        pair.abandon(lost)
+        pair.keep(msgspec.structs.replace(self.BOTH, limits=(Limit(4096), Limit(4096)), threads=30))
+        until(lambda: not pair.said("group-one"), "the first GPU to be served")
+        control = Control(FAKE, pair.folder / "mps" / "group-one", [uuid(0)])
+        assert 30.0 == float(control.command("get_default_active_thread_percentage"))
+        assert "4" in control.command("get_default_device_pinned_mem_limit 0")
+
+    def test_whoever_looks_at_processes_is_told_the_daemons(self, pair: Ground) -> None:
+        assert {self.pid(pair)} == pair.keeper.pids
 
 
 def gpu(index: int, **fields: Any) -> GPU:

@@ -157,6 +157,24 @@ def test_an_error_without_advice_is_said_in_nvmls_words(file: Path) -> None:
     assert ["NVML says: fake error 19 (code 19)"] == [gpu.fault for gpu in nvml.gpus()]
 
 
+def test_a_gpu_in_mig_mode_that_tells_an_unprivileged_program_nothing_is_listed_with_what_it_takes(file: Path) -> None:
+    secret = "fail: {nvmlDeviceGetMemoryInfo: 4, nvmlDeviceGetMemoryInfo_v2: 4}"  # NVML_ERROR_NO_PERMISSION
+    a100 = "model: NVIDIA A100-SXM4-40GB, memory: 40GiB"
+    file.write_text(f"gpus: [{{{a100}, mig: true, {secret}}}, {{model: B, memory: 8GiB}}]")
+    first, second = NVML.open(fake=file).gpus()
+    assert (0, None, True) == (first.total_bytes, first.vitals.used_bytes, first.mig_enabled)
+    assert "the capability SYS_ADMIN, and NVIDIA_MIG_CONFIG_DEVICES=all in its environment" in first.fault
+    assert ("", 8 * GIB) == (second.fault, second.total_bytes)
+
+    # what it said before MIG mode was switched on is not forgotten
+    file.write_text(f"gpus: [{{{a100}, mig: false}}]")
+    nvml = NVML.open(fake=file)
+    nvml.gpus()
+    file.write_text(f"gpus: [{{{a100}, mig: true, {secret}}}]")
+    (gpu,) = nvml.gpus()
+    assert ("MIG mode is on", 40 * GIB) == (gpu.fault.partition(",")[0], gpu.total_bytes)
+
+
 class TestMIGProfiles:
     """What a GPU can be cut into, by NVML's own calls."""
 

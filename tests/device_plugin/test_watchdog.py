@@ -5,6 +5,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from cotenant.contract import overuse
 from cotenant.contract.overuse import Overuser
 from cotenant.contract.units import GIB
@@ -129,6 +131,13 @@ def test_the_plugins_own_processes_are_nobodys(tmp_path: Path) -> None:
         (folder / "stat").write_text(f"{pid} (nvidia-cuda-mps) S {parent} 1 1\n")
     processes = Processes(tmp_path)
     assert processes.origin(60) is None
+    # unless it is a daemon that a nursery started for the plugin, and as little are the servers of one
+    (tmp_path / "61").mkdir()
+    (tmp_path / "61" / "cgroup").write_text("0::/\n")
+    (tmp_path / "61" / "stat").write_text("61 (nvidia-cuda-mps) S 60 1 1\n")
+    for pid in (60, 61):
+        with pytest.raises(GoneError):
+            processes.origin(pid, daemons={60})
     for pid in (os.getpid(), 50, 51, 70):
         try:
             processes.origin(pid)
