@@ -240,6 +240,13 @@ class TestHealth:
         assert ours <= named
 
 
+def test_every_no_of_filter_has_a_row_that_says_what_to_do() -> None:
+    rows, *_ = tables(section("troubleshooting.md", "The pod is pending"))
+    every = list(Reason)
+    of_filter = {reason.sentence for reason in every[: every.index(Reason.CACHE_NOT_SYNCED)]}
+    assert set() == of_filter - {*first_column(rows)}
+
+
 class TestLimits:
     """docs/limits.md."""
 
