@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from cotenant.cli.main import main
 from cotenant.contract.request import parse
@@ -30,6 +32,7 @@ from tests.builders import NAMES, a_grant, a_node, a_pod, granted
 from tests.docs.markdown import DOCS, blocks, section, tables
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -44,6 +47,7 @@ class Other(Binpack):
 
 
 EXAMPLE = DOCS.parent / "examples" / "policy"
+SAMPLE = DOCS.parent / "examples" / "trace"
 
 
 def named(name: str, value: str) -> EntryPoint:
@@ -138,10 +142,10 @@ def test_the_example_to_be_copied_passes_its_own_tests(tmp_path: Path) -> None:
     assert "8 passed" in ran.stdout
 
 
-def test_the_trace_of_the_page_on_capacity_plays(tmp_path: Path) -> None:
+def test_the_trace_of_the_page_on_capacity_plays() -> None:
     (text,) = blocks(section("capacity-planning.md", "Traces in JSON"), "json")
-    (tmp_path / "trace.json").write_text(text)
-    found = scene(document.read(tmp_path / "trace.json"))
+    assert text == (SAMPLE / "trace.json").read_text()
+    found = scene(document.read(SAMPLE / "trace.json"))
     played = Timeline(found.scheduler("priced-leftovers"), found.mix, found.node).play(
         found.jobs, found.losses, until=100_000
     )
@@ -150,6 +154,25 @@ def test_the_trace_of_the_page_on_capacity_plays(tmp_path: Path) -> None:
     assert {"train": 0, "chat": 100_000 - 9000, "batch": 0} == {
         job.uid.removeprefix("default/"): waited for job, waited in zip(played.jobs, played.waited, strict=True)
     }
+
+
+def shown() -> Iterator[tuple[str, str]]:
+    """Yield the commands of the pages that read files of a trace, and what the pages say that they print."""
+    for page in ("policies.md", "capacity-planning.md"):
+        for block in blocks((DOCS / page).read_text(), "console"):
+            for part in block.split("$ ")[1:]:
+                command, _, output = part.partition("\n")
+                if re.search(r"--(nodes|trace) ", command):
+                    yield command, output
+
+
+@pytest.mark.parametrize(("command", "output"), list(shown()), ids=lambda value: value.split(" --")[0])
+def test_a_command_with_a_trace_runs_from_a_clean_clone(command: str, output: str, tmp_path: Path) -> None:
+    (tmp_path / "examples").symlink_to(DOCS.parent / "examples")
+    with contextlib.chdir(tmp_path):  # where it writes its tables and plots
+        done = CliRunner().invoke(main, shlex.split(command)[1:])
+    assert 0 == done.exit_code, done.output
+    assert done.stdout.startswith(output)
 
 
 def test_every_command_of_the_pages_is_one() -> None:
