@@ -1,6 +1,9 @@
 """The manifests agree with the programs, with the contract, and with each other."""
 
+import os
 import re
+import shlex
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -559,6 +562,35 @@ class TestModes:
             assert spec["hostPID"] is True
         assert ["cotenant-mps-nursery"] == nursery["spec"]["template"]["spec"]["containers"][0]["command"]
         assert "OnDelete" == nursery["spec"]["updateStrategy"]["type"]
+
+    def test_the_shared_memory_of_mps_is_a_file_system_of_its_own_that_is_made_once(self, tmp_path: Path) -> None:
+        if os.geteuid() != 0:
+            pytest.skip("mounting takes root")
+        (nursery,) = documents(MANIFESTS / "examples" / "mps-nursery.yaml")
+        plugin = pod_specs(list(build(MANIFESTS / "mps")))["cotenant-device-plugin"]
+        commands = []
+        for spec in (nursery["spec"]["template"]["spec"], plugin):
+            (first,) = spec["initContainers"]
+            commands.append(first["command"])
+            # only a privileged container may have the node see what it mounts
+            assert first["securityContext"]["privileged"] is True
+            assert ["Bidirectional"] == [mount["mountPropagation"] for mount in first["volumeMounts"]]
+        assert commands[0] == commands[1]
+
+        # as both pods do it, at once, where nobody else sees it
+        script = tmp_path / "twice.sh"
+        one = shlex.join(commands[0])
+        script.write_text(
+            f"set -e; mount -t tmpfs nothing /run; mkdir -p /run/cotenant/mps/shm; {one} & {one}; wait; {one}\n"
+            "cd /run/cotenant/mps; stat --format=%a shm; findmnt --noheadings --output FSTYPE,OPTIONS $PWD/shm\n"
+        )
+        done = subprocess.run(["unshare", "--mount", "sh", str(script)], capture_output=True, text=True, check=False)
+        if "Operation not permitted" in done.stderr:
+            pytest.skip("nothing may be mounted here")
+        assert "" == done.stderr
+        mode, *mounts = done.stdout.splitlines()
+        assert ("1777", 1) == (mode, len(mounts))
+        assert {"tmpfs", "nosuid", "nodev", "noexec"} <= {*re.split("[ ,]+", mounts[0])}
 
     def test_who_cuts_gpus_writes_where_the_runtime_reads_and_may_cut(self) -> None:
         spec = pod_specs(list(build(MANIFESTS / "mig")))["cotenant-device-plugin"]
