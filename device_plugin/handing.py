@@ -1,6 +1,6 @@
 """Hands GPUs out as they are shared now: what a container gets for its grant or shares, and why one gets nothing."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from cotenant.contract.grant import ContainerGrant
 from cotenant.contract.inventory import GPU, Family, Mode
@@ -8,7 +8,7 @@ from cotenant.contract.reasons import Reason
 from device_plugin.admission.answer import Answers
 from device_plugin.admission.refusal import RefusedError
 from device_plugin.api import deviceplugin_pb2 as pb
-from device_plugin.cdi import SpecFolder
+from device_plugin.families.partitioning import Partitioning
 
 
 class Handing:
@@ -20,23 +20,21 @@ class Handing:
     def __init__(
         self,
         answers: Answers,
-        specs: SpecFolder,
+        partitioning: Partitioning,
         *,
         shown: Callable[[], Sequence[GPU]],
         problem: Callable[[GPU], str],
     ) -> None:
         self._answers = answers
-        self._specs = specs
+        self._partitioning = partitioning
         self._shown = shown
         self._problem = problem
-        # the device nodes of static MIG instances, by UUID, where these are handed out
-        self.instance_nodes: Mapping[str, Sequence[tuple[str, str]]] = {}
 
     def granted(self, grant: ContainerGrant) -> pb.ContainerAllocateResponse:
         """Answer for a grant."""
         if grant.family is Family.MIG_DYNAMIC and grant.mig is not None:
-            return self._answers.made(grant, self._specs.full_name(grant.gpus[0].uuid, grant.mig.instance))
-        nodes = self.instance_nodes.get(grant.mig.uuid, ()) if grant.mig is not None else ()
+            return self._answers.made(grant, self._partitioning.specs.full_name(grant.gpus[0].uuid, grant.mig.instance))
+        nodes = self._partitioning.nodes.get(grant.mig.uuid, ()) if grant.mig is not None else ()
         return self._answers.granted(grant, nodes)
 
     def shares(self, uuids: Sequence[str]) -> pb.ContainerAllocateResponse:

@@ -9,28 +9,25 @@ from pathlib import Path
 import structlog
 
 from cotenant.cluster import Cluster
-from cotenant.contract.configuration import DeviceListStrategy, DevicePluginConfiguration
-from cotenant.contract.inventory import GPU, MIG, Family, MIGInstance
+from cotenant.contract.configuration import DevicePluginConfiguration
+from cotenant.contract.inventory import GPU
 from cotenant.contract.pods import Pod
 from device_plugin.admission.answer import Answers
 from device_plugin.admission.calls import Admission
 from device_plugin.admission.ids import TooManyIdsError
 from device_plugin.admission.refusal import PodResourcesError, RefusedError
-from device_plugin.cdi import SpecFolder
 from device_plugin.cluster.events import PodEvents
 from device_plugin.cluster.notes import NodeMetadata, NodeNotes, labels_of
 from device_plugin.cluster.pods import NodePods
 from device_plugin.coexistence.watch import Coexistence, ForeignCollector
 from device_plugin.families.assignment import Assignment, held
-from device_plugin.families.cutter import Cutter
-from device_plugin.families.maker import Maker
 from device_plugin.families.memory import Memory
 from device_plugin.families.newcomers import Newcomers
 from device_plugin.families.occupants import Occupants
-from device_plugin.families.partitions import Partition, Partitions, StrategyError
+from device_plugin.families.partitioning import Partitioning
+from device_plugin.families.partitions import Partition, StrategyError
 from device_plugin.families.replicas import Replicas
 from device_plugin.families.rules import NVIDIA_GPU, Assigned
-from device_plugin.families.switch import Switch
 from device_plugin.handing import Handing
 from device_plugin.health.care import Care
 from device_plugin.inventory import Daemon, describe
@@ -93,18 +90,21 @@ class DevicePlugin:
         self._pods = NodePods(cluster, node, gone=self._pod_gone)
         self._events = PodEvents(cluster, node)
         self._lister = PodResources(pod_resources, names.is_granted)
-        self._notes = NodeNotes(cluster, node, erased=self._erased)
+        self._notes = NodeNotes(cluster, node, erased=lambda key: self._care.erased(key))  # noqa: PLW0108 - made later
         self._assignment = Assignment(
             self._in_use, lambda note: self._events.about_node("GPUInUse", _CONFIGURE, note, normal=True)
         )
-        self._partitions = Partitions(
-            nvml, self._assignment.how, lambda: self._sharing.mig_strategy or configuration.mig_strategy, names
-        )
-        self._switch = Switch(
+        self._partitioning = Partitioning(
             nvml,
-            self._assignment.how,
-            self._in_use,
-            lambda reason, note: self._tell_configuration(reason, note, well=reason == "MIGModeOn"),
+            configuration,
+            self._pods,
+            self._notes,
+            self._events,
+            how=self._assignment.how,
+            strategy=lambda: self._sharing.mig_strategy or configuration.mig_strategy,
+            held=self._in_use,
+            ungranted=lambda: self._offers.ungranted | {NVIDIA_GPU},
+            tell=lambda reason, note: self._tell_configuration(reason, note, well=reason == "MIGModeOn"),
         )
         self._care = Care(
             configuration.health,
@@ -112,7 +112,7 @@ class DevicePlugin:
             nvml,
             self._notes,
             self._events,
-            locate=self._partitions.locate,
+            locate=self._partitioning.partitions.locate,
             changed=self._judge_again,
         )
         self._used = UsedNote(configuration.used_memory_interval, names, lambda told: NodeNotes(cluster, node, told))
@@ -146,31 +146,12 @@ class DevicePlugin:
             changed=self._judge_again,
             used=self._in_use,
         )
-        self._specs = SpecFolder(
-            Path(configuration.cdi_directory),
-            names,
-            configuration.cdi_kind,
-            also=tuple(map(Path, configuration.cdi_static_directories)),
-        )
-        self._maker = Maker(nvml, self._specs, self._pods, names, gpus=lambda: self._dynamic)
-        self._dynamic: dict[str, PhysicalGPU] = {}
-        self._mig: dict[str, MIG] = {}
-        self._unexplained: dict[str, tuple[MIGInstance, ...]] = {}
-        self._cutter = Cutter(
-            nvml,
-            Path(configuration.mig_configs) if configuration.mig_configs else None,
-            names,
-            self._notes,
-            self._events,
-            pods=self._known_pods,
-            whole=lambda: self._offers.ungranted | {NVIDIA_GPU},
-        )
         self._occupants = Occupants(cluster, node, plugin_folder, names)
         self._newcomers = Newcomers(lambda resources: self._occupants.taken(resources, new_to_us=True), names)
         self._untaken = ""
         self._handing = Handing(
-            Answers.of(configuration, lambda uuid: self._gpus[uuid], self._specs.name_of),
-            self._specs,
+            Answers.of(configuration, lambda uuid: self._gpus[uuid], self._partitioning.specs.name_of),
+            self._partitioning,
             shown=lambda: self._described or (),
             problem=lambda gpu: self._daemon(self._gpus[gpu.uuid], self._assignment.of[gpu.uuid]).problem,
         )
@@ -179,7 +160,7 @@ class DevicePlugin:
             self._resource(names.gpu_mem, memory),
             self._resource,
             shares=lambda name: Replicas(name, self._handing.shares),
-            instances=lambda name: Partition(name, self._admission, self._handing.granted, self._maker),
+            instances=lambda name: Partition(name, self._admission, self._handing.granted, self._partitioning.maker),
         )
 
     def start(self) -> None:
@@ -189,7 +170,7 @@ class DevicePlugin:
         """
         gpus = self._nvml.gpus()
         self._assign(gpus)
-        self._switch.look(gpus, starting=True)
+        self._partitioning.switch_on(gpus, starting=True)
         self._take_inventory()
         self._occupants.refuse([resource.name for resource in self._offers.resources])
         if self._serving is not None:
@@ -277,7 +258,7 @@ class DevicePlugin:
         except PodResourcesError as error:
             log.warning("configuration.holders_unknown", error=str(error))
             return None
-        return held(pods, self._configuration.names.grant, listed, self._partitions.parents())
+        return held(pods, self._configuration.names.grant, listed, self._partitioning.partitions.parents())
 
     def _tell_configuration(self, reason: str, note: str, *, well: bool) -> None:
         self._events.about_node(reason, _CONFIGURE, note, normal=well)
@@ -292,7 +273,7 @@ class DevicePlugin:
             self._ready(self._described or ())
 
     def _look(self) -> None:
-        self._try(lambda: self._sweep(show=False))
+        self._partitioning.sweep()
         self._coexistence.look(self._described or ())
         self._try(self._take_inventory)
 
@@ -318,37 +299,24 @@ class DevicePlugin:
             if self._coexistence.recall(node.annotations or {}):
                 self._judge_again()
         self._care.noticed(node)
-        self._cutter.noticed(node)
+        self._partitioning.noticed(node)
         self._used.noticed(node)
         self._notes.seen(node)
 
-    def _erased(self, key: str) -> None:
-        self._care.erased(key)
-
     def _pod_gone(self) -> None:
-        if self._dynamic:
+        if self._partitioning.dynamic:
             self._looks.wake()
 
-    def _sweep(self, *, show: bool = True) -> None:
-        """Destroy the instances that no pod holds any more."""
-        if not self._dynamic:
-            return
-        unexplained = self._maker.sweep()
-        if unexplained != self._unexplained:
-            self._unexplained = unexplained
-            self._mig = self._partitions.look(self._physical, self._unexplained)
-            if show:
-                self._show()
+    def _sweep(self) -> None:
+        if self._partitioning.sweep():
+            self._show()
 
     def _take_inventory(self) -> None:
         gpus = self._nvml.gpus()
         self._assign(gpus)
-        if self._told_ready and self._switch.look(gpus):
+        if self._told_ready and self._partitioning.switch_on(gpus):
             gpus = self._nvml.gpus()
-        self._cutter.look(self._partitions.static(gpus))
-        self._dynamic = self._partitions.families(gpus, Family.MIG_DYNAMIC)
-        self._mig = self._partitions.look(gpus, self._unexplained)
-        self._follow_instances(gpus)
+        self._partitioning.look(gpus)
         self._care.looked(gpus)
         self._used.looked(gpus)
         self._physical = gpus
@@ -361,14 +329,6 @@ class DevicePlugin:
             self._show()
         # not under the lock: daemons that are to end may be telling of a change
         self._mps.keep(plans(self._described or (), self._assignment.of), self._gpus)
-
-    def _follow_instances(self, gpus: tuple[PhysicalGPU, ...]) -> None:
-        """Have ready what containers need of the static MIG instances, before these are offered."""
-        by_cdi = self._configuration.device_list_strategy is DeviceListStrategy.CDI_CRI
-        if by_cdi or self._configuration.pass_device_specs:
-            self._handing.instance_nodes = self._partitions.nodes(gpus)
-        if by_cdi:
-            self._specs.follow(self._handing.instance_nodes)
 
     def _assign(self, gpus: tuple[PhysicalGPU, ...]) -> None:
         """Take over the rules that hold now, before GPUs that are new to them are shown."""
@@ -385,12 +345,14 @@ class DevicePlugin:
                     self._assignment.of,
                     unit_bytes=self._configuration.unit_bytes,
                     reserve_per_gpu=self._configuration.reserve_per_gpu_bytes,
-                    mig=self._mig,
-                    cutting=self._cutter.announced,
+                    mig=self._partitioning.cut,
+                    cutting=self._partitioning.announced,
                     daemon=self._daemon,
                 )
             )
-            partitions = self._partitions.offers(described, self._assignment.of, packed=self._sharing.packed)
+            partitions = self._partitioning.partitions.offers(
+                described, self._assignment.of, packed=self._sharing.packed
+            )
             if self._offers.started:
                 described, partitions = self._newcomers.sift(
                     described, self._assignment.of, partitions, self._offers.known
