@@ -59,12 +59,8 @@ def _write_reference(_app: Any, _config: Any) -> None:
     target.write_text("\n".join(["# Commands", "", "As the commands say themselves.", "", *body]))
 
 
-def _read(_app: Any, page: str, source: list[str]) -> None:
+def _read(_app: Any, _page: str, source: list[str]) -> None:
     source[0] = _OUTSIDE.sub(lambda link: f"]({REPOSITORY}{link[1].removeprefix('../')}{link[2] or ''})", source[0])
-    if page == "index":
-        listed = set(re.findall(r"^([a-z][\w/-]*)$", source[0], re.MULTILINE))
-        others = sorted(path.stem for path in HERE.glob("*.md") if path.stem not in {*listed, "index"})
-        source[0] = source[0].replace("OTHERS", "\n".join(others))
 
 
 def setup(app: Any) -> None:

@@ -148,6 +148,40 @@ ROWS: list[tuple[str, int, list[Panel]]] = [
         ],
     ),
     (
+        "MPS and MIG",
+        8,
+        [
+            _panel(
+                "timeseries",
+                "MPS clients",
+                "percentunit",
+                "Containers of each GPU under MPS, of those that its daemon may serve; needs gpuMetrics.",
+                (
+                    (
+                        f"cotenant_gpu_mps_clients{{{_NODE}}}"
+                        f" / on (node, gpu, uuid) cotenant_gpu_mps_clients_limit{{{_NODE}}}"
+                    ),
+                    "{{node}} GPU {{gpu}}",
+                ),
+                max=1,
+            ),
+            _panel(
+                "timeseries",
+                "MIG instances",
+                "short",
+                "By profile: held by pods, or there for nobody; needs gpuMetrics.",
+                (f"sum by (profile, state) (cotenant_mig_instances{{{_NODE}}})", "{{profile}} {{state}}"),
+            ),
+            _panel(
+                "timeseries",
+                "Free MIG slices",
+                "short",
+                "Memory slices that pods could be given, of 8 each GPU; needs gpuMetrics.",
+                (f"cotenant_mig_slices_free{{{_NODE}}}", "{{node}} GPU {{gpu}}"),
+            ),
+        ],
+    ),
+    (
         "Pods",
         9,
         [

@@ -254,6 +254,13 @@ class TestLimits:
         assert f"At most {MAX_IDS:,} device ids per node" in (DOCS / "limits.md").read_text()
 
 
+def test_every_page_stands_in_the_index_where_people_see_it_and_where_the_site_reads_it() -> None:
+    text = (DOCS / "index.md").read_text()
+    pages = {str(page.relative_to(DOCS).with_suffix("")) for page in (*DOCS.glob("*.md"), *DOCS.glob("*/index.md"))}
+    assert pages - {"index"} == set(re.findall(r"\]\(([\w/-]+)\.md\)", text))
+    assert pages - {"index"} <= set(re.findall(r"^([a-z][\w/-]*)$", text, re.MULTILINE))
+
+
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: str(page.name))
 def test_every_file_that_a_page_names_exists(page: Path) -> None:
     named = re.findall(r"(?<![\w/.])(?:manifests|docs|tests|e2e)/[\w./*-]*\w", page.read_text())
