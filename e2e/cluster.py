@@ -216,6 +216,7 @@ class ControlPlane:
                 # A loopback address is no valid endpoint of the service `kubernetes`.
                 "--endpoint-reconciler-type=none",
                 "--authorization-mode=Node,RBAC",
+                "--allow-privileged=true",  # as kubeadm has it; the plugin is privileged under MPS
                 f"--token-auth-file={tokens}",
                 f"--disable-admission-plugins={','.join(self._admission_off)}",
                 f"--audit-policy-file={policy}",

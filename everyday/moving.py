@@ -96,7 +96,7 @@ def _started(cluster: WholeCluster, documents: list[Object], page: str) -> Itera
     for document in documents:
         if "kind" not in document:
             continue
-        one = _with_image(document)
+        one = with_image(document)
         one["metadata"]["namespace"] = "default"
         if one["apiVersion"].startswith("batch.volcano.sh"):
             cluster.run("kubectl", "apply", "-f", _written(cluster, _CRD))
@@ -137,12 +137,12 @@ def _removed(cluster: WholeCluster, page: str) -> None:
         cluster.run("kubectl", "delete", "crd", "jobs.batch.volcano.sh")
 
 
-def _with_image(value: Any) -> Any:
+def with_image(value: Any) -> Any:
     """Return an object whose containers run what there is on this machine, and stay."""
     if isinstance(value, dict):
-        made = {key: _with_image(one) for key, one in value.items()}
+        made = {key: with_image(one) for key, one in value.items()}
         return made | {"image": image.BUSYBOX, "command": ["sleep", "1000000"]} if "image" in made else made
-    return [_with_image(one) for one in value] if isinstance(value, list) else value
+    return [with_image(one) for one in value] if isinstance(value, list) else value
 
 
 def _patch_status(cluster: WholeCluster, status: Mapping[str, Any]) -> None:

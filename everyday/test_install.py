@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -20,7 +21,7 @@ from e2e.kustomize import MANIFESTS, build
 from e2e.node import why_not
 from e2e.processes import MissingProgramError, find_program, wait_until
 from e2e.rest import Object
-from everyday import moving
+from everyday import modes, moving
 from everyday.cluster import WholeCluster, forwarded, write_scheduler_image
 from tests.docs.markdown import blocks, section, tables
 
@@ -88,26 +89,35 @@ def by_kustomize_with_the_webhook(cluster: WholeCluster) -> Way:
     return Way("webhook", (("sh", "-c", script),), (("kubectl", "delete", "--wait", "-k", folder),), webhook=True)
 
 
-def kustomization(cluster: WholeCluster, name: str, layout: str, *, fake_gpus: bool = False) -> str:
+def kustomization(
+    cluster: WholeCluster, name: str, layout: str, *, fake_gpus: bool = False, configuration: Object | None = None
+) -> str:
     """Write a kustomization of one's own on top of a layout, as the page advises, for what is special here."""
     folder = cluster.directory / name
     folder.mkdir(exist_ok=True)
-    container, file = "/spec/template/spec/containers/0", "fake-gpus.yaml"
+    pod, file = "/spec/template/spec", "fake-gpus.yaml"
+    # a folder of the node, and no ConfigMap: what is set of made-up GPUs is written beside the file
+    mounted = {"name": "made-up", "mountPath": "/made-up"}
+    volume = {"name": "made-up", "hostPath": {"path": str(folder), "type": "Directory"}}
     made_up: list[Object] = [
-        {"op": "add", "path": f"{container}/args/-", "value": f"--fake-gpus=/etc/cotenant/{file}"},
+        {"op": "add", "path": f"{pod}/containers/0/args/-", "value": f"--fake-gpus=/made-up/{file}"},
+        {"op": "add", "path": f"{pod}/containers/0/volumeMounts/-", "value": mounted},
+        {"op": "add", "path": f"{pod}/volumes/-", "value": volume},
     ]
     shutil.copy(MANIFESTS / "dev-fake-gpus" / file, folder / file)
     generator = {
         "name": "cotenant-device-plugin-config",
         "namespace": NAMESPACE,
         "behavior": "merge",
-        "files": [file],
+        "files": ["device-plugin-config.yaml"],
     }
+    if configuration:
+        (folder / "device-plugin-config.yaml").write_text(yaml.safe_dump(configuration))
     written = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": [os.path.relpath(MANIFESTS / layout, folder)],
-        "configMapGenerator": [generator] if fake_gpus else [],
+        "configMapGenerator": [generator] if configuration else [],
         "patches": [
             {
                 "target": {"kind": "DaemonSet", "name": "cotenant-device-plugin"},
@@ -115,7 +125,7 @@ def kustomization(cluster: WholeCluster, name: str, layout: str, *, fake_gpus: b
                     [
                         {
                             "op": "replace",
-                            "path": "/spec/template/spec/volumes/1/hostPath/path",
+                            "path": f"{pod}/volumes/1/hostPath/path",
                             "value": str(cluster.node.pod_resources_socket.parent),
                         },
                         *(made_up if fake_gpus else []),
@@ -129,15 +139,11 @@ def kustomization(cluster: WholeCluster, name: str, layout: str, *, fake_gpus: b
 
 
 def by_helm(cluster: WholeCluster) -> Way:
-    """Install the chart with values for made-up GPUs."""
-    values = cluster.directory / "values.yaml"
-    gpus = yaml.safe_load((MANIFESTS / "dev-fake-gpus" / "fake-gpus.yaml").read_text())
-    values.write_text(
-        yaml.safe_dump(
-            {"devicePlugin": {"fakeGPUs": gpus, "kubeletRoot": str(cluster.node.kubelet_directory)}},
-        )
-    )
-    install = ("helm", "install", "cotenant", str(CHART), "-n", NAMESPACE, "--create-namespace", "-f", str(values))
+    """Install the chart as the page does on kind, with made-up GPUs."""
+    (block,) = blocks(section("install.md", "Trying it on kind"), "sh")
+    (line,) = (line for line in block.splitlines() if line.startswith("helm install "))
+    words = [str(CHART) if word == "charts/cotenant" else word for word in shlex.split(line)]
+    install = (*words, "--set", f"devicePlugin.kubeletRoot={cluster.node.kubelet_directory}")
     return Way(
         "helm",
         (install,),
@@ -176,6 +182,7 @@ def test_a_newcomer_installs_shares_a_gpu_asks_why_and_removes_it_all(
                 moving.as_it_becomes(cluster, page)
             moving.unchanged(cluster)
             assert set(re.findall(r"^# HELP (\S+)", scraped(cluster), re.MULTILINE)) == named_in_the_page()
+            changes_modes(cluster)
         if chosen.name == "helm":
             with service_reached(cluster, 9481):
                 print(cluster.run("helm", "test", "cotenant", "-n", NAMESPACE, "--timeout=90s"))
@@ -232,8 +239,21 @@ def asks_why(cluster: WholeCluster, way: Way) -> None:
     pods = cluster.run("env", f"COTENANT_SERVICE={way.service}", "kubectl", "gpumem", "pods", "-A")
     assert re.search(r"default +one +bound +real-0", pods)
     assert {"made-up-gpus"} == doctored(cluster, way.service)
+    the_example_shows_what_it_got(cluster)
     # what the plugin notes on the node, as the shipped account may write it; nothing runs on made-up GPUs
     assert wait_until(lambda: {0} == used_bytes(cluster, way), timeout_s=60)
+
+
+def the_example_shows_what_it_got(cluster: WholeCluster) -> None:
+    """Run the page's first pod, in an image that there is here."""
+    (pod,) = (one for one in yaml.safe_load_all((MANIFESTS / "examples" / "pod.yaml").read_text()) if one)
+    pod["metadata"]["namespace"] = "default"
+    pod["spec"]["containers"][0]["image"] = image.BUSYBOX
+    cluster.api().create(pod)
+    started = cluster.api().wait("Pod", "example", runs, saying="its start", timeout_s=60)
+    expected = {"CUDA_MPS_PINNED_DEVICE_MEM_LIMIT=0=8192M", f"COTENANT_GPU_MEM_BYTES={8 * GIB}"}
+    assert wait_until(lambda: expected <= {*cluster.node.logs(started, "main").split()}, timeout_s=10)
+    cluster.run("kubectl", "delete", "pod", "example", "--wait", "--grace-period=1")
 
 
 def used_bytes(cluster: WholeCluster, way: Way) -> set[int | None]:
@@ -272,6 +292,24 @@ def becomes_a_webhook(cluster: WholeCluster, way: Way) -> None:
         assert runs(cluster.api().get("Pod", "one"))
         assert {"made-up-gpus"} == doctored(cluster, f"{NAMESPACE}/https:cotenant-extender:serve")
         cluster.run("kubectl", "delete", "pod", "--all", "--wait")
+
+
+def changes_modes(cluster: WholeCluster) -> None:
+    """Apply the layouts for MPS and for time slicing over the default one, and run the pods of their examples."""
+    modes.could_be_applied(cluster)
+    for layout, configuration, runs_its_example in (
+        ("mps", modes.MPS_CONFIGURATION, modes.twelve_servers_run_under_mps),
+        ("time-slicing", None, modes.eight_notebooks_run_in_turns),
+    ):
+        own = kustomization(cluster, f"own-{layout}", layout, fake_gpus=True, configuration=configuration)
+        cluster.run("kubectl", "apply", "-k", own)
+        rolled_out(cluster)
+        with explained(cluster):
+            runs_its_example(cluster)
+        cluster.run("kubectl", "delete", "deployment", "--all", "--wait")
+        cluster.run("kubectl", "delete", "pod", "--all", "--wait", "--grace-period=1")
+    cluster.run("kubectl", "-n", NAMESPACE, "delete", "configmap", "time-slicing-config")
+    modes.cleared()
 
 
 def scraped(cluster: WholeCluster) -> str:
