@@ -11,10 +11,13 @@ import pytest
 import yaml
 
 from cotenant import __version__
+from cotenant.contract import mig_parted
 from cotenant.contract.configuration import DevicePluginConfiguration, convert
 from e2e.kustomize import MANIFESTS, build
 from e2e.processes import MissingProgramError, find_program
 from e2e.rest import Object
+from tests.docs.markdown import blocks, section
+from tests.manifests.kustomization import mounted
 
 CHART = MANIFESTS.parent / "charts" / "cotenant"
 NAMESPACE = "cotenant-system"
@@ -151,7 +154,8 @@ def test_modes_stand_beside_each_other_and_rules_of_ones_own_replace_those_of_th
         ({"configuration": {"gpus": [{"mode": "mps"}]}}, "set devicePlugin.mps.enabled=true"),
         ({"configuration": {"profiles": {"a": [{"mode": "mps"}]}}}, "set devicePlugin.mps.enabled=true"),
         ({"configuration": {"gpus": [{"family": "mig-dynamic"}]}}, "set devicePlugin.mig.enabled=true"),
-        ({"configuration": {"migConfigs": "/etc/geometries"}}, "set devicePlugin.mig.enabled=true"),
+        ({"mig": {"configs": {"all": []}}}, "set devicePlugin.mig.enabled=true"),
+        ({"configuration": {"migConfigs": "/etc/geometries"}}, "into devicePlugin.mig.configs instead"),
         ({"configuration": {"nvidiaConfig": "/etc/nvidia"}}, "in devicePlugin.nvidiaConfigMap instead"),
         ({"configuration": {"watchdog": {"interval": 5}}}, "set devicePlugin.memoryWatchdog=true"),
         ({"configuration": {"mps": {"root": "/run/mps"}}}, "devicePlugin.configuration.mps.root is /run/mps"),
@@ -161,6 +165,17 @@ def test_modes_stand_beside_each_other_and_rules_of_ones_own_replace_those_of_th
 )
 def test_a_mode_without_what_it_needs_of_the_node_is_refused(values: Object, said: str) -> None:
     assert said in render(f"devicePlugin={json.dumps(values)}", check=False)
+
+
+def test_the_geometries_of_the_page_reach_the_plugin() -> None:
+    (text,) = blocks(section("mig.md", "Cutting GPUs by a label"), "yaml")
+    values = {"enabled": True, "configs": yaml.safe_load(text)["mig-configs"]}
+    rules = '[{"family": "mig-static"}]'
+    found = objects(render(f"devicePlugin.mig={json.dumps(values)}", f"devicePlugin.configuration.gpus={rules}"))
+    files = mounted(found, "cotenant-device-plugin", "device-plugin")
+    configuration = convert(files["/etc/cotenant/device-plugin-config.yaml"], DevicePluginConfiguration)
+    assert configuration.mig_configs is not None
+    assert mig_parted.parse(text) == mig_parted.parse(files[configuration.mig_configs])
 
 
 def test_values_reach_every_place_that_has_to_agree() -> None:

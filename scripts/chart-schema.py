@@ -77,7 +77,7 @@ def schema() -> Schema:
         devicePlugin=_object(
             enabled=_FLAG,
             configuration=_configuration(DevicePluginConfiguration),
-            mig=_object(enabled=_FLAG),
+            mig=_object(enabled=_FLAG, configs={"type": "object", "additionalProperties": _LIST}),
             mps=_object(enabled=_FLAG),
             nvidiaConfigMap=_TEXT,
             fakeGPUs=_ANY,

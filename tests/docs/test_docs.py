@@ -185,19 +185,19 @@ class TestMIG:
             assert output == CliRunner().invoke(cotenant, shlex.split(command)[2:]).output
 
     def test_its_rules_are_a_configuration(self) -> None:
-        _, text, *_ = blocks((DOCS / "mig.md").read_text(), "yaml")
+        (text,) = blocks(section("mig.md", "Which GPUs"), "yaml")
         families = [rule.family for rule in convert(text, DevicePluginConfiguration).gpus]
         assert [Family.MIG_STATIC, Family.MIG_DYNAMIC] == families
 
     def test_its_geometries_are_what_the_text_says(self) -> None:
-        *_, text, _ = blocks((DOCS / "mig.md").read_text(), "yaml")
+        (text,) = blocks(section("mig.md", "Cutting GPUs by a label"), "yaml")
         geometry = board("A100-SXM4-40GB").geometry
         gpu = CutGPU(uuid="GPU-0", index=0, device_id=0x20B010DE, geometry=geometry)
         for name, profiles in (("one-large", 3), ("mixed", 3)):
             assert profiles == len(plan(parse(text), name, [gpu])["GPU-0"].instances)
 
     def test_its_file_of_made_up_gpus_is_one(self, tmp_path: Path) -> None:
-        *_, text = blocks((DOCS / "mig.md").read_text(), "yaml")
+        (text,) = blocks(section("mig.md", "How a GPU is cut"), "yaml")
         (tmp_path / "gpus.yaml").write_text(text)
         nvml = NVML.open(fake=tmp_path / "gpus.yaml")
         assert [7, 7, 5] == [len(nvml.mig_profiles(gpu.index)) for gpu in nvml.gpus()]

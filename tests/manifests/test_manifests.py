@@ -21,6 +21,9 @@ from cotenant.contract.configuration import (
     convert,
 )
 from cotenant.contract.names import Names
+from cotenant.contract.pods import Pod
+from cotenant.contract.request import parse
+from cotenant.contract.units import GIB
 from device_plugin.families import nvidia
 from device_plugin.main import main as device_plugin
 from device_plugin.mps.nursery import main as starts_daemons
@@ -511,6 +514,27 @@ def test_the_example_pod_asks_for_gpu_memory_in_six_lines_and_names_nothing_else
 
 def test_there_is_a_kustomization_in_every_folder_that_people_apply() -> None:
     assert all((root / FILE).is_file() for root in (*ROOTS, MANIFESTS / "base"))
+
+
+def test_every_example_asks_for_what_could_be_given() -> None:
+    found = {}
+    for path in sorted((MANIFESTS / "examples").glob("*.yaml")):
+        for one in documents(path):
+            template = one if one["kind"] == "Pod" else one.get("spec", {}).get("template")
+            if template and "nursery" not in path.name:
+                metadata = {"namespace": "default", "uid": "u", **template.get("metadata", {}), "name": "p"}
+                request = parse(msgspec.convert({**template, "metadata": metadata}, Pod), Names(), GIB)
+                found[path.stem] = request and (request.wishes.gpu_count, str(request.wishes.isolation))
+    # shares of GPUs are not ours to grant
+    assert {
+        "mig-low-qps": (1, "none"),
+        "mig-shared": (1, "none"),
+        "mig-teams": (1, "none"),
+        "mps": (1, "limited"),
+        "pod": (1, "none"),
+        "time-slicing": None,
+        "training": (2, "exclusive"),
+    } == found
 
 
 class TestModes:

@@ -67,6 +67,7 @@ applies them, so that both give the same rights: include "cotenant.components" (
 {{- else if and $plugin.mig.enabled $plugin.mps.enabled -}}
 {{- fail "devicePlugin.mig and devicePlugin.mps are both enabled: say in devicePlugin.configuration.gpus, or in its profiles, which GPUs are whose" -}}
 {{- end -}}
+{{- if $plugin.mig.configs }}{{ $_ := set $merged "migConfigs" "/etc/cotenant/mig-configs.yaml" }}{{ end -}}
 {{- mergeOverwrite $merged $given | toYaml -}}
 {{- end }}
 
@@ -84,8 +85,11 @@ applies them, so that both give the same rights: include "cotenant.components" (
 {{- fail "devicePlugin.configuration has a rule of family mig-dynamic, for which the device plugin needs SYS_ADMIN and the node's CDI folder: set devicePlugin.mig.enabled=true, or take the rule out" -}}
 {{- end -}}
 {{- end -}}
-{{- if and $given.migConfigs (not $plugin.mig.enabled) -}}
-{{- fail "devicePlugin.configuration.migConfigs has the device plugin cut GPUs, for which it needs SYS_ADMIN: set devicePlugin.mig.enabled=true, or take migConfigs out" -}}
+{{- if and $plugin.mig.configs (not $plugin.mig.enabled) -}}
+{{- fail "devicePlugin.mig.configs has the device plugin cut GPUs, for which it needs SYS_ADMIN: set devicePlugin.mig.enabled=true, or take the geometries out" -}}
+{{- end -}}
+{{- if $given.migConfigs -}}
+{{- fail "devicePlugin.configuration.migConfigs names a path of which nothing is mounted: write the geometries into devicePlugin.mig.configs instead" -}}
 {{- end -}}
 {{- $mounted := dict "mps.root" (dig "mps" "root" "" $given) "mps.shm" (dig "mps" "shm" "" $given) "cdiDirectory" ($given.cdiDirectory | default "") "cdiStaticDirectories" ($given.cdiStaticDirectories | default list | join ", ") -}}
 {{- range $key, $path := $mounted -}}

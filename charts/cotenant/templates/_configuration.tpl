@@ -6,6 +6,7 @@
 {{- $shared := dict "domain" $values.domain "unit" $values.unit -}}
 {{- if hasPrefix "cotenant-device-plugin" (index . 1) -}}
 {{- $_ := set $files "device-plugin-config.yaml" (mergeOverwrite (include "cotenant.pluginConfiguration" $root | fromYaml) $shared | toYaml) -}}
+{{- with $values.devicePlugin.mig.configs }}{{ $_ := set $files "mig-configs.yaml" (dict "version" "v1" "mig-configs" . | toYaml) }}{{ end -}}
 {{- with $values.devicePlugin.fakeGPUs }}{{ $_ := set $files "fake-gpus.yaml" (toYaml .) }}{{ end -}}
 {{- else -}}
 {{- $shipped := include "cotenant.text" (list $root (printf "%s/extender-config.yaml" $values.layout)) | fromYaml -}}
