@@ -9,6 +9,7 @@ from flask import Flask, Response, request
 
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
+from extender.http.app import SIMULATE
 from extender.inspect.inspector import Inspector
 from extender.inspect.rows import PodExplanation, State
 from extender.inspect.tables import (
@@ -61,7 +62,7 @@ def inspection(app: Flask, *, inspector: Inspector, synced: Callable[[], bool]) 
         ("explain/<namespace>/<pod>", _explain),
     ):
         app.add_url_rule(f"/v1/{rule}", endpoint=f"v1 {rule}", view_func=partial(answer, make))
-    app.add_url_rule("/v1/simulate", endpoint="v1 simulate", view_func=partial(answer, _simulate), methods=["POST"])
+    app.add_url_rule(SIMULATE, endpoint="v1 simulate", view_func=partial(answer, _simulate), methods=["POST"])
 
 
 def _nodes(inspector: Inspector, form: str) -> Response:

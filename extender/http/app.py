@@ -13,6 +13,11 @@ from extender.metrics.registry import CONTENT_TYPE, Metrics
 
 _log = structlog.get_logger(__name__)
 
+REVIEWS = "/admission/"
+SIMULATE = "/v1/simulate"
+# What an API server takes (k8s.io/apiserver, MaxRequestBodyBytes). In a review the stored object is beside the new one.
+_OBJECT_BYTES = 3 << 20
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -43,11 +48,18 @@ def everything_else(
         response.content_length = sum(map(len, pieces))
         return response
 
-    @app.post("/admission/<name>")
+    @app.post(f"{REVIEWS}<name>")
     def _admission(name: str) -> Response:
         if name not in review:
             return Response(f"there is no admission webhook {name!r}\n", 404, mimetype="text/plain")
         return Response(review[name](request.get_data(cache=False)), mimetype=JSON)
+
+
+def most_of_body(path: str) -> int:
+    """Say how many bytes a request for *path* may have beside its head."""
+    if path.startswith(REVIEWS):
+        return 2 * _OBJECT_BYTES
+    return _OBJECT_BYTES if path == SIMULATE else 0
 
 
 def new_app() -> Flask:

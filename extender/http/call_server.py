@@ -17,7 +17,8 @@ from typing import BinaryIO, NamedTuple, cast
 
 import structlog
 
-from extender.http.calls import MAX_BODY, Answer, BodyError
+from extender.http.bodies import BadRequestError, Bodies, Limits
+from extender.http.calls import Answer, BodyError
 from extender.http.certificates import Certificates
 
 _log = structlog.get_logger(__name__)
@@ -35,18 +36,11 @@ _STOP_SECONDS = 6.0
 _HANDSHAKE_SECONDS = 10.0
 _MAX_HEAD = 64 << 10
 _BUFFER = 64 << 10
-# A body that is too long is still read up to here, since a client that is cut off while it sends never sees the answer.
-_MAX_DRAINED = 64 << 20
-_CHUNK = 1 << 20
 
 _LINGER_SECONDS = 2.0
 _LOOK_SECONDS = 0.05
 
 _OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-
-
-class _BadRequestError(Exception):
-    """Say why what came is no request that can be answered; the connection ends."""
 
 
 class Request(NamedTuple):
@@ -74,7 +68,7 @@ class _Head(NamedTuple):
 
 
 class CallServer:
-    """Serve *answer* on one address, to at most so many connections at once.
+    """Serve *answer* on one address, to at most so many connections at once, with bodies within *limits*.
 
     With *certificates* by TLS, and where these name an authority, only to those who show a certificate of it.
     """
@@ -84,6 +78,7 @@ class CallServer:
         address: str,
         answer: Callable[[Request], Answer],
         *,
+        limits: Limits = Limits(),  # noqa: B008 - it does not change
         certificates: Certificates | None = None,
         connections: int = _MOST_CONNECTIONS,
     ) -> None:
@@ -97,6 +92,7 @@ class CallServer:
         self._connections: dict[socket.socket, threading.Thread] = {}
         # those that wait for their client, the longest first
         self._silent: dict[socket.socket, None] = {}
+        self._bodies: Bodies[socket.socket] = Bodies(limits, _hang_up)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._accept, name=f"calls {address}", daemon=True)
 
@@ -169,8 +165,7 @@ class CallServer:
             silent = next(iter(self._silent), None)
             if silent is not None:
                 del self._silent[silent]
-                with contextlib.suppress(OSError):
-                    _shut(silent, socket.SHUT_RDWR)
+                _hang_up(silent)
 
     def _serve(self, connection: socket.socket) -> None:
         try:
@@ -181,7 +176,7 @@ class CallServer:
             with cast("BinaryIO", connection.makefile("rb", _BUFFER)) as source:
                 while not self._stopping.is_set() and self._one(connection, source):
                     pass
-        except _BadRequestError as error:
+        except BadRequestError as error:
             with contextlib.suppress(OSError):
                 connection.sendall(_response(Answer(400, f"{error}\n".encode(), "text/plain"), keep=False))
                 _linger(connection)
@@ -221,10 +216,11 @@ class CallServer:
             return False
         if head.hesitates:
             connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-        body, whole = _read_body(source, head)
-        with self._guard:
-            self._silent.pop(connection, None)
-        answer = self._answer(Request(head.method, head.path, head.query, head.fields, body))
+        try:
+            answer, whole = self._answered(connection, source, head)
+        finally:
+            # before the answer is sent, which a client may be slow to take
+            self._bodies.give_back(connection)
         keep = head.keep and whole and not answer.last and not self._stopping.is_set()
         # In one write: a second one would wait for the client's acknowledgement of the first, up to 40 ms.
         connection.sendall(_response(answer, keep=keep))
@@ -234,10 +230,22 @@ class CallServer:
             _linger(connection)
         return keep
 
+    def _answered(self, connection: socket.socket, source: BinaryIO, head: _Head) -> tuple[Answer, bool]:
+        """Read the body and make the answer; tell whether all of the body was read."""
+        body, whole = self._bodies.read(connection, source, head.path, head.length)
+        with self._guard:
+            self._silent.pop(connection, None)
+        return self._answer(Request(head.method, head.path, head.query, head.fields, body)), whole
+
 
 def _shut(connection: socket.socket, how: int) -> None:
     # not an SSLSocket's own shutdown, after which it would send what is left in the clear
     socket.socket.shutdown(connection, how)
+
+
+def _hang_up(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        _shut(connection, socket.SHUT_RDWR)
 
 
 def _linger(connection: socket.socket) -> None:
@@ -273,14 +281,14 @@ def _read_head(source: BinaryIO) -> _Head | None:
         return None
     words = line.decode("latin-1").split()
     if len(words) != 3 or not words[2].startswith("HTTP/1."):  # noqa: PLR2004 - method, target and version
-        raise _BadRequestError("this is not HTTP/1.1")
+        raise BadRequestError("this is not HTTP/1.1")
     method, target, version = words
     fields: dict[bytes, bytes] = {}
     left = _MAX_HEAD - len(line)
     while (line := source.readline(max(0, left))) not in {b"\r\n", b"\n"}:
         left -= len(line)
         if not line.endswith(b"\n"):
-            raise _BadRequestError(f"the head of the request is longer than {_MAX_HEAD} bytes, or ends early")
+            raise BadRequestError(f"the head of the request is longer than {_MAX_HEAD} bytes, or ends early")
         name, _, value = line.partition(b":")
         fields[name.lower()] = value.strip()
     path, _, query = target.partition("?")
@@ -299,49 +307,8 @@ def _length(fields: dict[bytes, bytes]) -> int | None:
     coding, length = fields.get(b"transfer-encoding"), fields.get(b"content-length", b"0")
     if coding is not None:
         if coding.lower() != b"chunked" or b"content-length" in fields:
-            raise _BadRequestError("of the ways to send a body, only chunks or a Content-Length are read here")
+            raise BadRequestError("of the ways to send a body, only chunks or a Content-Length are read here")
         return None
     if not length.isdigit() or len(length) > 18:  # noqa: PLR2004 - digits of what fits into 64 bits
-        raise _BadRequestError("the Content-Length is no number")
+        raise BadRequestError("the Content-Length is no number")
     return int(length)
-
-
-def _read_body(source: BinaryIO, head: _Head) -> tuple[bytes | BodyError, bool]:
-    """Read the body, and tell whether all of it was read; one that is too long is read and dropped."""
-    if head.length is None:
-        return _read_chunks(source)
-    if head.length > MAX_BODY:
-        left = min(head.length, _MAX_DRAINED)
-        while left > 0 and (chunk := source.read(min(left, _CHUNK))):
-            left -= len(chunk)
-        error = BodyError(
-            f"the request has {head.length} bytes, more than the {MAX_BODY} allowed; set nodeCacheCapable: true, so "
-            "that kube-scheduler sends names instead of whole nodes"
-        )
-        return error, left == 0 and head.length <= _MAX_DRAINED
-    body = source.read(head.length)
-    if len(body) < head.length:
-        raise _BadRequestError("the body ends before its Content-Length")
-    return body, True
-
-
-def _read_chunks(source: BinaryIO) -> tuple[bytes | BodyError, bool]:
-    """Read a body that comes in chunks, which Go does not send of one that it has whole."""
-    parts: list[bytes] = []
-    total = 0
-    while True:
-        size, _, _ = source.readline(_MAX_HEAD).partition(b";")
-        try:
-            length = int(size.strip(), 16)
-        except ValueError as error:
-            raise _BadRequestError("a chunk's size is no number") from error
-        if length < 0 or total + length > MAX_BODY:
-            # it is not waited for an end that may never come
-            return BodyError(f"the request has more than the {MAX_BODY} bytes allowed"), False
-        if length == 0:
-            while source.readline(_MAX_HEAD).strip():
-                pass  # trailers
-            return b"".join(parts), True
-        parts.append(source.read(length))
-        total += length
-        source.readline(_MAX_HEAD)

@@ -24,6 +24,7 @@ JSON = "application/json"
 TEXT = "text/plain"
 # 5,000 names are 86 KB; 500 whole nodes, from a scheduler without nodeCacheCapable, are 6.5 MB.
 MAX_BODY = 16 << 20
+TOO_LARGE, BUSY = 413, 503
 
 _preemption_args = msgspec.json.Decoder(PreemptionArgs)
 _bind_args = msgspec.json.Decoder(BindArgs)
@@ -31,7 +32,11 @@ _encode = msgspec.json.Encoder().encode
 
 
 class BodyError(ValueError):
-    """Say why a request's body cannot be used."""
+    """Say why a request's body cannot be used, and with which HTTP status."""
+
+    def __init__(self, sentence: str, status: int = 400) -> None:
+        super().__init__(sentence)
+        self.status = status
 
 
 class Answer(NamedTuple):
@@ -90,7 +95,7 @@ class Calls:
                 raise body
             outcome, found = answer(body)
         except BodyError as error:
-            outcome, found = "error", _unusable(verb, str(error), 400)
+            outcome, found = "error", _unusable(verb, _told(verb, error), error.status)
         except ClusterError as error:
             outcome, found = "error", _unusable(verb, f"{verb}: {error}", 503)
         except Exception as error:  # noqa: BLE001 - whatever it is, kube-scheduler waits for an answer
@@ -128,6 +133,12 @@ def _read(decode: Callable[[bytes], T], verb: str, body: bytes) -> T:
         return decode(body)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise BodyError(f"{verb}: the request is not what kube-scheduler sends: {error}") from error
+
+
+def _told(verb: str, error: BodyError) -> str:
+    if verb != "filter" or error.status != TOO_LARGE:
+        return str(error)
+    return f"{error}; set nodeCacheCapable: true, so that kube-scheduler sends names instead of whole nodes"
 
 
 def _unusable(verb: str, sentence: str, status: int) -> Answer:

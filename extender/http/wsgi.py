@@ -22,7 +22,7 @@ class Application:
     def __call__(self, request: Request) -> Answer:
         """Answer one request."""
         if isinstance(request.body, BodyError):
-            return Answer(413, f"{request.body}\n".encode(), TEXT)
+            return Answer(request.body.status, f"{request.body}\n".encode(), TEXT)
         begun: list[tuple[str, list[tuple[str, str]]]] = []
 
         def start_response(status: str, headers: list[tuple[str, str]], _error: object = None) -> Callable[..., None]:

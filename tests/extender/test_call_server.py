@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from extender.http.bodies import Limits
 from extender.http.call_server import CallServer
-from extender.http.calls import Answer
+from extender.http.calls import Answer, BodyError
 from tests.extender.running import PATIENCE, eventually
 
 if TYPE_CHECKING:
@@ -22,20 +23,22 @@ if TYPE_CHECKING:
 class Echo:
     """Answer with what came; a body that is `wait` is held until it is let go."""
 
-    def __init__(self, *, connections: int = 2048) -> None:
+    def __init__(self, *, connections: int = 2048, limits: Limits | None = None) -> None:
         self.reached = threading.Event()
         self.go_on = threading.Event()
-        self.server = CallServer("127.0.0.1:0", self, connections=connections)
+        self.server = CallServer("127.0.0.1:0", self, limits=limits or Limits(), connections=connections)
         self.server.start()
         host, _, port = self.server.address.rpartition(":")
         self.where = host, int(port)
 
     def __call__(self, request: Request) -> Answer:
         method, path, body = request.method, request.path, request.body
-        if body == b"wait":
+        if isinstance(body, BodyError):
+            return Answer(body.status, str(body).encode())
+        if body.strip() == b"wait":
             self.reached.set()
             assert self.go_on.wait(PATIENCE)
-        return Answer(200, b"%s %s %s" % (method.encode(), path.encode(), body if isinstance(body, bytes) else b"!"))
+        return Answer(200, b"%s %s %s" % (method.encode(), path.encode(), body))
 
     def connect(self) -> socket.socket:
         return socket.create_connection(self.where, PATIENCE)
@@ -188,3 +191,92 @@ class TestTooMany:
 
         assert [True] * 4 == [one.recv(1000).endswith(b"POST /a wait") for one in busy]
         assert late.recv(1000).endswith(b"POST /b 1")
+
+
+def post(path: bytes, body: bytes) -> bytes:
+    return b"POST %s HTTP/1.1\r\nContent-Length: %d\r\n\r\n%s" % (path, len(body), body)
+
+
+class TestBodies:
+    """Bodies of 100 bytes at most, none for /page, and 250 bytes together."""
+
+    @pytest.fixture(params=[0.2])
+    def echo(self, request: pytest.FixtureRequest) -> Iterator[Echo]:
+        limits = Limits(lambda path: 0 if path == "/page" else 100, 250, patience=request.param, enough=0.05)
+        echo = Echo(limits=limits)
+        yield echo
+        echo.go_on.set()
+        echo.server.stop()
+
+    @pytest.mark.parametrize(
+        ("request_", "sentence"),
+        [
+            (post(b"/page", b"x"), b"/page: a request for this path has no body"),
+            (post(b"/a", b"x" * 101), b"/a: the request has 101 bytes, more than the 100 bytes allowed"),
+            (post(b"/a", b"x" * (1 << 20)), b"/a: the request has 1048576 bytes, more than the 100 bytes allowed"),
+            (
+                b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n32\r\n" + b"x" * 50 + b"\r\n33\r\n",
+                b"/a: the request has more than the 100 bytes allowed",
+            ),
+            (
+                b"GET /page HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n",
+                b"/page: a request for this path has no body",
+            ),
+        ],
+        ids=["none", "one too many", "far too many", "chunks", "a chunk for none"],
+    )
+    def test_a_path_takes_its_own_length_and_no_more(self, echo: Echo, request_: bytes, sentence: bytes) -> None:
+        answer = echo.say(request_)
+
+        assert answer.startswith(b"HTTP/1.1 413 Request Entity Too Large\r\n")
+        assert answer.endswith(b"\r\n\r\n" + sentence)
+
+    def test_a_body_that_was_refused_leaves_the_connection_as_it_was(self, echo: Echo) -> None:
+        answers = echo.say(post(b"/a", b"x" * 101), post(b"/page", b""), post(b"/b", b"2"))
+
+        assert b"POST /page " in answers
+        assert answers.endswith(b"POST /b 2")
+
+    def test_what_is_answered_makes_room_for_the_next(self, echo: Echo) -> None:
+        answers = echo.say(*[post(b"/a", b"%100d" % n) for n in range(20)])
+
+        assert 20 == answers.count(b"HTTP/1.1 200 OK")
+
+    def test_where_all_are_being_answered_the_next_is_told_to_come_again(self, echo: Echo) -> None:
+        busy = [echo.connect() for _ in range(2)]
+        for one in busy:
+            one.sendall(post(b"/a", b"%100s" % b"wait"))
+        assert eventually(lambda: echo.server._bodies._room == 50)  # 250 - 2 x 100
+        assert eventually(lambda: not echo.server._bodies._sending)
+
+        refused = echo.say(post(b"/b", b"x" * 51))
+        small = echo.say(post(b"/b", b"x" * 50))
+        echo.go_on.set()
+
+        assert refused.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+        assert b"now have the 250 bytes that they may have together; try again" in refused
+        assert small.startswith(b"HTTP/1.1 200 OK")
+        assert [True] * 2 == [one.recv(1000).startswith(b"HTTP/1.1 200 OK") for one in busy]
+        assert echo.say(post(b"/b", b"x" * 51)).startswith(b"HTTP/1.1 200 OK")
+
+    @pytest.mark.parametrize("echo", [PATIENCE], indirect=True)
+    @pytest.mark.parametrize("chunked", [False, True])
+    def test_those_who_send_slowly_take_nobody_s_room(self, echo: Echo, *, chunked: bool) -> None:
+        slow = [echo.connect() for _ in range(6)]
+        for one in slow:
+            head = b"Transfer-Encoding: chunked\r\n\r\n64\r\n" if chunked else b"Content-Length: 100\r\n\r\n"
+            one.sendall(b"POST /slow HTTP/1.1\r\n" + head + b"x")
+        assert eventually(lambda: echo.server._bodies._room == 50)  # two of them have room, four wait for it
+
+        for n in range(5):
+            assert echo.say(post(b"/a", b"%100d" % n)).endswith(b"%d" % n)
+
+        assert eventually(lambda: echo.server._bodies._room >= 50)
+
+    def test_one_that_hangs_up_in_the_middle_gives_its_room_back(self, echo: Echo) -> None:
+        for _ in range(5):
+            with echo.connect() as one:
+                one.sendall(b"POST /a HTTP/1.1\r\nContent-Length: 100\r\n\r\nx")
+
+        assert eventually(lambda: echo.server._bodies._room == 250)
+        assert not echo.server._bodies._taken

@@ -421,6 +421,24 @@ class TestEverythingElse:
         assert 200 == extender.get("/readyz").status
         assert "20971520 bytes" in extender.post("/filter", b" " * (20 << 20)).json["Error"]
 
+    @pytest.mark.parametrize(
+        ("path", "size", "status", "words"),
+        [
+            ("/healthz", 1, 413, "/healthz: a request for this path has no body"),
+            ("/metrics", 20 << 20, 413, "/metrics: a request for this path has no body"),
+            ("/admission/validate", (6 << 20) + 1, 413, "the request has 6291457 bytes, more than the 6291456 bytes"),
+            ("/admission/validate", 6 << 20, 200, "the body is no AdmissionReview"),
+            ("/v1/simulate", (3 << 20) + 1, 413, "the request has 3145729 bytes, more than the 3145728 bytes"),
+            ("/v1/simulate", 3 << 20, 400, "what was posted is no Pod"),
+        ],
+    )
+    def test_what_is_not_a_verb_takes_a_review_or_a_pod_and_no_other_body(
+        self, extender: Running, path: str, size: int, status: int, words: str
+    ) -> None:
+        answer = call(extender.other_address, "POST", path, b" " * size)
+
+        assert (status, True) == (answer.status, words in answer.body.decode())
+
     def test_version(self, extender: Running) -> None:
         assert {"name": "cotenant-extender", "version": __version__} == extender.get("/version").json
 

@@ -139,7 +139,7 @@ def test_everything_else_asks_callers_for_none_and_shows_a_new_one_without_a_res
     def ask(method: str, path: str) -> tuple[int, str]:
         context = ssl.create_default_context(cafile=str(authority.certificate))
         connection = http.client.HTTPSConnection(host, int(port), context=context, timeout=PATIENCE)
-        connection.request(method, path, b"{}")
+        connection.request(method, path, b"{}" if method == "POST" else None)
         shown = ssl.DER_cert_to_PEM_cert(connection.sock.getpeercert(binary_form=True))
         status = connection.getresponse().status
         connection.close()
