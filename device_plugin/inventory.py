@@ -1,6 +1,6 @@
 """From what NVML says to what the node publishes; pure."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -27,12 +27,12 @@ def describe(
     reserve_per_gpu: int,
     daemon: Callable[[PhysicalGPU, Assigned], Daemon],
     mig: Mapping[str, MIG] | None = None,
-    cutting: Collection[str] = (),
+    unfit: Mapping[str, str] | None = None,
 ) -> tuple[GPU, ...]:
     """Describe this node's GPUs for the contract, as they are *assigned*, *reserve_per_gpu* bytes of each kept back.
 
-    *daemon* tells of GPUs under MPS. *mig* is what was read of the MIG GPUs, by UUID; those in *cutting* are about to
-    be cut anew.
+    *daemon* tells of GPUs under MPS. *mig* is what was read of the MIG GPUs, by UUID; *unfit* says why GPUs may
+    get no new pods now, however they are themselves.
     """
     return tuple(
         _described(
@@ -46,7 +46,7 @@ def describe(
             ),
             daemon=daemon(gpu, how) if how.mode is Mode.MPS else None,
             mig=(mig or {}).get(gpu.uuid),
-            cutting=cutting,
+            unfit=(unfit or {}).get(gpu.uuid, ""),
         )
         for gpu in gpus
         for how in (assigned[gpu.uuid],)
@@ -60,9 +60,9 @@ def _described(
     *,
     daemon: Daemon | None,
     mig: MIG | None,
-    cutting: Collection[str],
+    unfit: str,
 ) -> GPU:
-    detail = _ailment(gpu, how, cutting) or (daemon.problem if daemon else "")
+    detail = gpu.fault or unfit or _ailment(gpu, how) or (daemon.problem if daemon else "")
     return GPU(
         uuid=gpu.uuid,
         index=gpu.index,
@@ -88,9 +88,7 @@ def next_inventory(published: Inventory | None, gpus: tuple[GPU, ...], *, unit_b
     return msgspec.structs.replace(fresh, generation=generation + 1)
 
 
-def _ailment(gpu: PhysicalGPU, assigned: Assigned, cutting: Collection[str]) -> str:
-    if gpu.fault or gpu.uuid in cutting:
-        return gpu.fault or "its MIG geometry is about to be changed"
+def _ailment(gpu: PhysicalGPU, assigned: Assigned) -> str:
     if gpu.guest:
         if assigned.mode is Mode.MIG:
             return (

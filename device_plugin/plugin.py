@@ -346,7 +346,7 @@ class DevicePlugin:
                     unit_bytes=self._configuration.unit_bytes,
                     reserve_per_gpu=self._configuration.reserve_per_gpu_bytes,
                     mig=self._partitioning.cut,
-                    cutting=self._partitioning.announced,
+                    unfit=self._partitioning.unfit | self._mps.unfit,
                     daemon=self._daemon,
                 )
             )

@@ -70,9 +70,9 @@ class Partitioning:
         self.nodes: Mapping[str, Sequence[tuple[str, str]]] = {}
 
     @property
-    def announced(self) -> frozenset[str]:
-        """Name the GPUs that are about to be cut anew, by UUID: nothing new may be placed on them."""
-        return self._cutter.announced
+    def unfit(self) -> dict[str, str]:
+        """Say why nothing new may be placed on GPUs that are about to be cut anew, by UUID."""
+        return dict.fromkeys(self._cutter.announced, "its MIG geometry is about to be changed")
 
     def noticed(self, node: NodeMetadata | None) -> None:
         """Take the label that says which geometry is wanted."""

@@ -52,6 +52,8 @@ class MPSKeeper:
         self._first = True
         # why a daemon that is wanted is not there, by its name
         self._waiting: Mapping[str, str] = {}
+        # why GPUs may get no new pods: a daemon serves them that was planned otherwise
+        self.unfit: dict[str, str] = {}
 
     def keep(self, plans: Sequence[Plan], gpus: Mapping[str, PhysicalGPU]) -> None:
         """Have these daemons and no others; return at once, but for those that have to end first."""
@@ -64,10 +66,11 @@ class MPSKeeper:
             unwanted = {name: one.plan for name, one in self._daemons.items() if wanted.get(name) != one.plan}
             stay = {name: unwanted[name] for name in self._in_use(unwanted)}
             self._all(Daemon.stop, [self._daemons.pop(name) for name in unwanted.keys() - stay.keys()])
-            before, self._waiting = self._waiting, self._waits(wanted, stay)
+            before = self._waiting, self.unfit
+            self._waiting, self.unfit = self._waits(wanted, stay), self._left(wanted, stay)
             for name in wanted.keys() - self._daemons.keys() - self._waiting.keys():
                 self._start(wanted[name])
-        if before != self._waiting:
+        if before != (self._waiting, self.unfit):
             self._changed()
 
     def problem(self, name: str, uuid: str) -> str:
@@ -123,6 +126,16 @@ class MPSKeeper:
             for name, plan in wanted.items()
             for uuid in plan.uuids
             if serving.get(uuid, name) != name
+        }
+
+    @staticmethod
+    def _left(wanted: Mapping[str, Plan], stay: Mapping[str, Plan]) -> dict[str, str]:
+        """Name the GPUs of daemons that have to stay and that these are not planned for any more, with the reason."""
+        return {
+            uuid: f"pods use the MPS control daemon {name}, which serves it still; it changes when they have ended"
+            for name, plan in stay.items()
+            for uuid in plan.uuids
+            if name not in wanted or uuid not in wanted[name].uuids
         }
 
     @staticmethod

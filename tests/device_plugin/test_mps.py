@@ -20,6 +20,7 @@ from cotenant.contract.configuration import MPSSettings
 from cotenant.contract.inventory import GPU, Family, Health, Mode
 from cotenant.contract.units import GIB
 from device_plugin.families.rules import Assigned
+from device_plugin.inventory import Daemon, describe
 from device_plugin.mps import nursery, process
 from device_plugin.mps.control import Control, MPSError
 from device_plugin.mps.daemon import RECORD
@@ -424,11 +425,36 @@ class TestInUse:
         assert pid == self.pid(pair)
         expected = f"pods use the MPS control daemon group-one, which serves GPU {uuid(0)}"
         assert expected in pair.said("alone")
+        assert {uuid(0)} == pair.keeper.unfit.keys()
 
         pair.used = frozenset()
         pair.keep(alone)
         until(lambda: not pair.said("alone"), "a daemon of its own")
+        assert {} == pair.keeper.unfit
         assert process.identify(pid) is None
+
+    def test_a_gpu_that_leaves_mps_is_nobodys_before_its_pods_have_ended(self, pair: Ground) -> None:
+        lost, pair.keeper = pair.keeper, pair.new_keeper()
+        pair.abandon(lost)
+        pair.used = None
+        pair.keep()
+        # whoever gave it to pods in turns would give their memory twice
+        (sentence,) = pair.keeper.unfit.values()
+        assert sentence.startswith("pods use the MPS control daemon group-one, which serves it still")
+        (found, _) = describe(
+            pair.nvml.gpus(),
+            dict.fromkeys(map(uuid, (0, 1)), Assigned()),
+            unit_bytes=GIB,
+            reserve_per_gpu=0,
+            daemon=lambda *_: Daemon("", 0, ""),
+            unfit=pair.keeper.unfit,
+        )
+        assert (Health.UNHEALTHY, sentence) == (found.health, found.detail)
+
+        pair.used = frozenset()
+        pair.keep()
+        assert {} == pair.keeper.unfit
+        assert DEFAULT == pair.gpu.compute_mode
 
     def test_one_that_was_kept_holds_clients_to_what_its_gpus_are_to_have_now(self, pair: Ground) -> None:
         pair.used = frozenset({uuid(0)})
