@@ -21,11 +21,19 @@ _STEADY_SECONDS = 60.0
 
 
 class Failures:
-    """Count the failures of threads, by their names; safe to use from many threads."""
+    """Count the failures of threads, by their names; safe to use from many threads.
+
+    A thread is known from its beginning, with none: of a count that begins at 1 Prometheus sees no increase.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
+
+    def know(self, thread: str) -> None:
+        """Count none of a thread that is new."""
+        with self._lock:
+            self._counts[thread] += 0
 
     def count(self, thread: str) -> None:
         """Count one more."""
@@ -69,6 +77,7 @@ class Loop:
 
     def start(self) -> None:
         """Begin; return at once."""
+        self._failures.know(self._name)
         self._thread.start()
 
     def retire(self) -> None:

@@ -87,6 +87,10 @@ CASES: dict[str, tuple[Series, Series]] = {
         {'cotenant_device_plugin_registered{node="n1",resource="cotenant.io/gpu-mem"}': "0x60"},
         {'cotenant_device_plugin_registered{node="n1",resource="cotenant.io/gpu-mem"}': "1x60"},
     ),
+    "CotenantDevicePluginThreadFails": (
+        {'cotenant_device_plugin_thread_failures_total{node="n1",thread="inventory"}': "0x10 1+1x50"},
+        {'cotenant_device_plugin_thread_failures_total{node="n1",thread="inventory"}': "0x10 1x50"},
+    ),
     "CotenantGrantsUnreadable": ({"cotenant_grants_unreadable": "1x60"}, {"cotenant_grants_unreadable": "0x60"}),
     "CotenantPodsUngranted": ({"cotenant_pods_ungranted": "1x60"}, {"cotenant_pods_ungranted": "0x60"}),
     "CotenantPodsWaiting": (

@@ -25,11 +25,12 @@ def failing(times: int, then: Callable[[], None] = lambda: None) -> Callable[[],
 def test_work_that_fails_is_counted_and_begun_anew() -> None:
     failures, done = Failures(), threading.Event()
     loop = Loop("one", failing(3, done.set), failures=failures, pause_seconds=(0.001, 0.002))
+    Loop("steady", failing(0), failures=failures).start()
     loop.start()
     assert done.wait(SECONDS)
     loop.join(SECONDS)
     assert not loop.alive
-    assert {"one": 3} == failures.counts
+    assert {"one": 3, "steady": 0} == failures.counts
 
 
 def test_whoever_is_told_of_a_failure_may_fail_too() -> None:
