@@ -33,6 +33,7 @@ class WebhookServer:
         routes.everything_else(
             app,
             synced=lambda: True,
+            ended=list,
             metrics=Metrics(ledger, synced=lambda: True, unsettled=lambda: 0),
             review={
                 "mutate": self._counted("mutate", lambda body: mutating_review(body, settings)),

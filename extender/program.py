@@ -39,6 +39,7 @@ from extender.metrics.registry import Metrics, TenantSamples
 from extender.placement.choices import Choices
 from extender.placement.tenants import Tenants
 from extender.shadow.live import Shadowing
+from extender.threads import Threads
 from extender.used import Used
 from extender.verbs.bind import Bind
 from extender.verbs.expected import Expected
@@ -66,10 +67,12 @@ class Extender:
         names, unit_bytes = configuration.names, configuration.unit_bytes
         choices = Choices.configured(configuration)
         self._ledger = Ledger(names, unit_bytes, labels=choices.labels)
+        self._threads = threads = Threads()
         self._events = Events(
             cluster,
             instance=os.environ.get("POD_NAME") or socket.gethostname(),
             may_write=lambda: self._writer.token() is not None,
+            threads=threads,
         )
         evictions = Evictions(cluster, self._evicted)
         self._evictor = Evictor(
@@ -80,12 +83,18 @@ class Extender:
             evictions,
             grace=configuration.evict_overusers_after,
             may_write=lambda: self._writer.token() is not None,
+            threads=threads,
         )
         used = Used(names)
         self._feed = Feed(cluster, self._ledger, self._events.complain, self._evictor, used)
         self._writer, self._election = self._election_of(configuration, cluster)
         self._binder = Binder(
-            cluster, self._ledger, names=names, bind_timeout=configuration.bind_timeout, writer=self._writer
+            cluster,
+            self._ledger,
+            names=names,
+            bind_timeout=configuration.bind_timeout,
+            writer=self._writer,
+            threads=threads,
         )
         tenants = Tenants(configuration.namespaces, names)
         judge = Judge(self._ledger, names, unit_bytes, choices, mix=configuration.mix, tenants=tenants)
@@ -94,7 +103,7 @@ class Extender:
         self._onlookers: list[Nominator | Preemptor] = []
         lasts: Lasts = not_told
         if configuration.nominate:
-            self._onlookers.append(Nominator(cluster, self._ledger, judge, nominated=self._nominated))
+            self._onlookers.append(Nominator(cluster, self._ledger, judge, nominated=self._nominated, threads=threads))
         if configuration.preempt_fragmented is not None:
             preemptor = Preemptor(
                 cluster,
@@ -105,6 +114,7 @@ class Extender:
                 tell=self._events.complain,
                 configuration=configuration.preempt_fragmented,
                 may_write=lambda: self._writer.token() is not None,
+                threads=threads,
             )
             self._onlookers.append(preemptor)
             lasts = preemptor.lasts
@@ -125,10 +135,14 @@ class Extender:
                 live=configuration.policy,
                 shadow=configuration.shadow,
                 mix=lambda: judge.mix,
+                threads=threads,
             )
             metrics.also(self._shadowing)
         # what goes on beside the verbs, and never holds one up
-        self._beside: list[Lessons | Shadowing] = [Lessons(judge), *([self._shadowing] if self._shadowing else [])]
+        self._beside: list[Lessons | Shadowing] = [
+            Lessons(judge, threads),
+            *([self._shadowing] if self._shadowing else []),
+        ]
 
         expected = Expected()
         calls = Calls(
@@ -156,6 +170,7 @@ class Extender:
             metrics=metrics,
         )
         metrics.also(TenantSamples(self._ledger, tenants))
+        metrics.show_threads(threads.failures)
         metrics.show_writer(lambda: self._writer.token() is not None)
         settings = Settings(
             names=names,
@@ -171,6 +186,7 @@ class Extender:
         routes.everything_else(
             rest,
             synced=self._feed.synced,
+            ended=lambda: [*threads.ended(), *self._feed.ended()],
             metrics=metrics,
             review={
                 "mutate": lambda body: review.mutating_review(body, settings),
@@ -197,6 +213,7 @@ class Extender:
             all_together if together else application,
             limits=Limits(most, _VERB_BYTES if together else _REVIEW_BYTES),
             certificates=_certificates(configuration.tls),
+            threads=threads,
         )
         self._servers = [everything_else]
         if not together:
@@ -205,6 +222,7 @@ class Extender:
                 verbs,
                 limits=Limits(most, _VERB_BYTES),
                 certificates=_certificates(configuration.verbs_tls),
+                threads=threads,
             )
             self._servers.insert(0, own)
 
@@ -268,12 +286,17 @@ class Extender:
         if lease is None:
             return Sole(), None
         writership = Writership(
-            settle=lease.settle, list_again=self._feed.pods.list_again, begin=self._ledger.forget_assumed
+            settle=lease.settle,
+            list_again=self._feed.pods.list_again,
+            begin=self._ledger.forget_assumed,
+            threads=self._threads,
         )
         if configuration.layout is Layout.SECOND_SCHEDULER:
             return writership, Follow(cluster, lease, writership, host=socket.gethostname())
         pod = os.environ.get("POD_NAME") or socket.gethostname()
-        return writership, Elect(cluster, lease, writership, pod=pod, label=configuration.names.writer)
+        return writership, Elect(
+            cluster, lease, writership, pod=pod, label=configuration.names.writer, threads=self._threads
+        )
 
     def _sentence(self) -> str:
         listen, serve = self._servers[0].address, self._servers[-1].address

@@ -148,6 +148,12 @@ class Reflector(Generic[T]):
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
+    @property
+    def ended(self) -> bool:
+        """Tell whether the thread has ended without being told to."""
+        thread = self._thread
+        return thread is not None and not thread.is_alive() and not self._stopping.is_set()
+
     def list_again(self) -> threading.Event:
         """List once more, and give what is set when that LIST, sent after this call, has been handed over."""
         done = threading.Event()

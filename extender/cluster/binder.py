@@ -16,6 +16,7 @@ from cotenant.contract.reasons import Reason
 from extender.cluster import pods
 from extender.cluster.writership import Sole, Writer
 from extender.ledger import Hold, Ledger, Stage
+from extender.threads import Threads
 from extender.verbs.bind import Refusal
 from extender.verbs.wire import BindArgs
 
@@ -28,6 +29,7 @@ _REQUEST_SECONDS = 4.0
 # How many Bindings are on their way at once. kube-scheduler binds without a limit, but waits for each filter: with a
 # hundred binds beside it a filter had to wait for the interpreter behind all of them.
 AT_ONCE = 16
+_THREAD = "settle bindings"
 
 
 class _Doubt(msgspec.Struct, frozen=True):
@@ -67,6 +69,7 @@ class Binder:
         bind_timeout: float,
         writer: Writer | None = None,
         clock: Callable[[], float] = time.monotonic,
+        threads: Threads | None = None,
     ) -> None:
         self._cluster = cluster
         self._ledger = ledger
@@ -78,7 +81,10 @@ class Binder:
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._unsettled: dict[str, _Unsettled] = {}
-        self._thread = threading.Thread(target=self._settle, name="settle bindings", daemon=True)
+        # of the thread alone
+        self._pauses = _backoff()
+        self._threads = threads or Threads()
+        self._thread = self._threads.of(_THREAD, self._turn)
         self._thread.start()
 
     def hurry(self) -> None:
@@ -238,24 +244,27 @@ class Binder:
             timeout=min(_REQUEST_SECONDS, self._bind_timeout),
         )
 
-    def _settle(self) -> None:
-        backoff = _backoff()
-        while not self._stopping.is_set():
-            if not self._unsettled:
-                self._wake.wait()
-                self._wake.clear()
-                backoff = _backoff()
-            if self._stopping.wait(backoff.next()):
-                return
-            for uid, doubt in list(self._unsettled.items()):
-                held = self._kept(doubt.hold)
-                over = held is None or held.stage is Stage.BOUND
-                if over or not isinstance(
-                    self._once(doubt.args, doubt.annotations, doubt.hold, self._clock() + _REQUEST_SECONDS, again=True),
-                    _Doubt,
-                ):
-                    self._unsettled.pop(uid, None)
-                    _log.info("binding settled", pod=doubt.args.key, pod_uid=uid, node=doubt.args.Node)
+    def _turn(self) -> bool:
+        if not (self._unsettled or self._stopping.is_set()):
+            self._wake.wait()
+            self._wake.clear()
+            self._pauses = _backoff()
+        if self._stopping.wait(self._pauses.next()):
+            return False
+        for uid, doubt in list(self._unsettled.items()):
+            # one that cannot be settled keeps none of the others from it
+            with self._threads.surviving(_THREAD):
+                self._settle(uid, doubt)
+        return True
+
+    def _settle(self, uid: str, doubt: _Unsettled) -> None:
+        held = self._kept(doubt.hold)
+        over = held is None or held.stage is Stage.BOUND
+        if over or not isinstance(
+            self._once(doubt.args, doubt.annotations, doubt.hold, self._clock() + _REQUEST_SECONDS, again=True), _Doubt
+        ):
+            self._unsettled.pop(uid, None)
+            _log.info("binding settled", pod=doubt.args.key, pod_uid=uid, node=doubt.args.Node)
 
 
 def _backoff() -> Backoff:

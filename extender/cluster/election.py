@@ -19,6 +19,7 @@ from cotenant.cluster import Change, Cluster, ClusterError, Conflict, Reflector,
 from cotenant.cluster.leases import Lease
 from cotenant.contract.configuration import Writer
 from extender.cluster.writership import Writership
+from extender.threads import Threads
 
 _log = structlog.get_logger(__name__)
 
@@ -142,6 +143,7 @@ class Elect:
         label: str,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        threads: Threads | None = None,
     ) -> None:
         self._cluster = cluster
         self._configuration = configuration
@@ -158,7 +160,7 @@ class Elect:
         self._changed_at = 0.0
         self._labelled = False
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="elect", daemon=True)
+        self._thread = (threads or Threads()).of("elect", self._turn)
 
     def start(self) -> None:
         """Begin to stand for election; return at once."""
@@ -176,19 +178,20 @@ class Elect:
         except ClusterError as error:
             _log.warning("the writer's Lease was not given back", lease=self._configuration.lease, why=str(error))
 
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                self._try()
-            except Conflict:
-                self._lease = None  # somebody was faster: look who
-                continue
-            except ClusterError as error:
-                _log.warning("the writer's Lease could not be renewed", lease=self._configuration.lease, why=str(error))
-            else:
-                self._label_pods_once()
-            # less up to a fifth by chance, so that those who stand by do not all come at once
-            self._stopping.wait(self._configuration.retry_period * self._rng.uniform(0.8, 1.0))
+    def _turn(self) -> bool:
+        if self._stopping.is_set():
+            return False
+        try:
+            self._try()
+        except Conflict:
+            self._lease = None  # somebody was faster: look who
+            return True
+        except ClusterError as error:
+            _log.warning("the writer's Lease could not be renewed", lease=self._configuration.lease, why=str(error))
+        else:
+            self._label_pods_once()
+        # less up to a fifth by chance, so that those who stand by do not all come at once
+        return not self._stopping.wait(self._configuration.retry_period * self._rng.uniform(0.8, 1.0))
 
     def _holds(self) -> bool:
         return self._lease is not None and self._lease.holder == self._identity

@@ -1,7 +1,6 @@
 """Tell people about pods that break the rules, once each, by Events on the pod."""
 
 import queue
-import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -11,6 +10,7 @@ import structlog
 from cachetools import TTLCache
 
 from cotenant.cluster import Cluster, ClusterError, Conflict, writes
+from extender.threads import Threads
 
 _log = structlog.get_logger(__name__)
 
@@ -52,6 +52,7 @@ class Events:
         may_write: Callable[[], bool] = lambda: True,
         now: Callable[[], datetime] = _now,
         clock: Callable[[], float] = time.monotonic,
+        threads: Threads | None = None,
     ) -> None:
         self._cluster = cluster
         self._instance = instance
@@ -62,7 +63,7 @@ class Events:
         self._queue: queue.Queue[_Told | None] = queue.Queue(_QUEUE)
         # only the thread's
         self._kept: list[_Told] = []
-        self._thread = threading.Thread(target=self._run, name="events", daemon=True)
+        self._thread = (threads or Threads()).of("events", self._turn)
         self._thread.start()
 
     def complain(self, uid: str, key: str, reason: str, sentence: str) -> None:
@@ -79,19 +80,19 @@ class Events:
         self._queue.put(None)
         self._thread.join(timeout=5)
 
-    def _run(self) -> None:
-        while True:
-            try:
-                item = self._queue.get(timeout=_LOOK_SECONDS if self._kept else None)
-            except queue.Empty:
-                self._say_kept()
-                continue
-            if item is None:
-                return
-            if self._may_write():
-                self._say(item)
-            else:
-                self._kept = [*self._kept[1 - _KEPT :], item]
+    def _turn(self) -> bool:
+        try:
+            item = self._queue.get(timeout=_LOOK_SECONDS if self._kept else None)
+        except queue.Empty:
+            self._say_kept()
+            return True
+        if item is None:
+            return False
+        if self._may_write():
+            self._say(item)
+        else:
+            self._kept = [*self._kept[1 - _KEPT :], item]
+        return True
 
     def _say_kept(self) -> None:
         fresh = self._clock() - _KEPT_SECONDS

@@ -13,6 +13,7 @@ from cotenant.contract.names import Names
 from extender.cluster.evictions import Cause, Evictions, Outcome
 from extender.ledger import Ledger
 from extender.overuse import Reports, Suspect
+from extender.threads import Threads
 
 _log = structlog.get_logger(__name__)
 
@@ -43,6 +44,7 @@ class Evictor:
         grace: float | None,
         may_write: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.monotonic,
+        threads: Threads | None = None,
     ) -> None:
         self._cluster = cluster
         self._ledger = ledger
@@ -63,7 +65,7 @@ class Evictor:
         self._evicted: TTLCache[str, None] = TTLCache(_REMEMBERED, _HOUR)
         self._queue: queue.Queue[tuple[str, str | None] | None] = queue.Queue()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="overuse", daemon=True)
+        self._thread = (threads or Threads()).of("overuse", self._turn)
 
     def start(self, synced: Callable[[], bool]) -> None:
         """Begin to follow; *synced* tells whether all nodes and pods have been read once."""
@@ -111,21 +113,23 @@ class Evictor:
 
     # The thread.
 
-    def _run(self) -> None:
+    def _turn(self) -> bool:
         # a report says something of pods, and those are not known before
-        while not self._synced():
-            if self._stopping.wait(_LOOK_SECONDS):
-                return
-        while (item := self._queue.get()) is not None:
-            node, text = item
-            if node:
-                self._follow(node, text)
-            elif text is not None:
-                self._unsure.add(text)
-            if self._queue.empty() and self._may_write():
-                for uid in self._unsure - self._reports.all_over():
-                    self._unmark(uid)
-                self._unsure.clear()
+        if not self._synced():
+            return not self._stopping.wait(_LOOK_SECONDS)
+        item = self._queue.get()
+        if item is None:
+            return False
+        node, text = item
+        if node:
+            self._follow(node, text)
+        elif text is not None:
+            self._unsure.add(text)
+        if self._queue.empty() and self._may_write():
+            for uid in self._unsure - self._reports.all_over():
+                self._unmark(uid)
+            self._unsure.clear()
+        return True
 
     def _follow(self, node: str, text: str | None) -> None:
         outcome = self._reports.take(node, text, self._clock())

@@ -65,6 +65,10 @@ class Feed:
         self.nodes.stop()
         self.pods.stop()
 
+    def ended(self) -> list[str]:
+        """Name the watches whose threads have ended without being told to."""
+        return [f"watch {name}" for name, watch in (("nodes", self.nodes), ("pods", self.pods)) if watch.ended]
+
     def synced(self) -> bool:
         """Tell whether the ledger has been handed all nodes and all pods once."""
         return self.nodes.synced.is_set() and self.pods.synced.is_set()

@@ -19,6 +19,7 @@ from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest
 from extender.ledger import Ledger
+from extender.threads import Threads
 
 _log = structlog.get_logger(__name__)
 
@@ -77,6 +78,7 @@ class Nominator:
         *,
         nominated: Callable[[str], None] = lambda _why: None,
         clock: Callable[[], float] = time.monotonic,
+        threads: Threads | None = None,
     ) -> None:
         self._cluster = cluster
         self._ledger = ledger
@@ -91,7 +93,7 @@ class Nominator:
         self._tried: TTLCache[str, Counter[str]] = TTLCache(10_000, _TRIES_LAST_SECONDS)
         # the pod that each node waits for, by UID, under the condition
         self._nominees: TTLCache[str, str] = TTLCache(10_000, _NOMINEE_SECONDS, timer=clock)
-        self._thread = threading.Thread(target=self._run, name="nominate", daemon=True)
+        self._thread = (threads or Threads()).of("nominate", self._turn)
         self._thread.start()
 
     def look(self, pod: Pod, request: PodRequest, sampled: frozenset[str]) -> None:
@@ -113,15 +115,18 @@ class Nominator:
             self._condition.notify()
         self._thread.join(timeout=5)
 
-    def _run(self) -> None:
-        while (asked := self._next()) is not None:
-            # before the judging, so that what changes meanwhile is looked at again
-            changes = self._ledger.changed_so_far()
-            try:
-                if not self._nominate(asked):
-                    self._look_again(asked, changes)
-            except ClusterError as error:
-                _log.warning("nomination failed", pod=asked.pod.key, pod_uid=asked.pod.uid, why=str(error))
+    def _turn(self) -> bool:
+        asked = self._next()
+        if asked is None:
+            return False
+        # before the judging, so that what changes meanwhile is looked at again
+        changes = self._ledger.changed_so_far()
+        try:
+            if not self._nominate(asked):
+                self._look_again(asked, changes)
+        except ClusterError as error:
+            _log.warning("nomination failed", pod=asked.pod.key, pod_uid=asked.pod.uid, why=str(error))
+        return True
 
     def _next(self) -> _Asked | None:
         """Wait for the next pod that is due; None when it is time to stop."""

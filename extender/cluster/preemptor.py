@@ -28,6 +28,7 @@ from extender.cluster.evictor import Tell
 from extender.ledger import Ledger, NodeView
 from extender.placement.fit import Placement, grant, place
 from extender.placement.preemption import Budget, Neighbour, Victims, least
+from extender.threads import Threads
 from extender.verbs.judge import Judge
 from extender.verbs.victims import Search
 
@@ -41,6 +42,7 @@ _AGAIN_SECONDS = 15.0
 _WAITING = 1_000
 _MINUTE = 60.0
 _LOOK_SECONDS = 0.1
+_THREAD = "preempt"
 # Once the victims are gone kube-scheduler may try before we know, and take the nomination away; it is made again.
 _NOMINATE_AFTER = (0.05, 0.5, 2.0, 5.0, 10.0, 20.0)
 
@@ -80,6 +82,7 @@ class Preemptor:
         configuration: FragmentedPreemption,
         may_write: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.monotonic,
+        threads: Threads | None = None,
     ) -> None:
         self._cluster = cluster
         self._ledger = ledger
@@ -98,7 +101,8 @@ class Preemptor:
         # written by the thread alone from here on
         self._kept: dict[str, _Kept] = {}
         self._evicted_at: deque[float] = deque()
-        self._thread = threading.Thread(target=self._run, name="preempt", daemon=True)
+        self._threads = threads or Threads()
+        self._thread = self._threads.of(_THREAD, self._turn)
         self._thread.start()
 
     def look(self, pod: Pod, request: PodRequest, sampled: frozenset[str]) -> None:
@@ -133,18 +137,18 @@ class Preemptor:
             self._condition.notify()
         self._thread.join(timeout=_REQUEST_SECONDS)
 
-    def _run(self) -> None:
-        while True:
-            with self._condition:
-                if not self._stopping:
-                    self._condition.wait(self._pause())
-                if self._stopping:
-                    return
-                due = [one for one in self._asked.values() if one.due <= self._clock()]
-            for one in sorted(due, key=lambda one: -(one.pod.spec.priority or 0)):
-                self._guarded(one.pod, lambda one=one: self._see_to(one))  # type: ignore[misc]
-            for kept in list(self._kept.values()):
-                self._guarded(kept.pod, lambda kept=kept: self._look_after(kept))  # type: ignore[misc]
+    def _turn(self) -> bool:
+        with self._condition:
+            if not self._stopping:
+                self._condition.wait(self._pause())
+            if self._stopping:
+                return False
+            due = [one for one in self._asked.values() if one.due <= self._clock()]
+        for one in sorted(due, key=lambda one: -(one.pod.spec.priority or 0)):
+            self._guarded(one.pod, lambda one=one: self._see_to(one))  # type: ignore[misc]
+        for kept in list(self._kept.values()):
+            self._guarded(kept.pod, lambda kept=kept: self._look_after(kept))  # type: ignore[misc]
+        return True
 
     def _pause(self) -> float | None:
         """Say how long nothing has to be done."""
@@ -154,11 +158,19 @@ class Preemptor:
         return None if first is None else max(0.01, first - self._clock())
 
     def _guarded(self, pod: Pod, act: Callable[[], None]) -> None:
-        try:
-            act()
-        except ClusterError as error:
-            _log.warning("preemption put off", pod=pod.key, pod_uid=pod.uid, why=str(error))
+        done = False
+        with self._threads.surviving(_THREAD):
+            try:
+                act()
+            except ClusterError as error:
+                _log.warning("preemption put off", pod=pod.key, pod_uid=pod.uid, why=str(error))
+                self._drop(pod.uid)
+            done = True
+        if not done:
+            # what cannot be seen to is not tried at every turn, and nothing is kept for it without end
             self._drop(pod.uid)
+            if self._kept.pop(pod.uid, None) is not None:
+                self._ledger.release(pod.uid)
 
     def _drop(self, uid: str) -> None:
         with self._condition:

@@ -19,6 +19,8 @@ from typing import Protocol
 import msgspec
 import structlog
 
+from extender.threads import Threads
+
 _log = structlog.get_logger(__name__)
 
 
@@ -71,6 +73,7 @@ class Writership:
         list_again: Callable[[], threading.Event],
         begin: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
+        threads: Threads | None = None,
     ) -> None:
         self._settle = settle
         self._list_again = list_again
@@ -81,7 +84,7 @@ class Writership:
         # The term that has been taken over, "" for none.
         self._ready = ""
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="take over", daemon=True)
+        self._thread = (threads or Threads()).of("take over", self._turn)
 
     def start(self) -> None:
         """Begin to take over what becomes ours."""
@@ -122,20 +125,19 @@ class Writership:
                 self._condition.wait(min(0.1, deadline - now))
         return True
 
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            with self._condition:
-                while not (self._stopping.is_set() or (self._standing.mine and self._standing.token != self._ready)):
-                    self._condition.wait()
-                token = self._standing.token
-            if self._stopping.wait(self._settle):
-                return
-            listed = self._list_again()
-            while not listed.wait(0.02):
-                if self._stopping.is_set() or self._standing.token != token:
-                    break
-            else:
-                self._take(token)
+    def _turn(self) -> bool:
+        with self._condition:
+            while not (self._stopping.is_set() or (self._standing.mine and self._standing.token != self._ready)):
+                self._condition.wait()
+            token = self._standing.token
+        if self._stopping.wait(self._settle):
+            return False
+        listed = self._list_again()
+        while not listed.wait(0.02):
+            if self._stopping.is_set() or self._standing.token != token:
+                return True
+        self._take(token)
+        return True
 
     def _take(self, token: str) -> None:
         with self._condition:

@@ -22,13 +22,25 @@ _encode = msgspec.json.Encoder().encode
 
 
 def everything_else(
-    app: Flask, *, synced: Callable[[], bool], metrics: Metrics, review: dict[str, Callable[[bytes], bytes]]
+    app: Flask,
+    *,
+    synced: Callable[[], bool],
+    ended: Callable[[], list[str]],
+    metrics: Metrics,
+    review: dict[str, Callable[[bytes], bytes]],
 ) -> None:
-    """Add health, version, metrics and the admission webhooks, *review* by name (mutate, validate)."""
+    """Add health, version, metrics and the admission webhooks, *review* by name (mutate, validate).
+
+    *ended* names the threads that have ended and should not have.
+    """
 
     @app.get("/healthz")
     def _healthz() -> Response:
-        return Response("ok\n", mimetype="text/plain")
+        names = ended()
+        if not names:
+            return Response("ok\n", mimetype="text/plain")
+        sentence = f"threads of the extender have ended: {', '.join(names)}; restart it, its log says why"
+        return Response(f"{sentence}\n", 503, mimetype="text/plain")
 
     @app.get("/readyz")
     def _readyz() -> Response:

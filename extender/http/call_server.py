@@ -20,6 +20,7 @@ import structlog
 from extender.http.bodies import BadRequestError, Bodies, Limits
 from extender.http.calls import Answer, BodyError
 from extender.http.certificates import Certificates
+from extender.threads import Threads
 
 _log = structlog.get_logger(__name__)
 
@@ -81,6 +82,7 @@ class CallServer:
         limits: Limits = Limits(),  # noqa: B008 - it does not change
         certificates: Certificates | None = None,
         connections: int = _MOST_CONNECTIONS,
+        threads: Threads | None = None,
     ) -> None:
         self._certificates = certificates
         host, _, port = address.rpartition(":")
@@ -94,7 +96,8 @@ class CallServer:
         self._silent: dict[socket.socket, None] = {}
         self._bodies: Bodies[socket.socket] = Bodies(limits, _hang_up)
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._accept, name=f"calls {address}", daemon=True)
+        self._threads = threads or Threads()
+        self._thread = self._threads.of(f"calls {address}", self._accept)
 
     @property
     def address(self) -> str:
@@ -128,29 +131,31 @@ class CallServer:
         for thread in left.values():
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _accept(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                connection, _ = self._listener.accept()
-            except OSError as error:
-                if not self._stopping.wait(0.1):  # out of file descriptors, or the client has gone again
-                    _log.warning("a connection was not accepted", error=str(error))
-                continue
-            # one that is being answered now may be silent in a moment
-            while not self._room.acquire(timeout=_LOOK_SECONDS):
-                self._hang_up_on_one()
-            if self._stopping.is_set():
-                connection.close()
-                return
-            thread = threading.Thread(target=self._serve, args=(connection,), name="call", daemon=True)
-            with self._guard:
-                self._connections[connection] = thread
-                self._silent[connection] = None
-            try:
-                thread.start()
-            except RuntimeError as error:  # no more threads are allowed
+    def _accept(self) -> bool:
+        if self._stopping.is_set():
+            return False
+        try:
+            connection, _ = self._listener.accept()
+        except OSError as error:
+            if not self._stopping.wait(0.1):  # out of file descriptors, or the client has gone again
                 _log.warning("a connection was not accepted", error=str(error))
-                self._part_with(connection)
+            return True
+        # one that is being answered now may be silent in a moment
+        while not self._room.acquire(timeout=_LOOK_SECONDS):
+            self._hang_up_on_one()
+        if self._stopping.is_set():
+            connection.close()
+            return False
+        thread = threading.Thread(target=self._serve, args=(connection,), name="call", daemon=True)
+        with self._guard:
+            self._connections[connection] = thread
+            self._silent[connection] = None
+        try:
+            thread.start()
+        except RuntimeError as error:  # no more threads are allowed
+            _log.warning("a connection was not accepted", error=str(error))
+            self._part_with(connection)
+        return True
 
     def _part_with(self, connection: socket.socket) -> None:
         with self._guard:
@@ -168,6 +173,10 @@ class CallServer:
                 _hang_up(silent)
 
     def _serve(self, connection: socket.socket) -> None:
+        with self._threads.surviving("call"):
+            self._converse(connection)
+
+    def _converse(self, connection: socket.socket) -> None:
         try:
             connection.settimeout(_IDLE_SECONDS if self._certificates is None else _HANDSHAKE_SECONDS)
             connection = self._secured(connection)

@@ -44,6 +44,22 @@ class _WriterCollector(Collector):
         )
 
 
+class _ThreadCollector(Collector):
+    def __init__(self, failures: Callable[[], Mapping[str, int]]) -> None:
+        self._failures = failures
+
+    def collect(self) -> Iterator[Metric]:
+        """Give a sample for each thread."""
+        family = CounterMetricFamily(
+            "cotenant_thread_failures",
+            "Failures that nobody expected and that a thread survived, by thread; the log has each.",
+            labels=["thread"],
+        )
+        for thread, count in self._failures().items():
+            family.add_metric([thread], count)
+        yield family
+
+
 class TenantSamples(Collector):
     """Show what the pods of namespaces that have limits hold, and the limits."""
 
@@ -142,6 +158,10 @@ class Metrics:
     def show_writer(self, writing: Callable[[], bool]) -> None:
         """Show whether this extender is the one that binds."""
         self._registry.register(_WriterCollector(writing))
+
+    def show_threads(self, failures: Callable[[], Mapping[str, int]]) -> None:
+        """Show how often each thread met what nobody expected."""
+        self._registry.register(_ThreadCollector(failures))
 
     def also(self, collector: Collector) -> None:
         """Expose what another part tells of itself."""

@@ -17,6 +17,7 @@ from extender.ledger import Ledger
 from extender.policies.mix import Mix
 from extender.policies.table import Table
 from extender.shadow.placements import Agreement, Comparison, Shadow, Side, free_of
+from extender.threads import Threads
 
 _log = structlog.get_logger(__name__)
 
@@ -39,6 +40,7 @@ class Shadowing(Collector):
         shadow: str,
         mix: Callable[[], Mix],
         interval: float = _INTERVAL_SECONDS,
+        threads: Threads | None = None,
     ) -> None:
         self._ledger = ledger
         self._live = live
@@ -52,7 +54,7 @@ class Shadowing(Collector):
         self._failures = 0
         self._changes = -1
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="shadow", daemon=True)
+        self._thread = (threads or Threads()).of("shadow", self._turn)
 
     def note(self, uid: str, request: PodRequest) -> None:
         """Remember what a pod asks that is being bound."""
@@ -128,13 +130,11 @@ class Shadowing(Collector):
             placed.add_metric([agreement], pods)
         yield placed
 
-    def _run(self) -> None:
-        while True:
-            try:
-                self.follow()
-            except Exception:  # noqa: BLE001
-                # a shadow that stumbles must not be noticed by anything but its metrics
-                self._failures += 1
-                _log.exception("shadow scoring failed, and goes on")
-            if self._stopping.wait(self._interval):
-                return
+    def _turn(self) -> bool:
+        try:
+            self.follow()
+        except Exception:  # noqa: BLE001
+            # a shadow that stumbles must not be noticed by anything but its metrics
+            self._failures += 1
+            _log.exception("shadow scoring failed, and goes on")
+        return not self._stopping.wait(self._interval)

@@ -2,6 +2,7 @@
 
 import threading
 
+from extender.threads import Threads
 from extender.verbs.judge import Judge
 
 # Between two pieces of the work, so that a verdict that waits for the judge's lock gets it.
@@ -11,10 +12,10 @@ _PAUSE_SECONDS = 0.001
 class Lessons:
     """Call judge.learn() whenever there is something to learn."""
 
-    def __init__(self, judge: Judge) -> None:
+    def __init__(self, judge: Judge, threads: Threads | None = None) -> None:
         self._judge = judge
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="learn", daemon=True)
+        self._thread = (threads or Threads()).of("learn", self._turn)
 
     def start(self) -> None:
         """Learn from the pods that are there; then go on in a thread."""
@@ -28,10 +29,12 @@ class Lessons:
         if self._thread.is_alive():
             self._thread.join(timeout=5)
 
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            self._judge.news.wait()
-            self._judge.learn(pause=self._pause)
+    def _turn(self) -> bool:
+        self._judge.news.wait()
+        if self._stopping.is_set():
+            return False
+        self._judge.learn(pause=self._pause)
+        return True
 
     def _pause(self) -> None:
         self._stopping.wait(_PAUSE_SECONDS)

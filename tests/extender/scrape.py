@@ -53,6 +53,7 @@ def a_metrics(ledger: Ledger, *, clock: Callable[[], float] = lambda: 100.0, per
     metrics.evicted("overuse", "ok")
     metrics.nominated("freed")
     metrics.show_writer(lambda: True)
+    metrics.show_threads(lambda: {"events": 0})
     limits = {"default": NamespaceLimits(gpu_memory="20GiB", gpus=4)}
     metrics.also(TenantSamples(ledger, Tenants(limits, NAMES)))
     return metrics

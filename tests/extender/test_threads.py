@@ -1,0 +1,255 @@
+"""What nobody expected in a thread of the extender: it is counted, the thread goes on, and one that ends is named."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+import pytest
+
+from cotenant.cluster import connect
+from cotenant.contract.configuration import FragmentedPreemption
+from cotenant.contract.pods import Pod
+from cotenant.contract.reasons import Reason
+from cotenant.contract.request import PodRequest, parse
+from cotenant.contract.units import GIB
+from extender.cluster.binder import Binder
+from extender.cluster.events import Events
+from extender.cluster.evictions import Evictions
+from extender.cluster.evictor import Evictor
+from extender.cluster.nominator import Nominator
+from extender.cluster.preemptor import Preemptor
+from extender.cluster.writership import Sole, Writership
+from extender.ledger import Hold, Ledger
+from extender.placement.fit import Placement, grant, place
+from extender.threads import Threads
+from extender.verbs.wire import BindArgs
+from tests.builders import NAMES, a_node, a_pod
+from tests.extender.running import Running, eventually, submit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from cotenant.cluster import Cluster
+    from cotenant.contract.grant import Grant
+    from cotenant.standins.api_server import ApiServer
+    from extender.ledger import NodeView
+    from extender.verbs.judge import Judge
+    from extender.verbs.victims import Search
+
+
+class Once:
+    """Fail the first time it is asked, and answer the same from then on."""
+
+    def __init__(self, answer: Any) -> None:
+        self.asked = itertools.count(1)
+        self.times = 0
+        self._answer = answer
+
+    def __call__(self, *_: Any) -> Any:
+        self.times = next(self.asked)
+        if self.times == 1:
+            raise ZeroDivisionError("nobody expected this")
+        return self._answer
+
+    def judge(self, _request: PodRequest, nodes: list[str]) -> list[float | Reason]:
+        self()
+        return [0.0 for _ in nodes]
+
+
+@pytest.fixture
+def threads() -> Threads:
+    return Threads(pause=0.001)
+
+
+@pytest.fixture
+def cluster(api: ApiServer, tmp_path: Path) -> Iterator[Cluster]:
+    with connect(api.kubeconfig(tmp_path / "kubeconfig")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    return Ledger(NAMES, GIB)
+
+
+def read(pod: Any) -> Pod:
+    return msgspec.convert(pod, Pod)
+
+
+class TestThreads:
+    def test_a_turn_that_fails_is_counted_and_followed_by_the_next(self, threads: Threads) -> None:
+        turn = Once(answer=False)
+        thread = threads.of("some", turn)
+        thread.start()
+        thread.join(30)
+
+        assert (2, {"some": 1}) == (turn.times, threads.failures())
+        assert [] == threads.ended()
+
+    def test_one_that_has_not_begun_or_goes_on_has_not_ended(self, threads: Threads) -> None:
+        stopping = threading.Event()
+        threads.of("not begun", lambda: False)
+        threads.of("goes on", lambda: not stopping.wait(0.001)).start()
+
+        assert [] == threads.ended()
+        stopping.set()
+
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+    def test_one_that_ends_on_what_cannot_be_survived_is_named(self, threads: Threads) -> None:
+        def leave() -> bool:
+            raise SystemExit
+
+        threads.of("gone", leave).start()
+
+        assert eventually(lambda: threads.ended() == ["gone"])
+
+
+class TestEach:
+    """Each fails at what it does first, and does what comes next."""
+
+    def test_events(self, api: ApiServer, cluster: Cluster, threads: Threads) -> None:
+        events = Events(cluster, "me", may_write=Once(answer=True), threads=threads)
+        for name in ("first", "second"):
+            pod = submit(api, a_pod().named(name))
+            events.complain(pod["metadata"]["uid"], f"default/{name}", "BadGrant", "it is a test")
+
+        assert eventually(lambda: [event["regarding"]["name"] for event in api.events()] == ["second"])
+        assert {"events": 1} == threads.failures()
+        events.stop()
+
+    def test_nominations(self, api: ApiServer, cluster: Cluster, threads: Threads, ledger: Ledger) -> None:
+        nominator = Nominator(cluster, ledger, Once(None), threads=threads)
+        for name in ("first", "second"):
+            pod = read(submit(api, a_pod().named(name).asking(1)))
+            nominator.look(pod, request_of(pod), frozenset({"n1"}))
+            assert eventually(lambda: 1 == threads.failures()["nominate"])
+
+        assert eventually(lambda: (api.pod("second") or {})["status"].get("nominatedNodeName") == "n1")
+        assert "nominatedNodeName" not in (api.pod("first") or {})["status"]
+        nominator.stop()
+
+    def test_preemption(self, api: ApiServer, cluster: Cluster, threads: Threads, ledger: Ledger) -> None:
+        may_write = Once(answer=False)
+        preemptor = Preemptor(
+            cluster,
+            ledger,
+            # it never comes to these where it may not write
+            cast("Judge", None),
+            cast("Search", None),
+            evictions=Evictions(cluster, lambda *_: None),
+            tell=lambda *_: None,
+            configuration=FragmentedPreemption(after=0.001),
+            may_write=may_write,
+            threads=threads,
+        )
+        for name in ("first", "second"):
+            pod = read(submit(api, a_pod().named(name).asking(1)))
+            preemptor.look(pod, request_of(pod), frozenset({"n1"}))
+
+        assert eventually(lambda: may_write.times == 2)
+        assert {"preempt": 1} == threads.failures()
+        preemptor.stop()
+
+    def test_over_users(self, cluster: Cluster, threads: Threads, ledger: Ledger) -> None:
+        may_write = Once(answer=True)
+        evictor = Evictor(
+            cluster,
+            ledger,
+            NAMES,
+            lambda *_: None,
+            Evictions(cluster, lambda *_: None),
+            grace=None,
+            may_write=may_write,
+            threads=threads,
+        )
+        evictor.start(lambda: True)
+        for beat in range(2):
+            evictor.node_seen("n1", {NAMES.overusers: f"report {beat} that cannot be read"})
+
+        assert eventually(lambda: may_write.times >= 2)
+        assert {"overuse": 1} == threads.failures()
+        evictor.stop()
+
+    def test_taking_over(self, threads: Threads) -> None:
+        listed = threading.Event()
+        listed.set()
+        writership = Writership(settle=0.0, list_again=lambda: listed, begin=Once(None), threads=threads)
+        writership.start()
+        writership.observe("me", 1, mine=True, until=float("inf"))
+
+        assert writership.wait(30)
+        assert {"take over": 1} == threads.failures()
+        writership.stop()
+
+    def test_bindings_in_doubt(self, api: ApiServer, cluster: Cluster, threads: Threads, ledger: Ledger) -> None:
+        ledger.observe_node(a_node("n1").with_gpus(1, "10GiB").build())
+        writer = Sometimes()
+        binder = Binder(cluster, ledger, names=NAMES, bind_timeout=0.01, writer=writer, threads=threads)
+        api.faults.refuse(500, path=r"/binding$", times=10_000)
+        args = []
+        for name in ("first", "second"):
+            pod = submit(api, a_pod().named(name).asking(2))
+            uid, key = pod["metadata"]["uid"], f"default/{name}"
+            hold = ledger.assume(uid, key, "n1", lambda view: granted(view, 2))
+            assert isinstance(hold, Hold)
+            args.append(BindArgs(PodName=name, PodNamespace="default", PodUID=uid, Node="n1"))
+            refusal = binder.bind(args[-1], {NAMES.grant: hold.grant}, hold)
+            assert refusal is not None
+            assert Reason.UNSETTLED is refusal.reason
+        writer.fails = True
+        api.faults.clear()
+
+        # the first fails, the second is settled in the same turn; and the first in the next
+        assert eventually(lambda: 0 == binder.unsettled())
+        assert {"settle bindings": 1} == threads.failures()
+        assert ["n1"] * 2 == [(api.pod(one.PodName) or {})["spec"]["nodeName"] for one in args]
+        binder.stop()
+
+
+class Sometimes(Sole):
+    """Be the writer, and fail once when it is asked to."""
+
+    fails = False
+
+    def token(self) -> str | None:
+        if self.fails:
+            self.fails = False
+            raise ZeroDivisionError("nobody expected this")
+        return super().token()
+
+
+def granted(view: NodeView, units: int) -> Grant:
+    request = request_of(a_pod().asking(units).build())
+    placed = place(view, request)
+    assert isinstance(placed, Placement)
+    return grant(request, placed)
+
+
+def request_of(pod: Pod) -> PodRequest:
+    found = parse(pod, NAMES, GIB)
+    assert found is not None
+    return found
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_health_names_a_thread_that_has_ended_and_metrics_count_what_was_survived(
+    api: ApiServer, tmp_path: Path
+) -> None:
+    def leave() -> bool:
+        raise SystemExit
+
+    with Running(api, tmp_path, nominate=True, preemptFragmented={}) as extender:
+        assert 200 == extender.get("/healthz").status
+        names = "events", "overuse", "settle bindings", "nominate", "preempt", "learn"
+        found = extender.get("/metrics").body.decode()
+        assert [] == [one for one in names if f'cotenant_thread_failures_total{{thread="{one}"}} 0.0' not in found]
+
+        extender.extender._threads.of("doomed", leave).start()
+
+        assert eventually(lambda: 503 == extender.get("/healthz").status)
+        assert b"threads of the extender have ended: doomed; restart it" in extender.get("/healthz").body
+        assert 200 == extender.get("/readyz").status
