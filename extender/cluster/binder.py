@@ -101,14 +101,17 @@ class Binder:
         """Count the Bindings in doubt."""
         return len(self._unsettled)
 
+    def deadline(self) -> float:
+        """Say until when a bind that begins now may take."""
+        return self._clock() + self._bind_timeout
+
     def bind(
-        self, args: BindArgs, annotations: dict[str, str], hold: Hold | None, *, again: bool = False
+        self, args: BindArgs, annotations: dict[str, str], hold: Hold | None, *, deadline: float, again: bool = False
     ) -> Refusal | None:
         """Write the Binding; confirm or forget *hold* where the outcome is certain, keep it where it is not.
 
         *again* says that the same Binding was sent before and its outcome is in doubt.
         """
-        deadline = self._clock() + self._bind_timeout
         backoff: Backoff | None = None
         while True:
             outcome = self._once(args, annotations, hold, deadline, again=again)
@@ -135,10 +138,10 @@ class Binder:
             self._wake.set()
         return Refusal.of(args, Reason.UNSETTLED, outcome.why)
 
-    def read(self, args: BindArgs) -> Pod | Refusal:
+    def read(self, args: BindArgs, *, deadline: float) -> Pod | Refusal:
         """Read the pod as it is now; another pod of the same name is not it."""
         try:
-            pod = self._get(args)
+            pod = self._get(args, deadline)
         except ClusterError as error:
             return Refusal.of(args, Reason.API_ERROR, str(error))
         return pod if pod is not None else Refusal.of(args, Reason.POD_GONE)
@@ -163,7 +166,7 @@ class Binder:
             # The GPU may be another pod's by now.
             if hold is not None and self._kept(hold) is None:
                 return Refusal.of(args, Reason.UNSETTLED, "what was kept for it was given back meanwhile")
-            return self._send(args, annotations, hold, token, deadline - self._clock(), again=again)
+            return self._send(args, annotations, hold, token, deadline, again=again)
         # What we are not to bind now another one may: only the watch, or our next term, can tell of an earlier try.
         if again:
             return _Doubt(Reason.NOT_WRITER.sentence)
@@ -176,7 +179,7 @@ class Binder:
         annotations: dict[str, str],
         hold: Hold | None,
         token: str,
-        seconds: float,
+        deadline: float,
         *,
         again: bool,
     ) -> Refusal | _Doubt | None:
@@ -191,12 +194,12 @@ class Binder:
                 node=args.Node,
                 annotations={**annotations, self._names.writer: token} if fenced else annotations,
                 labels={self._names.granted: "true"} if fenced else None,
-                timeout=max(0.1, min(_REQUEST_SECONDS, seconds)),
+                timeout=self._left(deadline),
             )
         except TooManyRequests as error:
             return _Busy(str(error), error.retry_after or 0.0)
         except Conflict as error:
-            return self._conflict(args, hold, error, again=again)
+            return self._conflict(args, hold, error, deadline, again=again)
         except ClusterError as error:
             # That this one was turned away at the door (403, nobody there) tells nothing of an earlier one. That the
             # pod is gone does.
@@ -209,10 +212,12 @@ class Binder:
         self._ledger.confirm(args.PodUID)
         return None
 
-    def _conflict(self, args: BindArgs, hold: Hold | None, error: Conflict, *, again: bool) -> Refusal | _Doubt | None:
+    def _conflict(
+        self, args: BindArgs, hold: Hold | None, error: Conflict, deadline: float, *, again: bool
+    ) -> Refusal | _Doubt | None:
         """Tell a pod that has its node already from one that cannot get any; the 409s differ by their words alone."""
         try:
-            pod = self._get(args)
+            pod = self._get(args, deadline)
         except ClusterError as unread:
             return _Doubt(f"{error}; and then: {unread}")
         if pod is None:
@@ -235,13 +240,17 @@ class Binder:
         now = self._ledger.hold(hold.uid)
         return now if now is not None and (now.grant, now.node) == (hold.grant, hold.node) else None
 
-    def _get(self, args: BindArgs) -> Pod | None:
+    def _left(self, deadline: float) -> float:
+        """Say for how many seconds a request may wait for its answer; it may always wait a little."""
+        return max(0.1, min(_REQUEST_SECONDS, deadline - self._clock()))
+
+    def _get(self, args: BindArgs, deadline: float) -> Pod | None:
         return pods.read(
             self._cluster,
             namespace=args.PodNamespace,
             name=args.PodName,
             uid=args.PodUID,
-            timeout=min(_REQUEST_SECONDS, self._bind_timeout),
+            timeout=self._left(deadline),
         )
 
     def _turn(self) -> bool:

@@ -34,15 +34,18 @@ class Refusal(msgspec.Struct, frozen=True):
 class Binder(Protocol):
     """Write Bindings and find out what became of them."""
 
+    def deadline(self) -> float:
+        """Say until when a bind that begins now may take, by a clock that read() and bind() share."""
+
     def bind(
-        self, args: BindArgs, annotations: dict[str, str], hold: Hold | None, *, again: bool = False
+        self, args: BindArgs, annotations: dict[str, str], hold: Hold | None, *, deadline: float, again: bool = False
     ) -> Refusal | None:
         """Write the Binding; confirm or forget *hold* where the outcome is certain, keep it where it is not.
 
         *again* says that the same Binding was sent before and its outcome is in doubt.
         """
 
-    def read(self, args: BindArgs) -> Pod | Refusal:
+    def read(self, args: BindArgs, *, deadline: float) -> Pod | Refusal:
         """Read the pod as it is now."""
 
 
@@ -77,6 +80,8 @@ class Bind:
         """Bind the pod; None is a success. Called again after one, succeed again and write nothing."""
         if not self._synced():
             return Refusal.of(args, Reason.CACHE_NOT_SYNCED)
+        # all that follows has one, the wait for a take-over too
+        deadline = self._binder.deadline()
         if not self._writing():
             return Refusal.of(args, Reason.NOT_WRITER)
         # kube-scheduler may give up on a bind that is still under way and send it again. Two of one pod at a time could
@@ -86,21 +91,21 @@ class Bind:
                 return Refusal.of(args, Reason.UNSETTLED)
             self._under_way.add(args.PodUID)
         try:
-            return self._bind(args)
+            return self._bind(args, deadline)
         finally:
             with self._lock:
                 self._under_way.discard(args.PodUID)
 
-    def _bind(self, args: BindArgs) -> Refusal | None:
+    def _bind(self, args: BindArgs, deadline: float) -> Refusal | None:
         hold = self._ledger.hold(args.PodUID)
         again = hold is not None
         if hold is None:
             try:
-                reserved = self._reserve(args)
+                reserved = self._reserve(args, deadline)
             finally:
                 self._expected.came(args.PodUID)
             if reserved is None:
-                return self._binder.bind(args, {}, None)
+                return self._binder.bind(args, {}, None, deadline=deadline)
             if isinstance(reserved, Refusal):
                 return reserved
             hold = reserved
@@ -109,12 +114,13 @@ class Bind:
         elif hold.stage is Stage.BOUND:
             return None
         # else the outcome of an earlier bind is in doubt: the same Binding again finds out
-        return self._binder.bind(args, annotations(grants.decode(hold.grant), self._names), hold, again=again)
+        told = annotations(grants.decode(hold.grant), self._names)
+        return self._binder.bind(args, told, hold, deadline=deadline, again=again)
 
-    def _reserve(self, args: BindArgs) -> Hold | Refusal | None:
+    def _reserve(self, args: BindArgs, deadline: float) -> Hold | Refusal | None:
         """Reserve GPUs for the pod; None where it asks nothing of ours and needs none."""
         try:
-            request = self._request(args)
+            request = self._request(args, deadline)
             if request is None or isinstance(request, Refusal):
                 return request
             prefer, aim = self._judge.preference(request, args.Node), self._judge.aim(request, args.Node)
@@ -141,14 +147,14 @@ class Bind:
         self._judge.bound(args.PodUID, request)
         return outcome
 
-    def _request(self, args: BindArgs) -> PodRequest | Refusal | None:
+    def _request(self, args: BindArgs, deadline: float) -> PodRequest | Refusal | None:
         waiting = self._ledger.waiting(args.PodUID)
         if waiting is not None:
             if isinstance(waiting.request, RequestError):
                 raise waiting.request
             return self._judge.tenants.hold(args.PodNamespace, waiting.request)
         # The watch has not shown the pod yet, though kube-scheduler's has, or it is not ours at all.
-        pod = self._binder.read(args)
+        pod = self._binder.read(args, deadline=deadline)
         if isinstance(pod, Refusal):
             return pod
         request = self._judge.request(pod)

@@ -13,15 +13,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cotenant.cluster import connect
 from cotenant.contract.reasons import Reason
-from extender.ledger import Stage
-from tests.builders import a_pod
+from cotenant.contract.units import GIB
+from extender.cluster.binder import Binder
+from extender.ledger import Ledger, Stage
+from extender.verbs.bind import Bind
+from extender.verbs.judge import Judge
+from extender.verbs.wire import BindArgs
+from tests.builders import NAMES, a_pod
 from tests.extender.running import PATIENCE, Running, bind_args, call, eventually, submit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from cotenant.contract.pods import Pod
     from cotenant.standins.api_server import ApiServer
     from tests.builders import Json
 
@@ -455,3 +462,46 @@ class TestSignal:
         assert 0 != ended.returncode
         assert said in ended.stderr
         assert "Traceback" not in ended.stderr
+
+
+class TestOneDeadline:
+    """bindTimeout is the whole verb's: the wait for a take-over, the GET of an unknown pod, and the Bindings."""
+
+    def test_it_is_taken_before_the_first_wait_and_is_that_of_all_that_follows(self) -> None:
+        told: list[tuple[str, float]] = []
+
+        class Recorder:
+            def deadline(self) -> float:
+                told.append(("deadline", 7.0))
+                return 7.0
+
+            def read(self, args: BindArgs, *, deadline: float) -> Pod:
+                told.append(("read", deadline))
+                return a_pod().named(args.PodName).build()
+
+            def bind(self, *_: object, deadline: float, again: bool = False) -> None:  # noqa: ARG002
+                told.append(("bind", deadline))
+
+        def writing() -> bool:
+            told.append(("take-over", 7.0))
+            return True
+
+        ledger = Ledger(NAMES, GIB)
+        judge = Judge(ledger, NAMES, GIB, "best-fit")
+        bind = Bind(ledger, judge, Recorder(), NAMES, synced=lambda: True, writing=writing)
+
+        assert bind(BindArgs(PodName="p", PodNamespace="default", PodUID="u", Node="n")) is None
+        assert [("deadline", 7.0), ("take-over", 7.0), ("read", 7.0), ("bind", 7.0)] == told
+
+    def test_what_has_none_of_it_left_is_sent_once_and_not_again(self, api: ApiServer, tmp_path: Path) -> None:
+        api.faults.refuse(429, path=BINDING, times=FOR_EVER)
+        pod = submit(api, a_pod().named("late"))
+        args = BindArgs(PodName="late", PodNamespace="default", PodUID=pod["metadata"]["uid"], Node="n1")
+        with connect(api.kubeconfig(tmp_path / "kubeconfig")) as cluster:
+            binder = Binder(cluster, Ledger(NAMES, GIB), names=NAMES, bind_timeout=PATIENCE, clock=lambda: 100.0)
+            refusal = binder.bind(args, {}, None, deadline=100.0)
+            binder.stop()
+
+        assert refusal is not None
+        assert Reason.API_ERROR is refusal.reason
+        assert 1 == sum(write.subresource == "binding" for write in api.writes)

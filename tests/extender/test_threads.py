@@ -197,7 +197,7 @@ class TestEach:
             hold = ledger.assume(uid, key, "n1", lambda view: granted(view, 2))
             assert isinstance(hold, Hold)
             args.append(BindArgs(PodName=name, PodNamespace="default", PodUID=uid, Node="n1"))
-            refusal = binder.bind(args[-1], {NAMES.grant: hold.grant}, hold)
+            refusal = binder.bind(args[-1], {NAMES.grant: hold.grant}, hold, deadline=binder.deadline())
             assert refusal is not None
             assert Reason.UNSETTLED is refusal.reason
         writer.fails = True
