@@ -9,6 +9,7 @@ class Reason(StrEnum):
     # about the pod: no node could help
     BAD_REQUEST = "BadRequest"
     TWO_FAMILIES = "TwoFamilies"
+    NO_ROOM_FOR_GRANT = "NoRoomForGrant"
     NAMESPACE_LIMIT = "NamespaceLimit"
     # about the node
     UNKNOWN_NODE = "UnknownNode"
@@ -57,6 +58,7 @@ class Reason(StrEnum):
 _SENTENCES = {
     Reason.BAD_REQUEST: "the pod's GPU request cannot be read",
     Reason.TWO_FAMILIES: "a container asks for two families of GPU resources",
+    Reason.NO_ROOM_FOR_GRANT: "the pod's annotations leave no room for a grant",
     Reason.NAMESPACE_LIMIT: "the limits of the pod's namespace do not allow it",
     Reason.UNKNOWN_NODE: "the node is not known to the extender yet",
     Reason.NO_INVENTORY: "the node publishes no GPU inventory",

@@ -24,6 +24,15 @@ MAX_WISHES = 64
 _LONGEST_WISH = 256
 
 
+# All annotations of an object together, keys and values (apimachinery, pkg/api/validation, TotalAnnotationSizeLimitB).
+# It is not looked at when a pod is bound, but at each update of the pod from then on.
+MAX_ANNOTATIONS_BYTES = 256 << 10
+# The most that ours take: the grant's head and the writer's term, a container's five, and each of its GPUs in them.
+_POD_BYTES, _CONTAINER_BYTES, _GPU_BYTES = 1024, 1536, 160
+# UTF-8 has at most so many bytes for a character.
+_CHARACTER_BYTES = 4
+
+
 class RequestError(ValueError):
     """Say why a pod's request cannot be met by any node, as a Reason and a sentence that names the container."""
 
@@ -134,7 +143,7 @@ def parse(pod: Pod, names: Names, unit_bytes: int) -> PodRequest | None:
     prefix = names.mig_prefix
     instances = [(c, role, asked) for c, role in pod.start_order if (asked := _asked_instances(c, prefix))]
     if instances:
-        return _partitioned(pod, [c for c, _, _ in asking], instances, names)
+        return _with_room(_partitioned(pod, [c for c, _, _ in asking], instances, names), pod)
     if not asking:
         return None
     if len(asking) > MAX_CONTAINERS:
@@ -170,6 +179,24 @@ def parse(pod: Pod, names: Names, unit_bytes: int) -> PodRequest | None:
             f"init container {first} asks {names.gpu_mem} in a pod "
             f"with {names.gpu_count}: {wishes.gpu_count}; the kubelet would mix up the GPUs' ids, so let only main "
             "containers ask, or use one GPU",
+        )
+    return _with_room(request, pod)
+
+
+def _with_room(request: PodRequest, pod: Pod) -> PodRequest:
+    """Refuse a pod that the annotations of its grant would leave as one that nobody can update."""
+    if pod.spec.node_name:
+        return request
+    ours = _POD_BYTES + len(request.containers) * (_CONTAINER_BYTES + request.wishes.gpu_count * _GPU_BYTES)
+    theirs = pod.annotations
+    if sum(map(len, theirs)) + sum(map(len, theirs.values())) <= (MAX_ANNOTATIONS_BYTES - ours) // _CHARACTER_BYTES:
+        return request
+    size = sum(len(key.encode()) + len(value.encode()) for key, value in theirs.items())
+    if size + ours > MAX_ANNOTATIONS_BYTES:
+        raise RequestError(
+            Reason.NO_ROOM_FOR_GRANT,
+            f"the pod's annotations have {size} bytes and a grant may take {ours} more, {MAX_ANNOTATIONS_BYTES} are "
+            "allowed; once bound nobody could update the pod, so give it less in annotations",
         )
     return request
 

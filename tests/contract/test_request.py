@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cotenant.contract.grant import Isolation, Role
+from cotenant.contract import environment
+from cotenant.contract.grant import ContainerGrant, GPUShare, Grant, Isolation, IsolationRecord, MIGPlacement, Role
+from cotenant.contract.inventory import Family, Mode
 from cotenant.contract.names import Names
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import ContainerRequest, PodRequest, RequestError, Wishes, parse
@@ -244,3 +246,61 @@ class TestRefusals:
             return
         count = request.wishes.gpu_count
         assert [c.units * GIB for c in request.containers] == [c.share_bytes * count for c in request.containers]
+
+
+class TestRoomForTheGrant:
+    """All annotations together may have 262,144 bytes, of which one container on one GPU gets 1,024 + 1,536 + 160."""
+
+    THEIRS = 262_144 - 2_720
+
+    def pod(self, size: int, fill: str = "x") -> PodBuilder:
+        # a key of 3 bytes
+        return a_pod().asking(1).annotated({"own": fill * ((size - 3) // len(fill.encode()))})
+
+    @pytest.mark.parametrize("fill", ["x", "\u00e9"])
+    def test_a_pod_that_leaves_just_enough_is_served_and_one_that_leaves_less_is_not(self, fill: str) -> None:
+        assert read(self.pod(self.THEIRS - 1, fill)) is not None
+        with pytest.raises(
+            RequestError, match=r"annotations have 2594\d\d bytes and a grant may take 2720 more"
+        ) as refused:
+            read(self.pod(self.THEIRS + 3, fill))
+        assert Reason.NO_ROOM_FOR_GRANT is refused.value.reason
+
+    def test_a_pod_that_asks_nothing_of_ours_may_have_as_many_as_it_likes(self) -> None:
+        assert read(a_pod().annotated({"own": "x" * 262_140})) is None
+
+    def test_a_pod_that_is_bound_is_not_refused_for_what_it_was_bound_with(self) -> None:
+        assert read(self.pod(self.THEIRS + 3_000).bound_to("n")) is not None
+
+    @given(st.integers(1, 64), st.integers(1, 12), st.sampled_from(Mode))
+    def test_a_grant_never_takes_more_than_is_kept_for_it(self, containers: int, gpus: int, mode: Mode) -> None:
+        mig = mode is Mode.MIG
+        pod, held = a_pod().wishing(**({} if mig else {"gpu_count": gpus})), []
+        for n in range(containers):
+            # names as long as they may be, amounts and users too
+            name = f"{n:063}"
+            pod = pod.with_container({"nvidia.com/mig-1g.10gb" if mig else MEMORY: 1 if mig else gpus}, name=name)
+            shares = [GPUShare(uuid=f"GPU-{n:08}-0000-0000-0000-{k:012}", bytes=(1 << 40) - 1) for k in range(gpus)]
+            held.append(
+                ContainerGrant(
+                    name=name,
+                    role=Role.SIDECAR,
+                    family=Family.MIG_STATIC if mig else Family.MEMORY,
+                    mode=mode,
+                    gpus=tuple(shares[:1] if mig else shares),
+                    units=1 if mig else gpus,
+                    mps_pipe=f"/var/run/cotenant/mps/GPU-{n:08}-0000-0000-0000-{0:012}/pipe"
+                    if mode is Mode.MPS
+                    else "",
+                    user=(1 << 32) - 1,
+                    mig=MIGPlacement(profile="1g.10gb+me", start=7, size=8, uuid=f"MIG-{0:036}") if mig else None,
+                    isolation=IsolationRecord(
+                        asked=Isolation.EXCLUSIVE, given=Isolation.EXCLUSIVE, enforced_by="x" * 100
+                    ),
+                )
+            )
+        request = request_of(pod)
+        written = environment.annotations(Grant(containers=tuple(held)), NAMES) | {NAMES.writer: "x" * 350}
+        kept = 1024 + len(request.containers) * (1536 + request.wishes.gpu_count * 160)
+
+        assert kept >= sum(len(key) + len(value) for key, value in written.items())
