@@ -96,28 +96,22 @@ def kustomization(
     folder = cluster.directory / name
     folder.mkdir(exist_ok=True)
     pod, file = "/spec/template/spec", "fake-gpus.yaml"
-    # a folder of the node, and no ConfigMap: what is set of made-up GPUs is written beside the file
-    mounted = {"name": "made-up", "mountPath": "/made-up"}
-    volume = {"name": "made-up", "hostPath": {"path": str(folder), "type": "Directory"}}
-    made_up: list[Object] = [
-        {"op": "add", "path": f"{pod}/containers/0/args/-", "value": f"--fake-gpus=/made-up/{file}"},
-        {"op": "add", "path": f"{pod}/containers/0/volumeMounts/-", "value": mounted},
-        {"op": "add", "path": f"{pod}/volumes/-", "value": volume},
-    ]
     shutil.copy(MANIFESTS / "dev-fake-gpus" / file, folder / file)
     generator = {
         "name": "cotenant-device-plugin-config",
         "namespace": NAMESPACE,
         "behavior": "merge",
-        "files": ["device-plugin-config.yaml"],
+        "files": [file],
     }
     if configuration:
         (folder / "device-plugin-config.yaml").write_text(yaml.safe_dump(configuration))
+        generator["files"] = [file, "device-plugin-config.yaml"]
     written = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": [os.path.relpath(MANIFESTS / layout, folder)],
-        "configMapGenerator": [generator] if configuration else [],
+        "components": [os.path.relpath(MANIFESTS / "components" / "fake-gpus", folder)] if fake_gpus else [],
+        "configMapGenerator": [generator] if fake_gpus else [],
         "patches": [
             {
                 "target": {"kind": "DaemonSet", "name": "cotenant-device-plugin"},
@@ -128,7 +122,6 @@ def kustomization(
                             "path": f"{pod}/volumes/1/hostPath/path",
                             "value": str(cluster.node.pod_resources_socket.parent),
                         },
-                        *(made_up if fake_gpus else []),
                     ]
                 ),
             }

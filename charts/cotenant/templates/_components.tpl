@@ -10,6 +10,7 @@ applies them, so that both give the same rights: include "cotenant.components" (
 {{- if $plugin.mig.enabled }}{{ include "cotenant.component" (list $root $object "mig") }}{{ end -}}
 {{- if $plugin.mps.enabled }}{{ include "cotenant.component" (list $root $object "mps") }}{{ end -}}
 {{- if $plugin.memoryWatchdog }}{{ include "cotenant.component" (list $root $object "memory-watchdog") }}{{ end -}}
+{{- if $plugin.fakeGPUs }}{{ include "cotenant.component" (list $root $object "fake-gpus") }}{{ end -}}
 {{- if $plugin.nvidiaConfigMap -}}
 {{- include "cotenant.component" (list $root $object "nvidia-config") -}}
 {{- range $object.spec.template.spec.volumes -}}

@@ -84,11 +84,7 @@ Domain and namespace are replaced in its text; what else values say is set in it
 {{- $resources := ternary $root.Values.scheduler.resources $values.resources (eq .name "scheduler") -}}
 {{- if $resources }}{{ $_ := set . "resources" $resources }}{{ end -}}
 {{- if $values.extraEnv }}{{ $_ := set . "env" (concat (.env | default list) $values.extraEnv) }}{{ end -}}
-{{- $program := and (eq $object.kind "DaemonSet") (hasKey . "args") -}}
-{{- if and $program $values.fakeGPUs -}}
-{{- $_ := set . "args" (append .args "--fake-gpus=/etc/cotenant/fake-gpus.yaml") -}}
-{{- end -}}
-{{- if and $program $values.memoryWatchdog -}}
+{{- if and (eq $object.kind "DaemonSet") (hasKey . "args") $values.memoryWatchdog -}}
 {{- /* a flag wins over the file, and of two the later */ -}}
 {{- with dig "watchdog" "interval" 0 $values.configuration }}{{ $_ := set $container "args" (append $container.args (printf "--watchdog-interval=%v" .)) }}{{ end -}}
 {{- end -}}
