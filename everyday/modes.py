@@ -4,12 +4,14 @@ MIG's is held against the API server alone here: its instances are made in e2e/t
 """
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import yaml
 
 from cotenant.contract.names import Names
 from e2e.kustomize import MANIFESTS
+from e2e.processes import find_program
 from e2e.rest import Object
 from everyday import moving
 from everyday.cluster import WholeCluster
@@ -54,7 +56,8 @@ def eight_notebooks_run_in_turns(cluster: WholeCluster) -> None:
 
 
 def cleared() -> None:
-    """Remove what MPS leaves on the node, as the node's reboot would."""
+    """Remove what MPS leaves on the node, as the node's reboot would: its folder, and the file system in it."""
+    subprocess.run([find_program("umount"), ON_THE_NODE / "mps" / "shm"], check=False)
     shutil.rmtree(ON_THE_NODE, ignore_errors=True)
 
 
