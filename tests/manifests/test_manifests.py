@@ -189,8 +189,11 @@ class TestFiles:
         named = [(one["kind"], one["metadata"].get("namespace"), one["metadata"]["name"]) for one in found]
         assert len(set(named)) == len(named)
 
-    def test_the_image_is_this_version(self, found: list[Object]) -> None:
-        assert {f"cotenant:{__version__}"} == {one["image"] for one in ours(found)}
+    def test_the_image_is_this_version(self) -> None:
+        texts = (path.read_text() for path in MANIFESTS.rglob("*.yaml"))
+        named = [image for text in texts for image in re.findall(r"\bcotenant:[\d.]+", text)]
+        assert len(named) > 3
+        assert {f"cotenant:{__version__}"} == {*named}
 
 
 def repeated(node: yaml.Node) -> list[str]:
