@@ -12,7 +12,8 @@ import yaml
 
 from cotenant import __version__
 from cotenant.contract import mig_parted
-from cotenant.contract.configuration import DevicePluginConfiguration, convert
+from cotenant.contract.configuration import DevicePluginConfiguration, MPSSettings, convert
+from device_plugin.mps.nursery import main as starts_daemons
 from e2e.kustomize import MANIFESTS, build
 from e2e.processes import MissingProgramError, find_program
 from e2e.rest import Object
@@ -154,6 +155,7 @@ def test_modes_stand_beside_each_other_and_rules_of_ones_own_replace_those_of_th
         ({"configuration": {"gpus": [{"mode": "mps"}]}}, "set devicePlugin.mps.enabled=true"),
         ({"configuration": {"profiles": {"a": [{"mode": "mps"}]}}}, "set devicePlugin.mps.enabled=true"),
         ({"configuration": {"gpus": [{"family": "mig-dynamic"}]}}, "set devicePlugin.mig.enabled=true"),
+        ({"mps": {"nursery": True}}, "set devicePlugin.mps.enabled=true"),
         ({"mig": {"configs": {"all": []}}}, "set devicePlugin.mig.enabled=true"),
         ({"configuration": {"migConfigs": "/etc/geometries"}}, "into devicePlugin.mig.configs instead"),
         ({"configuration": {"nvidiaConfig": "/etc/nvidia"}}, "in devicePlugin.nvidiaConfigMap instead"),
@@ -165,6 +167,16 @@ def test_modes_stand_beside_each_other_and_rules_of_ones_own_replace_those_of_th
 )
 def test_a_mode_without_what_it_needs_of_the_node_is_refused(values: Object, said: str) -> None:
     assert said in render(f"devicePlugin={json.dumps(values)}", check=False)
+
+
+def test_a_nursery_is_the_one_of_the_example_and_the_plugin_is_told_of_it() -> None:
+    found = objects(render('devicePlugin.mps={"enabled":true,"nursery":true}'))
+    (example,) = objects((MANIFESTS / "examples" / "mps-nursery.yaml").read_text())
+    key = ("DaemonSet", NAMESPACE, "cotenant-mps-nursery")
+    assert plain(example) == keyed(found)[key]
+    text = mounted(found, "cotenant-device-plugin", "device-plugin")["/etc/cotenant/device-plugin-config.yaml"]
+    settings = convert(text, DevicePluginConfiguration).mps
+    assert (str(starts_daemons.params[0].default), MPSSettings().root) == (settings.nursery, settings.root)
 
 
 def test_the_geometries_of_the_page_reach_the_plugin() -> None:

@@ -68,6 +68,7 @@ applies them, so that both give the same rights: include "cotenant.components" (
 {{- else if and $plugin.mig.enabled $plugin.mps.enabled -}}
 {{- fail "devicePlugin.mig and devicePlugin.mps are both enabled: say in devicePlugin.configuration.gpus, or in its profiles, which GPUs are whose" -}}
 {{- end -}}
+{{- if $plugin.mps.nursery }}{{ $_ := set $merged.mps "nursery" "/run/cotenant/mps/nursery.sock" }}{{ end -}}
 {{- if $plugin.mig.configs }}{{ $_ := set $merged "migConfigs" "/etc/cotenant/mig-configs.yaml" }}{{ end -}}
 {{- mergeOverwrite $merged $given | toYaml -}}
 {{- end }}
@@ -85,6 +86,9 @@ applies them, so that both give the same rights: include "cotenant.components" (
 {{- if and (eq (.family | default "") "mig-dynamic") (not $plugin.mig.enabled) -}}
 {{- fail "devicePlugin.configuration has a rule of family mig-dynamic, for which the device plugin needs SYS_ADMIN and the node's CDI folder: set devicePlugin.mig.enabled=true, or take the rule out" -}}
 {{- end -}}
+{{- end -}}
+{{- if and $plugin.mps.nursery (not $plugin.mps.enabled) -}}
+{{- fail "devicePlugin.mps.nursery keeps MPS daemons, and there are none: set devicePlugin.mps.enabled=true, or take it out" -}}
 {{- end -}}
 {{- if and $plugin.mig.configs (not $plugin.mig.enabled) -}}
 {{- fail "devicePlugin.mig.configs has the device plugin cut GPUs, for which it needs SYS_ADMIN: set devicePlugin.mig.enabled=true, or take the geometries out" -}}

@@ -62,8 +62,12 @@ Domain and namespace are replaced in its text; what else values say is set in it
 {{- $template := $object.spec.template -}}
 {{- $spec := $template.spec -}}
 {{- $_ := set $template.metadata "labels" (merge $template.metadata.labels (deepCopy $values.podLabels)) -}}
-{{- $config := include "cotenant.configuration" (list $root $object.metadata.name) -}}
-{{- $_ := set $template.metadata "annotations" (merge (dict "checksum/configuration" (sha256sum $config)) $values.podAnnotations) -}}
+{{- $own := deepCopy $values.podAnnotations -}}
+{{- /* the nursery reads none */ -}}
+{{- if ne $object.metadata.name "cotenant-mps-nursery" -}}
+{{- $_ := set $own "checksum/configuration" (include "cotenant.configuration" (list $root $object.metadata.name) | sha256sum) -}}
+{{- end -}}
+{{- $_ := set $template.metadata "annotations" $own -}}
 {{- range $key := list "nodeSelector" "tolerations" "affinity" "priorityClassName" "runtimeClassName" -}}
 {{- with get $values $key }}{{ $_ := set $spec $key . }}{{ end -}}
 {{- end -}}
