@@ -3,8 +3,10 @@
 MIG's is held against the API server alone here: its instances are made in e2e/test_mig.py.
 """
 
+import contextlib
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -55,10 +57,18 @@ def eight_notebooks_run_in_turns(cluster: WholeCluster) -> None:
         assert ("time-slicing", "nothing") == (found["COTENANT_MODE"], found["COTENANT_ENFORCED_BY"])
 
 
-def cleared() -> None:
-    """Remove what MPS leaves on the node, as the node's reboot would: its folder, and the file system in it."""
-    subprocess.run([find_program("umount"), ON_THE_NODE / "mps" / "shm"], check=False)
-    shutil.rmtree(ON_THE_NODE, ignore_errors=True)
+@contextlib.contextmanager
+def a_folder_whose_mounts_are_seen() -> Iterator[None]:
+    """Have what a pod mounts below the folder of MPS be seen by the node, as systemd has it; remove it after."""
+    mount, umount = find_program("mount"), find_program("umount")
+    ON_THE_NODE.mkdir(exist_ok=True)
+    subprocess.run([mount, "--bind", ON_THE_NODE, ON_THE_NODE], check=True)
+    subprocess.run([mount, "--make-shared", ON_THE_NODE], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([umount, "--recursive", "--lazy", ON_THE_NODE], check=True)
+        shutil.rmtree(ON_THE_NODE)
 
 
 def _started(cluster: WholeCluster, example: str) -> list[Object]:

@@ -290,19 +290,19 @@ def becomes_a_webhook(cluster: WholeCluster, way: Way) -> None:
 def changes_modes(cluster: WholeCluster) -> None:
     """Apply the layouts for MPS and for time slicing over the default one, and run the pods of their examples."""
     modes.could_be_applied(cluster)
-    for layout, configuration, runs_its_example in (
-        ("mps", modes.MPS_CONFIGURATION, modes.twelve_servers_run_under_mps),
-        ("time-slicing", None, modes.eight_notebooks_run_in_turns),
-    ):
-        own = kustomization(cluster, f"own-{layout}", layout, fake_gpus=True, configuration=configuration)
-        cluster.run("kubectl", "apply", "-k", own)
-        rolled_out(cluster)
-        with explained(cluster):
-            runs_its_example(cluster)
-        cluster.run("kubectl", "delete", "deployment", "--all", "--wait")
-        cluster.run("kubectl", "delete", "pod", "--all", "--wait", "--grace-period=1")
+    with modes.a_folder_whose_mounts_are_seen():
+        for layout, configuration, runs_its_example in (
+            ("mps", modes.MPS_CONFIGURATION, modes.twelve_servers_run_under_mps),
+            ("time-slicing", None, modes.eight_notebooks_run_in_turns),
+        ):
+            own = kustomization(cluster, f"own-{layout}", layout, fake_gpus=True, configuration=configuration)
+            cluster.run("kubectl", "apply", "-k", own)
+            rolled_out(cluster)
+            with explained(cluster):
+                runs_its_example(cluster)
+            cluster.run("kubectl", "delete", "deployment", "--all", "--wait")
+            cluster.run("kubectl", "delete", "pod", "--all", "--wait", "--grace-period=1")
     cluster.run("kubectl", "-n", NAMESPACE, "delete", "configmap", "time-slicing-config")
-    modes.cleared()
 
 
 def scraped(cluster: WholeCluster) -> str:
