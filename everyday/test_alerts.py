@@ -39,6 +39,10 @@ CASES: dict[str, tuple[Series, Series]] = {
         {'cotenant_extender_request_duration_seconds_count{verb="bind",outcome="error"}': "0+1x60"},
         {'cotenant_extender_request_duration_seconds_count{verb="bind",outcome="rejected"}': "0+1x60"},
     ),
+    "CotenantExtenderThreadFails": (
+        {'cotenant_thread_failures_total{thread="settle bindings"}': "0x10 1+1x50"},
+        {'cotenant_thread_failures_total{thread="settle bindings"}': "0x10 1x50"},
+    ),
     "CotenantBindsRefused": (
         {'cotenant_bind_total{outcome="APIError"}': "0+1x60"},
         {'cotenant_bind_total{outcome="NoGPUFits"}': "0+1x60"},
