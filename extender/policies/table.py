@@ -52,8 +52,9 @@ class Table:
         self._hardware: list[tuple[GPU, ...]] = []
         self._any_mps: list[bool] = []
         self.rows: dict[str, int] = {}
-        # the same, close together in memory, as of some membership
+        # the same, close together in memory, and each row's place by name, as of some membership
         self._close: dict[str, int] = {}
+        self._by_name: Ints = np.zeros(0, np.int64)
         self._close_at = -1
         self.names: list[str] = []
         self.models: list[str] = []
@@ -125,11 +126,17 @@ class Table:
             ordered = sorted(self.rows, key=self.rows.__getitem__)
             numbers = [self.rows[name] for name in ordered]
             self._close = dict(zip(_copied(ordered), _copied(numbers), strict=True))
+            self._by_name = np.zeros(len(self.names), np.int64)
+            self._by_name[[self.rows[name] for name in sorted(ordered)]] = np.arange(len(ordered))
             self._close_at = self.membership
         try:
             return np.fromiter(map(self._close.__getitem__, names), np.int64, len(names))
         except KeyError:
             return np.array([self._close.get(name, -1) for name in names], np.int64)
+
+    def places(self, rows: Ints) -> Ints:
+        """Give the place among all nodes by name of each of *rows*, as located last, (B,); of -1 any."""
+        return self._by_name.take(rows, mode="wrap") if len(self._by_name) else np.zeros_like(rows)
 
     def allowed(self, wishes: Sequence[str]) -> Bools:
         """Tell of each model, and in the last place of no model, whether a pod that wishes for *wishes* may have it."""

@@ -96,7 +96,7 @@ class Filter:
             return self._answer(args, [], failed, resolvable=promised.node if promised is not None else "")
         self._expected.expect(args.pod.uid, request)
         if self._decide:
-            return self._answer(args, [min(names[n] for n in verdicts.cheapest())], failed)
+            return self._answer(args, [names[verdicts.first()]], failed)
         if not failed:
             return self._answer(args, None, {})
         return self._answer(args, [name for name in names if name not in failed], failed)
@@ -108,9 +108,8 @@ class Filter:
 
     def _likely(self, names: list[str], verdicts: Verdicts) -> Iterator[NodeView | None]:
         """Show the nodes of which the pod will get one where our scores decide."""
-        cheapest = [names[n] for n in verdicts.cheapest()]
-        for name in [min(cheapest)] if self._decide else cheapest[:_LIKELY]:
-            yield self._ledger.view(name)
+        for n in [verdicts.first()] if self._decide else verdicts.cheapest()[:_LIKELY]:
+            yield self._ledger.view(names[n])
 
     @staticmethod
     def _answer(
