@@ -1,5 +1,6 @@
 """Every alert fires once on what it is for, and not on what looks like it: judged by promtool, Prometheus' own."""
 
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,16 @@ def promtool(folder: Path, *words: str) -> str:
 
 def test_the_rules_are_ones_that_prometheus_takes(tmp_path: Path) -> None:
     assert f"{len(rules())} rules found" in promtool(tmp_path, "check", "rules", "rules.yaml")
+
+
+def test_every_expression_of_the_dashboard_is_one_that_prometheus_takes(tmp_path: Path) -> None:
+    board = json.loads((MANIFESTS / "monitoring" / "dashboard.json").read_text())
+    asked = [target["expr"] for panel in board["panels"] for target in panel.get("targets", [])]
+    # as Grafana fills them in
+    filled = [one.replace("$__rate_interval", "5m").replace("$node", "n1|n2") for one in asked]
+    recorded = [{"record": f"panel:{n}", "expr": one} for n, one in enumerate(filled)]
+    (tmp_path / "panels.yaml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": recorded}]}))
+    assert f"{len(recorded)} rules found" in promtool(tmp_path, "check", "rules", "panels.yaml")
 
 
 def test_every_alert_has_its_case() -> None:
