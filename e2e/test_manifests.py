@@ -492,6 +492,48 @@ class TestPluginsRights:
         assert [] == refused
 
 
+class TestRequestPriority:
+    """Which of the API server's priority levels our requests are in, as it says with each answer."""
+
+    LEASES = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/x"
+    PODS = "/api/v1/pods?limit=1"
+
+    @pytest.mark.parametrize(
+        ("account", "path", "schema", "level"),
+        [
+            (EXTENDER, LEASES, "cotenant-leases", "leader-election"),
+            (EXTENDER, PODS, "cotenant-extender", "workload-high"),
+            (PLUGIN, PODS, "cotenant-device-plugin", "workload-high"),
+            # what ours would have without
+            ("stranger", LEASES, "service-accounts", "workload-low"),
+        ],
+    )
+    def test_ours_are_where_kube_scheduler_s_are_and_no_one_else_s(
+        self, ground: Ground, account: str, path: str, schema: str, level: str
+    ) -> None:
+        metadata = {"name": "stranger", "namespace": NAMESPACE}
+        ground.api.apply_object({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata})
+        caller = Api.from_kubeconfig(ground.kubeconfig(account))
+        flow = "/apis/flowcontrol.apiserver.k8s.io/v1"
+        expected = [
+            ground.api.call("GET", f"{flow}/{kind}/{name}")["metadata"]["uid"]
+            for kind, name in (("flowschemas", schema), ("prioritylevelconfigurations", level))
+        ]
+
+        # it learns of a FlowSchema by a watch
+        assert wait_until(lambda: flow_of(caller, path) == expected, timeout_s=30)
+
+
+def flow_of(caller: Api, path: str) -> list[str | None]:
+    """Ask something, whatever the answer, and give the UIDs of the FlowSchema and priority level it was under."""
+    connection = caller._connect(30)
+    connection.request("GET", path, headers={"Authorization": f"Bearer {caller.token}"})
+    answer = connection.getresponse()
+    found = [answer.headers[f"X-Kubernetes-PF-{kind}-UID"] for kind in ("FlowSchema", "PriorityLevel")]
+    connection.close()
+    return found
+
+
 def serves(*, gpus: int) -> Callable[[Object | None], bool]:
     def check(node: Object | None) -> bool:
         text = (node or {"metadata": {}})["metadata"].get("annotations", {}).get(NAMES.inventory)
