@@ -563,3 +563,25 @@ def test_another_kind_is_followed_as_well(api: ApiServer, tmp_path: Path) -> Non
         assert reflector.stop()
 
     assert ["n1", "MODIFIED n1"] == names.seen
+
+
+class Leaving(Notebook):
+    """End the thread that tells of an object, as nothing but a fault of the interpreter's would."""
+
+    def changed(self, change: str, obj: Pod) -> None:  # noqa: ARG002
+        raise SystemExit
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_has_ended_is_told_from_one_that_was_stopped(api: ApiServer, cluster: Cluster) -> None:
+    reflector = Reflector(cluster, PATH, Pod, Leaving())
+    assert not reflector.ended
+    reflector.start()
+    assert reflector.synced.wait(20)
+    assert not reflector.ended
+
+    api.add_pod("one")
+
+    assert api.wait_until(lambda: reflector.ended)
+    reflector.stop()
+    assert not reflector.ended
