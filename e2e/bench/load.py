@@ -63,14 +63,14 @@ def args(pod: Object, names: Sequence[str]) -> bytes:
     return json.dumps({"Pod": pod, "Nodes": None, "NodeNames": names}, separators=(",", ":")).encode()
 
 
-def a_pod(name: str, units: int, *, bound_to: tuple[str, str] | None = None) -> Object:
+def a_pod(name: str, units: int, *, bound_to: tuple[str, str] | None = None, resource: str = NAMES.gpu_mem) -> Object:
     """Return a pod that asks for so many units; bound to a node's GPU where those are given."""
     asking: Object = {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": name, "namespace": "default"},
         "spec": {
-            "containers": [{"name": "main", "image": "x", "resources": {"limits": {NAMES.gpu_mem: str(units)}}}],
+            "containers": [{"name": "main", "image": "x", "resources": {"limits": {resource: str(units)}}}],
             "automountServiceAccountToken": False,
         },
     }

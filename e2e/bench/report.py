@@ -23,7 +23,7 @@ def verbs(title: str, found: Mapping[str, Any]) -> None:
             click.echo(f"{name:{_NAME}}" + "".join(f"{value:9.2f}" if value is not None else "" for value in values))
         else:
             click.echo(f"{name:{_NAME}}{figure:9.2f}")
-    for floor in ("bare Binding POST", "bind by a do-nothing extender"):
+    for floor in ("bare Binding POST", "Binding POST as long as ours", "bind by a do-nothing extender"):
         if floor in found:
             ratio = found["bind"]["p50_ms"] / found[floor]["p50_ms"]
             click.echo(f"{f'bind / {floor}, by the medians':{_NAME}}{ratio:9.2f}")
