@@ -257,6 +257,26 @@ class TestRefusals:
         ):
             world.admission().allocate(GPU_MEM, device_ids(uuid(1), 8))
 
+    @pytest.mark.parametrize(
+        "chosen",
+        [
+            [f"00000000-{n}" for n in range(8, 15)],  # one too few
+            [*device_ids(uuid(0), 4), *device_ids(uuid(1), 4)],  # half of them another GPU's
+            [f"ffffffff-{n}" for n in range(8)],  # of a GPU that nobody has
+            [f"{uuid(0)}::{n}" for n in range(8)],  # as shares are named
+            ["0"] * 8,
+            [],
+        ],
+    )
+    def test_ids_that_this_node_does_not_have_give_the_pod_being_admitted_nothing_and_others_their_own(
+        self, world: World, chosen: list[str]
+    ) -> None:
+        admission = world.admission()
+        world.add("p", "u", container_grant(gpus=[0], units=8))
+        with pytest.raises(RefusedError):
+            admission.allocate(GPU_MEM, chosen)
+        world.admit(admission, world.add("q", "v", container_grant(gpus=[0], units=4)))
+
     def test_who_was_asked_about_is_not_asked_for_again_but_only_once(self, world: World) -> None:
         admission = world.admission()
         world.add("p", "uid-p", container_grant("c", gpus=[0], units=2))

@@ -43,6 +43,26 @@ def test_an_instance_that_would_overlap_another_is_refused(file: Path) -> None:
         nvml.create_mig_instance(0, "3g.20gb", 4)
 
 
+@pytest.mark.parametrize("code", [2, 3, 6])  # INVALID_ARGUMENT, NOT_SUPPORTED, NOT_FOUND: drivers differ
+def test_an_index_at_which_no_mig_device_lies_is_no_failure_of_the_gpu(file: Path, code: int) -> None:
+    nvml = NVML.open(fake=file)
+    nvml.create_mig_instance(0, "1g.5gb", 0)
+    file.write_text(f"{A100[:-2]}, fail: {{nvmlDeviceGetMigDeviceHandleByIndex: {code}}}}}]")
+
+    (gpu,) = nvml.gpus()
+
+    assert "" == gpu.fault
+    # it is there, and who it is cannot be told for now
+    assert [("1g.5gb", 0, False)] == there(nvml)
+
+
+def test_another_error_at_an_index_says_that_the_instances_cannot_be_told(file: Path) -> None:
+    nvml = NVML.open(fake=file)
+    file.write_text(f"{A100[:-2]}, fail: {{nvmlDeviceGetMigDeviceHandleByIndex: 999}}}}]")  # UNKNOWN
+    with pytest.raises(MIGError, match="the MIG instances of GPU 0 cannot be read"):
+        nvml.mig_instances(0)
+
+
 def test_an_instance_in_use_stays(file: Path) -> None:
     nvml = NVML.open(fake=file)
     nvml.create_mig_instance(0, "2g.10gb", 2)

@@ -307,6 +307,48 @@ def nursery_of(ground: Ground) -> Iterator[None]:
         thread.join()
 
 
+@pytest.fixture
+def late(fake: Ground) -> Path:
+    """A control program that fails as often as a file says, and answers then; the daemons are its own."""
+    silent = fake.folder / "silent"
+    program = fake.folder / "late-mps-control"
+    program.write_text(
+        f"""#!/bin/sh
+left=$(cat {silent} 2>/dev/null || echo 0)
+if [ "$left" -gt 0 ]; then echo $((left - 1)) > {silent}; exit 1; fi
+exec {FAKE} "$@"
+"""
+    )
+    program.chmod(0o755)
+    fake.program = str(program)
+    fake.settings = msgspec.structs.replace(fake.settings, control=fake.program)
+    fake.keeper = fake.new_keeper()
+    return silent
+
+
+class TestTakeOver:
+    """What a killed plugin left is asked three times before it is ended, since with it end its clients."""
+
+    @pytest.mark.parametrize(("silent", "kept"), [(1, True), (2, True), (3, False)])
+    def test_a_daemon_that_answers_the_third_time_is_kept_and_one_that_does_not_is_replaced(
+        self, fake: Ground, late: Path, silent: int, *, kept: bool
+    ) -> None:
+        fake.serving()
+        pid = fake.pid
+        assert "connected" == fake.control.command("fake client 1000")
+        lost, fake.keeper = fake.keeper, fake.new_keeper()
+        fake.abandon(lost)
+        late.write_text(str(silent))
+
+        fake.serving()
+
+        assert "0" == late.read_text().strip()
+        assert kept == (pid == fake.pid)
+        assert kept == (process.identify(pid) is not None)
+        # clients end with their daemon, and not without it
+        assert int(kept) == len(fake.control.servers())
+
+
 class TestNursery:
     """Daemons outlive the plugin that asked for them, and are ended by the one that does not want them."""
 

@@ -1,0 +1,217 @@
+"""The plugin is killed exactly inside a call of a real kubelet: before it sees it, within it, and with its answer lost.
+
+A proxy between the two holds the call there (e2e/faults/plugin_proxy.py). One GPU is counted by memory, one cut by MIG,
+and on each runs a pod that must not notice.
+"""
+
+import json
+import os
+import re
+import stat
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from cotenant.contract import grant as grants
+from device_plugin.nvml.fake_mig import StateFile
+from e2e import policies
+from e2e.agreement import GPU_MEM, GRANT, disagreements, phase, settled, why_failed, wrong_guesses
+from e2e.cluster import ControlPlane
+from e2e.faults.invariants import Picture, broken, leaks
+from e2e.faults.plugin_proxy import PluginProxy, Where
+from e2e.node import RealNode, container, pod
+from e2e.processes import wait_until
+from e2e.programs import RunningExtender, RunningPlugin
+from e2e.rest import Api, Object
+
+# 79 units, of which the bystander has 39; and seven slices, of which it has four of the eight places of memory.
+GPUS = """gpus:
+- {{model: NVIDIA H100 80GB HBM3, memory: 80GiB, reserved: 640MiB, uuid: {uuid}}}
+- {{model: NVIDIA A100-SXM4-40GB, memory: 40GiB, mig: true, computeCapability: [8, 0], device: {device}}}
+"""
+# What the driver lists in /proc/driver/nvidia-caps/mig-minors: a number for each instance that there may be.
+MINORS = "".join(
+    f"gpu1/gi{instance}/{what} {2 * instance + number}\n"
+    for instance in range(1, 15)
+    for number, what in enumerate(("access", "ci0/access"))
+)
+UUID = "GPU-00000000-0000-4000-8000-00000000000a"
+MIG = "nvidia.com/mig-{}"
+# What fits beside the bystander once, and not twice: who runs next has what the killed call did not keep.
+REST = {GPU_MEM: 40, MIG.format("3g.20gb"): 1}
+# What the kubelet says of a pod whose question was open when the plugin went.
+CUT_OFF = re.compile(r"rpc error: code = (Unavailable|Canceled)")
+
+
+@dataclass
+class Ground:
+    """All that runs."""
+
+    api: Api
+    node: RealNode
+    extender: RunningExtender
+    plugin: RunningPlugin
+    proxy: PluginProxy
+    state: StateFile
+    bystanders: dict[str, tuple[Object, int]] = field(default_factory=dict)
+    # all pods there have been, by UID
+    ever: dict[str, Object] = field(default_factory=dict)
+
+    def settled(self, name: str) -> Object:
+        seen = self.api.wait("Pod", name, settled, saying="an end", timeout_s=60)
+        self.ever[seen["metadata"]["uid"]] = seen
+        return seen
+
+    def running(self, name: str) -> Object:
+        seen = self.settled(name)
+        assert "Running" == phase(seen), why_failed(seen)
+        return seen
+
+    def kill(self) -> None:
+        """Kill the plugin and start it again."""
+        self.plugin.kill()
+        self.plugin.start()
+
+    def remove(self, *names: str) -> None:
+        for name in names:
+            self.api.delete("Pod", name)
+        for name in names:
+            self.api.wait("Pod", name, lambda seen: seen is None, saying="its end", timeout_s=60)
+
+    def instances(self) -> dict[str, tuple[str, str, int]]:
+        """List the instances that there are, by UUID: GPU, profile and start."""
+        return {one.uuid: (one.gpu, one.profile, one.start) for one in self.state.read().instances}
+
+
+def asking(name: str, resource: str, count: int) -> Object:
+    return pod(name, container("c0", limits={resource: count}))
+
+
+@pytest.fixture(scope="module")
+def ground(
+    control_plane: ControlPlane, real_node: RealNode, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Ground]:
+    directory = tmp_path_factory.mktemp("inside")
+    api = control_plane.api()
+    device = directory / "fake-gpu"
+    os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(1, 3))  # what /dev/null is
+    # what nvidia-ctk writes down of whole GPUs: where MIG is cut, containers get these by their CDI names as well
+    device_spec = {"name": UUID, "containerEdits": {"env": [f"INJECTED={UUID}"]}}
+    spec = real_node.cdi_directory / "nvidia.json"
+    spec.write_text(json.dumps({"cdiVersion": "0.6.0", "kind": "nvidia.com/gpu", "devices": [device_spec]}))
+    with (
+        policies.installed(api),
+        RunningExtender(control_plane, directory / "extender") as extender,
+        PluginProxy(real_node.pod_resources_socket) as proxy,
+    ):
+        scheduler = control_plane.start_scheduler(extender.scheduler_config())
+        plugin = RunningPlugin(
+            control_plane,
+            directory / "plugin",
+            node=real_node.name,
+            pod_resources=proxy.pod_resources,
+            gpus=GPUS.format(uuid=UUID, device=device),
+            configuration="gpus: [{indices: [1], family: mig-dynamic}]\ndeviceListStrategy: cdi-cri\n"
+            f"inventoryInterval: 60\ncdiDirectory: {real_node.cdi_directory}\n",
+            flags=[f"--kubelet-dir={proxy.kubelet_directory}"],
+        )
+        plugin.fake_gpus.with_name(f"{plugin.fake_gpus.name}.mig-minors").write_text(MINORS)
+        state = StateFile(plugin.fake_gpus.with_name(f"{plugin.fake_gpus.name}.mig.json"))
+        with plugin:
+            found = Ground(api, real_node, extender, plugin, proxy, state)
+            for name, resource, count in (
+                ("by-memory", GPU_MEM, 39),
+                ("by-mig", MIG.format("4g.20gb"), 1),
+            ):
+                api.create(asking(name, resource, count))
+                seen = found.running(name)
+                found.bystanders[name] = seen, real_node.pid(seen, "c0")
+            yield found
+            proxy.release()
+            found.remove(*(left["metadata"]["name"] for left in api.list("Pod", namespace="default")))
+            assert wait_until(lambda: found.instances() == {}, timeout_s=30)
+        control_plane.stop_scheduler(scheduler)
+    spec.unlink()
+
+
+def judged(ground: Ground, *names: str) -> list[str]:
+    """Hold the bystanders and the pods of these names, which run, to the API, their environment and the kubelet."""
+    wrong = []
+    for name, (before, pid) in ground.bystanders.items():
+        now = ground.api.get("Pod", name)
+        (was,), (is_,) = before["status"]["containerStatuses"], now["status"]["containerStatuses"]
+        if (was["containerID"], 0) != (is_["containerID"], is_["restartCount"]) or not Path(f"/proc/{pid}").exists():
+            wrong.append(f"{name} was disturbed: {now['status']}")
+    seen = [ground.api.get("Pod", name) for name in ("by-memory", "by-mig", *names)]
+    by_memory = [one for one in seen if GPU_MEM in one["spec"]["containers"][0]["resources"]["limits"]]
+    compared, said = disagreements(ground.node, by_memory, lambda node, one, name: node.environment(one, name))
+    wrong += said if compared == len(by_memory) else [*said, f"{compared} of {len(by_memory)} could be compared"]
+    # an instance is known by the place that was granted, and there is one for each that runs and no other
+    granted, saw = [], []
+    for one in (one for one in seen if one not in by_memory):
+        (asked,) = grants.decode(one["metadata"]["annotations"][GRANT]).containers
+        assert asked.mig is not None
+        granted.append((asked.gpus[0].uuid, asked.mig.profile, asked.mig.start))
+        saw.append(ground.instances().get(ground.node.environment(one, "c0")["NVIDIA_VISIBLE_DEVICES"]))
+    if granted != saw or sorted(granted) != sorted(ground.instances().values()):
+        wrong.append(f"granted {granted}, seen {saw}, there are {ground.instances()}")
+    picture = Picture.of(ground.api)
+    wrong += broken(picture)
+    leaked: list[str] = []
+
+    def quiet() -> bool:
+        with urllib.request.urlopen(f"http://{ground.extender.serve}/metrics", timeout=10) as answer:
+            leaked[:] = leaks(picture, answer.read().decode())
+        return not leaked
+
+    wait_until(quiet, timeout_s=10)
+    return [*wrong, *leaked, *wrong_guesses(ground.plugin.logs, list(ground.ever.values()))]
+
+
+@pytest.mark.parametrize("resource", REST)
+@pytest.mark.parametrize(
+    ("call", "where"),
+    [("GetPreferredAllocation", Where.INSIDE), ("Allocate", Where.BEFORE), ("Allocate", Where.AFTER)],
+)
+def test_a_plugin_killed_while_a_pod_is_being_admitted_costs_that_pod_and_nobody_its_gpu(
+    ground: Ground, call: str, where: Where, resource: str
+) -> None:
+    hold = ground.proxy.hold(resource, call, where)
+    ground.api.create(asking("killed", resource, REST[resource]))
+    assert hold.reached.wait(30)
+
+    ground.kill()
+
+    seen = ground.settled("killed")
+    assert "Failed" == phase(seen)
+    assert CUT_OFF.search(why_failed(seen)), why_failed(seen)
+    assert [] == judged(ground)
+    # the next one that its controller makes gets what it had, while it is still there to be looked at
+    ground.api.create(asking("next", resource, REST[resource]))
+    ground.running("next")
+    assert [] == judged(ground, "next")
+    ground.remove("killed", "next")
+
+
+@pytest.mark.parametrize(("resource", "count"), [(GPU_MEM, 13), (MIG.format("1g.5gb"), 1)])
+def test_a_plugin_killed_while_containers_are_about_to_start_costs_them_a_moment(
+    ground: Ground, resource: str, count: int
+) -> None:
+    # three pods stand at the three places at once: the kubelet asks for each in its own worker
+    for where in Where:
+        hold = ground.proxy.hold(resource, "PreStartContainer", where)
+        ground.api.create(asking(f"held-{where}", resource, count))
+        assert hold.reached.wait(30), where
+
+    ground.kill()
+
+    names = [f"held-{where}" for where in Where]
+    for name in names:
+        seen = ground.running(name)
+        assert 0 == seen["status"]["containerStatuses"][0]["restartCount"]
+    assert [] == judged(ground, *names)
+    ground.remove(*names)
+    assert [] == judged(ground)
