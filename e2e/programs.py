@@ -47,8 +47,8 @@ class RunningProgram:
             raise RuntimeError(f"{self._name} was not started")
         return self._program
 
-    def start(self) -> None:
-        """Start it and wait for its ready line."""
+    def start(self, *, wait: bool = True) -> None:
+        """Start it, and wait for its ready line or leave that to wait_ready()."""
         self._directory.mkdir(parents=True, exist_ok=True)
         log = self._directory / f"{self._name}-{len(self.logs) + 1}.log"
         self.logs.append(log)
@@ -58,7 +58,12 @@ class RunningProgram:
             command = [sys.executable, "-P", "-c", f"from {module} import main; main()"]
             environment = {"PYTHONPATH": str(self.source)}
         self._program = Program([*command, *self._flags], log=log, environment=environment)
-        self._program.wait_ready(lambda: f"{self._name} ready" in log.read_text())
+        if wait:
+            self.wait_ready()
+
+    def wait_ready(self) -> None:
+        """Wait for its ready line."""
+        self.program.wait_ready(lambda: f"{self._name} ready" in self.logs[-1].read_text())
 
     def kill(self) -> None:
         """End it as a crash would."""

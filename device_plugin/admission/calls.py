@@ -129,7 +129,8 @@ class Admission:
     def pre_start(self, resource: str, held: Iterable[str]) -> Admitted:
         """Check that the container that is about to start with ids *held* of *resource* is the one answered for.
 
-        After a restart of the plugin nothing is remembered; then its grant must explain the ids.
+        After a restart of the plugin nothing is remembered; then its grant must explain the ids. Containers start again
+        without another Allocate, so that their GPUs may be gone since.
         """
         held = frozenset(held)
         deadline = time.monotonic() + _PRE_START_SECONDS
@@ -187,13 +188,17 @@ class Admission:
 
     def _granted(self, candidate: Candidate) -> ContainerGrant:
         grant = identity.granted(candidate)
+        self._require_gpus(grant)
+        return grant
+
+    def _require_gpus(self, grant: ContainerGrant) -> None:
+        """Refuse a grant of GPUs that are not here: another node's, or of those this node had before."""
         for share in grant.gpus:
             if not self._has_gpu(share.uuid):
                 raise RefusedError(
                     Reason.BAD_GRANT,
                     f"container {grant.name} was granted GPU {share.uuid}, which this node does not have",
                 )
-        return grant
 
     def _list(self, deadline: float) -> list[ListedPod]:
         try:
@@ -250,6 +255,7 @@ class Admission:
         grant = identity.read_grant(pod, container, asked, self._names)
         try:
             ids.check(grant, held)
+            self._require_gpus(grant)
         except RefusedError as error:
             raise RefusedError(error.reason, str(error), pod) from error
         return Admitted(pod, grant)
@@ -267,6 +273,7 @@ class Admission:
                 try:
                     grant = identity.read_grant(pod, container.name, asked, self._names)
                     ids.check(grant, held)
+                    self._require_gpus(grant)
                 except RefusedError:
                     continue
                 return Admitted(pod, grant)
