@@ -69,6 +69,7 @@ class PluginProxy:
         self._lock = threading.Lock()
         self._holds: list[Hold] = []
         self._inside: Hold | None = None
+        self._standing: list[Hold] = []
         self._links: list[_Link] = []
         self._numbers = itertools.count()
         self._servers: list[grpc.Server] = []
@@ -105,12 +106,9 @@ class PluginProxy:
     def release(self) -> None:
         """Let everything go on that is held, and hold nothing more."""
         with self._lock:
-            holds, self._holds = self._holds, []
-            if self._inside is not None:
-                holds.append(self._inside)
-                self._inside = None
-        for hold in holds:
-            hold.released.set()
+            self._holds, self._inside = [], None
+            for hold in self._standing:
+                hold.released.set()
 
     def register(self, request: pb.RegisterRequest) -> None:
         """Put a socket of ours before the plugin's and register that; raise grpc.RpcError as the kubelet refuses."""
@@ -118,6 +116,7 @@ class PluginProxy:
             self.kubelet_directory / request.endpoint,
             DEVICE_PLUGINS / f"proxied-{next(self._numbers)}.sock",
             around=lambda call, pass_on: self._around(request.resource_name, call, pass_on),
+            gone=lambda: self._let_go(request.resource_name),
         )
         self._links.append(link)
         told = pb.RegisterRequest()
@@ -130,6 +129,13 @@ class PluginProxy:
             link.end()
             raise
 
+    def _let_go(self, resource: str) -> None:
+        """Let calls end that nobody waits for any more: the plugin has gone, and the kubelet knows."""
+        with self._lock:
+            for hold in self._standing:
+                if hold.resource == resource:
+                    hold.released.set()
+
     def _channel_to_kubelet(self) -> grpc.Channel:
         self._channel = grpc.insecure_channel(f"unix:{self._real_pod_resources}", options=_LOCAL)
         return self._channel
@@ -140,6 +146,7 @@ class PluginProxy:
             hold = next((one for one in self._holds if (one.resource, one.call) == (resource, call)), None)
             if hold is not None:
                 self._holds.remove(hold)
+                self._standing.append(hold)
                 if hold.where is Where.INSIDE:
                     self._inside = hold
         if hold is not None and hold.where is Where.BEFORE:
@@ -161,17 +168,25 @@ class PluginProxy:
 class _Link:
     """One registration: a socket before that of the plugin, which lasts as long as the plugin follows."""
 
-    def __init__(self, plugin: Path, socket: Path, around: Callable[[str, Callable[[], bytes]], bytes]) -> None:
+    def __init__(
+        self,
+        plugin: Path,
+        socket: Path,
+        around: Callable[[str, Callable[[], bytes]], bytes],
+        gone: Callable[[], None],
+    ) -> None:
         self.socket = socket
+        self._gone = gone
         self._channel = grpc.insecure_channel(f"unix:{plugin}", options=_LOCAL)
         self._server = _server(_Passing(self._channel, around, ended=self._ended))
         self._server.add_insecure_port(f"unix:{socket}")
         self._server.start()
 
     def end(self) -> None:
-        """Cut the kubelet off, whatever it waits for; more than once does no harm."""
+        """Cut the kubelet off, whatever it waits for, and let go who was held; more than once does no harm."""
         self._server.stop(grace=None).wait()
         self._channel.close()
+        self._gone()
 
     def _ended(self) -> None:
         # in a thread of its own: the stream that tells it is one of the server's
