@@ -197,7 +197,8 @@ class Admission:
             if not self._has_gpu(share.uuid):
                 raise RefusedError(
                     Reason.BAD_GRANT,
-                    f"container {grant.name} was granted GPU {share.uuid}, which this node does not have",
+                    f"container {grant.name} was granted GPU {share.uuid}, which this node does not have; delete "
+                    "the pod so that it is placed again",
                 )
 
     def _list(self, deadline: float) -> list[ListedPod]:
