@@ -155,7 +155,7 @@ def judged(ground: Ground, *names: str) -> list[str]:
         (asked,) = grants.decode(one["metadata"]["annotations"][GRANT]).containers
         assert asked.mig is not None
         granted.append((asked.gpus[0].uuid, asked.mig.profile, asked.mig.start))
-        saw.append(ground.instances().get(ground.node.environment(one, "c0")["NVIDIA_VISIBLE_DEVICES"]))
+        saw.append(ground.instances().get(ground.node.environment(one, "c0")["COTENANT_MIG_UUID"]))
     if granted != saw or sorted(granted) != sorted(ground.instances().values()):
         wrong.append(f"granted {granted}, seen {saw}, there are {ground.instances()}")
     picture = Picture.of(ground.api)
