@@ -90,7 +90,7 @@ def test_a_full_disk_under_checkpoint_and_sockets_costs_the_pods_of_that_moment_
     ground.plugin.kill()
     with small_disk(ground.node):
         ground.plugin.start()
-        ground.api.create(lasting("before", 30))
+        ground.api.create(lasting("before", 19))
         kept = {"before": ground.running("before")}
 
         # no room to write down an allocation: the kubelet rejects the pod, for which the plugin has answered
@@ -104,7 +104,7 @@ def test_a_full_disk_under_checkpoint_and_sockets_costs_the_pods_of_that_moment_
             assert "no space left on device" in seen["status"]["message"]
         assert [] == wrong(ground, kept)
 
-        # with room again the next ones get it, while the rejected are still there to be looked at: 30 + 6 x 20 = 150
+        # with room again the next ones get it, while the rejected are still there: 19 + 3 x 20 = 79 on one, 3 x 20 on the other
         filler.unlink()
         for n in range(6):
             ground.api.create(lasting(f"n{n}", 20))
