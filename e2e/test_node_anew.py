@@ -104,7 +104,7 @@ def test_a_full_disk_under_checkpoint_and_sockets_costs_the_pods_of_that_moment_
             assert "no space left on device" in seen["status"]["message"]
         assert [] == wrong(ground, kept)
 
-        # with room again the next ones get it, while the rejected are still there: 19 + 3 x 20 = 79 on one, 3 x 20 on the other
+        # with room again the next ones get it: 19 + 3 x 20 = 79 on one GPU, 3 x 20 on the other
         filler.unlink()
         for n in range(6):
             ground.api.create(lasting(f"n{n}", 20))
