@@ -157,6 +157,7 @@ def test_modes_stand_beside_each_other_and_rules_of_ones_own_replace_those_of_th
         ({"configuration": {"gpus": [{"family": "mig-dynamic"}]}}, "set devicePlugin.mig.enabled=true"),
         ({"mps": {"nursery": True}}, "set devicePlugin.mps.enabled=true"),
         ({"mig": {"configs": {"all": []}}}, "set devicePlugin.mig.enabled=true"),
+        ({"mig": {"enabled": True, "configs": {"all": []}}}, "add {family: mig-static}"),
         ({"configuration": {"migConfigs": "/etc/geometries"}}, "into devicePlugin.mig.configs instead"),
         ({"configuration": {"nvidiaConfig": "/etc/nvidia"}}, "in devicePlugin.nvidiaConfigMap instead"),
         ({"configuration": {"watchdog": {"interval": 5}}}, "set devicePlugin.memoryWatchdog=true"),
@@ -167,6 +168,14 @@ def test_modes_stand_beside_each_other_and_rules_of_ones_own_replace_those_of_th
 )
 def test_a_mode_without_what_it_needs_of_the_node_is_refused(values: Object, said: str) -> None:
     assert said in render(f"devicePlugin={json.dumps(values)}", check=False)
+
+
+def test_beside_nvidias_file_it_is_the_file_that_says_which_gpus_are_under_mps() -> None:
+    plugin = {"mps": {"enabled": True}, "nvidiaConfigMap": "shared-by-mps"}
+    maps = [one["data"] for one in objects(render(f"devicePlugin={json.dumps(plugin)}")) if one["kind"] == "ConfigMap"]
+    (text,) = (data["device-plugin-config.yaml"] for data in maps if "device-plugin-config.yaml" in data)
+    configuration = convert(text, DevicePluginConfiguration)
+    assert () == tuple(configuration.gpus)
 
 
 def test_a_nursery_is_the_one_of_the_example_and_the_plugin_is_told_of_it() -> None:

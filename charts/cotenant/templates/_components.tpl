@@ -67,6 +67,9 @@ applies them, so that both give the same rights: include "cotenant.components" (
 {{- $_ := set $merged "gpus" list -}}
 {{- else if and $plugin.mig.enabled $plugin.mps.enabled -}}
 {{- fail "devicePlugin.mig and devicePlugin.mps are both enabled: say in devicePlugin.configuration.gpus, or in its profiles, which GPUs are whose" -}}
+{{- else if and $plugin.mps.enabled $plugin.nvidiaConfigMap -}}
+{{- /* manifests/mps has all GPUs under MPS, and rules of ours go before NVIDIA's, which are to say which ones are. */ -}}
+{{- $_ := set $merged "gpus" list -}}
 {{- end -}}
 {{- if $plugin.mps.nursery }}{{ $_ := set $merged.mps "nursery" "/run/cotenant/mps/nursery.sock" }}{{ end -}}
 {{- if $plugin.mig.configs }}{{ $_ := set $merged "migConfigs" "/etc/cotenant/mig-configs.yaml" }}{{ end -}}
@@ -92,6 +95,11 @@ applies them, so that both give the same rights: include "cotenant.components" (
 {{- end -}}
 {{- if and $plugin.mig.configs (not $plugin.mig.enabled) -}}
 {{- fail "devicePlugin.mig.configs has the device plugin cut GPUs, for which it needs SYS_ADMIN: set devicePlugin.mig.enabled=true, or take the geometries out" -}}
+{{- end -}}
+{{- $static := false -}}
+{{- range $rules }}{{ if eq (.family | default "") "mig-static" }}{{ $static = true }}{{ end }}{{ end -}}
+{{- if and $plugin.mig.configs (not $static) -}}
+{{- fail "devicePlugin.mig.configs says how static GPUs are cut, and no rule makes any GPU static: add {family: mig-static} to devicePlugin.configuration.gpus, or take the geometries out" -}}
 {{- end -}}
 {{- if $given.migConfigs -}}
 {{- fail "devicePlugin.configuration.migConfigs names a path of which nothing is mounted: write the geometries into devicePlugin.mig.configs instead" -}}
