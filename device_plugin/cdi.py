@@ -1,9 +1,10 @@
-"""CDI specs of MIG instances that the driver's own spec does not know: one file each (cdiVersion 0.6.0).
+"""CDI specs of MIG instances that the driver's own spec may not know: one file each.
 
 Of an instance that is made for a pod, Allocate names the device before it exists; the container runtime looks it up
 when it makes the container, after PreStartContainer has written its spec, which also remembers whose it is. Instances
 that somebody has cut since `nvidia-ctk cdi generate` ran get one too: nobody runs it again for MIG (NVIDIA, "Support
-for Container Device Interface": the refresh service does not handle "runtime topology changes (MIG, ...)").
+for Container Device Interface": the refresh service does not handle "runtime topology changes (MIG, ...)"). And they
+keep it, whatever the driver's spec names later: the kubelet answers from its checkpoint when a container starts again.
 """
 
 import json
@@ -23,10 +24,14 @@ from cotenant.contract.units import id_prefix
 
 log = structlog.get_logger(__name__)
 
+# the first with annotations
 _VERSION = "0.6.0"
+_VERSIONS = re.compile(r"\d+\.\d+\.\d+")
 _PREFIX = "cotenant-mig-"
 # Files of instances that are there already have the UUID after it; MIG- is how NVML begins one.
 _CUT = "MIG-"
+# the annotation that has the UUID of their GPU
+_PARENT = "gpu"
 _SUFFIXES = {".json", ".yaml", ".yml"}
 _CAPABILITY = re.compile(r"/dev/nvidia-caps/nvidia-cap(\d+)")
 _DEVICES = Path("/proc/devices")
@@ -50,9 +55,10 @@ class _Spec(msgspec.Struct):
 
 
 class _Driver(NamedTuple):
-    """Hold what the driver's own spec says: the edits of all its devices, and their names."""
+    """Hold what the driver's own spec says: the edits of all its devices, the version that these need, and names."""
 
     edits: dict[str, Any]
+    version: str
     names: frozenset[str]
 
 
@@ -79,8 +85,10 @@ class SpecFolder:
         self._devices = devices
         self._warned = False
         self._read: dict[Path, tuple[tuple[int, int, int], _Driver | None]] = {}
-        # the UUIDs of the instances that have a spec of ours although they were not made for a pod
+        # the UUIDs of the static instances that are handed out by a spec of ours
         self._cut: frozenset[str] = frozenset()
+        # why the spec of an instance could not be written, by UUID: said once
+        self._failures: dict[str, str] = {}
 
     def full_name(self, gpu: str, instance: MIGInstance) -> str:
         """Give the name that Allocate answers with for an instance that is made when the container starts."""
@@ -108,39 +116,46 @@ class SpecFolder:
         path = self._path(gpu, instance)
         self._put(path, device_name(gpu, instance), owner.instance, nodes=nodes, driver=driver, annotations=annotations)
 
-    def follow(self, instances: Mapping[str, Sequence[tuple[str, str]]]) -> None:
-        """Have specs of the *instances* that are there and that the driver's own does not name, by UUID with nodes.
+    def follow(self, instances: Mapping[str, Mapping[str, Sequence[tuple[str, str]]]]) -> None:
+        """Have specs of the static *instances*: pairs of nodes by UUID, by that of each GPU that could be read.
 
-        Where no spec of the driver's is seen, the node's folders are not here or it is being written: nothing is done.
+        Those of other GPUs stay: nobody knows whether they are gone. What the driver's own spec names is handed out by
+        that name from now on, and keeps ours for the containers that were given it before. Where no spec of the
+        driver's is seen, the node's folders are not here or it is being written: nothing is done.
         """
         driver = self._driver()
         if driver is None:
             return
+        for gpu, there in instances.items():
+            for uuid, nodes in there.items():
+                self._follow(gpu, uuid, nodes, driver)
+        present = {uuid for there in instances.values() for uuid in there}
         kept = set()
-        for uuid, nodes in instances.items():
-            if uuid in driver.names:
-                continue
-            try:
-                self._put(
-                    self._folder / f"{_PREFIX}{uuid}.json", uuid, uuid, nodes=nodes, driver=driver, annotations={}
-                )
-                kept.add(uuid)
-            except (CapabilityError, OSError) as error:
-                log.warning("cdi.not_written", instance=uuid, error=str(error))
-        if kept - self._cut:
-            log.info("cdi.written", instances=sorted(kept - self._cut), why="the driver's own spec does not name them")
-        self._cut = frozenset(kept)
         for path in self._folder.glob(f"{_PREFIX}{_CUT}*.json"):
-            if path.stem.removeprefix(_PREFIX) not in kept:
+            uuid = path.stem.removeprefix(_PREFIX)
+            if uuid in present or self._annotations(path).get(self._key(_PARENT)) not in instances:
+                kept.add(uuid)
+            else:
                 path.unlink(missing_ok=True)
+        cut = frozenset(kept - driver.names)
+        if cut - self._cut:
+            log.info("cdi.written", instances=sorted(cut - self._cut), why="the driver's own spec does not name them")
+        self._cut = cut
+
+    def _follow(self, gpu: str, uuid: str, nodes: Sequence[tuple[str, str]], driver: _Driver) -> None:
+        path = self._folder / f"{_PREFIX}{uuid}.json"
+        try:
+            self._put(path, uuid, uuid, nodes=nodes, driver=driver, annotations={self._key(_PARENT): gpu})
+        except (CapabilityError, OSError) as error:
+            if self._failures.get(uuid) != str(error):
+                self._failures[uuid] = str(error)
+                log.warning("cdi.not_written", instance=uuid, error=str(error))
+        else:
+            self._failures.pop(uuid, None)
 
     def owner(self, gpu: str, instance: MIGInstance) -> Owner | None:
         """Say whom the instance was made for; None where that was not written down, or cannot be read."""
-        try:
-            spec = msgspec.json.decode(self._path(gpu, instance).read_bytes(), type=_Spec)
-        except (OSError, msgspec.MsgspecError):
-            return None
-        found = spec.annotations or {}
+        found = self._annotations(self._path(gpu, instance))
         values = [found.get(self._key(field)) for field in Owner.__struct_fields__]
         return Owner(*[value for value in values if value is not None]) if None not in values else None
 
@@ -154,6 +169,12 @@ class SpecFolder:
         for path in self._folder.glob(f"{_PREFIX}{id_prefix(gpu)}-*.json"):
             if path.name not in kept:
                 path.unlink(missing_ok=True)
+
+    def _annotations(self, path: Path) -> dict[str, str]:
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=_Spec).annotations or {}
+        except (OSError, msgspec.MsgspecError):
+            return {}
 
     def _put(
         self,
@@ -180,6 +201,8 @@ class SpecFolder:
             spec["annotations"] = dict(annotations)
         if driver is not None and driver.edits:
             spec["containerEdits"] = driver.edits
+            # they may have fields that CDI refuses under an older one (specs-go, MinimumRequiredVersion)
+            spec["cdiVersion"] = max(_VERSION, driver.version, key=_numbers)
         text = json.dumps(spec)
         if _text(path) == text:
             return
@@ -229,7 +252,7 @@ class SpecFolder:
         `nvidia-ctk cdi generate` writes that spec and knows the driver; it is not done again here.
         """
         found = list(self._drivers())
-        return _Driver(found[0].edits, frozenset().union(*(one.names for one in found))) if found else None
+        return found[0]._replace(names=frozenset().union(*(one.names for one in found))) if found else None
 
     def _drivers(self) -> Iterator[_Driver]:
         for path in (path for folder in self._searched for path in sorted(folder.glob("*"))):
@@ -254,7 +277,14 @@ def _parsed(text: str, kind: str) -> _Driver | None:
     edits, devices = spec.get("containerEdits"), spec.get("devices")
     listed = devices if isinstance(devices, list) else []
     names = frozenset(str(one["name"]) for one in listed if isinstance(one, dict) and "name" in one)
-    return _Driver(edits if isinstance(edits, dict) else {}, names)
+    version = str(spec.get("cdiVersion"))
+    return _Driver(
+        edits if isinstance(edits, dict) else {}, version if _VERSIONS.fullmatch(version) else _VERSION, names
+    )
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")]
 
 
 def _text(path: Path) -> str | None:

@@ -119,8 +119,7 @@ class Cutter:
             raise _Refused("it names no GPU of family mig-static")
         due = {gpu.uuid: gpu for gpu in gpus if gpu.uuid in cuts and not self._is_so(gpu, cuts[gpu.uuid])}
         if not due:
-            self._announced = frozenset()
-            return True
+            return self._done()
         self._refuse_held(due)
         if self._clock() < self._not_before:
             raise _Refused(self._failure)
@@ -136,7 +135,10 @@ class Cutter:
             self._not_before = self._clock() + self._pause
             self._failure = f"{error}; it is tried again, ever more seldom"
             raise _Refused(self._failure) from error
-        self._announced = frozenset()
+        return self._done()
+
+    def _done(self) -> bool:
+        self._announced, self._pause, self._not_before = frozenset(), 0.0, 0.0
         return True
 
     def _is_so(self, gpu: PhysicalGPU, cut: Cut) -> bool:

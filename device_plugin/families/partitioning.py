@@ -66,8 +66,9 @@ class Partitioning:
         self.dynamic: Mapping[str, PhysicalGPU] = {}
         # what MIG GPUs are cut into, by UUID
         self.cut: Mapping[str, MIG] = {}
-        # the device nodes of static instances, by UUID, where these are handed out
+        # the device nodes of static instances, by UUID, where these are handed out; and by their GPU what was read last
         self.nodes: Mapping[str, Sequence[tuple[str, str]]] = {}
+        self._nodes: Mapping[str, Mapping[str, Sequence[tuple[str, str]]]] = {}
 
     @property
     def unfit(self) -> dict[str, str]:
@@ -90,9 +91,11 @@ class Partitioning:
         self.cut = self.partitions.look(gpus, self._unexplained)
         # before they are offered
         if self._hands_nodes:
-            self.nodes = self.partitions.nodes(gpus)
-        if self._by_cdi:
-            self.specs.follow(self.nodes)
+            read = self.partitions.nodes(gpus)
+            self._nodes = {**self._nodes, **read}
+            self.nodes = {uuid: nodes for there in self._nodes.values() for uuid, nodes in there.items()}
+            if self._by_cdi:
+                self.specs.follow(read)
 
     def sweep(self) -> bool:
         """Destroy the instances that no pod holds any more; tell whether other ones than before had to stay."""

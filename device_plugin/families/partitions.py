@@ -71,6 +71,8 @@ class Partitions:
         self._names = names
         self._last: dict[str, MIG] = {}
         self._gpus: Mapping[str, int] = {}
+        # why a GPU could not be read, by UUID and what was asked for: said once
+        self._failures: dict[tuple[str, str], str] = {}
 
     def families(self, gpus: Iterable[PhysicalGPU], family: Family) -> dict[str, PhysicalGPU]:
         """Give the GPUs of one family that are fit to be asked, by UUID."""
@@ -94,11 +96,12 @@ class Partitions:
                     profiles = self._nvml.mig_profiles(gpu.index)
                     there = self._nvml.mig_instances(gpu.index) if family is Family.MIG_STATIC else ()
                 except (MIGError, NVMLUnavailableError) as error:
-                    log.warning("mig.not_read", gpu=uuid, error=str(error))
+                    self._warn(uuid, "look", error)
                     # it may have failed since it was looked at
                     if uuid in self._last:
                         found[uuid] = self._last[uuid]
                     continue
+                self._failures.pop((uuid, "look"), None)
                 # one without a compute instance is being made by somebody, or was left behind
                 instances = tuple(one.instance for one in there if one.uuid)
                 found[uuid] = MIG(
@@ -122,20 +125,31 @@ class Partitions:
         try:
             there = self._nvml.mig_instances(self._gpus[uuid])
         except MIGError as error:
-            log.warning("mig.not_read", gpu=uuid, error=str(error))
+            self._warn(uuid, "locate", error)
             return None
+        self._failures.pop((uuid, "locate"), None)
         return next((one.instance for one in there if one.id == number and one.uuid), None)
 
-    def nodes(self, gpus: Sequence[PhysicalGPU]) -> dict[str, list[tuple[str, str]]]:
-        """Name the device nodes of the instances that are given, by MIG UUID; none of a GPU that does not tell them."""
-        found: dict[str, list[tuple[str, str]]] = {}
-        for gpu in self.families(gpus, Family.MIG_STATIC).values():
+    def nodes(self, gpus: Sequence[PhysicalGPU]) -> dict[str, dict[str, list[tuple[str, str]]]]:
+        """Name the device nodes of the instances that are given, by MIG UUID, by that of each GPU that can be read."""
+        found: dict[str, dict[str, list[tuple[str, str]]]] = {}
+        given = self.families(gpus, Family.MIG_STATIC)
+        for gpu in gpus:
+            if gpu.fault:
+                continue
             try:
-                there = self._nvml.mig_instances(gpu.index)
-                found |= {one.uuid: self._nvml.mig_nodes(gpu, one) for one in there if one.uuid}
-            except MIGError as error:
-                log.warning("mig.not_read", gpu=gpu.uuid, error=str(error))
+                there = self._nvml.mig_instances(gpu.index) if gpu.uuid in given else ()
+                found[gpu.uuid] = {one.uuid: self._nvml.mig_nodes(gpu, one) for one in there if one.uuid}
+            except (MIGError, NVMLUnavailableError) as error:
+                self._warn(gpu.uuid, "nodes", error)
+            else:
+                self._failures.pop((gpu.uuid, "nodes"), None)
         return found
+
+    def _warn(self, gpu: str, asked: str, error: Exception) -> None:
+        if self._failures.get((gpu, asked)) != str(error):
+            self._failures[gpu, asked] = str(error)
+            log.warning("mig.not_read", gpu=gpu, error=str(error))
 
     def _shares(self, gpu: PhysicalGPU, profiles: Iterable[MIGProfile]) -> tuple[InstanceShares, ...]:
         """Say which profiles' instances are shared among those that the extender grants."""

@@ -1,11 +1,13 @@
 """CDI specs of MIG instances: what a container gets of one that has just been made."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from structlog.testing import capture_logs
 
 from cotenant.contract.inventory import MIGInstance
 from cotenant.contract.names import Names
@@ -66,12 +68,12 @@ class TestDeviceNodes:
         assert [] == list((tmp_path / "cdi").glob("*"))
 
 
-def driver_spec(folder: Path, library: str, *names: str, kind: str = "nvidia.com/gpu") -> None:
+def driver_spec(folder: Path, library: str, *names: str, kind: str = "nvidia.com/gpu", version: str = "0.5.0") -> None:
     """Write a spec as `nvidia-ctk cdi generate` does."""
     folder.mkdir(exist_ok=True)
     edits = {"env": ["NVIDIA_VISIBLE_DEVICES=void"], "mounts": [{"hostPath": library, "containerPath": library}]}
     devices = [{"name": name, "containerEdits": {}} for name in names]
-    text = yaml.safe_dump({"cdiVersion": "0.5.0", "kind": kind, "devices": devices, "containerEdits": edits})
+    text = yaml.safe_dump({"cdiVersion": version, "kind": kind, "devices": devices, "containerEdits": edits})
     (folder / "nvidia.yaml").write_text(text)
 
 
@@ -84,7 +86,15 @@ class Folders:
 
     def __init__(self, folder: Path) -> None:
         self.generated, self.etc = folder / "run", folder / "etc"
+        self.anew()
+
+    def anew(self) -> None:
+        """Start the plugin anew."""
         self.specs = SpecFolder(self.generated, Names(), "nvidia.com/gpu", also=[self.etc])
+
+    def follow(self, *instances: str) -> None:
+        """Look at a GPU that has these instances."""
+        self.specs.follow({GPU: {uuid: [] for uuid in instances}})
 
     def ours(self) -> dict[str, dict[str, Any]]:
         found = (json.loads(path.read_text()) for path in self.generated.glob("cotenant-mig-*.json"))
@@ -118,6 +128,18 @@ class TestTheDriversOwnSpec:
 
         assert ["/lib/cuda.so"] == libraries(folders.made())
 
+    @pytest.mark.parametrize(
+        ("driver", "expected"),
+        [("0.5.0", "0.6.0"), ("0.7.0", "0.7.0"), ("0.10.0", "0.10.0"), ("1.0.0", "1.0.0"), ("newest", "0.6.0")],
+    )
+    def test_what_is_copied_from_it_is_under_a_version_that_has_its_fields(
+        self, folders: Folders, driver: str, expected: str
+    ) -> None:
+        driver_spec(folders.etc, "/lib/cuda.so", version=driver)
+
+        # and never under one that has no annotations, which came with 0.6.0
+        assert expected == folders.made()["cdiVersion"]
+
     def test_what_nvidias_runtime_would_inject_besides_is_nothing(self, folders: Folders) -> None:
         (device,) = folders.made()["devices"]
 
@@ -132,12 +154,12 @@ class TestInstancesThatSomebodyCut:
     ) -> None:
         driver_spec(folders.etc, "/lib/cuda.so", "GPU-1", "MIG-old")
 
-        folders.specs.follow({"MIG-old": [], "MIG-new": [("/dev/nvidia0", "/dev/null")]})
+        folders.specs.follow({GPU: {"MIG-old": [], "MIG-new": [("/dev/nvidia0", "/dev/null")]}})
 
         assert "nvidia.com/gpu=MIG-old" == folders.specs.name_of("MIG-old")
         assert "nvidia.com/gpu=GPU-1" == folders.specs.name_of("GPU-1")
         assert "cotenant.io/mig=MIG-new" == folders.specs.name_of("MIG-new")
-        (spec,) = folders.ours().values()
+        spec = folders.ours()["cotenant.io/mig=MIG-new"]
         assert ["/lib/cuda.so"] == libraries(spec)
         expected = {
             "env": ["NVIDIA_VISIBLE_DEVICES=void", "COTENANT_MIG_UUID=MIG-new"],
@@ -145,22 +167,77 @@ class TestInstancesThatSomebodyCut:
         }
         assert expected == spec["devices"][0]["containerEdits"]
 
-    def test_it_goes_with_the_instance_or_when_the_drivers_spec_names_it(self, folders: Folders) -> None:
+    def test_it_goes_with_the_instance(self, folders: Folders) -> None:
         driver_spec(folders.etc, "/lib/cuda.so")
-        folders.specs.follow({"MIG-a": [], "MIG-b": []})
+        folders.follow("MIG-a", "MIG-b")
         made = folders.made()
 
-        folders.specs.follow({"MIG-b": []})
+        folders.follow("MIG-b")
+
         assert "nvidia.com/gpu=MIG-a" == folders.specs.name_of("MIG-a")
         assert {"cotenant.io/mig=MIG-b", f"cotenant.io/mig={made['devices'][0]['name']}"} == {*folders.ours()}
 
-        driver_spec(folders.etc, "/lib/cuda.so", "MIG-b")
-        folders.specs.follow({"MIG-b": []})
-        assert "nvidia.com/gpu=MIG-b" == folders.specs.name_of("MIG-b")
+        folders.follow()
         assert [made] == list(folders.ours().values())
 
+    def test_a_container_that_was_given_it_starts_again_after_the_drivers_spec_names_it_and_after_a_reboot(
+        self, folders: Folders
+    ) -> None:
+        """The kubelet keeps Allocate's answer in its checkpoint, and does not ask again."""
+        driver_spec(folders.etc, "/lib/cuda.so")
+        folders.follow("MIG-a")
+        given = folders.specs.name_of("MIG-a")
+        assert "cotenant.io/mig=MIG-a" == given
+
+        driver_spec(folders.etc, "/lib/cuda.so", "MIG-a")
+        folders.follow("MIG-a")
+        assert given in folders.ours()
+        # whoever comes now is given what is known without us
+        assert "nvidia.com/gpu=MIG-a" == folders.specs.name_of("MIG-a")
+
+        # the folder of generated specs is empty after a reboot
+        shutil.rmtree(folders.generated)
+        folders.anew()
+        folders.follow("MIG-a")
+        assert given in folders.ours()
+
+    def test_those_of_a_gpu_that_cannot_be_read_stay_and_are_handed_out_under_their_name(
+        self, folders: Folders
+    ) -> None:
+        driver_spec(folders.etc, "/lib/cuda.so")
+        folders.specs.follow({GPU: {"MIG-a": []}, "GPU-other": {"MIG-b": []}})
+
+        for restarted in (False, True):
+            if restarted:
+                folders.anew()
+            folders.follow()
+
+            assert ["cotenant.io/mig=MIG-b"] == [*folders.ours()]
+            assert "cotenant.io/mig=MIG-b" == folders.specs.name_of("MIG-b")
+
+        folders.specs.follow({"GPU-other": {}})
+        assert {} == folders.ours()
+
+    def test_what_cannot_be_written_is_told_of_once_and_keeps_what_there_was(
+        self, folders: Folders, tmp_path: Path
+    ) -> None:
+        driver_spec(folders.etc, "/lib/cuda.so")
+        folders.follow("MIG-a")
+        node = (CAPABILITY, str(tmp_path / "none"))
+        unlisted = SpecFolder(
+            folders.generated, Names(), "nvidia.com/gpu", also=[folders.etc], devices=tmp_path / "none"
+        )
+
+        with capture_logs() as logs:
+            for _ in range(3):
+                unlisted.follow({GPU: {"MIG-a": [node]}})
+
+        assert ["cdi.not_written"] == [one["event"] for one in logs if one["log_level"] == "warning"]
+        assert "cotenant.io/mig=MIG-a" == unlisted.name_of("MIG-a")
+        assert ["cotenant.io/mig=MIG-a"] == [*folders.ours()]
+
     def test_where_no_spec_of_the_drivers_is_seen_nothing_is_written(self, folders: Folders) -> None:
-        folders.specs.follow({"MIG-a": []})
+        folders.follow("MIG-a")
 
         assert {} == folders.ours()
         assert "nvidia.com/gpu=MIG-a" == folders.specs.name_of("MIG-a")

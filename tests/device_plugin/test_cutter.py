@@ -115,3 +115,25 @@ def test_whoever_asks_for_something_else_does_not_wait(bench: Bench, change: str
         bench.geometries.write_text(FILE.replace("{1g.5gb: 7}", "{7g.40gb: 1}"))
     bench.look(3)
     assert ["7g.40gb"] == bench.there()
+
+
+def test_a_trouble_after_a_success_is_tried_again_as_soon_as_the_first_was(bench: Bench) -> None:
+    bench.ask("small")
+    # 20 s, 40 more, and a wait of 80 that the success ends
+    for seconds in (0, 20, 40):
+        bench.now += seconds
+        bench.look(2)
+    bench.write()
+    bench.now += 80
+    bench.look(3)
+    assert "success" == bench.told.state
+
+    # a person destroys what was made
+    for one in bench.nvml.mig_instances(0):
+        bench.nvml.destroy_mig_instance(0, one)
+    bench.write(REFUSING)
+    bench.look(2)
+    bench.write()
+    bench.now += 20
+    bench.look(3)
+    assert ["1g.5gb"] * 7 == bench.there()

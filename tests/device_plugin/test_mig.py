@@ -438,8 +438,11 @@ class TestStatic:
         assert "failRequestsGreaterThanOne refuses them; ask for 1" in kubelet.message(pods[2])
 
     def test_a_gpu_that_fails_keeps_its_instances_and_offers_none_of_them(self, static: Cut) -> None:
+        static.cdi.mkdir()
+        (static.cdi / "nvidia.yaml").write_text("{kind: nvidia.com/gpu, devices: []}")
         static.node.write_gpus([A100])
         static.cut(("1g.5gb", 0))
+        static.config += "deviceListStrategy: cdi-cri\n"
         static.start()
         pod = static.add("p", placed("1g.5gb", 0, instance=static.uuid_at(0)))
         static.node.running(pod)
@@ -451,6 +454,8 @@ class TestStatic:
         assert 1 == len(found.gpus[0].mig.instances)
         assert 1 == kubelet.devices.capacity()[0][resource]
         assert "Running" == kubelet.phase(pod)
+        # which its container needs to start again
+        assert static.spec(f"cotenant.io/mig={static.uuid_at(0)}")
 
     def test_instances_that_a_person_makes_and_destroys_are_followed(self, static: Cut) -> None:
         static.node.write_gpus([A100])
