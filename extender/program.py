@@ -186,7 +186,7 @@ class Extender:
         routes.everything_else(
             rest,
             synced=self._feed.synced,
-            ended=lambda: [*threads.ended(), *self._feed.ended()],
+            ended=self._ended,
             metrics=metrics,
             review={
                 "mutate": lambda body: review.mutating_review(body, settings),
@@ -266,6 +266,11 @@ class Extender:
         self._feed.stop()
         self._evictor.stop()
         self._events.stop()
+
+    def _ended(self) -> list[str]:
+        """Name the threads that have ended and should not have."""
+        followed = self._election.ended() if isinstance(self._election, Follow) else []
+        return [*self._threads.ended(), *self._feed.ended(), *followed]
 
     def _evicted(self, cause: str, outcome: str) -> None:
         self._metrics.evicted(cause, outcome)

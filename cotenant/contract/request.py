@@ -193,10 +193,15 @@ def _with_room(request: PodRequest, pod: Pod) -> PodRequest:
         return request
     size = sum(len(key.encode()) + len(value.encode()) for key, value in theirs.items())
     if size + ours > MAX_ANNOTATIONS_BYTES:
+        less = (
+            "give it less in annotations"
+            if ours < MAX_ANNOTATIONS_BYTES
+            else "ask in fewer containers, or for fewer GPUs"
+        )
         raise RequestError(
             Reason.NO_ROOM_FOR_GRANT,
             f"the pod's annotations have {size} bytes and a grant may take {ours} more, {MAX_ANNOTATIONS_BYTES} are "
-            "allowed; once bound nobody could update the pod, so give it less in annotations",
+            f"allowed; once bound nobody could update the pod, so {less}",
         )
     return request
 

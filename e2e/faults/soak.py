@@ -235,7 +235,13 @@ def plot(findings: Findings, file: Path) -> None:
 
 
 @click.command()
-@click.option("--seconds", default=7200.0, show_default=True, help="How long pods come and go.")
+@click.option(
+    "--seconds",
+    default=7200.0,
+    type=click.FloatRange(min=60.0),
+    show_default=True,
+    help="How long pods come and go. Under 6,800 at 20 a second, caches may still be filling.",
+)
 @click.option("--rate", default=20.0, show_default=True, help="Pods a second.")
 @click.option("--seed", default=1, show_default=True)
 @click.option("--stand-ins", is_flag=True, help="Stand-ins for API server and scheduler too.")

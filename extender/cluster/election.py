@@ -84,6 +84,10 @@ class Follow:
         """End the watch; kube-scheduler gives the Lease back by itself."""
         self._reflector.stop()
 
+    def ended(self) -> list[str]:
+        """Name the watch where its thread has ended without being told to."""
+        return ["watch lease"] if self._reflector.ended else []
+
     def replaced(self, objects: list[Lease], started: int, unreadable: list[Unreadable]) -> None:  # noqa: ARG002
         """Take over a LIST, which has the one Lease or none."""
         self._take(objects[0] if objects else Lease())

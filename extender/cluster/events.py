@@ -21,6 +21,7 @@ _QUEUE = 1_000
 _KEPT = 1_000
 _KEPT_SECONDS = 60.0
 _LOOK_SECONDS = 0.5
+_THREAD = "events"
 
 
 def _now() -> datetime:
@@ -63,7 +64,8 @@ class Events:
         self._queue: queue.Queue[_Told | None] = queue.Queue(_QUEUE)
         # only the thread's
         self._kept: list[_Told] = []
-        self._thread = (threads or Threads()).of("events", self._turn)
+        self._threads = threads or Threads()
+        self._thread = self._threads.of(_THREAD, self._turn)
         self._thread.start()
 
     def complain(self, uid: str, key: str, reason: str, sentence: str) -> None:
@@ -100,7 +102,8 @@ class Events:
         if self._may_write():
             kept, self._kept = self._kept, []
             for one in kept:
-                self._say(one)
+                with self._threads.surviving(_THREAD):
+                    self._say(one)
 
     def _say(self, told: _Told) -> None:
         if (told.uid, told.reason) in self._told:

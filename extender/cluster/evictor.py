@@ -21,6 +21,7 @@ _REQUEST_SECONDS = 5.0
 _REMEMBERED = 10_000
 _HOUR = 3600.0
 _LOOK_SECONDS = 0.05
+_THREAD = "overuse"
 
 # Told of a pod: its UID, namespace/name, a reason, and a sentence.
 Tell = Callable[[str, str, str, str], None]
@@ -65,7 +66,8 @@ class Evictor:
         self._evicted: TTLCache[str, None] = TTLCache(_REMEMBERED, _HOUR)
         self._queue: queue.Queue[tuple[str, str | None] | None] = queue.Queue()
         self._stopping = threading.Event()
-        self._thread = (threads or Threads()).of("overuse", self._turn)
+        self._threads = threads or Threads()
+        self._thread = self._threads.of(_THREAD, self._turn)
 
     def start(self, synced: Callable[[], bool]) -> None:
         """Begin to follow; *synced* tells whether all nodes and pods have been read once."""
@@ -126,9 +128,10 @@ class Evictor:
         elif text is not None:
             self._unsure.add(text)
         if self._queue.empty() and self._may_write():
-            for uid in self._unsure - self._reports.all_over():
-                self._unmark(uid)
-            self._unsure.clear()
+            unsure, self._unsure = self._unsure - self._reports.all_over(), set()
+            for uid in unsure:
+                with self._threads.surviving(_THREAD):
+                    self._unmark(uid)
         return True
 
     def _follow(self, node: str, text: str | None) -> None:
@@ -141,11 +144,13 @@ class Evictor:
             self._unsure.update(outcome.ended)  # for when we are the one that writes
             return
         for uid in outcome.ended:
-            self._unmark(uid)
+            with self._threads.surviving(_THREAD):
+                self._unmark(uid)
         for suspect in outcome.over.values():
-            self._mark(suspect)
-            if self._grace is not None and suspect.last - suspect.since >= self._grace:
-                self._evict(suspect)
+            with self._threads.surviving(_THREAD):
+                self._mark(suspect)
+                if self._grace is not None and suspect.last - suspect.since >= self._grace:
+                    self._evict(suspect)
 
     def _mark(self, suspect: Suspect) -> None:
         hold = self._ledger.hold(suspect.uid)

@@ -169,8 +169,9 @@ class Preemptor:
         if not done:
             # what cannot be seen to is not tried at every turn, and nothing is kept for it without end
             self._drop(pod.uid)
-            if self._kept.pop(pod.uid, None) is not None:
-                self._ledger.release(pod.uid)
+            self._kept.pop(pod.uid, None)
+            # it may have been promised and not be noted here yet
+            self._ledger.release(pod.uid)
 
     def _drop(self, uid: str) -> None:
         with self._condition:

@@ -29,8 +29,6 @@ PAGE = 500
 MAX_PAGE = 1_000
 MAX_QUERY = 100
 _LONGEST_CONTINUE = 400
-# What the API server takes of any object.
-_LARGEST_POD = 3 << 20
 
 _encode = msgspec.json.Encoder().encode
 # some ten times as fast where PyYAML was built with libyaml, as its wheels are
@@ -121,7 +119,6 @@ def _explain(inspector: Inspector, form: str, *, namespace: str, pod: str) -> Re
 
 
 def _simulate(inspector: Inspector, form: str) -> Response:
-    request.max_content_length = _LARGEST_POD
     try:
         pod = _pod.decode(request.get_data(cache=False))
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:

@@ -1,9 +1,9 @@
 """The bodies of requests: each within what its path takes, and all that are under way within a budget of bytes.
 
 A body counts from before its first byte is read until its answer is made. Where there is no room for one more, the
-client that has been sending for longest is hung up on, if it has had time enough; so clients that send slowly, or
-promise a body and never send it, take nobody's room. Where all are being answered the next waits a moment, and is then
-told to come again.
+client that has been sending for longest is hung up on, if it has had time enough, and the smallest body that waits is
+the next; so clients that send slowly, or promise large bodies and never send them, keep no small one waiting for long.
+Where all are being answered the next waits a moment, and is then told to come again.
 """
 
 import threading
@@ -49,6 +49,10 @@ class Bodies(Generic[C]):
         self._taken: dict[C, int] = {}
         # who sends, since when, the longest first
         self._sending: dict[C, float] = {}
+        # what those that were hung up on are about to give back
+        self._ended: dict[C, int] = {}
+        # how large the bodies are that wait for room
+        self._waiting: list[int] = []
 
     def read(self, connection: C, source: BinaryIO, path: str, length: int | None) -> tuple[bytes | BodyError, bool]:
         """Read a body of *length*, None where it comes in chunks; tell whether all of it was read.
@@ -77,6 +81,7 @@ class Bodies(Generic[C]):
         with self._changed:
             self._room += self._taken.pop(connection)
             self._sending.pop(connection, None)
+            self._ended.pop(connection, None)
             self._changed.notify_all()
 
     def _chunks(self, connection: C, source: BinaryIO, path: str, most: int) -> tuple[bytes | BodyError, bool]:
@@ -106,22 +111,35 @@ class Bodies(Generic[C]):
         now = time.monotonic()
         deadline = now + self._limits.patience
         with self._changed:
-            while self._room < size:
-                slowest = next((one for one in self._sending if one is not connection), None)
-                due = deadline if slowest is None else min(deadline, self._sending[slowest] + self._limits.enough)
-                if slowest is not None and due < deadline and due <= now:
-                    # its own thread gives back what it has taken, as soon as it notices
-                    del self._sending[slowest]
-                    self._hang_up(slowest)
-                elif now >= deadline:
+            self._waiting.append(size)
+            try:
+                while self._room < size or min(self._waiting) < size:
+                    slowest = next((one for one in self._sending if one is not connection), None)
+                    # one is enough where what it gives back is
+                    if slowest is None or self._room + sum(self._ended.values()) >= size:
+                        due = deadline
+                    else:
+                        due = min(deadline, self._sending[slowest] + self._limits.enough)
+                    if slowest is not None and due < deadline and due <= now:
+                        # its own thread gives back what it has taken, as soon as it notices
+                        del self._sending[slowest]
+                        self._ended[slowest] = self._taken[slowest]
+                        self._hang_up(slowest)
+                    elif now >= deadline or connection in self._ended:
+                        return False
+                    else:
+                        self._changed.wait(due - now)
+                    now = time.monotonic()
+                if connection in self._ended:  # what came of it before it was hung up on is no use
                     return False
-                else:
-                    self._changed.wait(due - now)
-                now = time.monotonic()
-            self._room -= size
-            self._taken[connection] = self._taken.get(connection, 0) + size
-            self._sending.setdefault(connection, now)
-        return True
+                self._room -= size
+                self._taken[connection] = self._taken.get(connection, 0) + size
+                self._sending.setdefault(connection, now)
+                return True
+            finally:
+                self._waiting.remove(size)
+                if self._waiting:
+                    self._changed.notify_all()
 
     def _sent(self, connection: C) -> None:
         with self._changed:
@@ -137,7 +155,7 @@ class Bodies(Generic[C]):
 
 def _too_long(path: str, length: int | None, most: int) -> BodyError:
     if most == 0:
-        return BodyError(f"{path}: a request for this path has no body", TOO_LARGE)
+        return BodyError(f"{path}: a request for this path has no body, or there is no such path", TOO_LARGE)
     many = "more" if length is None else f"{length} bytes, more"
     return BodyError(f"{path}: the request has {many} than the {most} bytes allowed", TOO_LARGE)
 

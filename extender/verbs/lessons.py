@@ -34,7 +34,8 @@ class Lessons:
         if self._stopping.is_set():
             return False
         self._judge.learn(pause=self._pause)
-        return True
+        # learn() clears the news, that of stop() too
+        return not self._stopping.is_set()
 
     def _pause(self) -> None:
         self._stopping.wait(_PAUSE_SECONDS)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import http.client
+import os
 import socket
 import threading
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from io import BytesIO
+from typing import TYPE_CHECKING, Self
 
 import pytest
 
-from extender.http.bodies import Limits
+from extender.http.bodies import Bodies, Limits
 from extender.http.call_server import CallServer
 from extender.http.calls import Answer, BodyError
 from tests.extender.running import PATIENCE, eventually
@@ -51,6 +55,24 @@ class Echo:
             connection.shutdown(socket.SHUT_WR)
             with connection.makefile("rb") as answer:
                 return answer.read()
+
+
+class Pipe:
+    """Be a connection's end that is read, and that gives what was sent and then waits."""
+
+    def __init__(self) -> None:
+        end, self._into = os.pipe()
+        self.source = os.fdopen(end, "rb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._into)
+        self.source.close()
+
+    def send(self, part: bytes) -> None:
+        os.write(self._into, part)
 
 
 @pytest.fixture
@@ -211,7 +233,7 @@ class TestBodies:
     @pytest.mark.parametrize(
         ("request_", "sentence"),
         [
-            (post(b"/page", b"x"), b"/page: a request for this path has no body"),
+            (post(b"/page", b"x"), b"/page: a request for this path has no body, or there is no such path"),
             (post(b"/a", b"x" * 101), b"/a: the request has 101 bytes, more than the 100 bytes allowed"),
             (post(b"/a", b"x" * (1 << 20)), b"/a: the request has 1048576 bytes, more than the 100 bytes allowed"),
             (
@@ -220,7 +242,7 @@ class TestBodies:
             ),
             (
                 b"GET /page HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n",
-                b"/page: a request for this path has no body",
+                b"/page: a request for this path has no body, or there is no such path",
             ),
         ],
         ids=["none", "one too many", "far too many", "chunks", "a chunk for none"],
@@ -272,6 +294,46 @@ class TestBodies:
             assert echo.say(post(b"/a", b"%100d" % n)).endswith(b"%d" % n)
 
         assert eventually(lambda: echo.server._bodies._room >= 50)
+
+    def test_no_more_are_hung_up_on_than_have_to_be_and_what_they_still_send_is_no_use(self) -> None:
+        hung_up: list[int] = []
+        bodies: Bodies[int] = Bodies(Limits(lambda _: 100, 250, patience=PATIENCE, enough=0.01), hung_up.append)
+        with ExitStack() as stack, ThreadPoolExecutor() as threads:
+            # five that send 50 each fill it, and say no more for now
+            pipes = [stack.enter_context(Pipe()) for _ in range(5)]
+            slow = [threads.submit(bodies.read, n, pipe.source, "/", None) for n, pipe in enumerate(pipes)]
+            for pipe in pipes:
+                pipe.send(b"32\r\n" + b"x" * 50 + b"\r\n")
+            assert eventually(lambda: bodies._room == 0)
+
+            small = threads.submit(bodies.read, 5, BytesIO(b"x" * 10), "/", 10)
+            assert eventually(lambda: hung_up)
+            (first,) = hung_up
+            pipes[first].send(b"a\r\n" + b"x" * 10 + b"\r\n0\r\n\r\n")
+            refused, whole = slow[first].result(PATIENCE)
+            bodies.give_back(first)
+
+            assert (True, False) == (isinstance(refused, BodyError), whole)
+            assert (b"x" * 10, True) == small.result(PATIENCE)
+            assert [first] == hung_up
+            for pipe in pipes:
+                pipe.send(b"0\r\n\r\n")
+
+    def test_the_smallest_body_that_waits_is_the_next(self) -> None:
+        bodies: Bodies[int] = Bodies(Limits(lambda _: 100, 100, patience=PATIENCE), lambda _: None)
+        with ThreadPoolExecutor() as threads:
+            bodies.read(0, BytesIO(b"x" * 100), "/", 100)
+            large = threads.submit(bodies.read, 1, BytesIO(b"x" * 100), "/", 100)
+            assert eventually(lambda: bodies._waiting == [100])
+            small = threads.submit(bodies.read, 2, BytesIO(b"x"), "/", 1)
+            assert eventually(lambda: bodies._waiting == [100, 1])
+
+            bodies.give_back(0)
+
+            assert (b"x", True) == small.result(PATIENCE)
+            assert [100] == bodies._waiting
+            bodies.give_back(2)
+            assert (b"x" * 100, True) == large.result(PATIENCE)
 
     def test_one_that_hangs_up_in_the_middle_gives_its_room_back(self, echo: Echo) -> None:
         for _ in range(5):

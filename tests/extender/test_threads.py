@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -25,6 +26,7 @@ from extender.cluster.writership import Sole, Writership
 from extender.ledger import Hold, Ledger
 from extender.placement.fit import Placement, grant, place
 from extender.threads import Threads
+from extender.verbs.lessons import Lessons
 from extender.verbs.wire import BindArgs
 from tests.builders import NAMES, a_node, a_pod
 from tests.extender.running import Running, eventually, submit
@@ -121,6 +123,21 @@ class TestEach:
         assert {"events": 1} == threads.failures()
         events.stop()
 
+    def test_events_that_were_kept(self, api: ApiServer, cluster: Cluster, threads: Threads) -> None:
+        writing = threading.Event()
+        now = Once(datetime.now(UTC))
+        events = Events(cluster, "me", may_write=writing.is_set, now=now, threads=threads)
+        for name in ("first", "second", "third"):
+            pod = submit(api, a_pod().named(name))
+            events.complain(pod["metadata"]["uid"], f"default/{name}", "BadGrant", "it is a test")
+        assert eventually(lambda: len(events._kept) == 3)
+
+        writing.set()
+
+        assert eventually(lambda: [event["regarding"]["name"] for event in api.events()] == ["second", "third"])
+        assert {"events": 1} == threads.failures()
+        events.stop()
+
     def test_nominations(self, api: ApiServer, cluster: Cluster, threads: Threads, ledger: Ledger) -> None:
         nominator = Nominator(cluster, ledger, Once(None), threads=threads)
         for name in ("first", "second"):
@@ -208,6 +225,33 @@ class TestEach:
         assert {"settle bindings": 1} == threads.failures()
         assert ["n1"] * 2 == [(api.pod(one.PodName) or {})["spec"]["nodeName"] for one in args]
         binder.stop()
+
+
+class Learning:
+    """Learn until somebody has news, which may be that it is to stop, and forget them then, as a judge does."""
+
+    def __init__(self) -> None:
+        self.news = threading.Event()
+        self.begun = threading.Event()
+
+    def learn(self, pause: object = None) -> None:
+        if pause is not None:
+            self.news.clear()
+            self.begun.set()
+            assert self.news.wait(30)
+            self.news.clear()
+
+
+def test_learning_stops_where_it_is_told_to_within_a_lesson(threads: Threads) -> None:
+    judge = Learning()
+    lessons = Lessons(cast("Judge", judge), threads)
+    lessons.start()
+    judge.news.set()
+    assert judge.begun.wait(30)
+
+    lessons.stop()
+
+    assert not lessons._thread.is_alive()
 
 
 class Sometimes(Sole):

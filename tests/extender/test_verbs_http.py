@@ -424,8 +424,8 @@ class TestEverythingElse:
     @pytest.mark.parametrize(
         ("path", "size", "status", "words"),
         [
-            ("/healthz", 1, 413, "/healthz: a request for this path has no body"),
-            ("/metrics", 20 << 20, 413, "/metrics: a request for this path has no body"),
+            ("/healthz", 1, 413, "/healthz: a request for this path has no body, or there is no such path"),
+            ("/metrics", 20 << 20, 413, "/metrics: a request for this path has no body, or there is no such path"),
             ("/admission/validate", (6 << 20) + 1, 413, "the request has 6291457 bytes, more than the 6291456 bytes"),
             ("/admission/validate", 6 << 20, 200, "the body is no AdmissionReview"),
             ("/v1/simulate", (3 << 20) + 1, 413, "the request has 3145729 bytes, more than the 3145728 bytes"),
