@@ -39,7 +39,7 @@ from device_plugin.metrics import Metrics, Snapshot
 from device_plugin.mps.keeper import MPSKeeper
 from device_plugin.mps.plan import max_clients, name_of, pipe_of, plans
 from device_plugin.nvml import NVML, NVMLUnavailableError, PhysicalGPU
-from device_plugin.offers import Offers
+from device_plugin.offers import Offers, may_be_shares
 from device_plugin.publisher import Publisher
 from device_plugin.serving import HTTPServing
 from device_plugin.sharing import Rules, Sharing
@@ -137,7 +137,7 @@ class DevicePlugin:
         self._rules = Rules(configuration, config_file, configuration.nvidia_config, self._tell_configuration)
         self._labels = labels_of(cluster, node) if self._rules.by_label else {}
         self._sharing = Sharing(())
-        self._holders = PodResources(pod_resources, lambda resource: resource in self._offers.ungranted)
+        self._holders = PodResources(pod_resources, lambda resource: may_be_shares(resource, names))
         self._coexistence = self._watch_others(PodResources(pod_resources, lambda _resource: True), node)
         self._mps = MPSKeeper(
             configuration.mps,

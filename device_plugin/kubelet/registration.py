@@ -114,8 +114,12 @@ class Registration:
         self._stream_changed.set()
         if first:
             self._serving_changed(serving=True)
-        self._greeting = Loop(f"connected {self._resource}", self._connected)
-        self._greeting.start()
+        greeting = Loop(f"connected {self._resource}", self._connected)
+        with self._guard:
+            before, self._greeting = self._greeting, greeting
+        if before is not None:
+            before.retire()  # one that goes on failing has nothing to do that this one does not
+        greeting.start()
 
     def ended(self) -> None:
         """Count a stream that has ended."""

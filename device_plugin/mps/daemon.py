@@ -61,7 +61,10 @@ class Daemon:
         self.plan = plan
         self._nursery = nursery
         self._folder = folder
-        self._control = Control(program, folder, plan.uuids, answer_seconds)
+        self._answer_seconds = answer_seconds
+        self._configured = Control(program, folder, plan.uuids, answer_seconds)
+        # of the daemon that runs, which another program may have started
+        self._control = self._configured
         self._gpus = gpus
         self._changed = changed
         self._look_seconds = look_seconds
@@ -130,20 +133,24 @@ class Daemon:
         found = Process(record.process)
         if not found.alive:
             return False
-        if (record.program, record.uuids) == (self._control.program, self.plan.uuids):
-            # on a busy node one answer may be late, and to end it ends its clients
-            for _ in range(_SILENT_LOOKS):
-                try:
-                    self._control.servers()
-                except MPSError as error:
-                    log.warning("mps.leftover_silent", daemon=self.plan.name, error=str(error))
-                else:
-                    self._process = found
-                    return True
+        if record.uuids == self.plan.uuids:
+            # where mps.control was edited, both programs may command it, or one of them may be no more
+            for program in dict.fromkeys((self._configured.program, record.program)):
+                control = Control(program, self._folder, record.uuids, self._answer_seconds)
+                # on a busy node one answer may be late, and to end it ends its clients
+                for _ in range(_SILENT_LOOKS):
+                    try:
+                        control.servers()
+                    except MPSError as error:
+                        log.warning("mps.leftover_silent", daemon=self.plan.name, error=str(error))
+                    else:
+                        self._process, self._control = found, control
+                        return True
         _quit(Control(record.program, self._folder, record.uuids), found)
         return False
 
     def _launch(self, record: Record | None) -> None:
+        self._control = self._configured
         for folder in (self._control.pipe, self._control.log):
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o755)

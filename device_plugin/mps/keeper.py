@@ -162,7 +162,8 @@ class MPSKeeper:
             if folder.name in kept:
                 log.info("mps.leftover_kept", daemon=folder.name, why="pods use it, or may; it is not as planned")
                 self._start(other[folder.name])
-            elif folder.name not in wanted:
+            elif folder.name in other:
+                # also of a group that is still planned: GPUs may have left it, which get their compute modes back
                 log.info("mps.leftover_ended", daemon=folder.name)
                 end(folder, Control(record.program, folder, record.uuids), None, self)
 
@@ -190,18 +191,24 @@ class MPSKeeper:
                     f"this program has another {_SHM} than containers under MPS, which have {shm}: mount that, or set "
                     f"mps.shm to {_SHM} where this program runs in no container"
                 )
-        return {uuid: _asked(self._nvml.compute_mode, self._gpus[uuid].index) for uuid in plan.uuids}
+        return {uuid: _asked(self._nvml.compute_mode, self._index(uuid)) for uuid in plan.uuids}
 
     def close(self, plan: Plan) -> None:
         """Let nobody use the plan's GPUs but an MPS server; raise MPSError."""
         for uuid in plan.uuids:
-            _asked(self._nvml.set_exclusive, self._gpus[uuid].index)
+            _asked(self._nvml.set_exclusive, self._index(uuid))
 
     def restore(self, modes: Mapping[str, int]) -> None:
         """Set compute modes, of GPUs that are still there; raise MPSError."""
         for uuid, mode in modes.items():
             if uuid in self._gpus:
                 _asked(self._nvml.set_compute_mode, self._gpus[uuid].index, mode)
+
+    def _index(self, uuid: str) -> int:
+        gpu = self._gpus.get(uuid)
+        if gpu is None:
+            raise MPSError(f"GPU {uuid} is gone, without which it cannot be started; it ends when its pods have ended")
+        return gpu.index
 
 
 def _asked(function: Callable[..., R], *arguments: int) -> R:

@@ -17,6 +17,7 @@ from cotenant.contract.inventory import Health
 from cotenant.contract.units import GIB, id_prefix
 from cotenant.standins.api_rules import NODES, PODS
 from device_plugin.admission.ids import MAX_IDS, layout
+from device_plugin.kubelet.registration import Registration
 from tests.device_plugin.node import NAMES, NODE, SECONDS, Node, container_grant, granted, pod_spec, uuid
 
 UNITS = 160  # two GPUs of 80 GiB in units of 1 GiB
@@ -337,6 +338,23 @@ def wait_for(condition: Callable[[], bool]) -> bool:
             return True
         tick.wait(0.02)
     return False
+
+
+def test_a_greeting_that_goes_on_failing_is_given_up_for_that_of_the_next_stream(tmp_path: Path) -> None:
+    def fails() -> None:
+        raise ValueError("as every time")
+
+    registration = Registration(tmp_path, "a/greeted", serving_changed=lambda **_: None, connected=fails)
+
+    def greeting() -> int:
+        return sum(thread.name == "connected a/greeted" for thread in threading.enumerate())
+
+    for _ in range(5):
+        registration.opened()
+        registration.ended()
+    assert wait_for(lambda: greeting() == 1)
+    registration.retire()
+    assert wait_for(lambda: greeting() == 0)
 
 
 def test_no_pod_of_a_storm_with_kubelet_restarts_gets_another_pods_gpu() -> None:

@@ -28,7 +28,7 @@ from device_plugin.mps.keeper import MPSKeeper
 from device_plugin.mps.nursery import Nursery
 from device_plugin.mps.plan import Limit, Plan, max_clients, plans
 from device_plugin.nvml import NVML, NVMLUnavailableError, PhysicalGPU
-from tests.device_plugin.node import NAMES, SECONDS, Node, container_grant, uuid
+from tests.device_plugin.node import NAMES, NODE, SECONDS, Node, container_grant, uuid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -348,6 +348,22 @@ class TestTakeOver:
         # clients end with their daemon, and not without it
         assert int(kept) == len(fake.control.servers())
 
+    @pytest.mark.parametrize("there", [True, False], ids=["another program", "one that is not there"])
+    def test_an_edit_of_the_control_program_ends_no_daemon(self, fake: Ground, *, there: bool) -> None:
+        fake.serving()
+        pid = fake.pid
+        lost, fake.keeper = fake.keeper, fake.new_keeper()
+        fake.abandon(lost)
+        program = fake.folder / "edited"
+        if there:
+            program.symlink_to(FAKE)
+        fake.settings = msgspec.structs.replace(fake.settings, control=str(program))
+        fake.keeper = fake.new_keeper()
+
+        fake.serving()
+        assert pid == fake.pid
+        assert process.identify(pid) is not None
+
 
 class TestNursery:
     """Daemons outlive the plugin that asked for them, and are ended by the one that does not want them."""
@@ -498,6 +514,29 @@ class TestInUse:
         assert {} == pair.keeper.unfit
         assert DEFAULT == pair.gpu.compute_mode
 
+    def test_a_gpu_that_left_a_group_whose_daemon_had_died_gets_its_compute_mode_back(self, pair: Ground) -> None:
+        pair.keep(self.BOTH)
+        until(lambda: not pair.said("group-one", 1), "both GPUs to be served")
+        pid = self.pid(pair)
+        lost, pair.keeper = pair.keeper, pair.new_keeper()
+        pair.abandon(lost)
+        os.killpg(pid, signal.SIGKILL)
+        until(lambda: process.identify(pid) is None, "the end of the daemon with its plugin")
+
+        pair.keep(pair.plan)
+        until(lambda: not pair.said("group-one"), "the first GPU to be served")
+        assert [EXCLUSIVE, DEFAULT] == [gpu.compute_mode for gpu in pair.nvml.gpus()]
+
+    def test_a_daemon_whose_gpu_is_gone_says_so_when_it_is_to_be_started_again(self, pair: Ground) -> None:
+        pair.used = None
+        lost, pair.keeper = pair.keeper, pair.new_keeper()
+        pair.abandon(lost)
+        pid = self.pid(pair)
+        (pair.folder / "gpus.yaml").write_text(f"gpus: [{{model: Fake, memory: 80GiB, uuid: {uuid(1)}}}]")
+        pair.keep()
+        os.killpg(pid, signal.SIGKILL)
+        until(lambda: f"GPU {uuid(0)} is gone" in pair.said("group-one"), "the sentence")
+
     def test_one_that_was_kept_holds_clients_to_what_its_gpus_are_to_have_now(self, pair: Ground) -> None:
         pair.used = frozenset({uuid(0)})
         lost, pair.keeper = pair.keeper, pair.new_keeper()
@@ -612,6 +651,37 @@ class TestOnANode:
             node.stop_plugin()
             assert process.identify(record.process.pid) is None
             assert DEFAULT == NVML.open(fake=node.gpu_file).gpus()[0].compute_mode
+
+    def test_shares_that_another_rule_gave_away_keep_the_daemon_of_a_nursery(self, root: Path) -> None:
+        socket = root / "nursery.sock"
+        running = Nursery(socket, FAKE)
+        thread = threading.Thread(target=running.run)
+        thread.start()
+        mps = f"mps: {{control: {FAKE}, root: {root}, shm: /dev/shm, nursery: {socket}}}"
+        shares = "{indices: [0], family: replicas, mode: mps, resource: nvidia.com/gpu, replicas: 2}"
+        try:
+            with Node(["16GiB"] * 2, config=f"gpus: [{shares}]\n{mps}") as node:
+                node.kubelet.wait(lambda: node.kubelet.allocatable("nvidia.com/gpu") == 2, "the shares")
+                limits = {"resources": {"limits": {"nvidia.com/gpu": "1"}}}
+                spec = {"nodeName": NODE, "containers": [{"name": "main", **limits}]}
+                node.running(node.add_pod("p", annotations={}, spec=spec))
+                record = process.read(root / uuid(0) / RECORD)
+                assert record is not None and record.process is not None  # noqa: PT018
+
+                node.stop_plugin()
+                node.configure(mps)
+                node.start_plugin()
+                # edits are taken one after the other, each once it is known who holds what, and daemons kept after each
+                for family in ("replicas", "memory"):
+                    node.edit(f"inventoryInterval: 0.05\n{mps}\ngpus: [{{indices: [1], family: {family}}}]")
+                    node.wait_published(family, lambda i, family=family: str(i.gpus[1].family) == family)
+                assert process.runs(record)
+                found = node.published()
+                assert found is not None
+                assert "pods use the MPS control daemon" in found.gpus[0].detail
+        finally:
+            running.stop()
+            thread.join()
 
     def test_a_gpu_that_mps_left_closed_is_not_shared_in_turns(self) -> None:
         with Node(["16GiB"] * 2) as node:

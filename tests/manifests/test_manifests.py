@@ -608,14 +608,19 @@ class TestModes:
         script = tmp_path / "twice.sh"
         one = shlex.join(commands[0])
         script.write_text(
-            f"set -e; mount -t tmpfs nothing /run; mkdir -p /run/cotenant/mps/shm; {one} & {one}; wait; {one}\n"
+            # where an earlier release's daemons and clients have the folder beneath for theirs, it stays the one
+            f"set -e; mount -t tmpfs nothing /run; mkdir -p /run/cotenant/mps/shm\n"
+            f"touch /run/cotenant/mps/shm/theirs; {one}\n"
+            "ls /run/cotenant/mps/shm; umount /run\n"
+            f"mount -t tmpfs nothing /run; mkdir -p /run/cotenant/mps/shm; {one} & {one}; wait; {one}\n"
             "cd /run/cotenant/mps; stat --format=%a shm; findmnt --noheadings --output FSTYPE,OPTIONS $PWD/shm\n"
         )
         done = subprocess.run(["unshare", "--mount", "sh", str(script)], capture_output=True, text=True, check=False)
         if "Operation not permitted" in done.stderr:
             pytest.skip("nothing may be mounted here")
         assert "" == done.stderr
-        mode, *mounts = done.stdout.splitlines()
+        left, mode, *mounts = done.stdout.splitlines()
+        assert "theirs" == left
         assert ("1777", 1) == (mode, len(mounts))
         assert {"tmpfs", "nosuid", "nodev", "noexec"} <= {*re.split("[ ,]+", mounts[0])}
 
