@@ -111,7 +111,11 @@ class Ground:
 
     def active(self) -> Replica | None:
         """Find the replica that holds the Lease."""
-        return self.replicas.get(self.lease()[0].rpartition("_")[0])
+        return self.held_by(self.lease()[0])
+
+    def held_by(self, holder: str) -> Replica | None:
+        """Find the replica of that name in a Lease."""
+        return self.replicas.get(holder.rpartition("_")[0])
 
     def bindings(self, offset: int) -> tuple[list[Write], int]:
         """List the Bindings of the extender that were sent since *offset* in the audit log."""
@@ -132,10 +136,11 @@ def take_overs(ground: Ground, count: int, *, seed: int = 1) -> Iterator[tuple[s
             _wait_bound(ground, offset, "the load is not bound")
             time.sleep(rng.uniform(0, 1))
             how = "kill -9" if number % 2 == 0 else "SIGSTOP"
-            active = ground.active()
+            # in one look: it may change hands at any moment, where the machine is busy
+            holder, term = ground.lease()
+            active = ground.held_by(holder)
             if active is None:
                 raise TimeoutError("nobody holds the Lease")
-            term = ground.lease()[1]
             _, offset = ground.cluster.audit()
             began = time.time()
             active.kill() if how == "kill -9" else active.freeze()
