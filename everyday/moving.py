@@ -25,8 +25,10 @@ PAGES: Mapping[str, tuple[dict[str, str], int]] = {
     "hami": ({"nvidia.com/gpu": "20", "nvidia.com/gpumem": "160000", "nvidia.com/gpucores": "200"}, 3 * GIB),
     "volcano": ({"volcano.sh/vgpu-number": "20", "volcano.sh/vgpu-memory": "160000"}, 16 * GIB),
     "nvidia": ({"nvidia.com/gpu": "8"}, 10 * GIB),
+    # half of 40 GiB
+    "kai": ({"nvidia.com/gpu": "8"}, 20 * GIB),
 }
-SCHEDULERS = ("default-scheduler", "hami-scheduler", "volcano")
+SCHEDULERS = ("default-scheduler", "hami-scheduler", "volcano", "kai-scheduler")
 _CRD = {
     "apiVersion": "apiextensions.k8s.io/v1",
     "kind": "CustomResourceDefinition",
