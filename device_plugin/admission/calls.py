@@ -115,15 +115,16 @@ class Admission:
             ids.check(grant, chosen)
         except RefusedError as error:
             raise self._refuse(error, found) from error
+        digest = ids.digest(chosen)
         with self._lock:
             if len(found) == 1:
                 uid = found[0].pod.uid
                 self._answered[uid, found[0].container] = None
-                before = [holder for holder in self._holders_of(chosen) if holder != uid]
-                self._holders[ids.digest(chosen)] = (*before[1 - _HOLDERS :], uid)
+                before = [holder for holder in self._holders.get(digest, ()) if holder != uid]
+                self._holders[digest] = (*before[1 - _HOLDERS :], uid)
             else:
                 # it may be any of them, and PreStartContainer will see which
-                self._holders.pop(ids.digest(chosen), None)
+                self._holders.pop(digest, None)
         return Admitted(found[0].pod if len(found) == 1 else None, grant)
 
     def pre_start(self, resource: str, held: Iterable[str]) -> Admitted:
@@ -208,7 +209,9 @@ class Admission:
             raise RefusedError(Reason.NOT_IDENTIFIED, str(error)) from error
 
     def _holders_of(self, held: frozenset[str]) -> tuple[str, ...]:
-        return self._holders.get(ids.digest(held), ())
+        digest = ids.digest(held)
+        with self._lock:
+            return self._holders.get(digest, ())
 
     def _past(self) -> Past:
         return Past(
@@ -244,8 +247,7 @@ class Admission:
                 ) from error
         if pod is None:
             raise RefusedError(Reason.POD_GONE, f"pod {name}: {Reason.POD_GONE.sentence}")
-        with self._lock:
-            holders = self._holders_of(held)
+        holders = self._holders_of(held)
         if holders and pod.uid not in holders:
             raise RefusedError(
                 Reason.NOT_IDENTIFIED,
@@ -263,8 +265,7 @@ class Admission:
 
     def _init_container(self, asked: Asked, held: frozenset[str]) -> Admitted:
         """Find the ordinary init container that starts with *held*: the kubelet does not list these."""
-        with self._lock:
-            holders = self._holders_of(held)
+        holders = self._holders_of(held)
         for pod in self._pods.all_known():
             if pod.ended or (holders and pod.uid not in holders):
                 continue

@@ -74,6 +74,15 @@ class Cut:
         for profile, start in instances:
             nvml.create_mig_instance(gpu, profile, start)
 
+    def start_cut_since_the_drivers_spec(self, *instances: tuple[str, int]) -> None:
+        """Start the plugin, handing out by CDI, with instances that the driver's own spec does not name."""
+        self.cdi.mkdir()
+        (self.cdi / "nvidia.yaml").write_text("{kind: nvidia.com/gpu, devices: []}")
+        self.node.write_gpus([A100])
+        self.cut(*instances)
+        self.config += "deviceListStrategy: cdi-cri\n"
+        self.start()
+
     def there(self) -> list[tuple[str, int]]:
         """List the instances that are there, complete ones."""
         return sorted((one.profile, one.start) for one in self.state.read().instances if one.uuid)
@@ -338,12 +347,7 @@ class TestStatic:
     def test_an_instance_that_was_cut_since_the_drivers_cdi_spec_was_written_is_handed_out_by_ours(
         self, static: Cut
     ) -> None:
-        static.cdi.mkdir()
-        (static.cdi / "nvidia.yaml").write_text("{kind: nvidia.com/gpu, devices: []}")
-        static.node.write_gpus([A100])
-        static.cut(("1g.5gb", 0))
-        static.config += "deviceListStrategy: cdi-cri\n"
-        static.start()
+        static.start_cut_since_the_drivers_spec(("1g.5gb", 0))
 
         pod = static.add("p", placed("1g.5gb", 0, instance=static.uuid_at(0)))
         static.node.running(pod)
@@ -438,12 +442,7 @@ class TestStatic:
         assert "failRequestsGreaterThanOne refuses them; ask for 1" in kubelet.message(pods[2])
 
     def test_a_gpu_that_fails_keeps_its_instances_and_offers_none_of_them(self, static: Cut) -> None:
-        static.cdi.mkdir()
-        (static.cdi / "nvidia.yaml").write_text("{kind: nvidia.com/gpu, devices: []}")
-        static.node.write_gpus([A100])
-        static.cut(("1g.5gb", 0))
-        static.config += "deviceListStrategy: cdi-cri\n"
-        static.start()
+        static.start_cut_since_the_drivers_spec(("1g.5gb", 0))
         pod = static.add("p", placed("1g.5gb", 0, instance=static.uuid_at(0)))
         static.node.running(pod)
         static.node.write_gpus([{**A100, "lost": True}])
