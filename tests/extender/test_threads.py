@@ -11,22 +11,29 @@ import msgspec
 import pytest
 
 from cotenant.cluster import connect
-from cotenant.contract.configuration import FragmentedPreemption
+from cotenant.contract import overuse as reports
+from cotenant.contract.configuration import FragmentedPreemption, Writer
+from cotenant.contract.overuse import Overuser, OveruseReport
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest, parse
 from cotenant.contract.units import GIB
+from cotenant.standins.api_rules import PODS
 from extender.cluster.binder import Binder
+from extender.cluster.election import Follow
 from extender.cluster.events import Events
 from extender.cluster.evictions import Evictions
 from extender.cluster.evictor import Evictor
+from extender.cluster.neighbourhood import Neighbourhood
 from extender.cluster.nominator import Nominator
 from extender.cluster.preemptor import Preemptor
 from extender.cluster.writership import Sole, Writership
 from extender.ledger import Hold, Ledger
 from extender.placement.fit import Placement, grant, place
 from extender.threads import Threads
+from extender.verbs.judge import Judge
 from extender.verbs.lessons import Lessons
+from extender.verbs.victims import Search
 from extender.verbs.wire import BindArgs
 from tests.builders import NAMES, a_node, a_pod
 from tests.extender.running import Running, eventually, submit
@@ -39,8 +46,6 @@ if TYPE_CHECKING:
     from cotenant.contract.grant import Grant
     from cotenant.standins.api_server import ApiServer
     from extender.ledger import NodeView
-    from extender.verbs.judge import Judge
-    from extender.verbs.victims import Search
 
 
 class Once:
@@ -171,6 +176,37 @@ class TestEach:
         assert {"preempt": 1} == threads.failures()
         preemptor.stop()
 
+    def test_preemption_keeps_no_memory_for_a_pod_that_it_could_not_see_to_the_end(
+        self, api: ApiServer, cluster: Cluster, threads: Threads, ledger: Ledger
+    ) -> None:
+        ledger.observe_node(a_node("n1").with_gpus(1, "10GiB").build())
+        resident = submit(api, a_pod().named("resident").asking(8))
+        body = a_pod().named("vip").asking(8).as_json()
+        body["spec"]["priority"] = 10
+        vip = api.create(PODS, body, "default")
+        hold = assumed(ledger, resident, 8)
+        ledger.confirm(resident["metadata"]["uid"])
+        binding = {"metadata": {"name": "resident", "annotations": {NAMES.grant: hold.grant}}, "target": {"name": "n1"}}
+        api.store.bind(("default", "resident"), binding)
+        preemptor = Preemptor(
+            cluster,
+            ledger,
+            Judge(ledger, NAMES, GIB, "best-fit"),
+            Search(ledger, Neighbourhood(cluster)),
+            # after the eviction, for which memory has been promised, and before that is noted
+            evictions=Evictions(cluster, Once(None)),
+            tell=lambda *_: None,
+            configuration=FragmentedPreemption(after=0.001),
+            threads=threads,
+        )
+        pod = read(vip)
+        preemptor.look(pod, request_of(pod), frozenset({"n1"}))
+
+        assert eventually(lambda: {"preempt": 1} == threads.failures() and not ledger.promises())
+        assert [("resident", 201)] == evictions(api)
+        assert preemptor.lasts(pod.uid) is None
+        preemptor.stop()
+
     def test_over_users(self, cluster: Cluster, threads: Threads, ledger: Ledger) -> None:
         may_write = Once(answer=True)
         evictor = Evictor(
@@ -188,6 +224,32 @@ class TestEach:
             evictor.node_seen("n1", {NAMES.overusers: f"report {beat} that cannot be read"})
 
         assert eventually(lambda: may_write.times >= 2)
+        assert {"overuse": 1} == threads.failures()
+        evictor.stop()
+
+    def test_over_users_of_one_report(self, api: ApiServer, cluster: Cluster, threads: Threads, ledger: Ledger) -> None:
+        ledger.observe_node(a_node("n1").with_gpus(1, "10GiB").build())
+        pods = [submit(api, a_pod().named(name).asking(2)) for name in ("first", "second")]
+        for pod in pods:
+            assumed(ledger, pod, 2)
+        told: list[tuple[str, str]] = []
+        evictor = Evictor(
+            cluster,
+            ledger,
+            NAMES,
+            lambda _uid, key, reason, _why: told.append((key, reason)),
+            Evictions(cluster, Once(None)),
+            grace=0.0,
+            threads=threads,
+        )
+        evictor.start(lambda: True)
+        users = tuple(
+            Overuser(uid=pod["metadata"]["uid"], gpu="GPU-1", granted_bytes=2 * GIB, used_bytes=3 * GIB) for pod in pods
+        )
+        evictor.node_seen("n1", {NAMES.overusers: reports.encode(OveruseReport(beat=1, users=users))})
+
+        assert eventually(lambda: [("default/second", "GPUMemoryEvicted")] == told)
+        assert [("first", 201), ("second", 201)] == evictions(api)
         assert {"overuse": 1} == threads.failures()
         evictor.stop()
 
@@ -210,10 +272,8 @@ class TestEach:
         args = []
         for name in ("first", "second"):
             pod = submit(api, a_pod().named(name).asking(2))
-            uid, key = pod["metadata"]["uid"], f"default/{name}"
-            hold = ledger.assume(uid, key, "n1", lambda view: granted(view, 2))
-            assert isinstance(hold, Hold)
-            args.append(BindArgs(PodName=name, PodNamespace="default", PodUID=uid, Node="n1"))
+            hold = assumed(ledger, pod, 2)
+            args.append(BindArgs(PodName=name, PodNamespace="default", PodUID=hold.uid, Node="n1"))
             refusal = binder.bind(args[-1], {NAMES.grant: hold.grant}, hold, deadline=binder.deadline())
             assert refusal is not None
             assert Reason.UNSETTLED is refusal.reason
@@ -266,6 +326,18 @@ class Sometimes(Sole):
         return super().token()
 
 
+def assumed(ledger: Ledger, pod: Any, units: int) -> Hold:
+    """Reserve for the pod on n1 what it asks."""
+    uid, key = pod["metadata"]["uid"], f"default/{pod['metadata']['name']}"
+    hold = ledger.assume(uid, key, "n1", lambda view: granted(view, units))
+    assert isinstance(hold, Hold)
+    return hold
+
+
+def evictions(api: ApiServer) -> list[tuple[str, int]]:
+    return [(write.name, write.status) for write in api.writes if write.subresource == "eviction"]
+
+
 def granted(view: NodeView, units: int) -> Grant:
     request = request_of(a_pod().asking(units).build())
     placed = place(view, request)
@@ -297,3 +369,23 @@ def test_health_names_a_thread_that_has_ended_and_metrics_count_what_was_survive
         assert eventually(lambda: 503 == extender.get("/healthz").status)
         assert b"threads of the extender have ended: doomed; restart it" in extender.get("/healthz").body
         assert 200 == extender.get("/readyz").status
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_health_names_the_watch_of_the_lease_where_that_has_ended(api: ApiServer, tmp_path: Path) -> None:
+    def leave() -> float:
+        raise SystemExit
+
+    extender = Running(api, tmp_path, layout="second-scheduler", writer={"lease": "cotenant-system/w"})
+    assert isinstance(extender.extender._writer, Writership)
+    extender.extender._election = Follow(
+        extender._cluster,
+        Writer(lease="cotenant-system/w"),
+        extender.extender._writer,
+        host="me",
+        # asked as the Lease has been read, in the thread that follows it
+        clock=leave,
+    )
+    with extender:
+        assert eventually(lambda: 503 == extender.get("/healthz").status)
+        assert b"threads of the extender have ended: watch lease; restart it" in extender.get("/healthz").body
