@@ -27,7 +27,7 @@ _REQUEST_SECONDS = 1.0
 _STOP_SECONDS = 2.0
 # What client-go assumes of a Lease that does not say, which none of its own is.
 _DEFAULT_SECONDS = 15
-# kube-scheduler renews its Lease every half second to two. Where nothing is heard for longer the watch may be dead, and
+# kube-scheduler renews its Lease five times a second. Where nothing is heard for so long the watch may be dead, and
 # another one must be there before the Lease is not believed any more.
 _SILENCE_SECONDS = 3.0
 
@@ -194,8 +194,19 @@ class Elect:
             _log.warning("the writer's Lease could not be renewed", lease=self._configuration.lease, why=str(error))
         else:
             self._label_pods_once()
-        # less up to a fifth by chance, so that those who stand by do not all come at once
-        return not self._stopping.wait(self._configuration.retry_period * self._rng.uniform(0.8, 1.0))
+        return not self._stopping.wait(self._pause())
+
+    def _pause(self) -> float:
+        """Say when to try again: less than the period by up to a fifth by chance, and as soon as the Lease runs out.
+
+        Those who stand by then come at once, and all but one of them meet a conflict; but nobody waits for nothing.
+        """
+        pause = self._configuration.retry_period * self._rng.uniform(0.8, 1.0)
+        lease = self._lease
+        if lease is None or not lease.holder or self._holds():
+            return pause
+        left = self._changed_at + self._duration(lease) - self._clock()
+        return min(pause, left) if left > 0 else pause
 
     def _holds(self) -> bool:
         return self._lease is not None and self._lease.holder == self._identity

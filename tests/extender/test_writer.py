@@ -154,10 +154,10 @@ class TestAttached:
     """Extenders elect the one that binds among themselves."""
 
     @pytest.fixture
-    def elect(self, api: ApiServer, start: Callable[..., Running]) -> Iterator[Callable[[], Running]]:
+    def elect(self, api: ApiServer, start: Callable[..., Running]) -> Iterator[Callable[..., Running]]:
         for name in (ME, "another-pod"):
             api.add_pod(name, namespace=NAMESPACE)
-        yield lambda: start(layout="attached", writer=WRITER | QUICK)
+        yield lambda **times: start(layout="attached", writer=WRITER | QUICK | times)
         for name in (ME, "another-pod"):
             api.delete_pod(name, namespace=NAMESPACE, grace=0)
 
@@ -195,6 +195,16 @@ class TestAttached:
         assert eventually(lambda: "" == extender.bind(after, "n1"))
         assert f"{held(api)[0]}/5" == term(api, "after")
         assert Stage.BOUND is extender.stage(before)
+
+    def test_it_takes_what_has_run_out_then_and_not_at_its_next_look(
+        self, api: ApiServer, elect: Callable[..., Running]
+    ) -> None:
+        hold(api, "another-pod_1", 4, seconds=1)
+
+        # it would look again after 320 s at the soonest
+        extender = elect(retryPeriod=400, renewDeadline=500, leaseDuration=600)
+
+        assert eventually(lambda: binds(extender))
 
     def test_one_that_cannot_renew_binds_no_more_and_goes_on_when_it_can(
         self, api: ApiServer, elect: Callable[[], Running]
