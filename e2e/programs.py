@@ -2,15 +2,19 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import yaml
 
+from e2e.agreement import phase, settled, why_failed
 from e2e.cluster import ControlPlane
 from e2e.kustomize import MANIFESTS
+from e2e.node import RealNode
 from e2e.processes import Program, free_ports
+from e2e.rest import Api, Object
 
 SCHEDULER_CONFIG = MANIFESTS / "second-scheduler" / "scheduler-config.yaml"
 
@@ -137,3 +141,23 @@ class RunningPlugin(RunningProgram):
                 *flags,
             ],
         )
+
+
+@dataclass
+class Ground:
+    """All that runs where pods are placed, admitted and started: both programs beside a real node."""
+
+    api: Api
+    node: RealNode
+    extender: RunningExtender
+    plugin: RunningPlugin
+
+    def settled(self, name: str) -> Object:
+        """Wait until the pod runs or has failed."""
+        return self.api.wait("Pod", name, settled, saying="an end", timeout_s=60)
+
+    def running(self, name: str) -> Object:
+        """Wait until the pod runs."""
+        seen = self.settled(name)
+        assert "Running" == phase(seen), why_failed(seen)
+        return seen

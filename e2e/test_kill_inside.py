@@ -1,4 +1,4 @@
-"""The plugin is killed exactly inside a call of a real kubelet: before it sees it, within it, and with its answer lost.
+"""Plugin or kubelet are killed exactly inside a call: before the plugin sees it, within it, and with its answer lost.
 
 A proxy between the two holds the call there (e2e/faults/plugin_proxy.py). One GPU is counted by memory, one cut by MIG,
 and on each runs a pod that must not notice.
@@ -17,15 +17,15 @@ import pytest
 
 from cotenant.contract import grant as grants
 from device_plugin.nvml.fake_mig import StateFile
-from e2e import policies
-from e2e.agreement import GPU_MEM, GRANT, disagreements, phase, settled, why_failed, wrong_guesses
+from e2e import policies, programs
+from e2e.agreement import GPU_MEM, GRANT, disagreements, phase, why_failed, wrong_guesses
 from e2e.cluster import ControlPlane
 from e2e.faults.invariants import Picture, broken, leaks
 from e2e.faults.plugin_proxy import PluginProxy, Where
 from e2e.node import RealNode, container, pod
 from e2e.processes import wait_until
 from e2e.programs import RunningExtender, RunningPlugin
-from e2e.rest import Api, Object
+from e2e.rest import Object
 
 # 79 units, of which the bystander has 39; and seven slices, of which it has four of the eight places of memory.
 GPUS = """gpus:
@@ -44,16 +44,14 @@ MIG = "nvidia.com/mig-{}"
 REST = {GPU_MEM: 40, MIG.format("3g.20gb"): 1}
 # What the kubelet says of a pod whose question was open when the plugin went.
 CUT_OFF = re.compile(r"rpc error: code = (Unavailable|Canceled)")
+# What it says of a pod that it finds bound as it starts, while no plugin has registered yet.
+UNREGISTERED = re.compile(r"Allocate failed due to (no healthy devices present|.*Available: 0|.*unregistered device)")
 
 
 @dataclass
-class Ground:
-    """All that runs."""
+class Ground(programs.Ground):
+    """All that runs, and what there has been."""
 
-    api: Api
-    node: RealNode
-    extender: RunningExtender
-    plugin: RunningPlugin
     proxy: PluginProxy
     state: StateFile
     bystanders: dict[str, tuple[Object, int]] = field(default_factory=dict)
@@ -61,13 +59,8 @@ class Ground:
     ever: dict[str, Object] = field(default_factory=dict)
 
     def settled(self, name: str) -> Object:
-        seen = self.api.wait("Pod", name, settled, saying="an end", timeout_s=60)
+        seen = super().settled(name)
         self.ever[seen["metadata"]["uid"]] = seen
-        return seen
-
-    def running(self, name: str) -> Object:
-        seen = self.settled(name)
-        assert "Running" == phase(seen), why_failed(seen)
         return seen
 
     def kill(self) -> None:
@@ -171,7 +164,7 @@ def judged(ground: Ground, *names: str) -> list[str]:
     return [*wrong, *leaked, *wrong_guesses(ground.plugin.logs, list(ground.ever.values()))]
 
 
-@pytest.mark.parametrize(
+IN_ADMISSION = pytest.mark.parametrize(
     ("call", "where", "resource"),
     [
         ("GetPreferredAllocation", Where.INSIDE, GPU_MEM),
@@ -180,6 +173,9 @@ def judged(ground: Ground, *names: str) -> list[str]:
         ("Allocate", Where.AFTER, MIG.format("3g.20gb")),
     ],
 )
+
+
+@IN_ADMISSION
 def test_a_plugin_killed_while_a_pod_is_being_admitted_costs_that_pod_and_nobody_its_gpu(
     ground: Ground, call: str, where: Where, resource: str
 ) -> None:
@@ -200,8 +196,31 @@ def test_a_plugin_killed_while_a_pod_is_being_admitted_costs_that_pod_and_nobody
     ground.remove("killed", "next")
 
 
-def test_a_plugin_killed_while_containers_are_about_to_start_costs_them_a_moment(ground: Ground) -> None:
-    # pods stand at all three places at once: the kubelet asks for each in its own worker
+@IN_ADMISSION
+def test_a_kubelet_killed_while_a_pod_is_being_admitted_admits_it_anew_or_rejects_it_and_nobody_loses_a_gpu(
+    ground: Ground, call: str, where: Where, resource: str
+) -> None:
+    hold = ground.proxy.hold(resource, call, where)
+    ground.api.create(asking("held", resource, REST[resource]))
+    assert hold.reached.wait(30)
+
+    ground.node.restart_kubelet()
+
+    # The next kubelet knows of no ids for it, and admits it as a new one: before a plugin has registered it rejects it.
+    seen = ground.settled("held")
+    names = ["held"]
+    if phase(seen) == "Failed":
+        assert UNREGISTERED.search(why_failed(seen)), why_failed(seen)
+        ground.api.create(asking("next", resource, REST[resource]))
+        ground.running("next")
+        names = ["next"]
+    print(f"\nkubelet killed with {call} held {where} ({resource}): {phase(seen)} {seen['status'].get('message', '')}")
+    assert [] == judged(ground, *names)
+    ground.remove(*{"held", *names})
+
+
+def before_their_start(ground: Ground) -> list[str]:
+    """Have pods stand before, within and behind PreStartContainer at once: the kubelet asks in each one's worker."""
     names = []
     for kind, resource, count in (("memory", GPU_MEM, 13), ("mig", MIG.format("1g.5gb"), 1)):
         for where in Where:
@@ -211,6 +230,24 @@ def test_a_plugin_killed_while_containers_are_about_to_start_costs_them_a_moment
             assert hold.reached.wait(30), names[-1]
     # the last one's instance is made, and the kubelet does not know; those of the others are not
     assert ["1g.5gb", "4g.20gb"] == sorted(profile for _, profile, _ in ground.instances().values())
+    return names
+
+
+def test_a_kubelet_killed_while_containers_are_about_to_start_starts_each_once(ground: Ground) -> None:
+    names = before_their_start(ground)
+
+    ground.node.restart_kubelet()
+
+    for name in names:
+        seen = ground.running(name)
+        assert 0 == seen["status"]["containerStatuses"][0]["restartCount"]
+    assert [] == judged(ground, *names)
+    ground.remove(*names)
+    assert wait_until(lambda: judged(ground) == [], timeout_s=15), judged(ground)
+
+
+def test_a_plugin_killed_while_containers_are_about_to_start_costs_them_a_moment(ground: Ground) -> None:
+    names = before_their_start(ground)
 
     ground.kill()
 

@@ -12,7 +12,6 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,7 @@ from e2e.agreement import GPU_MEM, GRANT, disagreements, has_started, output, ph
 from e2e.cluster import ControlPlane
 from e2e.node import RealNode, container, pod
 from e2e.processes import wait_until
-from e2e.programs import RunningExtender, RunningPlugin
+from e2e.programs import Ground, RunningExtender, RunningPlugin
 from e2e.rest import Api, Object
 
 # 8 GPUs of 80 GiB of which the driver keeps 640 MiB: 79 units each, 632 in all.
@@ -41,16 +40,6 @@ def api(control_plane: ControlPlane) -> Iterator[Api]:
     client = control_plane.api()
     with policies.installed(client):
         yield client
-
-
-@dataclass
-class Ground:
-    """All that runs for the main job."""
-
-    api: Api
-    node: RealNode
-    extender: RunningExtender
-    plugin: RunningPlugin
 
 
 @pytest.fixture

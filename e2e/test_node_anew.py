@@ -13,8 +13,9 @@ from e2e.agreement import GRANT, disagreements, phase, settled
 from e2e.faults.invariants import Picture, broken, leaks
 from e2e.node import DEVICE_PLUGINS, RealNode
 from e2e.processes import wait_until
+from e2e.programs import Ground
 from e2e.rest import Object
-from e2e.test_node_faults import Ground, ground, held, lasting
+from e2e.test_node_faults import ground, held, lasting
 
 __all__ = ["ground"]  # the fixture
 

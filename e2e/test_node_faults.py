@@ -3,39 +3,23 @@
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from cotenant.contract import grant as grants
 from e2e import policies
-from e2e.agreement import GPU_MEM, GRANT, disagreements, expected, phase, settled
+from e2e.agreement import GPU_MEM, GRANT, disagreements, expected, phase
 from e2e.cluster import ControlPlane
 from e2e.node import RealNode, container, pod
 from e2e.plugin import PodResources
 from e2e.processes import wait_until
-from e2e.programs import RunningExtender, RunningPlugin
-from e2e.rest import Api, Object
+from e2e.programs import Ground, RunningExtender, RunningPlugin
+from e2e.rest import Object
 from e2e.test_main_job import allocated
 
 # of each 79 units
 GPUS = "gpus: [{model: NVIDIA H100 80GB HBM3, memory: 80GiB, reserved: 640MiB, count: 2}]"
-
-
-@dataclass
-class Ground:
-    """All that runs."""
-
-    api: Api
-    node: RealNode
-    extender: RunningExtender
-    plugin: RunningPlugin
-
-    def running(self, name: str) -> Object:
-        seen = self.api.wait("Pod", name, settled, saying="its start", timeout_s=60)
-        assert "Running" == phase(seen), seen["status"]
-        return seen
 
 
 @pytest.fixture

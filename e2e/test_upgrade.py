@@ -21,10 +21,10 @@ from e2e.cluster import ControlPlane
 from e2e.faults.invariants import Picture, broken, leaks
 from e2e.node import RealNode
 from e2e.processes import wait_until
-from e2e.programs import RunningExtender, RunningPlugin, RunningProgram
+from e2e.programs import Ground, RunningExtender, RunningPlugin, RunningProgram
 from e2e.releases import MissingRevisionError, Release
 from e2e.rest import Api, Object
-from e2e.test_main_job import Ground, asking, submit, wait_settled
+from e2e.test_main_job import asking, submit, wait_settled
 
 GPUS = "gpus: [{model: NVIDIA H100 80GB HBM3, memory: 24GiB, count: 4}]"
 CAPACITY = 96

@@ -2,7 +2,8 @@
 
 The plugin is told another kubelet folder, whose kubelet.sock and PodResources socket are served here; the kubelet finds
 in its own folder a socket of ours for each resource. When the plugin dies the kubelet's connection ends as the
-plugin's own would have.
+plugin's own would have. When the kubelet dies the plugin sees its stream end, and what was held before the plugin
+arrives there all the same: bytes that lay in a socket. A new kubelet's socket is a new one here, too.
 """
 
 import itertools
@@ -27,6 +28,7 @@ _MESSAGES = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_le
 _LOCAL = (*_MESSAGES, ("grpc.use_local_subchannel_pool", 1))
 # Longer than any test holds a call: the kubelet sets no time limit on Allocate, and 30 s on PreStartContainer.
 _CALL_SECONDS = 120.0
+_LOOK_SECONDS = 0.02
 
 
 class Where(StrEnum):
@@ -73,6 +75,8 @@ class PluginProxy:
         self._links: list[_Link] = []
         self._numbers = itertools.count()
         self._servers: list[grpc.Server] = []
+        self._left = threading.Event()
+        self._follower = threading.Thread(target=self._follow_kubelet, daemon=True)
 
     def __enter__(self) -> Self:
         registration = _server()
@@ -83,11 +87,14 @@ class PluginProxy:
         self._servers = [registration, lister]
         for server in self._servers:
             server.start()
+        self._follower.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._left.set()
+        self._follower.join()
         self.release()
         for link in self._links:
             link.end()
@@ -129,8 +136,17 @@ class PluginProxy:
             link.end()
             raise
 
+    def _follow_kubelet(self) -> None:
+        """Have our kubelet.sock look like another one whenever the kubelet's own is, by which a plugin knows."""
+        known = _made(DEVICE_PLUGINS / "kubelet.sock")
+        while not self._left.wait(_LOOK_SECONDS):
+            now = _made(DEVICE_PLUGINS / "kubelet.sock")
+            if now not in (known, None):
+                (self.kubelet_directory / "kubelet.sock").touch()
+                known = now
+
     def _let_go(self, resource: str) -> None:
-        """Let calls end that nobody waits for any more: the plugin has gone, and the kubelet knows."""
+        """Let calls go on that nobody waits for any more: the plugin has gone, or the kubelet."""
         with self._lock:
             for hold in self._standing:
                 if hold.resource == resource:
@@ -178,15 +194,18 @@ class _Link:
         self.socket = socket
         self._gone = gone
         self._channel = grpc.insecure_channel(f"unix:{plugin}", options=_LOCAL)
-        self._server = _server(_Passing(self._channel, around, ended=self._ended))
+        self._threads = ThreadPoolExecutor(_THREADS)
+        self._server = _server(_Passing(self._channel, around, ended=self._ended), threads=self._threads)
         self._server.add_insecure_port(f"unix:{socket}")
         self._server.start()
 
     def end(self) -> None:
         """Cut the kubelet off, whatever it waits for, and let go who was held; more than once does no harm."""
         self._server.stop(grace=None).wait()
-        self._channel.close()
         self._gone()
+        # where the plugin is there yet, it gets what was on its way; where it is not, this fails at once
+        self._threads.shutdown()
+        self._channel.close()
 
     def _ended(self) -> None:
         # in a thread of its own: the stream that tells it is one of the server's
@@ -248,8 +267,16 @@ class _Registrations(rpc.RegistrationServicer):
         return pb.Empty()
 
 
-def _server(*handlers: grpc.GenericRpcHandler) -> grpc.Server:
-    return grpc.server(ThreadPoolExecutor(_THREADS), handlers=list(handlers), options=_MESSAGES)
+def _made(socket: Path) -> int | None:
+    """Tell sockets of the same name apart; None where there is none."""
+    try:
+        return socket.stat().st_ctime_ns
+    except OSError:
+        return None
+
+
+def _server(*handlers: grpc.GenericRpcHandler, threads: ThreadPoolExecutor | None = None) -> grpc.Server:
+    return grpc.server(threads or ThreadPoolExecutor(_THREADS), handlers=list(handlers), options=_MESSAGES)
 
 
 def _abort(error: grpc.RpcError, context: grpc.ServicerContext) -> NoReturn:
