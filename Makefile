@@ -115,8 +115,8 @@ bench-short: $(ENVIRONMENT) binaries ## run every part of the bench at small siz
 	COTENANT_BIN=$(E2E_BIN) $(RUN)/python -m e2e.bench --short
 
 .PHONY: failover
-failover: $(ENVIRONMENT) binaries ## end or freeze the extender that binds 50 times under load, as root; COUNT=, LAYOUT=
-	COTENANT_BIN=$(E2E_BIN) $(RUN)/python -m e2e.faults.failover --count $(or $(COUNT),50) --layout $(or $(LAYOUT),second-scheduler)
+failover: $(ENVIRONMENT) binaries ## end or freeze the extender that binds 50 times under load, as root: binds go on in 5 s? COUNT=, LAYOUT=, AT_MOST=
+	COTENANT_BIN=$(E2E_BIN) $(RUN)/python -m e2e.faults.failover --count $(or $(COUNT),50) --layout $(or $(LAYOUT),second-scheduler) --at-most $(or $(AT_MOST),5)
 
 .PHONY: chaos
 chaos: $(ENVIRONMENT) binaries ## have everything go wrong for 10 minutes and 100 kills, as root, and judge; FOR= seconds, KILLS=, SEED=
