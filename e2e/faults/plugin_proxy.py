@@ -43,13 +43,17 @@ class Where(StrEnum):
 
 
 class Hold:
-    """Hold the next call of one name about one resource; *reached* is set once it stands there."""
+    """Hold the next call of one name about one resource.
+
+    *reached* is set once it stands there, *answered* once the plugin has given an answer, whoever is there to get it.
+    """
 
     def __init__(self, resource: str, call: str, where: Where) -> None:
         self.resource = resource
         self.call = call
         self.where = where
         self.reached = threading.Event()
+        self.answered = threading.Event()
         self.released = threading.Event()
 
     def stand(self) -> None:
@@ -168,8 +172,10 @@ class PluginProxy:
         if hold is not None and hold.where is Where.BEFORE:
             hold.stand()
         answer = pass_on()
-        if hold is not None and hold.where is Where.AFTER:
-            hold.stand()
+        if hold is not None:
+            hold.answered.set()
+            if hold.where is Where.AFTER:
+                hold.stand()
         return answer
 
     def _listing(self, _call: str, pass_on: Callable[[], bytes]) -> bytes:
