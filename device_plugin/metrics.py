@@ -11,8 +11,8 @@ from prometheus_client.registry import Collector
 from cotenant import __version__
 from cotenant.contract.health import Severity
 from cotenant.contract.inventory import GPU, Health
-from device_plugin.loop import FAILURES
 from device_plugin.nvml import PhysicalGPU
+from device_plugin.threads import THREADS
 
 # No second series beside each counter, that says since when it counts.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -117,7 +117,7 @@ class _Collector(Collector):
             "How often a thread of the plugin failed in an unforeseen way, and began anew.",
             labels=["node", "thread"],
         )
-        for thread, count in sorted(FAILURES.counts.items()):
+        for thread, count in sorted(THREADS.failures().items()):
             failures.add_metric([self._node, thread], count)
         yield failures
         info = GaugeMetricFamily("cotenant_build_info", "The version.", labels=["version"])

@@ -12,7 +12,7 @@ from cotenant.contract.inventory import GPU, Inventory, InventoryError
 from cotenant.contract.names import Names
 from device_plugin.cluster.notes import NodeMetadata
 from device_plugin.inventory import next_inventory
-from device_plugin.loop import Loop
+from device_plugin.threads import THREADS
 
 log = structlog.get_logger(__name__)
 
@@ -62,7 +62,7 @@ class Publisher:
         self._reflector = Reflector(
             cluster, "/api/v1/nodes", _Node, self, selector={"fieldSelector": f"metadata.name={node}"}
         )
-        self._loop = Loop("publisher", self._run)
+        self._loop = THREADS.of("publisher", self._run)
 
     def start(self) -> None:
         """Begin to watch and to write; return at once."""

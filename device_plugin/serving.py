@@ -8,7 +8,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from device_plugin.loop import Loop
+from device_plugin.threads import THREADS
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -36,7 +36,7 @@ class HTTPServing:
         self._server: WSGIServer = make_server(
             host, int(port), self._answer, server_class=server, handler_class=_Handler
         )
-        self._loop = Loop("http", self._server.serve_forever)
+        self._loop = THREADS.of("http", self._server.serve_forever)
 
     @property
     def address(self) -> str:

@@ -12,6 +12,7 @@ import structlog
 from cotenant.cluster import Cluster
 from cotenant.contract.configuration import TLS, ExtenderConfiguration, Layout, Placement, VerbsTLS
 from cotenant.contract.request import PodRequest
+from cotenant.threads import Threads
 from extender.admission import review
 from extender.admission.settings import Settings
 from extender.cluster.binder import Binder
@@ -39,7 +40,6 @@ from extender.metrics.registry import Metrics, TenantSamples
 from extender.placement.choices import Choices
 from extender.placement.tenants import Tenants
 from extender.shadow.live import Shadowing
-from extender.threads import Threads
 from extender.used import Used
 from extender.verbs.bind import Bind
 from extender.verbs.expected import Expected

@@ -9,7 +9,7 @@ import structlog
 from cotenant.cluster import Cluster, ClusterError, writes
 from cotenant.contract.pods import Pod
 from device_plugin.admission.refusal import RefusedError
-from device_plugin.loop import Loop
+from device_plugin.threads import THREADS
 
 log = structlog.get_logger(__name__)
 
@@ -36,7 +36,7 @@ class PodEvents:
         self._node = node
         self._waiting: queue.Queue[_Item | None] = queue.Queue(_WAITING)
         self._told: dict[tuple[str, str], str] = {}
-        self._loop = Loop("events", self._run)
+        self._loop = THREADS.of("events", self._run)
 
     def start(self) -> None:
         """Begin to write."""

@@ -8,7 +8,7 @@ import structlog
 
 from cotenant.cluster import Cluster, ClusterError, writes
 from cotenant.contract.configuration import ConfigurationError
-from device_plugin.loop import Loop
+from device_plugin.threads import THREADS
 
 log = structlog.get_logger(__name__)
 
@@ -66,7 +66,7 @@ class NodeNotes:
         self._watched: NodeMetadata | None = None
         self._seen: NodeMetadata | None = None
         self._stopping = False
-        self._loop = Loop("node notes", self._run)
+        self._loop = THREADS.of("node notes", self._run)
 
     def start(self) -> None:
         """Begin to write."""

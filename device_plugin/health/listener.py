@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from device_plugin.loop import Loop
 from device_plugin.nvml import NVML, Events, GPUEvent, PhysicalGPU
 from device_plugin.nvml.events import EventsError
+from device_plugin.threads import THREADS
 
 log = structlog.get_logger(__name__)
 
@@ -25,7 +25,7 @@ class Listener:
         self._lock = threading.Lock()
         self._gpus: tuple[PhysicalGPU, ...] = ()
         self._stopping = threading.Event()
-        self._loop = Loop("gpu events", self._run)
+        self._loop = THREADS.of("gpu events", self._run)
 
     def start(self) -> None:
         """Begin to listen."""

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import grpc
 import structlog
@@ -18,7 +18,10 @@ import structlog
 from device_plugin.api import deviceplugin_pb2 as pb
 from device_plugin.api import deviceplugin_pb2_grpc as rpc
 from device_plugin.kubelet.service import OPTIONS
-from device_plugin.loop import Loop
+from device_plugin.threads import THREADS
+
+if TYPE_CHECKING:
+    from cotenant.threads import Loop
 
 log = structlog.get_logger(__name__)
 
@@ -75,7 +78,7 @@ class Registration:
         self._socket: Path | None = None
         self._socket_identity: _Identity | None = None
         self._registered_with: _Identity | None = None
-        self._loop = Loop(f"registration {resource}", self._run)
+        self._loop = THREADS.of(f"registration {resource}", self._run)
         self._greeting: Loop | None = None
 
     def start(self, servicer: rpc.DevicePluginServicer) -> None:
@@ -114,7 +117,7 @@ class Registration:
         self._stream_changed.set()
         if first:
             self._serving_changed(serving=True)
-        greeting = Loop(f"connected {self._resource}", self._connected)
+        greeting = THREADS.of(f"connected {self._resource}", self._connected)
         with self._guard:
             before, self._greeting = self._greeting, greeting
         if before is not None:

@@ -8,11 +8,11 @@ from typing import Protocol
 
 import structlog
 
-from device_plugin.loop import Loop
 from device_plugin.mps import nursery, process
 from device_plugin.mps.control import Control, MPSError, ServerState
 from device_plugin.mps.plan import Plan
 from device_plugin.mps.process import Process, Record
+from device_plugin.threads import THREADS
 
 log = structlog.get_logger(__name__)
 
@@ -71,7 +71,7 @@ class Daemon:
         self._process: Process | None = None
         self._problem = _STARTING
         self._stopping = threading.Event()
-        self._loop = Loop(
+        self._loop = THREADS.of(
             f"mps {plan.name}",
             self._run,
             # what it does next, or has done by now, is not known

@@ -18,8 +18,8 @@ from cotenant.contract.pods import Pod
 from cotenant.contract.units import format_bytes
 from device_plugin.cluster.events import PodEvents
 from device_plugin.cluster.notes import NodeNotes
-from device_plugin.loop import Loop
 from device_plugin.nvml import NVML
+from device_plugin.threads import THREADS
 from device_plugin.watchdog import usage
 from device_plugin.watchdog.proc import Processes
 from device_plugin.watchdog.usage import Account, Stranger, Usage
@@ -75,7 +75,7 @@ class Watchdog:
         self._written: tuple[Overuser, ...] = ()
         self._written_at = 0.0
         self._stopping = threading.Event()
-        self._loop = Loop("watchdog", self._run)
+        self._loop = THREADS.of("watchdog", self._run)
 
     def start(self) -> None:
         """Begin to look."""

@@ -13,10 +13,10 @@ from cotenant.cluster.backoff import Backoff
 from cotenant.contract.names import Names
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
+from cotenant.threads import Threads
 from extender.cluster import pods
 from extender.cluster.writership import Sole, Writer
 from extender.ledger import Hold, Ledger, Stage
-from extender.threads import Threads
 from extender.verbs.bind import Refusal
 from extender.verbs.wire import BindArgs
 
@@ -95,7 +95,7 @@ class Binder:
     def stop(self) -> None:
         """End the settling, too."""
         self.hurry()
-        self._thread.join(timeout=_REQUEST_SECONDS)
+        self._thread.join(_REQUEST_SECONDS)
 
     def unsettled(self) -> int:
         """Count the Bindings in doubt."""

@@ -18,8 +18,8 @@ import structlog
 from cotenant.cluster import Change, Cluster, ClusterError, Conflict, Reflector, Unreadable, leases, writes
 from cotenant.cluster.leases import Lease
 from cotenant.contract.configuration import Writer
+from cotenant.threads import Threads
 from extender.cluster.writership import Writership
-from extender.threads import Threads
 
 _log = structlog.get_logger(__name__)
 
@@ -173,9 +173,9 @@ class Elect:
     def stop(self) -> None:
         """Give the Lease back, so that the next one need not wait for its end. To be called once nothing binds."""
         self._stopping.set()
-        self._thread.join(timeout=_STOP_SECONDS)
+        self._thread.join(_STOP_SECONDS)
         lease = self._lease
-        if lease is None or lease.holder != self._identity or self._thread.is_alive():
+        if lease is None or lease.holder != self._identity or self._thread.alive:
             return
         try:
             self._write(lease, holder="", transitions=lease.transitions, seconds=1.0)

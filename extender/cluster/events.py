@@ -10,7 +10,7 @@ import structlog
 from cachetools import TTLCache
 
 from cotenant.cluster import Cluster, ClusterError, Conflict, writes
-from extender.threads import Threads
+from cotenant.threads import Threads
 
 _log = structlog.get_logger(__name__)
 
@@ -80,7 +80,7 @@ class Events:
     def stop(self) -> None:
         """End after the Event under way."""
         self._queue.put(None)
-        self._thread.join(timeout=5)
+        self._thread.join(5)
 
     def _turn(self) -> bool:
         try:

@@ -10,10 +10,10 @@ from cachetools import TTLCache
 
 from cotenant.cluster import Cluster, ClusterError, NotFound, writes
 from cotenant.contract.names import Names
+from cotenant.threads import Threads
 from extender.cluster.evictions import Cause, Evictions, Outcome
 from extender.ledger import Ledger
 from extender.overuse import Reports, Suspect
-from extender.threads import Threads
 
 _log = structlog.get_logger(__name__)
 
@@ -78,8 +78,7 @@ class Evictor:
         """End after the write under way."""
         self._stopping.set()
         self._queue.put(None)
-        if self._thread.is_alive():
-            self._thread.join(timeout=_REQUEST_SECONDS)
+        self._thread.join(_REQUEST_SECONDS)
 
     # What the watches tell; quick, since the ledger waits.
 

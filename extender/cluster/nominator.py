@@ -18,8 +18,8 @@ from cotenant.cluster import Cluster, ClusterError, writes
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest
+from cotenant.threads import Threads
 from extender.ledger import Ledger
-from extender.threads import Threads
 
 _log = structlog.get_logger(__name__)
 
@@ -113,7 +113,7 @@ class Nominator:
         with self._condition:
             self._stopping = True
             self._condition.notify()
-        self._thread.join(timeout=5)
+        self._thread.join(5)
 
     def _turn(self) -> bool:
         asked = self._next()

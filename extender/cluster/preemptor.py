@@ -22,13 +22,13 @@ from cotenant.contract.configuration import FragmentedPreemption
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest
+from cotenant.threads import Threads
 from extender.cluster import pods
 from extender.cluster.evictions import Cause, Evictions, Outcome
 from extender.cluster.evictor import Tell
 from extender.ledger import Ledger, NodeView
 from extender.placement.fit import Placement, grant, place
 from extender.placement.preemption import Budget, Neighbour, Victims, least
-from extender.threads import Threads
 from extender.verbs.judge import Judge
 from extender.verbs.victims import Search
 
@@ -135,7 +135,7 @@ class Preemptor:
         with self._condition:
             self._stopping = True
             self._condition.notify()
-        self._thread.join(timeout=_REQUEST_SECONDS)
+        self._thread.join(_REQUEST_SECONDS)
 
     def _turn(self) -> bool:
         with self._condition:

@@ -19,7 +19,7 @@ from typing import Protocol
 import msgspec
 import structlog
 
-from extender.threads import Threads
+from cotenant.threads import Threads
 
 _log = structlog.get_logger(__name__)
 

@@ -17,10 +17,10 @@ from typing import BinaryIO, NamedTuple, cast
 
 import structlog
 
+from cotenant.threads import Threads
 from extender.http.bodies import BadRequestError, Bodies, Limits
 from extender.http.calls import Answer, BodyError
 from extender.http.certificates import Certificates
-from extender.threads import Threads
 
 _log = structlog.get_logger(__name__)
 
@@ -119,8 +119,7 @@ class CallServer:
         with contextlib.suppress(OSError):  # it never listened
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._thread.join()
         with self._guard:
             left = dict(self._connections)
         for connection in left:

@@ -6,20 +6,17 @@ Nothing of it is on the way of a pod: bind leaves a note of what the pod asked, 
 import threading
 from collections.abc import Callable, Iterator
 
-import structlog
 from cachetools import LRUCache
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from cotenant.contract.names import Names
 from cotenant.contract.request import PodRequest
+from cotenant.threads import Threads
 from extender.ledger import Ledger
 from extender.policies.mix import Mix
 from extender.policies.table import Table
 from extender.shadow.placements import Agreement, Comparison, Shadow, Side, free_of
-from extender.threads import Threads
-
-_log = structlog.get_logger(__name__)
 
 # Looking at all nodes takes some 20 ms at 5,000 of them.
 _INTERVAL_SECONDS = 5.0
@@ -51,7 +48,6 @@ class Shadowing(Collector):
         self._notes: LRUCache[str, PodRequest] = LRUCache(_NOTES)
         self._noted = threading.Lock()
         self._told: Comparison | None = None
-        self._failures = 0
         self._changes = -1
         self._stopping = threading.Event()
         self._thread = (threads or Threads()).of("shadow", self._turn)
@@ -68,8 +64,7 @@ class Shadowing(Collector):
     def stop(self) -> None:
         """End after the round under way."""
         self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=5)
+        self._thread.join(5)
 
     def follow(self) -> None:
         """Have the shadow take over what has happened, and look at both."""
@@ -94,10 +89,7 @@ class Shadowing(Collector):
         return self._told
 
     def collect(self) -> Iterator[Metric]:
-        """Give what both leave free, what is between them, and how often they agreed."""
-        failures = CounterMetricFamily("cotenant_shadow_failures", "Rounds of shadow scoring that failed.")
-        failures.add_metric([], self._failures)
-        yield failures
+        """Give what both leave free, what is between them, and how often they agreed; nothing before the first look."""
         told = self._told
         if told is None:
             return
@@ -131,10 +123,5 @@ class Shadowing(Collector):
         yield placed
 
     def _turn(self) -> bool:
-        try:
-            self.follow()
-        except Exception:  # noqa: BLE001
-            # a shadow that stumbles must not be noticed by anything but its metrics
-            self._failures += 1
-            _log.exception("shadow scoring failed, and goes on")
+        self.follow()
         return not self._stopping.wait(self._interval)

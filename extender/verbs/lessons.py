@@ -2,7 +2,7 @@
 
 import threading
 
-from extender.threads import Threads
+from cotenant.threads import Threads
 from extender.verbs.judge import Judge
 
 # Between two pieces of the work, so that a verdict that waits for the judge's lock gets it.
@@ -26,8 +26,7 @@ class Lessons:
         """End after the lesson under way."""
         self._stopping.set()
         self._judge.news.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=5)
+        self._thread.join(5)
 
     def _turn(self) -> bool:
         self._judge.news.wait()

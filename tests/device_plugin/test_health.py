@@ -1,5 +1,6 @@
 """A GPU falls ill and gets well again, from the driver's word to where the extender puts pods."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from cotenant.contract.health import FaultRecord, FaultRecords, Severity, decode
 from cotenant.contract.inventory import Health
 from cotenant.standins.api_rules import NODES
 from device_plugin.health.care import _boot
+from device_plugin.health.listener import Listener
+from device_plugin.nvml import GPUEvent, PhysicalGPU
 from tests.builders import a_pod
 from tests.device_plugin.node import NAMES, NODE, SECONDS, Node, container_grant, uuid
 from tests.extender.running import Running, eventually, submit
@@ -292,3 +295,35 @@ def label(node: Node) -> str | None:
     assert found is not None
     text: str | None = found["metadata"].get("labels", {}).get(NAMES.vgpu_licensed)
     return text
+
+
+def test_events_of_the_driver_are_heard_again_after_one_that_could_not_be_handled() -> None:
+    class Driver:
+        """Tells of one trouble after the other."""
+
+        def events(self) -> "Driver":
+            return self
+
+        def follow(self, _index: int, _uuid: str) -> None:
+            pass
+
+        def wait(self, _milliseconds: int) -> GPUEvent:
+            return GPUEvent("GPU-0", 79)
+
+        def close(self) -> None:
+            pass
+
+    again = threading.Event()
+    handled = iter([False, True])
+
+    def handle(_: GPUEvent) -> None:
+        if not next(handled, True):
+            raise ZeroDivisionError("nobody foresaw it")
+        again.set()
+
+    driver: Any = Driver()
+    listener = Listener(driver, handle)
+    listener.follow([PhysicalGPU(uuid="GPU-0", index=0, model="A", total_bytes=1, reserved_bytes=0)])
+    listener.start()
+    assert again.wait(SECONDS)
+    listener.stop()

@@ -9,6 +9,7 @@ import pytest
 
 from cotenant.contract.request import PodRequest, parse
 from cotenant.contract.units import GIB
+from cotenant.threads import Threads
 from extender.ledger import Hold, Ledger, NodeView
 from extender.placement.fit import Placement, grant, place
 from extender.placement.ranking import Rankings
@@ -172,7 +173,7 @@ class TestProgram:
         # n1 and n2 have two GPUs of 10 GiB each
         assert 3 == extender.metric('cotenant_shadow_empty_gpus{policy="binpack",side="shadow"}')
         assert 2 == extender.metric('cotenant_shadow_empty_gpus{policy="spread",side="live"}')
-        assert 0 == extender.metric("cotenant_shadow_failures_total")
+        assert 'cotenant_thread_failures_total{thread="shadow"} 0.0' in extender.get("/metrics").body.decode()
         assert "Of 2 pods placed since the extender was started, binpack had" in extender.get("/").body.decode()
 
     def test_without_one_there_is_nothing_of_it(self, extender: Running) -> None:
@@ -180,14 +181,17 @@ class TestProgram:
 
     def test_rounds_that_fail_are_counted_and_it_goes_on(self) -> None:
         both = Both("spread", "binpack")
-        shadowing = Shadowing(both.ledger, NAMES, GIB, live="spread", shadow="binpack", mix=lambda: MIX, interval=0.001)
+        threads = Threads(pauses=(0.001, 0.001))
+        shadowing = Shadowing(
+            both.ledger, NAMES, GIB, live="spread", shadow="binpack", mix=lambda: MIX, interval=0.001, threads=threads
+        )
         shadowing.start()
         try:
             assert eventually(lambda: 0 < value(shadowing, "cotenant_shadow_free_bytes"))
             # a note that is none
             shadowing.note("uid-of-p0", "no request")  # type: ignore[arg-type]
             both.place(named(0, 5))
-            assert eventually(lambda: 0 < value(shadowing, "cotenant_shadow_failures"))
+            assert eventually(lambda: 0 < threads.failures()["shadow"])
             shadowing.note("uid-of-p0", both.requests["uid-of-p0"])
             both.place(named(1, 5))
             assert eventually(lambda: 2 == value(shadowing, "cotenant_shadow_placements"))

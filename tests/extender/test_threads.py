@@ -19,6 +19,7 @@ from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest, parse
 from cotenant.contract.units import GIB
 from cotenant.standins.api_rules import PODS
+from cotenant.threads import Threads
 from extender.cluster.binder import Binder
 from extender.cluster.election import Follow
 from extender.cluster.events import Events
@@ -30,7 +31,6 @@ from extender.cluster.preemptor import Preemptor
 from extender.cluster.writership import Sole, Writership
 from extender.ledger import Hold, Ledger
 from extender.placement.fit import Placement, grant, place
-from extender.threads import Threads
 from extender.verbs.judge import Judge
 from extender.verbs.lessons import Lessons
 from extender.verbs.victims import Search
@@ -69,7 +69,7 @@ class Once:
 
 @pytest.fixture
 def threads() -> Threads:
-    return Threads(pause=0.001)
+    return Threads(pauses=(0.001, 0.001))
 
 
 @pytest.fixture
@@ -85,34 +85,6 @@ def ledger() -> Ledger:
 
 def read(pod: Any) -> Pod:
     return msgspec.convert(pod, Pod)
-
-
-class TestThreads:
-    def test_a_turn_that_fails_is_counted_and_followed_by_the_next(self, threads: Threads) -> None:
-        turn = Once(answer=False)
-        thread = threads.of("some", turn)
-        thread.start()
-        thread.join(30)
-
-        assert (2, {"some": 1}) == (turn.times, threads.failures())
-        assert [] == threads.ended()
-
-    def test_one_that_has_not_begun_or_goes_on_has_not_ended(self, threads: Threads) -> None:
-        stopping = threading.Event()
-        threads.of("not begun", lambda: False)
-        threads.of("goes on", lambda: not stopping.wait(0.001)).start()
-
-        assert [] == threads.ended()
-        stopping.set()
-
-    @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-    def test_one_that_ends_on_what_cannot_be_survived_is_named(self, threads: Threads) -> None:
-        def leave() -> bool:
-            raise SystemExit
-
-        threads.of("gone", leave).start()
-
-        assert eventually(lambda: threads.ended() == ["gone"])
 
 
 class TestEach:
@@ -311,7 +283,7 @@ def test_learning_stops_where_it_is_told_to_within_a_lesson(threads: Threads) ->
 
     lessons.stop()
 
-    assert not lessons._thread.is_alive()
+    assert not lessons._thread.alive
 
 
 class Sometimes(Sole):
