@@ -153,6 +153,10 @@ class Binder:
         if not self._room.acquire(timeout=max(0.0, deadline - self._clock())):
             return _Busy(f"{AT_ONCE} other Bindings are on their way, and none has been answered in time")
         try:
+            if self._clock() >= deadline:
+                # What took all the time is an API server that would hardly answer this one at once: better a pod that
+                # is certainly not bound than one in doubt.
+                return _Busy("all of bindTimeout went by before its Binding could be sent")
             return self._in_our_term(args, annotations, hold, deadline, again=again)
         finally:
             self._room.release()
@@ -241,7 +245,7 @@ class Binder:
         return now if now is not None and (now.grant, now.node) == (hold.grant, hold.node) else None
 
     def _left(self, deadline: float) -> float:
-        """Say for how many seconds a request may wait for its answer; it may always wait a little."""
+        """Say for how many seconds a request may wait for its answer; one that is sent at all may wait a little."""
         return max(0.1, min(_REQUEST_SECONDS, deadline - self._clock()))
 
     def _get(self, args: BindArgs, deadline: float) -> Pod | None:

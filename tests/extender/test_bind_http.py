@@ -493,15 +493,19 @@ class TestOneDeadline:
         assert bind(BindArgs(PodName="p", PodNamespace="default", PodUID="u", Node="n")) is None
         assert [("deadline", 7.0), ("take-over", 7.0), ("read", 7.0), ("bind", 7.0)] == told
 
-    def test_what_has_none_of_it_left_is_sent_once_and_not_again(self, api: ApiServer, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(("left", "sent_times"), [(0.0, 0), (0.05, 1)])
+    def test_with_none_of_it_left_nothing_is_sent_and_with_little_once(
+        self, api: ApiServer, tmp_path: Path, left: float, sent_times: int
+    ) -> None:
         api.faults.refuse(429, path=BINDING, times=FOR_EVER)
         pod = submit(api, a_pod().named("late"))
         args = BindArgs(PodName="late", PodNamespace="default", PodUID=pod["metadata"]["uid"], Node="n1")
         with connect(api.kubeconfig(tmp_path / "kubeconfig")) as cluster:
             binder = Binder(cluster, Ledger(NAMES, GIB), names=NAMES, bind_timeout=PATIENCE, clock=lambda: 100.0)
-            refusal = binder.bind(args, {}, None, deadline=100.0)
+            refusal = binder.bind(args, {}, None, deadline=100.0 + left)
             binder.stop()
 
         assert refusal is not None
+        # certain, either way: nothing stays held for it
         assert Reason.API_ERROR is refusal.reason
-        assert 1 == sum(write.subresource == "binding" for write in api.writes)
+        assert sent_times == sum(write.subresource == "binding" for write in api.writes)

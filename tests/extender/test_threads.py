@@ -239,7 +239,7 @@ class TestEach:
     def test_bindings_in_doubt(self, api: ApiServer, cluster: Cluster, threads: Threads, ledger: Ledger) -> None:
         ledger.observe_node(a_node("n1").with_gpus(1, "10GiB").build())
         writer = Sometimes()
-        binder = Binder(cluster, ledger, names=NAMES, bind_timeout=0.01, writer=writer, threads=threads)
+        binder = Binder(cluster, ledger, names=NAMES, bind_timeout=0.3, writer=writer, threads=threads)
         api.faults.refuse(500, path=r"/binding$", times=10_000)
         args = []
         for name in ("first", "second"):
