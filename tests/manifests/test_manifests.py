@@ -100,6 +100,12 @@ def port(address: str) -> int:
     return int(address.rpartition(":")[2])
 
 
+def seconds(duration: str) -> float:
+    """Read one of the durations that stand in manifests."""
+    number, unit = re.fullmatch(r"(\d+)(ms|s)", duration).groups()  # type: ignore[union-attr]
+    return float(number) * {"ms": 0.001, "s": 1.0}[unit]
+
+
 class TestWebhook:
     """The default layout with the webhook instead of the policies."""
 
@@ -460,6 +466,20 @@ class TestPrivileges:
         writer = extender_config("second-scheduler").writer
         assert writer
         assert f"{election['resourceNamespace']}/{election['resourceName']}" == writer.lease
+
+    def test_the_longest_take_over_is_below_5_s_by_arithmetic(self) -> None:
+        election = scheduler_config("second-scheduler")["leaderElection"]
+        lasts, gives_up, looks = (seconds(election[key]) for key in ("leaseDuration", "renewDeadline", "retryPeriod"))
+        writer = extender_config("second-scheduler").writer
+        own = extender_config("attached").writer
+        assert writer
+        assert own
+        # kube-scheduler looks after 1 to 2.2 periods: so late it sees the last renewal, and again that it has run out
+        assert 2.2 * looks + lasts + 2.2 * looks + writer.settle < 5
+        # the extender's own election wakes up as the Lease runs out
+        assert own.retry_period + own.lease_duration + own.settle < 5
+        # kube-scheduler tells renewals of one second from none, and may take the Lease that much earlier
+        assert lasts - 1 >= gives_up
 
     def test_the_verbs_are_served_by_the_extender_that_binds_alone(self) -> None:
         service = of_kind(list(build(MANIFESTS / "attached")), "Service")["cotenant-verbs"]
