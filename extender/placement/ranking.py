@@ -85,12 +85,17 @@ class Rankings:
         if table.epoch == epoch:
             self._policies.update(made)
 
-    def of(self, request: PodRequest, policy: str, pools: tuple[Pool, ...] = ()) -> NodeRanking:
-        """Rank all nodes for *request* as they are now, by *policy* and by those of node pools."""
-        between = self._of(request, policy)
+    def of(
+        self, request: PodRequest, policy: str, pools: tuple[Pool, ...] = (), *, asked: Ints | None = None
+    ) -> NodeRanking:
+        """Rank nodes for *request* as they are now, by *policy* and by those of node pools.
+
+        Only the rows *asked* for, where some are named, need be as they are now.
+        """
+        between = self._of(request, policy, asked)
         if all(pool.policy == policy for pool in pools):
             return between
-        own = [self._of(request, pool.policy) for pool in pools]
+        own = [self._of(request, pool.policy, asked) for pool in pools]
         return PooledRanking(between, own, self._pool(pools), self.table)
 
     def _pool(self, pools: tuple[Pool, ...]) -> Ints:
@@ -105,9 +110,9 @@ class Rankings:
             self._pools[pools] = found, table.version
         return found
 
-    def _of(self, request: PodRequest, policy: str) -> "Ranking | PartitionRanking":
+    def _of(self, request: PodRequest, policy: str, asked_rows: Ints | None) -> "Ranking | PartitionRanking":
         table = self.table
-        table.refresh()
+        table.refresh(asked_rows)
         if table.epoch != self._epoch:
             self._epoch = table.epoch
             self._forget()
@@ -235,12 +240,17 @@ class Ranking:
         if asked is None:
             rows = np.flatnonzero(self._weighed_at < changed_at)
         else:
-            rows = asked[self._weighed_at.take(asked) < changed_at.take(asked)]
-            # each once, should one be named twice; np.unique would import numpy.ma in the first filter, 0.1 s
-            rows = np.array(sorted(set(rows.tolist())), np.int64) if len(rows) > 1 else rows
+            rows = self._stale(asked)
+            if len(rows):
+                # those that changed with them in passing; each once, as one may be named twice: np.unique would import
+                # numpy.ma in the first filter, 0.1 s
+                rows = np.array(sorted({*rows.tolist(), *self._stale(self._table.latest).tolist()}), np.int64)
         if len(rows):
             self._weighed_at[rows] = self._table.version
             self._weigh_anew(rows)
+
+    def _stale(self, rows: Ints) -> Ints:
+        return rows[self._weighed_at.take(rows) < self._table.changed_at.take(rows)]
 
     def _weigh_anew(self, rows: Ints) -> None:
         table = self._table

@@ -21,6 +21,9 @@ Floats = npt.NDArray[np.float64]
 # Policies count memory in thousandths of the cluster's largest GPU, so that one table prices every size.
 MILLI = 1000
 _FIRST_ROWS = 64
+# So many changes of nodes that nobody asks about are put off at most: what policies know of the whole cluster, such as
+# what is scarce, is as old as that.
+_MOST_PUT_OFF = 32
 # As whom the clients of a GPU's MPS daemon run: no client there, so anybody may come; or several users, so nobody may.
 NO_USER = -2
 MANY_USERS = -3
@@ -70,7 +73,7 @@ class Table:
         # how often rows have changed in all, and how many of these changes there had been when each row last did
         self.version = 0
         # the rows that changed last, as most often only these are asked for
-        self._latest: Ints = np.zeros(0, np.int64)
+        self.latest: Ints = np.zeros(0, np.int64)
         self._allocate(_FIRST_ROWS, 1)
         self.refresh()
 
@@ -103,6 +106,8 @@ class Table:
         self.memory_total: Ints = grown("memory_total", (rows,))
         self.known: Bools = grown("known", (rows,), dtype=np.bool_)
         self.changed_at: Ints = grown("changed_at", (rows,))
+        # is false throughout, but while one asks whether changes can wait
+        self._changed: Bools = np.zeros(rows, np.bool_)
         self.epoch += 1
 
     @property
@@ -113,7 +118,7 @@ class Table:
 
     def changed_since(self, version: int) -> Ints:
         """Name the rows that have changed after the table had this version, ascending."""
-        return self._latest if version == self.version - 1 else np.flatnonzero(self.changed_at > version)
+        return self.latest if version == self.version - 1 else np.flatnonzero(self.changed_at > version)
 
     def locate(self, names: Sequence[str]) -> Ints:
         """Find the rows of nodes, (B,), -1 for one that is unknown.
@@ -153,13 +158,18 @@ class Table:
         """Count thousandths of the largest GPU, rounded up."""
         return -(-amount_bytes * MILLI // self.largest_bytes)
 
-    def refresh(self) -> None:
-        """Take over what has changed in the ledger."""
-        self._seen, names = self._ledger.changes(self._seen)
+    def refresh(self, asked: Ints | None = None) -> None:
+        """Take over what has changed in the ledger, or put that off where it concerns none of the rows *asked* for.
+
+        kube-scheduler asks about a tenth of a large cluster at a time, and rarely about the node that it chose just
+        before; and ten nodes are taken over, and weighed, in little more time than one (docs/decisions/0102).
+        """
+        seen, names = self._ledger.changes(self._seen)
         if names is None:
             names = [*self.rows, *(view.name for view in self._ledger.views())]
-        if not names:
+        elif not names or (asked is not None and self._can_wait(names, asked)):
             return
+        self._seen = seen
         views = {name: self._ledger.view(name) for name in names}
         self._make_room([view for view in views.values() if view is not None])
         self.version += 1
@@ -171,9 +181,20 @@ class Table:
             elif name in self.rows:
                 written.append(self.rows[name])
                 self._remove(name)
-        self._latest = np.array(sorted(set(written)), np.int64)
+        self.latest = np.array(sorted(set(written)), np.int64)
         if self.epoch != epoch:
             self._scale()
+
+    def _can_wait(self, names: list[str], asked: Ints) -> bool:
+        if len(names) > _MOST_PUT_OFF:
+            return False
+        rows = [self.rows.get(name, -1) for name in names]
+        if -1 in rows:
+            return False
+        self._changed[rows] = True
+        concerned = self._changed.take(asked).any()
+        self._changed[rows] = False
+        return not concerned
 
     def _make_room(self, views: list[NodeView]) -> None:
         rows, gpus = self.shape

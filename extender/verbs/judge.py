@@ -126,7 +126,10 @@ class Judge:
         """Judge nodes for the request."""
         with self._lock:
             for _ in range(_TRIES):
-                verdicts = self._verdicts(self._rank(request), request, candidates)
+                located = self._locate(candidates)
+                # a node that has no row may have come by now
+                ranking = self._rank(request, located.rows if located.all_known else None)
+                verdicts = self._verdicts(ranking, request, candidates)
                 if verdicts is not None:
                     return verdicts
         everywhere = dict.fromkeys(range(len(candidates.names)), Reason.NO_GPU_FITS)
@@ -153,7 +156,8 @@ class Judge:
     def preference(self, request: PodRequest, node: str) -> Preference:
         """Tell the fit which of the node's GPUs the policy would take; raise RequestError for an unknown policy."""
         with self._lock:
-            return self._rank(request).preference(node)
+            row = self._rankings.table.rows.get(node)
+            return self._rank(request, None if row is None else np.array([row])).preference(node)
 
     def aim(self, request: PodRequest, node: str) -> Aim:
         """Say which MIG instances of the node are the best for the pod; raise RequestError for an unknown policy."""
@@ -200,9 +204,9 @@ class Judge:
         except PolicyError as error:
             raise RequestError(Reason.BAD_REQUEST, f"{self._names.policy}: {error}") from error
 
-    def _rank(self, request: PodRequest) -> NodeRanking:
+    def _rank(self, request: PodRequest, asked: Ints | None) -> NodeRanking:
         choice = self._choice(request)
-        return self._rankings.of(request, choice.policy, choice.pools)
+        return self._rankings.of(request, choice.policy, choice.pools, asked=asked)
 
     def _verdicts(self, ranking: NodeRanking, request: PodRequest, candidates: Candidates) -> Verdicts | None:
         """Judge all nodes; None where one has come to fit since it was ranked."""

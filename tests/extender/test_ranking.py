@@ -320,6 +320,70 @@ class TestAgreement:
                 cluster.with_node(node.unhealthy(0) if random.random() < 0.5 else node)
 
 
+class TestPuttingOff:
+    """What happens to nodes that nobody asks about is taken over later, several at a time."""
+
+    def lab(self, nodes: int = 3) -> Cluster:
+        cluster = Cluster()
+        for n in range(nodes):
+            cluster.with_node(a_node(f"n{n}").with_gpus(1, "80GiB"))
+        return cluster
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.integers(0, 1 << 32), st.sampled_from(sorted(name for name, one in POLICIES.items() if not one.priced)))
+    def test_nodes_that_are_asked_about_are_judged_as_they_are_now(self, seed: int, policy: str) -> None:
+        random = Random(seed)
+        cluster = self.lab(8)
+        rankings = Rankings(cluster.ledger, MIX)
+        for step in range(40):
+            request = request_of(a_pod().asking(random.choice([3, 20, 50])))
+            names = random.sample([f"n{n}" for n in range(8)], 3)
+            rows = rankings.table.locate(names)
+            ranking = rankings.of(request, policy, asked=rows)
+            anew = Rankings(cluster.ledger, MIX)
+            expected = anew.of(request, policy).costs(anew.table.locate(names))
+            assert pytest.approx(expected.tolist()) == ranking.costs(rows).tolist()
+            assert np.isfinite(expected).tolist() == ranking.fits(rows).tolist()
+            if random.random() < 0.7:
+                cluster.holding(f"n{random.randrange(8)}", 0, random.randint(1, 9), name=f"p{step}")
+            elif (hold := random.choice(cluster.ledger.holds() or [None])) is not None:
+                cluster.ledger.pod_gone(hold.uid)
+
+    def test_no_more_than_32_changes_wait(self) -> None:
+        cluster = self.lab()
+        table = Table(cluster.ledger)
+        asked, before = table.locate(["n0", "n1"]), table.version
+        # a pod seen bound changes its node twice: in what it takes of its CPU, and of its GPUs
+        for n in range(16):
+            cluster.holding("n2", 0, 1, name=f"p{n}")
+            table.refresh(asked)
+            assert before == table.version
+
+        cluster.holding("n2", 0, 1, name="p16")
+        table.refresh(asked)
+        # 80 - 17 x 1
+        assert 63 * GIB == table.free_bytes[table.rows["n2"], 0]
+
+    def test_changes_that_waited_come_with_that_of_a_node_that_is_asked_about(self) -> None:
+        cluster = self.lab()
+        table = Table(cluster.ledger)
+        before = table.version
+        cluster.holding("n2", 0, 30).holding("n0", 0, 10)
+        table.refresh(table.locate(["n0"]))
+
+        assert [70 * GIB, 50 * GIB] == [table.free_bytes[table.rows[name], 0] for name in ("n0", "n2")]
+        assert before + 1 == table.version
+        assert sorted([table.rows["n0"], table.rows["n2"]]) == table.latest.tolist()
+
+    def test_a_node_that_comes_is_not_waited_with(self) -> None:
+        cluster = self.lab()
+        table = Table(cluster.ledger)
+        cluster.with_node(a_node("new").with_gpus(1, "80GiB"))
+        table.refresh(table.locate(["n0"]))
+
+        assert "new" in table.rows
+
+
 class TestPolicies:
     """Each policy chooses what its name says."""
 
