@@ -30,6 +30,8 @@ class Echo:
     def __init__(self, *, connections: int = 2048, limits: Limits | None = None) -> None:
         self.reached = threading.Event()
         self.go_on = threading.Event()
+        # by which threads was answered
+        self.by: list[threading.Thread] = []
         self.server = CallServer("127.0.0.1:0", self, limits=limits or Limits(), connections=connections)
         self.server.start()
         host, _, port = self.server.address.rpartition(":")
@@ -42,6 +44,7 @@ class Echo:
         if body.strip() == b"wait":
             self.reached.set()
             assert self.go_on.wait(PATIENCE)
+        self.by.append(threading.current_thread())
         return Answer(200, b"%s %s %s" % (method.encode(), path.encode(), body))
 
     def connect(self) -> socket.socket:
@@ -174,6 +177,16 @@ def test_stopping_ends_what_is_idle_and_finishes_what_is_under_way(echo: Echo) -
     assert not stopping.is_alive()
     with pytest.raises(OSError, match="refused"):
         echo.connect()
+
+
+def test_a_thread_whose_client_has_gone_serves_the_next_and_ends_with_the_server(echo: Echo) -> None:
+    def twice_by_one() -> bool:
+        echo.say(b"GET /a HTTP/1.1\r\n\r\n")
+        return len(set(echo.by)) < len(echo.by)
+
+    assert eventually(twice_by_one)
+    echo.server.stop()
+    assert not any(thread.is_alive() for thread in echo.by)
 
 
 class TestTooMany:
