@@ -8,6 +8,7 @@ import re
 import secrets
 from collections.abc import Mapping
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
@@ -237,11 +238,18 @@ def _checked(name: str) -> str:
 
 def _check_annotations(annotations: Mapping[str, str]) -> None:
     for key in annotations:
-        prefix, _, name = key.rpartition("/")
-        # the server lowers the case of an annotation's prefix before it checks it; ours are lower-case to begin with
-        good_prefix = not prefix or (len(prefix) <= _SUBDOMAIN_MAX and _SUBDOMAIN.fullmatch(prefix))
-        if not good_prefix or key.startswith("/") or len(name) > _KEY_NAME_MAX or not _KEY_NAME.fullmatch(name):
+        if not _is_key(key):
             raise Invalid(422, "Invalid", f"{key!r} cannot be the key of an annotation")
     size = sum(len(key.encode()) + len(value.encode()) for key, value in annotations.items())
     if size > _ANNOTATIONS_MAX_BYTES:
         raise Invalid(422, "Invalid", f"annotations of {size} bytes are over the {_ANNOTATIONS_MAX_BYTES} allowed")
+
+
+# They are the same few for nearly every pod.
+@lru_cache(maxsize=256)
+def _is_key(key: str) -> bool:
+    prefix, _, name = key.rpartition("/")
+    # the server lowers the case of an annotation's prefix before it checks it; ours are lower-case to begin with
+    good_prefix = not prefix or (len(prefix) <= _SUBDOMAIN_MAX and _SUBDOMAIN.fullmatch(prefix) is not None)
+    good_name = len(name) <= _KEY_NAME_MAX and _KEY_NAME.fullmatch(name) is not None
+    return good_prefix and good_name and not key.startswith("/")

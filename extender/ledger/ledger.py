@@ -354,10 +354,10 @@ class Ledger:
         try:
             request = parse(pod, self._names, self._unit_bytes)
         except RequestError as error:
-            self._waiting[pod.uid] = Waiting(pod.uid, pod.key, error)
+            self._waiting[pod.uid] = Waiting(pod.uid, pod.key, error, pod.metadata.resource_version)
             return
         if request is not None:
-            self._waiting[pod.uid] = Waiting(pod.uid, pod.key, request)
+            self._waiting[pod.uid] = Waiting(pod.uid, pod.key, request, pod.metadata.resource_version)
 
     def _observe_bound(self, pod: Pod, node: str) -> None:
         self._waiting.pop(pod.uid, None)

@@ -223,8 +223,9 @@ class Use(msgspec.Struct, frozen=True, gc=False):
 
 
 class Waiting(msgspec.Struct, frozen=True):
-    """Show a pod of ours that is not bound yet, and what it asks for."""
+    """Show a pod of ours that is not bound yet, and what it asks for, as of which version of it."""
 
     uid: str
     key: str
     request: PodRequest | RequestError
+    version: str | None = None

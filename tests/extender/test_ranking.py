@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cotenant.contract.inventory import Mode
 from cotenant.contract.reasons import Reason
-from cotenant.contract.request import PodRequest, parse
+from cotenant.contract.request import PodRequest, RequestError, parse
 from cotenant.contract.units import GIB
 from extender.ledger import Hold, Ledger, NodeView
 from extender.placement.fit import Placement, grant, place
@@ -27,6 +27,7 @@ from tests.builders import NAMES, NodeBuilder, PodBuilder, a_grant, a_node, a_po
 
 if TYPE_CHECKING:
     from cotenant.contract.grant import Grant
+    from cotenant.contract.pods import Pod
 
 MIX = Mix.of(
     [PodClass(4000, 1, 250)] * 30
@@ -604,3 +605,39 @@ class TestReasons:
         names = ["b", "none", "a", "b"]
         # milli: 10 - 5 of 10
         assert [500, Reason.UNKNOWN_NODE, Reason.NO_GPU_FITS, 500] == judge.judge(request_of(a_pod().asking(5)), names)
+
+
+class TestRequests:
+    """What a pod asks is read once for each version of it."""
+
+    def judge(self, *, version: str) -> Judge:
+        ledger = Ledger(NAMES, GIB)
+        ledger.observe_pod(self.pod(5, version=version))
+        return Judge(ledger, NAMES, GIB, "binpack")
+
+    def pod(self, units: int | str, *, version: str | None) -> Pod:
+        return replace(a_pod().asking(units), metadata=(("resourceVersion", version),)).build()
+
+    def asked(self, judge: Judge, pod: Pod) -> int:
+        request = judge.request(pod)
+        assert request is not None
+        return request.containers[0].share_bytes
+
+    def test_the_version_that_the_watch_has_brought_asks_what_it_asked_there(self) -> None:
+        judge = self.judge(version="7")
+
+        assert 5 * GIB == self.asked(judge, self.pod(5, version="7"))
+        # nobody can say of an object that it is that version, and ask more
+        assert 5 * GIB == self.asked(judge, self.pod(9, version="7"))
+
+    @pytest.mark.parametrize("version", ["8", None])
+    def test_another_version_is_read_itself(self, version: str | None) -> None:
+        assert 9 * GIB == self.asked(self.judge(version="7"), self.pod(9, version=version))
+
+    def test_what_cannot_be_met_is_no_more_so_the_second_time(self) -> None:
+        ledger, bad = Ledger(NAMES, GIB), self.pod("1.5", version="8")
+        ledger.observe_pod(bad)
+        judge = Judge(ledger, NAMES, GIB, "binpack")
+
+        with pytest.raises(RequestError):
+            judge.request(bad)
