@@ -103,8 +103,12 @@ def plot(out: Path, name: str, kept: Mapping[str, Any]) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+    # what was not measured has no place
+    wide = bool(rounds) + 2 * bool(growth)
+    figure, (grid,) = plt.subplots(1, wide, figsize=(5 * wide, 4.5), layout="constrained", squeeze=False)
+    axes = iter(grid)
     if rounds:
+        left = next(axes)
         rates = [[one["pods_per_s"] for one in rounds[way]] for way in WAYS]
         middles = [median(one) for one in rates]
         reach = [
@@ -116,6 +120,7 @@ def plot(out: Path, name: str, kept: Mapping[str, Any]) -> None:
         left.tick_params(axis="x", labelsize=7)
         left.set(ylabel="pods/s", title="Pods placed a second (median, least, most)")
     if growth:
+        middle, right = axes
         labels = [name.replace(", ", "\n") for name in growth]
         for verb in ("filter 20 names", "filter 500 names", "filter 5000 names"):
             shown = [
