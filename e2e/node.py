@@ -138,6 +138,8 @@ class RealNode:
         self.kubelet_directory = self.directory / "kubelet"
         self.static_pods = self.directory / "static-pods"
         """Pods that are put here as files run without anybody being asked."""
+        self.containers_directory = self.directory / "containerd" / "root" / "io.containerd.grpc.v1.cri" / "containers"
+        """Where containerd makes a folder for each container before it makes the container."""
         self.pod_resources_socket = self.kubelet_directory / "pod-resources" / "kubelet.sock"
         self._logs = self.directory / "pod-logs"
         self._state = self.directory / "containerd" / "state"

@@ -1,15 +1,18 @@
 """Plugin or kubelet are killed exactly inside a call: before the plugin sees it, within it, and with its answer lost.
 
-A proxy between the two holds the call there (e2e/faults/plugin_proxy.py). One GPU is counted by memory, one cut by MIG,
-and on each runs a pod that must not notice.
+A proxy between the two holds the call there (e2e/faults/plugin_proxy.py). And what comes after the last call fails, as
+the disk is full. One GPU is counted by memory, one cut by MIG, and on each runs a pod that must not notice.
 """
 
+import itertools
 import json
 import os
 import re
 import stat
+import subprocess
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -258,4 +261,58 @@ def test_a_plugin_killed_while_containers_are_about_to_start_costs_them_a_moment
         assert 0 == seen["status"]["containerStatuses"][0]["restartCount"]
     assert [] == judged(ground, *names)
     ground.remove(*names)
+    assert wait_until(lambda: judged(ground) == [], timeout_s=15), judged(ground)
+
+
+@contextmanager
+def full_disk_under_containers(node: RealNode) -> Iterator[Callable[[], None]]:
+    """Have containerd find no room for further containers until what is given is called; those that run have theirs."""
+    place = node.containers_directory
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=64", "cotenant-test", str(place)], check=True)
+    fillers: list[Path] = []
+
+    def make_room() -> None:
+        while fillers:
+            fillers.pop().unlink()
+
+    try:
+        with suppress(OSError):
+            for number in itertools.count():
+                filler = place / f"filler-{number}"
+                filler.touch(exist_ok=False)
+                fillers.append(filler)
+        yield make_room
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def held_back(seen: Object | None) -> bool:
+    """Whether the container of a pod could not be made for want of room."""
+    statuses = seen["status"].get("containerStatuses", []) if seen else []
+    return any("no space left on device" in one["state"].get("waiting", {}).get("message", "") for one in statuses)
+
+
+def test_a_full_disk_under_containers_holds_them_back_with_their_gpus_until_there_is_room_or_they_are_gone(
+    ground: Ground,
+) -> None:
+    names = ["memory", "mig", "given-up"]
+    with full_disk_under_containers(ground.node) as make_room:
+        for name in names:
+            resource, count = (GPU_MEM, 13) if name == "memory" else (MIG.format("1g.5gb"), 1)
+            ground.api.create(asking(name, resource, count))
+        for name in names:
+            seen = ground.api.wait("Pod", name, held_back, saying="a disk that is full", timeout_s=60)
+            ground.ever[seen["metadata"]["uid"]] = seen
+        # theirs were made before their containers could not be
+        assert ["1g.5gb", "1g.5gb", "4g.20gb"] == sorted(profile for _, profile, _ in ground.instances().values())
+
+        ground.remove(names.pop())
+        assert wait_until(lambda: len(ground.instances()) == 2, timeout_s=30), ground.instances()
+        make_room()
+
+        for name in names:
+            seen = ground.running(name)
+            assert 0 == seen["status"]["containerStatuses"][0]["restartCount"]
+        assert [] == judged(ground, *names)
+        ground.remove(*names)
     assert wait_until(lambda: judged(ground) == [], timeout_s=15), judged(ground)
