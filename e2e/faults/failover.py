@@ -177,7 +177,11 @@ def take_overs(ground: Ground, count: int, *, seed: int = 1) -> Iterator[tuple[s
             _, offset = ground.cluster.audit()
             began = time.time()
             active.kill() if how == "kill -9" else active.freeze()
-            first = _wait_bound(ground, offset, f"nobody binds after {how}", after=began, another_than=term)
+            try:
+                first = _wait_bound(ground, offset, f"nobody binds after {how}", after=began, another_than=term)
+            except TimeoutError as error:
+                load = f"the load created {churn.created} pods and met {len(churn.errors)} errors {churn.errors[-3:]}"
+                raise TimeoutError(f"{error}; the Lease: {ground.lease()}; {load}") from error
             written = ground.renewals(earlier)
             gap = Gap(
                 renewed=max((at for at in written if at <= began), default=math.nan) - began,

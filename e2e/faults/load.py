@@ -43,6 +43,7 @@ class Churn:
         self._rng = random.Random(seed)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
+        self._named = 0
         self.created = 0
         self.errors: list[str] = []
 
@@ -71,7 +72,9 @@ class Churn:
             self._stopping.wait(due - time.monotonic())
 
     def _turn(self) -> None:
-        self._api.create(pod(f"p{self.created}", self._rng.choice(SIZES)))
+        # each name once: a create whose answer was lost may have been carried out
+        name, self._named = f"p{self._named}", self._named + 1
+        self._api.create(pod(name, self._rng.choice(SIZES)))
         self.created += 1
         if self.created % 10:
             return
