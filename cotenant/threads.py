@@ -72,7 +72,12 @@ class Threads:
         """Know it from its beginning, with no failure: of a count that begins at 1 Prometheus sees no increase."""
         with self._guard:
             self._under_way.add(thread)
-            self._failures[thread.name] += 0
+        self.counts(thread.name)
+
+    def counts(self, name: str) -> None:
+        """Count what is survived under *name* from now on."""
+        with self._guard:
+            self._failures[name] += 0
 
     def is_done(self, thread: threading.Thread) -> None:
         """Know that it ends as it should."""

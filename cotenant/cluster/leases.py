@@ -1,5 +1,6 @@
 """Leases of coordination.k8s.io/v1: who of several programs is the one that acts, as for client-go's elections."""
 
+import math
 from datetime import datetime
 from typing import Any
 
@@ -87,7 +88,7 @@ def spec(*, holder: str, transitions: int, seconds: float, now: datetime, acquir
     fields: dict[str, Any] = {
         "holderIdentity": holder,
         "leaseTransitions": transitions,
-        "leaseDurationSeconds": max(1, round(seconds)),
+        "leaseDurationSeconds": max(1, math.ceil(seconds)),
         "renewTime": stamp,
     }
     return fields | ({"acquireTime": stamp} if acquired else {})

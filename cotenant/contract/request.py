@@ -40,6 +40,10 @@ class RequestError(ValueError):
         super().__init__(sentence)
         self.reason = reason
 
+    def anew(self) -> "RequestError":
+        """Give the same to raise, where one is kept: each raise of an object adds its frames, and what they hold."""
+        return RequestError(self.reason, str(self))
+
 
 class ContainerRequest(msgspec.Struct, frozen=True):
     """Say what one container asks for: *units* in all, *share_bytes* of each of its GPUs.

@@ -178,7 +178,7 @@ def take_overs(ground: Ground, count: int, *, seed: int = 1) -> Iterator[tuple[s
             began = time.time()
             active.kill() if how == "kill -9" else active.freeze()
             try:
-                first = _wait_bound(ground, offset, f"nobody binds after {how}", after=began, another_than=term)
+                first = _wait_bound(ground, offset, f"nobody binds after {how}", after=began, later_than=term)
             except TimeoutError as error:
                 load = f"the load created {churn.created} pods and met {len(churn.errors)} errors {churn.errors[-3:]}"
                 raise TimeoutError(f"{error}; the Lease: {ground.lease()}; {load}") from error
@@ -222,13 +222,13 @@ def settled(ground: Ground) -> list[str]:
     return [*broken(Picture.of(ground.api)), *found]
 
 
-def _wait_bound(ground: Ground, offset: int, otherwise: str, *, after: float = 0.0, another_than: int = -1) -> float:
-    """Wait for the next Binding that is taken, in another term where asked, and give its time."""
+def _wait_bound(ground: Ground, offset: int, otherwise: str, *, after: float = 0.0, later_than: int = -1) -> float:
+    """Wait for the next Binding that is taken, in a later term where asked, and give its time."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         writes, offset = ground.bindings(offset)
         taken = [one.at.timestamp() for one in writes if one.code == 201 and one.at.timestamp() > after]
-        if taken and (another_than < 0 or ground.lease()[1] != another_than):
+        if taken and ground.lease()[1] > later_than:
             return taken[0]
         time.sleep(0.05)
     raise TimeoutError(f"{otherwise}: no Binding was taken in 60 s")

@@ -27,9 +27,9 @@ _REQUEST_SECONDS = 1.0
 _STOP_SECONDS = 2.0
 # What client-go assumes of a Lease that does not say, which none of its own is.
 _DEFAULT_SECONDS = 15
-# kube-scheduler renews its Lease five times a second. Where nothing is heard for so long the watch may be dead, and
-# another one must be there before the Lease is not believed any more.
-_SILENCE_SECONDS = 3.0
+# kube-scheduler renews its Lease of 3 s five times a second. Where nothing is heard for so long the watch may be dead,
+# and another one must be there before the Lease is not believed any more.
+_SILENCE_SECONDS = 2.0
 
 
 class Election(Protocol):

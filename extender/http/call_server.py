@@ -43,6 +43,8 @@ _BUFFER = 64 << 10
 _MOST_IDLE = 8
 _IDLE_THREAD_SECONDS = 10.0
 
+_CALL = "call"
+
 _LINGER_SECONDS = 2.0
 _LOOK_SECONDS = 0.05
 
@@ -119,6 +121,7 @@ class CallServer:
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._listener.bind(self._where)
         self._listener.listen(_BACKLOG)
+        self._threads.counts(_CALL)
         self._thread.start()
 
     def stop(self) -> None:
@@ -163,7 +166,7 @@ class CallServer:
                 self._idle -= 1
                 self._next.put(connection)
                 return True
-            worker = threading.Thread(target=self._work, args=(connection,), name="call", daemon=True)
+            worker = threading.Thread(target=self._work, args=(connection,), name=_CALL, daemon=True)
             self._workers.add(worker)
         try:
             worker.start()
@@ -191,7 +194,7 @@ class CallServer:
     def _work(self, connection: socket.socket | None) -> None:
         try:
             while connection is not None:
-                with self._threads.surviving("call"):
+                with self._threads.surviving(_CALL):
                     self._converse(connection)
                 connection = self._another()
         finally:
@@ -207,11 +210,10 @@ class CallServer:
         with contextlib.suppress(queue.Empty):
             return self._next.get(timeout=_IDLE_THREAD_SECONDS)
         with self._guard:
-            if self._next.empty():
-                self._idle -= 1
-                return None
-        # one has come just now
-        return self._next.get()
+            with contextlib.suppress(queue.Empty):  # one has come just now
+                return self._next.get_nowait()
+            self._idle -= 1
+            return None
 
     def _converse(self, connection: socket.socket) -> None:
         try:

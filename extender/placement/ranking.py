@@ -92,10 +92,11 @@ class Rankings:
 
         Only the rows *asked* for, where some are named, need be as they are now.
         """
-        between = self._of(request, policy, asked)
+        self._refresh(asked)
+        between = self._of(request, policy)
         if all(pool.policy == policy for pool in pools):
             return between
-        own = [self._of(request, pool.policy, asked) for pool in pools]
+        own = [self._of(request, pool.policy) for pool in pools]
         return PooledRanking(between, own, self._pool(pools), self.table)
 
     def _pool(self, pools: tuple[Pool, ...]) -> Ints:
@@ -110,12 +111,15 @@ class Rankings:
             self._pools[pools] = found, table.version
         return found
 
-    def _of(self, request: PodRequest, policy: str, asked_rows: Ints | None) -> "Ranking | PartitionRanking":
-        table = self.table
-        table.refresh(asked_rows)
-        if table.epoch != self._epoch:
-            self._epoch = table.epoch
+    def _refresh(self, asked: Ints | None) -> None:
+        """Take over what has changed, once for all policies of an answer, which go by one version of the table."""
+        self.table.refresh(asked)
+        if self.table.epoch != self._epoch:
+            self._epoch = self.table.epoch
             self._forget()
+
+    def _of(self, request: PodRequest, policy: str) -> "Ranking | PartitionRanking":
+        table = self.table
         if request.profiles:
             return self._partitioned(request, policy)
         if named(policy).needs_mix and sum(self._mix.counts) < FEWEST_PODS:
@@ -246,8 +250,9 @@ class Ranking:
                 # numpy.ma in the first filter, 0.1 s
                 rows = np.array(sorted({*rows.tolist(), *self._stale(self._table.latest).tolist()}), np.int64)
         if len(rows):
-            self._weighed_at[rows] = self._table.version
             self._weigh_anew(rows)
+            # not before: should a policy of somebody's fail, nothing is taken for weighed
+            self._weighed_at[rows] = self._table.version
 
     def _stale(self, rows: Ints) -> Ints:
         return rows[self._weighed_at.take(rows) < self._table.changed_at.take(rows)]
@@ -367,7 +372,8 @@ class Ranking:
                 before = left.get(state.gpu.uuid, state.free_bytes)
                 left[state.gpu.uuid] = before - need
         after = self._table.free_milli[row : row + 1].copy()
-        for column, state in enumerate(view.gpus):
+        # weighed in passing, it may have more GPUs by now than the table has columns; asked for, it is weighed anew
+        for column, state in enumerate(view.gpus[: after.shape[1]]):
             if state.gpu.uuid in left:
                 after[0, column] = left[state.gpu.uuid] * MILLI // self._table.largest_bytes
         self._feasible[row] = True

@@ -151,7 +151,7 @@ class Bind:
         waiting = self._ledger.waiting(args.PodUID)
         if waiting is not None:
             if isinstance(waiting.request, RequestError):
-                raise waiting.request
+                raise waiting.request.anew()
             return self._judge.tenants.hold(args.PodNamespace, waiting.request)
         # The watch has not shown the pod yet, though kube-scheduler's has, or it is not ours at all.
         pod = self._binder.read(args, deadline=deadline)

@@ -104,7 +104,7 @@ class Judge:
         if known is not None and version is not None and known.version == version:
             # the watch has brought the very same object, which was read then: 0.03 ms
             if isinstance(known.request, RequestError):
-                raise known.request
+                raise known.request.anew()
             request: PodRequest | None = known.request
         else:
             request = parse(pod, self._names, self._unit_bytes)

@@ -16,6 +16,7 @@ from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest, RequestError, parse
 from cotenant.contract.units import GIB
 from extender.ledger import Hold, Ledger, NodeView
+from extender.placement.choices import Pool
 from extender.placement.fit import Placement, grant, place
 from extender.placement.ranking import Rankings
 from extender.policies import POLICIES, waste
@@ -26,6 +27,8 @@ from extender.verbs.judge import Judge
 from tests.builders import NAMES, NodeBuilder, PodBuilder, a_grant, a_node, a_pod, granted
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cotenant.contract.grant import Grant
     from cotenant.contract.pods import Pod
 
@@ -321,6 +324,22 @@ class TestAgreement:
                 cluster.with_node(node.unhealthy(0) if random.random() < 0.5 else node)
 
 
+class Hurried(Ledger):
+    """A ledger that changes right after somebody has asked what has changed."""
+
+    _meanwhile: Callable[[], None] | None = None
+
+    def after_next_look(self, meanwhile: Callable[[], None]) -> None:
+        self._meanwhile = meanwhile
+
+    def changes(self, since: int) -> tuple[int, list[str] | None]:
+        found = super().changes(since)
+        meanwhile, self._meanwhile = self._meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+        return found
+
+
 class TestPuttingOff:
     """What happens to nodes that nobody asks about is taken over later, several at a time."""
 
@@ -335,9 +354,13 @@ class TestPuttingOff:
     def test_nodes_that_are_asked_about_are_judged_as_they_are_now(self, seed: int, policy: str) -> None:
         random = Random(seed)
         cluster = self.lab(8)
+        # what costs are measured by, the largest node, stays: it may be known late
+        cluster.with_node(a_node("largest").with_gpus(6, "80GiB"))
         rankings = Rankings(cluster.ledger, MIX)
         for step in range(40):
-            request = request_of(a_pod().asking(random.choice([3, 20, 50])))
+            # several containers are searched for node by node
+            pod = a_pod().asking(random.choice([3, 20, 50]))
+            request = request_of(pod if random.random() < 0.6 else pod.asking(2))
             names = random.sample([f"n{n}" for n in range(8)], 3)
             rows = rankings.table.locate(names)
             ranking = rankings.of(request, policy, asked=rows)
@@ -345,10 +368,49 @@ class TestPuttingOff:
             expected = anew.of(request, policy).costs(anew.table.locate(names))
             assert pytest.approx(expected.tolist()) == ranking.costs(rows).tolist()
             assert np.isfinite(expected).tolist() == ranking.fits(rows).tolist()
-            if random.random() < 0.7:
-                cluster.holding(f"n{random.randrange(8)}", 0, random.randint(1, 9), name=f"p{step}")
+            node, what = f"n{random.randrange(8)}", random.random()
+            if what < 0.2:
+                cluster.with_node(a_node(node).with_gpus(random.randint(1, 6), "80GiB"))
+            elif what < 0.7:
+                cluster.holding(node, random.randrange(2), random.randint(1, 9), name=f"p{step}")
             elif (hold := random.choice(cluster.ledger.holds() or [None])) is not None:
                 cluster.ledger.pod_gone(hold.uid)
+
+    def test_a_node_that_grows_unasked_keeps_nobody_else_from_being_judged(self) -> None:
+        cluster = self.lab()
+        rankings = Rankings(cluster.ledger, MIX)
+        rows = rankings.table.locate(["n0", "n1"])
+        cluster.holding("n0", 0, 5).holding("n2", 0, 5)
+        rankings.table.refresh(rows)
+        # it was taken over with n0, and gets more GPUs than the table has columns since
+        cluster.with_node(a_node("n2").with_gpus(4, "80GiB")).holding("n2", 3, 30)
+
+        ranking = rankings.of(request_of(a_pod().asking(20).asking(20)), "binpack", asked=rows)
+        # milli: of 80 GiB, 5 + 40 held, and 40
+        assert [437, 500] == ranking.costs(rows).tolist()
+        assert [True, True] == ranking.fits(rows).tolist()
+
+    @pytest.mark.parametrize("change", ["grows", "comes"])
+    def test_all_policies_of_an_answer_go_by_one_moment(self, change: str) -> None:
+        ledger = Hurried(NAMES, GIB)
+        cluster = Cluster(ledger=ledger)
+        for n in range(64):  # as many as the table has rows at first
+            cluster.with_node(a_node(f"n{n}").with_gpus(2, "80GiB"))
+        rankings, request = Rankings(ledger, MIX), request_of(a_pod().asking(20))
+        pools = (Pool((("pool", "x"),), "binpack"),)
+        rows = rankings.table.locate(["n0", "n1"])
+        rankings.of(request, "fgd", pools, asked=rows).costs(rows)
+
+        def meanwhile() -> None:
+            cluster.holding("n0", 0, 37)
+            if change == "comes":
+                cluster.with_node(a_node("new").with_gpus(2, "80GiB"))
+
+        ledger.after_next_look(meanwhile)
+        rankings.of(request, "fgd", pools, asked=rows).costs(rows)
+        anew = Rankings(ledger, MIX)
+        expected = anew.of(request, "fgd", pools).costs(anew.table.locate(["n0", "n1"]))
+        assert expected.tolist() == rankings.of(request, "fgd", pools, asked=rows).costs(rows).tolist()
 
     def test_no_more_than_32_changes_wait(self) -> None:
         cluster = self.lab()
@@ -639,5 +701,12 @@ class TestRequests:
         ledger.observe_pod(bad)
         judge = Judge(ledger, NAMES, GIB, "binpack")
 
-        with pytest.raises(RequestError):
-            judge.request(bad)
+        raised = []
+        for _ in range(2):
+            with pytest.raises(RequestError) as caught:
+                judge.request(bad)
+            raised.append(caught.value)
+        assert str(raised[0]) == str(raised[1])
+        assert raised[0].reason is raised[1].reason
+        # one object raised for ever would keep the frames of every filter
+        assert raised[0] is not raised[1]

@@ -467,7 +467,7 @@ class TestPrivileges:
         assert writer
         assert f"{election['resourceNamespace']}/{election['resourceName']}" == writer.lease
 
-    def test_the_longest_take_over_is_below_5_s_by_arithmetic(self) -> None:
+    def test_the_waits_of_the_longest_take_over_are_below_5_s_together(self) -> None:
         election = scheduler_config("second-scheduler")["leaderElection"]
         lasts, gives_up, looks = (seconds(election[key]) for key in ("leaseDuration", "renewDeadline", "retryPeriod"))
         writer = extender_config("second-scheduler").writer
