@@ -13,7 +13,12 @@ class Prioritize:
         self._judge = judge
 
     def __call__(self, args: ExtenderArgs) -> list[HostPriority]:
-        """Score each node 0..10 by the GPUs that the pod would get there; 0 for all where the pod is not ours."""
+        """Score nodes by the GPUs that the pod would get there, by 0..10 more than the worst, which are left out.
+
+        kube-scheduler adds nothing for a node that it is not told of (pkg/scheduler/schedule_one.go, prioritizeNodes),
+        and adds up what it is told; so only differences decide. Where all nodes are equally good, or the pod is not
+        ours, there is nothing to say, and 500 scores fewer for kube-scheduler to read (docs/decisions/0104).
+        """
         names = args.candidates.names
         # What filter has weighed a moment ago is good for one answer: 0.15 of 0.24 ms at 500 names. Whoever asks again
         # without a filter in between gets what is known by then.
@@ -24,6 +29,10 @@ class Prioritize:
             except RequestError:
                 request = None  # filter has said so to the user
             if request is None:
-                return [HostPriority(name, 0) for name in names]
+                return []
             verdicts = self._judge.weigh(request, args.candidates)
-        return list(map(HostPriority, names, scores(verdicts.costs)))
+        found = scores(verdicts.costs)
+        least = min(found, default=0)
+        if least == max(found, default=0):
+            return []
+        return [HostPriority(name, score - least) for name, score in zip(names, found, strict=True) if score > least]

@@ -94,15 +94,21 @@ class TestFilter:
 
 
 class TestPrioritize:
-    """prioritize scores nodes by the GPU that the pod would get there."""
+    """prioritize scores nodes by the GPU that the pod would get there; a node that it leaves out has 0."""
 
-    def test_the_tightest_node_has_ten(self, api: ApiServer, extender: Running) -> None:
+    def test_the_tightest_node_has_ten_and_those_that_do_not_fit_are_left_out(
+        self, api: ApiServer, extender: Running
+    ) -> None:
         assert "" == extender.bind(submit(api, a_pod().named("other").asking(2)), "n2")
 
         # n2 is left with 10 - 2 - 8 = 0, n1 with 10 - 8 = 2
-        assert {"n1": 1, "n2": 10, "nowhere": 0} == extender.prioritize(
-            submit(api, a_pod().asking(8)), *BOTH, "nowhere"
-        )
+        assert {"n1": 1, "n2": 10} == extender.prioritize(submit(api, a_pod().asking(8)), *BOTH, "nowhere")
+
+    def test_of_nodes_that_all_fit_the_worst_are_left_out(self, api: ApiServer, extender: Running) -> None:
+        assert "" == extender.bind(submit(api, a_pod().named("other").asking(2)), "n2")
+
+        # 10 and 1, of which only the difference counts
+        assert {"n2": 9} == extender.prioritize(submit(api, a_pod().asking(8)), *BOTH)
 
     def test_what_filter_weighed_is_good_for_one_answer(self, api: ApiServer, extender: Running) -> None:
         pod = submit(api, a_pod().asking(8))
@@ -110,19 +116,24 @@ class TestPrioritize:
         assert "" == extender.bind(submit(api, a_pod().named("other").asking(2)), "n2")
 
         # as it was for filter, where both were left with 10 - 8 = 2; and then as it is, with 0 on n2
-        assert {"n1": 10, "n2": 10} == extender.prioritize(pod, *BOTH)
-        assert {"n1": 1, "n2": 10} == extender.prioritize(pod, *BOTH)
+        assert {} == extender.prioritize(pod, *BOTH)
+        assert {"n2": 9} == extender.prioritize(pod, *BOTH)
 
     def test_scores_are_whole_numbers_on_the_wire(self, api: ApiServer, extender: Running) -> None:
-        answer = extender.post("/prioritize", filter_args(submit(api, a_pod().asking(8)), "n1"))
+        answer = extender.post("/prioritize", filter_args(submit(api, a_pod().asking(8)), "n1", "nowhere"))
 
         assert b'[{"Host":"n1","Score":10}]' == answer.body
+
+    def test_nodes_that_are_equally_good_are_an_empty_list_on_the_wire(self, api: ApiServer, extender: Running) -> None:
+        answer = extender.post("/prioritize", filter_args(submit(api, a_pod().asking(8)), *BOTH))
+
+        assert b"[]" == answer.body
 
     @pytest.mark.parametrize("pod", [a_pod(), a_pod().asking("0")])
     def test_a_pod_that_is_not_ours_or_wrong_scores_nothing(
         self, api: ApiServer, extender: Running, pod: PodBuilder
     ) -> None:
-        assert {"n1": 0, "n2": 0} == extender.prioritize(submit(api, pod), *BOTH)
+        assert {} == extender.prioritize(submit(api, pod), *BOTH)
 
 
 class TestBind:
