@@ -49,6 +49,9 @@ class Account(msgspec.Struct):
     # what is kept for pods that are to come, beside what is held: both together may be more than there is
     promised: Counter[str] = msgspec.field(default_factory=Counter)
     labels: dict[str, str] = msgspec.field(default_factory=dict)
+    # the GPUs of gpu-mem as they were shown last, None where all may look otherwise by now, and those that do
+    shown: tuple[GPUState, ...] | None = None
+    changed: frozenset[str] = frozenset()
 
     def read(self, node: Node, names: Names, unit_bytes: int, labels: Collection[str] = ()) -> bool:
         """Take over what the API server says of the node, of its labels those named; tell whether that is news.
@@ -64,6 +67,7 @@ class Account(msgspec.Struct):
         if (self.read_from, self.compute, self.labels) == (read_from, compute, kept):
             return False
         self.compute, self.read_from, self.labels = compute, read_from, kept
+        self.shown = None
         self.inventory, problem, self.detail = _inventory(annotation, unit_bytes)
         self.problem = self.mig_problem = problem
         if problem is None and not _advertises_memory(self.inventory, advertised):
@@ -72,7 +76,7 @@ class Account(msgspec.Struct):
 
     def gone(self) -> None:
         """Note that the API server has no such node."""
-        self.inventory, self.problem, self.read_from = None, Reason.UNKNOWN_NODE, None
+        self.inventory, self.problem, self.read_from, self.shown = None, Reason.UNKNOWN_NODE, None, None
         self.mig_problem = Reason.UNKNOWN_NODE
 
     @property
@@ -94,6 +98,7 @@ class Account(msgspec.Struct):
 
     def put(self, hold: Hold) -> None:
         """Count what a pod holds."""
+        self._note(hold)
         promised = hold.stage is Stage.PROMISED
         if hold.charges and not hold.slots and not promised:
             self.sizes[_size(hold)] += 1
@@ -117,6 +122,7 @@ class Account(msgspec.Struct):
 
     def drop(self, hold: Hold) -> None:
         """Take back what put counted."""
+        self._note(hold)
         promised = hold.stage is Stage.PROMISED
         for uuid, amount in hold.charges.items():
             (self.promised if promised else self.held)[uuid] -= amount
@@ -139,17 +145,11 @@ class Account(msgspec.Struct):
 
     def view(self) -> NodeView:
         """Show the node as it is now."""
-        everywhere = self.everywhere.total() if self.everywhere else 0
-        users = self._users() if self.users or self.everywhere_clients else {}
-        gpus = tuple(
-            self._state(gpu, everywhere, users)
-            for gpu in (self.inventory.gpus if self.inventory else ())
-            if gpu.family is Family.MEMORY
-        )
+        gpus = self._states()
         return NodeView(
             name=self.name,
             gpus=gpus,
-            healthy=tuple(state for state in gpus if state.healthy),
+            healthy=gpus if all(state.healthy for state in gpus) else tuple(s for s in gpus if s.healthy),
             problem=self.problem,
             detail=self.detail,
             compute=self.compute,
@@ -163,6 +163,29 @@ class Account(msgspec.Struct):
             advertised=self.read_from[2] if self.read_from else frozenset(),
             labels=self.labels,
         )
+
+    def _note(self, hold: Hold) -> None:
+        """Remember which GPUs look otherwise with *hold* or without it: those charged, or of MPS's and unknown, any."""
+        if hold.clients or hold.everywhere_clients.count or hold.everywhere_bytes:
+            self.shown = None
+        else:
+            self.changed |= hold.charges.keys()
+
+    def _states(self) -> tuple[GPUState, ...]:
+        """Show the GPUs that gpu-mem counts; those that nothing has changed of are as they were: 8 us and not 30."""
+        everywhere = self.everywhere.total() if self.everywhere else 0
+        users = self._users() if self.users or self.everywhere_clients else {}
+        if self.shown is None:
+            gpus = [gpu for gpu in (self.inventory.gpus if self.inventory else ()) if gpu.family is Family.MEMORY]
+            self.shown = tuple(self._state(gpu, everywhere, users) for gpu in gpus)
+        else:
+            changed = self.changed
+            self.shown = tuple(
+                self._state(state.gpu, everywhere, users) if state.gpu.uuid in changed else state
+                for state in self.shown
+            )
+        self.changed = frozenset()
+        return self.shown
 
     def _users(self) -> dict[str, frozenset[int]]:
         """Tell as whom the clients of each MPS daemon run, by its pipe."""

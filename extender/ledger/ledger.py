@@ -82,8 +82,9 @@ class Ledger:
             account = self._accounts.get(node)
             if account is None or account.read_from is None:
                 return None
-            # the inventory is never changed, only replaced
-            account = copy.deepcopy(account, {id(account.inventory): account.inventory})
+            # neither the inventory nor what was shown is ever changed, only replaced
+            kept = account.inventory, account.shown
+            account = copy.deepcopy(account, {id(one): one for one in kept})
             for uid in uids:
                 hold, resident = self._holds.get(uid) or self._promises.get(uid), self._residents.get(uid)
                 if hold is not None and hold.node == node:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from cachetools import LRUCache
@@ -34,6 +34,15 @@ _NO_GPU = -1
 _NEVER = np.iinfo(np.int64).max
 
 
+class _Latest(NamedTuple):
+    """Hold which ranking was the answer to which question about which version of the table."""
+
+    request: PodRequest
+    policy: str
+    version: int
+    ranking: "Ranking"
+
+
 class Rankings:
     """Keep a table of the ledger and rankings of its nodes; not safe to use from many threads."""
 
@@ -49,6 +58,8 @@ class Rankings:
         # of each row the pool that it is in, and the version of the table that this was said of
         self._pools: dict[tuple[Pool, ...], tuple[Ints, int]] = {}
         self._rankings: LRUCache[tuple[Any, ...], Ranking | PartitionRanking] = LRUCache(shapes)
+        # bind asks what filter has just asked, and mostly so does the next filter
+        self._latest: _Latest | None = None
 
     @property
     def mix(self) -> Mix:
@@ -84,6 +95,7 @@ class Rankings:
         # where nodes have come or gone meanwhile, what was made counts for nothing
         if table.epoch == epoch:
             self._policies.update(made)
+            self._latest = None
 
     def of(
         self, request: PodRequest, policy: str, pools: tuple[Pool, ...] = (), *, asked: Ints | None = None
@@ -122,6 +134,14 @@ class Rankings:
         table = self.table
         if request.profiles:
             return self._partitioned(request, policy)
+        latest = self._latest
+        if latest is not None and latest[1:3] == (policy, table.version) and latest.request == request:
+            return latest.ranking
+        self._latest = latest = _Latest(request, policy, table.version, self._ranking(request, policy))
+        return latest.ranking
+
+    def _ranking(self, request: PodRequest, policy: str) -> "Ranking":
+        table = self.table
         if named(policy).needs_mix and sum(self._mix.counts) < FEWEST_PODS:
             policy = "/".join(_STAND_IN if named(level).needs_mix else level for level in policy.split("/"))
         made, seen = self._policies.get(policy) or (named(policy)(table, self._mix), -1)
@@ -147,6 +167,7 @@ class Rankings:
         return ranking
 
     def _forget(self, *, only_by_mix: bool = False) -> None:
+        self._latest = None
         if not only_by_mix:
             self._pools.clear()
         for name in [name for name in self._policies if named(name).needs_mix or not only_by_mix]:

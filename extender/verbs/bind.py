@@ -98,7 +98,6 @@ class Bind:
 
     def _bind(self, args: BindArgs, deadline: float) -> Refusal | None:
         hold = self._ledger.hold(args.PodUID)
-        again = hold is not None
         if hold is None:
             try:
                 reserved = self._reserve(args, deadline)
@@ -108,17 +107,18 @@ class Bind:
                 return self._binder.bind(args, {}, None, deadline=deadline)
             if isinstance(reserved, Refusal):
                 return reserved
-            hold = reserved
-        elif hold.node != args.Node:
+            hold, granted = reserved
+            return self._binder.bind(args, annotations(granted, self._names), hold, deadline=deadline)
+        if hold.node != args.Node:
             return Refusal.of(args, Reason.UNSETTLED if hold.stage is Stage.ASSUMED else Reason.BOUND_ELSEWHERE)
-        elif hold.stage is Stage.BOUND:
+        if hold.stage is Stage.BOUND:
             return None
-        # else the outcome of an earlier bind is in doubt: the same Binding again finds out
+        # the outcome of an earlier bind is in doubt: the same Binding again finds out
         told = annotations(grants.decode(hold.grant), self._names)
-        return self._binder.bind(args, told, hold, deadline=deadline, again=again)
+        return self._binder.bind(args, told, hold, deadline=deadline, again=True)
 
-    def _reserve(self, args: BindArgs, deadline: float) -> Hold | Refusal | None:
-        """Reserve GPUs for the pod; None where it asks nothing of ours and needs none."""
+    def _reserve(self, args: BindArgs, deadline: float) -> tuple[Hold, grants.Grant] | Refusal | None:
+        """Reserve GPUs for the pod, and say which; None where it asks nothing of ours and needs none."""
         try:
             request = self._request(args, deadline)
             if request is None or isinstance(request, Refusal):
@@ -127,9 +127,14 @@ class Bind:
         except RequestError as error:
             return Refusal.of(args, error.reason, str(error))
 
+        granted: list[grants.Grant] = []
+
         def choose(view: NodeView) -> grants.Grant | Refusal:
             placed = place(view, request, prefer, aim)
-            return grant(request, placed) if isinstance(placed, Placement) else Refusal.of(args, placed)
+            if not isinstance(placed, Placement):
+                return Refusal.of(args, placed)
+            granted.append(grant(request, placed))
+            return granted[0]
 
         def limit(hold: Hold, use: Use) -> Refusal | None:
             excess = self._judge.tenants.exceeded_by(hold, use)
@@ -145,7 +150,7 @@ class Bind:
             return outcome
         self._heard(args.PodUID, request)
         self._judge.bound(args.PodUID, request)
-        return outcome
+        return outcome, granted[0]
 
     def _request(self, args: BindArgs, deadline: float) -> PodRequest | Refusal | None:
         waiting = self._ledger.waiting(args.PodUID)
