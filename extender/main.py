@@ -17,7 +17,6 @@ from extender.program import Extender, with_flags
 _CONNECTIONS = 32
 # Objects made before a collection of the young, and collections of these before one of the older.
 _GC_THRESHOLDS = 20_000, 20, 100
-_SWITCH_SECONDS = 0.0005
 
 
 def _address(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
@@ -80,13 +79,11 @@ def check_policies(configuration: ExtenderConfiguration) -> None:
 
 
 def _ready(sentence: str) -> None:
-    """Say so, and keep the garbage collector and the other threads from holding up a verb from now on.
+    """Say so, and keep the garbage collector from holding up a verb from now on.
 
     A full collection walks all that the ledger holds: 0.1 s at 50,000 pods, for nothing, since none of it is garbage.
-    Frozen, it is not walked again. A thread that writes metrics or decodes the watch may keep the interpreter for 5 ms
-    unless told otherwise, which is more than a verb takes. What each brings stands in docs/decisions/0077.
+    Frozen, it is not walked again (docs/decisions/0077).
     """
     gc.collect()
     gc.freeze()
-    sys.setswitchinterval(_SWITCH_SECONDS)
     print(sentence, flush=True)  # noqa: T201

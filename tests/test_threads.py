@@ -1,11 +1,12 @@
 """Threads of both programs that fail in ways that nobody foresaw."""
 
+import sys
 import threading
 from collections.abc import Callable
 
 import pytest
 
-from cotenant.threads import Threads
+from cotenant.threads import Threads, giving_way
 
 # Far longer than anything takes.
 PATIENCE = 30.0
@@ -106,3 +107,21 @@ def test_one_that_ends_on_what_cannot_be_survived_is_named(threads: Threads) -> 
     gone.join(PATIENCE)
 
     assert ["gone"] == threads.ended()
+
+
+def test_threads_give_way_sooner_until_the_last_that_works_for_long_is_done() -> None:
+    usual = sys.getswitchinterval()
+    with giving_way():
+        with giving_way():
+            pass
+        assert 0.0005 == pytest.approx(sys.getswitchinterval())
+
+    assert usual == sys.getswitchinterval()
+
+
+def test_what_fails_while_it_gives_way_leaves_nothing_behind() -> None:
+    usual = sys.getswitchinterval()
+    with pytest.raises(ZeroDivisionError), giving_way():
+        raise ZeroDivisionError
+
+    assert usual == sys.getswitchinterval()

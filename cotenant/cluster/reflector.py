@@ -19,6 +19,7 @@ from cotenant.cluster.connection import Cluster, Stream
 from cotenant.cluster.errors import ApiError, ClusterError, Gone, TimedOut, Unreachable
 from cotenant.cluster.opening import Opening
 from cotenant.cluster.reading import BOOKMARK, Change, NotJSONError, Reader, T, Unreadable
+from cotenant.threads import giving_way
 
 _log = structlog.get_logger(__name__)
 
@@ -182,7 +183,8 @@ class Reflector(Generic[T]):
         while not self._stopping.is_set():
             try:
                 if version is None or self._wanted:
-                    version = self._list()
+                    with giving_way():
+                        version = self._list()
                 for newer in self._watch(version):
                     version = newer
                     self._backoff.reset()

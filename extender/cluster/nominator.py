@@ -18,7 +18,7 @@ from cotenant.cluster import Cluster, ClusterError, writes
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest
-from cotenant.threads import Threads
+from cotenant.threads import Threads, giving_way
 from extender.ledger import Ledger
 
 _log = structlog.get_logger(__name__)
@@ -122,7 +122,9 @@ class Nominator:
         # before the judging, so that what changes meanwhile is looked at again
         changes = self._ledger.changed_so_far()
         try:
-            if not self._nominate(asked):
+            with giving_way():
+                nominated = self._nominate(asked)
+            if not nominated:
                 self._look_again(asked, changes)
         except ClusterError as error:
             _log.warning("nomination failed", pod=asked.pod.key, pod_uid=asked.pod.uid, why=str(error))

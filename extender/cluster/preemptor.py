@@ -22,7 +22,7 @@ from cotenant.contract.configuration import FragmentedPreemption
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest
-from cotenant.threads import Threads
+from cotenant.threads import Threads, giving_way
 from extender.cluster import pods
 from extender.cluster.evictions import Cause, Evictions, Outcome
 from extender.cluster.evictor import Tell
@@ -161,7 +161,8 @@ class Preemptor:
         done = False
         with self._threads.surviving(_THREAD):
             try:
-                act()
+                with giving_way():
+                    act()
             except ClusterError as error:
                 _log.warning("preemption put off", pod=pod.key, pod_uid=pod.uid, why=str(error))
                 self._drop(pod.uid)

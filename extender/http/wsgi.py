@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+from cotenant.threads import giving_way
 from extender.http.call_server import Request
 from extender.http.calls import TEXT, Answer, BodyError
 
@@ -29,13 +30,15 @@ class Application:
             begun.append((status, headers))
             return lambda _: None  # nothing writes by it
 
-        given = self._app(_environ(request, request.body), start_response)
-        try:
-            body, *more = [*given] or [b""]
-        finally:
-            close: Callable[[], None] | None = getattr(given, "close", None)
-            if close is not None:
-                close()
+        # metrics and pages of a large cluster take tens of milliseconds
+        with giving_way():
+            given = self._app(_environ(request, request.body), start_response)
+            try:
+                body, *more = [*given] or [b""]
+            finally:
+                close: Callable[[], None] | None = getattr(given, "close", None)
+                if close is not None:
+                    close()
         status, headers = begun[-1]
         kind = next((value for name, value in headers if name.lower() == "content-type"), TEXT)
         passed = tuple((name, value) for name, value in headers if name.lower() not in _NOT_PASSED_ON)

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from cotenant.contract.names import Names
 from cotenant.contract.request import PodRequest
-from cotenant.threads import Threads
+from cotenant.threads import Threads, giving_way
 from extender.ledger import Ledger
 from extender.policies.mix import Mix
 from extender.policies.table import Table
@@ -123,5 +123,6 @@ class Shadowing(Collector):
         yield placed
 
     def _turn(self) -> bool:
-        self.follow()
+        with giving_way():
+            self.follow()
         return not self._stopping.wait(self._interval)

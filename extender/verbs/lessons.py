@@ -2,7 +2,7 @@
 
 import threading
 
-from cotenant.threads import Threads
+from cotenant.threads import Threads, giving_way
 from extender.verbs.judge import Judge
 
 # Between two pieces of the work, so that a verdict that waits for the judge's lock gets it.
@@ -32,7 +32,8 @@ class Lessons:
         self._judge.news.wait()
         if self._stopping.is_set():
             return False
-        self._judge.learn(pause=self._pause)
+        with giving_way():
+            self._judge.learn(pause=self._pause)
         # learn() clears the news, that of stop() too
         return not self._stopping.is_set()
 
