@@ -5,6 +5,7 @@ program that has just restarted could be shown the past, miss a grant that it ma
 again.
 """
 
+import contextlib
 import random
 import threading
 import time
@@ -183,7 +184,8 @@ class Reflector(Generic[T]):
         while not self._stopping.is_set():
             try:
                 if version is None or self._wanted:
-                    with giving_way():
+                    # the first time there is nobody to give way to but the other LISTs
+                    with giving_way() if self.synced.is_set() else contextlib.nullcontext():
                         version = self._list()
                 for newer in self._watch(version):
                     version = newer

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from math import comb
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,6 +13,8 @@ import click
 from e2e.bench.throughput import FLOORS, WAYS, Round
 
 _NAME = 52
+# what five rounds can give: 1 - 2 / 32
+_SURE = 0.93
 
 
 def verbs(title: str, found: Mapping[str, Any]) -> None:
@@ -47,26 +50,40 @@ def throughput(found: Mapping[str, Sequence[Round]]) -> None:
     head = ("pods/s", "least", "most", "of none", "writes", "others", "CPU ms", "sched CPU", "MiB")
     click.echo(f"\n{'throughput, medians of rounds':30}" + "".join(f"{word:>10}" for word in head))
     fields = ("writes_per_pod", "other_writes_per_pod", "extender_cpu_ms_per_pod", "scheduler_cpu_ms_per_pod")
-    for way in WAYS:
+    for way in found:
         rates = [one.pods_per_s for one in found[way]]
-        row = [f"{median(rates):10.0f}{min(rates):10.0f}{max(rates):10.0f}{median(ratios(found, way, WAYS[0])):10.2f}"]
+        row = [f"{median(rates):10.0f}{min(rates):10.0f}{max(rates):10.0f}"]
+        row.append(f"{median(ratios(found, way, WAYS[0])):10.2f}" if WAYS[0] in found else f"{'-':>10}")
         row += [f"{median(getattr(one, field) for one in found[way]):10.2f}" for field in fields]
         row.append(f"{median(one.extender_mib for one in found[way]):10.0f}")
         click.echo(f"{way:30}{''.join(row)}")
-    click.echo(f"\n{'pods/s, within the same round':44}{'median':>10}{'least':>10}{'most':>10}")
-    for way, floors in FLOORS.items():
-        for floor in floors:
+    click.echo(f"\n{'pods/s, within the same round':44}{'median':>10}{'from':>10}{'to':>10}{'holds it with':>16}")
+    for way, floor in ((way, floor) for way, floors in FLOORS.items() for floor in floors):
+        if {way, floor} <= found.keys():
             of_floor = ratios(found, way, floor)
-            click.echo(f"{f'{way} / {floor}':44}{median(of_floor):10.3f}{min(of_floor):10.3f}{max(of_floor):10.3f}")
-    if len(found[WAYS[0]]) == 5:
-        click.echo("least and most of five rounds hold the true median with 94 %")
+            low, high, sure = interval(of_floor)
+            click.echo(f"{f'{way} / {floor}':44}{median(of_floor):10.3f}{low:10.3f}{high:10.3f}{sure:15.0%}")
     _latencies(found)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Give the narrowest of the values' own intervals that holds the true median with 93 %, or all, and how sure.
+
+    The true median is below all of n values, or above them, with 2 to the -n each (order statistics).
+    """
+    ordered, count = sorted(values), len(values)
+
+    def sure(left_out: int) -> float:
+        return 1 - 2 * sum(comb(count, n) for n in range(left_out + 1)) * 0.5**count
+
+    left_out = max((n for n in range((count + 1) // 2) if sure(n) >= _SURE), default=0)
+    return ordered[left_out], ordered[-1 - left_out], sure(left_out)
 
 
 def _latencies(found: Mapping[str, Sequence[Round]]) -> None:
     """Print what a pod waits for, by the histograms of kube-scheduler and of the extender."""
     click.echo(f"\n{'by histograms, medians of rounds':44}{'p50':>10}{'p99':>10}{'mean':>10}  ms")
-    for way in WAYS:
+    for way in found:
         parts = {"kube-scheduler, until a node is chosen": [one.algorithm for one in found[way]]}
         parts["kube-scheduler, until bound"] = [one.attempt for one in found[way]]
         for verb in found[way][0].verbs:
@@ -109,14 +126,14 @@ def plot(out: Path, name: str, kept: Mapping[str, Any]) -> None:
     axes = iter(grid)
     if rounds:
         left = next(axes)
-        rates = [[one["pods_per_s"] for one in rounds[way]] for way in WAYS]
+        rates = [[one["pods_per_s"] for one in of_way] for of_way in rounds.values()]
         middles = [median(one) for one in rates]
         reach = [
             [mid - min(one) for mid, one in zip(middles, rates, strict=True)],
             [max(one) - mid for mid, one in zip(middles, rates, strict=True)],
         ]
-        colours = ["tab:blue" if way in FLOORS else "0.75" for way in WAYS]
-        left.bar([way.replace(" ", "\n") for way in WAYS], middles, yerr=reach, color=colours, capsize=4)
+        colours = ["tab:blue" if way in FLOORS else "0.75" for way in rounds]
+        left.bar([way.replace(" ", "\n") for way in rounds], middles, yerr=reach, color=colours, capsize=4)
         left.tick_params(axis="x", labelsize=7)
         left.set(ylabel="pods/s", title="Pods placed a second (median, least, most)")
     if growth:
