@@ -47,8 +47,9 @@ class Feed:
     def __init__(
         self, cluster: Cluster, ledger: Ledger, complain: Complain, onlooker: Onlooker, *of_nodes: NodeOnlooker
     ) -> None:
+        nodes = _Nodes(ledger, (onlooker, *of_nodes))
         self.nodes: Reflector[Node] = Reflector(
-            cluster, "/api/v1/nodes", Node, _Nodes(ledger, (onlooker, *of_nodes)), silence=_SILENCE_SECONDS
+            cluster, "/api/v1/nodes", Node, nodes, by_page=nodes.take_page, silence=_SILENCE_SECONDS
         )
         pods = _Pods(ledger, complain, onlooker)
         self.pods: Reflector[Pod] = Reflector(
@@ -79,10 +80,16 @@ class _Nodes:
         self._ledger = ledger
         self._onlookers = onlookers
 
-    def replaced(self, objects: list[Node], started: int, unreadable: list[Unreadable]) -> None:  # noqa: ARG002
-        self._ledger.nodes_replaced(objects, [node.name for node in unreadable if node.name])
+    def take_page(self, objects: list[Node]) -> list[Node]:
+        """Take over part of a LIST, and keep who was in it: the annotations of 20,000 nodes are 30 MiB."""
         for node in objects:
+            self._ledger.observe_node(node)
             self._seen(node)
+        return [Node(metadata=Node.Metadata(name=node.metadata.name)) for node in objects]
+
+    def replaced(self, objects: list[Node], started: int, unreadable: list[Unreadable]) -> None:  # noqa: ARG002
+        unread = [node.name for node in unreadable if node.name]
+        self._ledger.nodes_replaced((), [*(node.metadata.name for node in objects), *unread])
 
     def changed(self, change: Change, obj: Node) -> None:
         if change == "DELETED":

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Mapping
 from functools import lru_cache
+from hashlib import blake2b
 from sys import intern
 
 import msgspec
@@ -25,8 +26,9 @@ class Account(msgspec.Struct):
     inventory: Inventory | None = None
     problem: Reason | None = Reason.UNKNOWN_NODE
     detail: str = ""
-    # the raw annotation and allocatable that inventory and problem were read from
-    read_from: tuple[str | None, str | int | None, frozenset[str]] | None = None
+    # what inventory and problem were read from: the annotation, as a digest since the texts of 20,000 nodes are 30 MiB,
+    # and allocatable
+    read_from: tuple[bytes | None, str | int | None, frozenset[str]] | None = None
     compute: Compute = NOTHING
     # the sums of what its pods take of that, ours or not, and how many they are
     cpu_milli: int = 0
@@ -63,7 +65,10 @@ class Account(msgspec.Struct):
         compute = allocatable(node.status.allocatable)
         instances = _advertised_instances(node, names)
         kept = {key: value for key, value in (node.metadata.labels or {}).items() if key in labels}
-        read_from = annotation, advertised, instances
+        digest = (
+            None if annotation is None else blake2b(annotation.encode(errors="surrogatepass"), digest_size=16).digest()
+        )
+        read_from = digest, advertised, instances
         if (self.read_from, self.compute, self.labels) == (read_from, compute, kept):
             return False
         self.compute, self.read_from, self.labels = compute, read_from, kept
@@ -168,7 +173,7 @@ class Account(msgspec.Struct):
         """Remember which GPUs look otherwise with *hold* or without it: those charged, or of MPS's and unknown, any."""
         if hold.clients or hold.everywhere_clients.count or hold.everywhere_bytes:
             self.shown = None
-        else:
+        elif self.shown is not None:
             self.changed |= hold.charges.keys()
 
     def _states(self) -> tuple[GPUState, ...]:

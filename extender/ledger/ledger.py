@@ -290,10 +290,13 @@ class Ledger:
             self._views.drop(name)
             self._prune(account)
 
-    def nodes_replaced(self, nodes: Iterable[Node], unreadable: Iterable[str] = ()) -> None:
-        """Take over a LIST of all nodes: those neither in it nor *unreadable*, by name, are gone."""
+    def nodes_replaced(self, nodes: Iterable[Node], others: Iterable[str] = ()) -> None:
+        """Take over a LIST of all nodes: those that are not in it are gone.
+
+        *others*, by name, were in it too: taken over page by page before, or unreadable, so that they stay as they are.
+        """
         with self._lock:
-            listed = set(unreadable)
+            listed = set(others)
             for node in nodes:
                 listed.add(node.metadata.name)
                 self.observe_node(node)

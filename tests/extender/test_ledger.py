@@ -155,7 +155,7 @@ class TestNodes:
         ledger.observe_node(a_node("m").with_gpus(1).build())
         ledger.observe_node(a_node("k").with_gpus(1).build())
 
-        ledger.nodes_replaced([a_node("m").with_gpus(1).build()], unreadable=["k"])
+        ledger.nodes_replaced([a_node("m").with_gpus(1).build()], others=["k"])
 
         assert {"m", "k"} == {view.name for view in ledger.views()}
 
