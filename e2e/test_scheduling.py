@@ -123,6 +123,24 @@ def test_200_pods_of_mixed_sizes_are_bound_with_one_write_each(
         assert {201} == {w.code for w in ours}
 
 
+def test_a_node_that_prioritize_names_alone_wins_over_those_that_it_leaves_out(
+    cluster: ControlPlane, tmp_path: Path
+) -> None:
+    api = cluster.api()
+    nodes.register(api, 8, Shape(gpus=1, gpu_bytes=80 * GIB), prefix="n")
+    with RunningExtender(cluster, tmp_path / "extender", flags=["--policy=best-fit"]) as extender:
+        cluster.start_scheduler(extender.scheduler_config())
+        # 80 - 45 = 35 and 80 - 50 = 30: of eight nodes that all have room for 30 and for 35, one each is the tightest
+        for name, amount in (("a", 45), ("b", 50), ("into-b", 30), ("into-a", 35)):
+            api.create(a_pod(name, amount))
+            api.wait("Pod", name, is_bound, saying="its binding")
+        where = {name: api.get("Pod", name)["spec"]["nodeName"] for name in ("a", "b", "into-a", "into-b")}
+
+    assert where["a"] == where["into-a"]
+    assert where["b"] == where["into-b"]
+    assert where["a"] != where["b"]
+
+
 def test_the_only_node_that_fits_among_5000_is_nominated(cluster: ControlPlane, tmp_path: Path) -> None:
     api = cluster.api()
     # 4,999 nodes have 8 x 16 units free, more than the pod's 40 together, but no single GPU of theirs has 40: only the

@@ -29,7 +29,7 @@ _LARGE_PODS, _LARGE_NODES = 50_000, 20_000
 @click.option("--calls", default=300, show_default=True, help="Calls of each verb.")
 @click.option("--pods", default=500, show_default=True, help="Pods that each round places; the herd has twice as many.")
 @click.option("--rounds", default=5, show_default=True, help="Rounds of each way.")
-@click.option("--way", multiple=True, type=click.Choice(throughput.WAYS), help="Measure throughput in this way; again.")
+@click.option("--way", multiple=True, type=click.Choice(throughput.WAYS), help="Measure throughput in this way alone.")
 @click.option("--short", is_flag=True, help="Smaller sizes and one round: shows that all parts work, and little else.")
 @click.option(
     "--out", default="bench-results", show_default=True, type=click.Path(path_type=Path), help="For JSON and plot."
