@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the real components that `make e2e` starts, from the Go module proxy, and caches them by version:
-# kube-apiserver, kube-scheduler, kubelet, containerd with its runc shim, and ctr; on demand also what installs us and
-# runs Deployments: kubectl, kube-controller-manager, helm, the CNI plugins that give pods a network, and promtool.
+# kube-apiserver, kube-scheduler, kube-controller-manager (which counts quotas), kubelet, containerd with its runc shim, and
+# ctr; on demand also what installs us: kubectl, helm, the CNI plugins that give pods a network, and promtool.
 #
 #   e2e/build.sh BINDIR [kube-apiserver|kube-scheduler|kubelet|containerd|kubectl|kube-controller-manager|helm|cni|promtool ...]
 #
@@ -17,7 +17,7 @@ PROMETHEUS=v0.313.0
 
 bin=$(realpath -m "$1")
 shift
-wanted=${*:-kube-apiserver kube-scheduler kubelet containerd}
+wanted=${*:-kube-apiserver kube-scheduler kube-controller-manager kubelet containerd}
 mkdir -p "$bin"
 
 command -v go >/dev/null || {
