@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from cachetools import LRUCache
@@ -34,15 +34,6 @@ _NO_GPU = -1
 _NEVER = np.iinfo(np.int64).max
 
 
-class _Latest(NamedTuple):
-    """Hold which ranking was the answer to which question about which version of the table."""
-
-    request: PodRequest
-    policy: str
-    version: int
-    ranking: "Ranking"
-
-
 class Rankings:
     """Keep a table of the ledger and rankings of its nodes; not safe to use from many threads."""
 
@@ -58,8 +49,9 @@ class Rankings:
         # of each row the pool that it is in, and the version of the table that this was said of
         self._pools: dict[tuple[Pool, ...], tuple[Ints, int]] = {}
         self._rankings: LRUCache[tuple[Any, ...], Ranking | PartitionRanking] = LRUCache(shapes)
-        # bind asks what filter has just asked, and mostly so does the next filter
-        self._latest: _Latest | None = None
+        # the last question, of which version of the table it was, and the answer: bind asks what filter has just asked,
+        # and mostly so does the next filter
+        self._latest: tuple[tuple[PodRequest, str, int], Ranking] | None = None
 
     @property
     def mix(self) -> Mix:
@@ -95,7 +87,6 @@ class Rankings:
         # where nodes have come or gone meanwhile, what was made counts for nothing
         if table.epoch == epoch:
             self._policies.update(made)
-            self._latest = None
 
     def of(
         self, request: PodRequest, policy: str, pools: tuple[Pool, ...] = (), *, asked: Ints | None = None
@@ -131,14 +122,12 @@ class Rankings:
             self._forget()
 
     def _of(self, request: PodRequest, policy: str) -> "Ranking | PartitionRanking":
-        table = self.table
         if request.profiles:
             return self._partitioned(request, policy)
-        latest = self._latest
-        if latest is not None and latest[1:3] == (policy, table.version) and latest.request == request:
-            return latest.ranking
-        self._latest = latest = _Latest(request, policy, table.version, self._ranking(request, policy))
-        return latest.ranking
+        question = request, policy, self.table.version
+        if self._latest is None or self._latest[0] != question:
+            self._latest = question, self._ranking(request, policy)
+        return self._latest[1]
 
     def _ranking(self, request: PodRequest, policy: str) -> "Ranking":
         table = self.table

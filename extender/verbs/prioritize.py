@@ -33,6 +33,4 @@ class Prioritize:
             verdicts = self._judge.weigh(request, args.candidates)
         found = scores(verdicts.costs)
         least = min(found, default=0)
-        if least == max(found, default=0):
-            return []
         return [HostPriority(name, score - least) for name, score in zip(names, found, strict=True) if score > least]
