@@ -136,9 +136,10 @@ class Grant(_Wire, frozen=True, kw_only=True):
     containers: Annotated[tuple[ContainerGrant, ...], msgspec.Meta(min_length=1, max_length=512)]
 
     def __post_init__(self) -> None:
-        for name, count in Counter(container.name for container in self.containers).items():
-            if count > 1:
-                raise ValueError(f"container {name} is granted {count} times")
+        names = [container.name for container in self.containers]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"container {twice} is granted {names.count(twice)} times")
 
     def charges(self) -> dict[str, int]:
         """Count the bytes the pod holds of each GPU, by UUID, the way kube-scheduler counts containers.

@@ -1,6 +1,6 @@
 """Versioned JSON in annotations: read the version first, then the rest strictly."""
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -20,8 +20,8 @@ _version = msgspec.json.Decoder(_Version)
 def encode(value: msgspec.Struct, version: int) -> str:
     """Write *value* as compact JSON that starts with its version."""
     # omit_defaults leaves the version out, since it is every value's default
-    fields: dict[str, Any] = {"version": version} | msgspec.to_builtins(value)
-    return msgspec.json.encode(fields).decode()
+    fields = msgspec.json.encode(value).decode()[1:-1]
+    return f'{{"version":{version}{"," if fields else ""}{fields}}}'
 
 
 def decode(text: str, kind: type[T], version: int) -> T:

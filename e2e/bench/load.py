@@ -1,6 +1,5 @@
 """What all parts measure with: pods, a client, and figures."""
 
-import http.client
 import json
 import os
 import time
@@ -10,7 +9,9 @@ from pathlib import Path
 from statistics import median, quantiles
 
 import click
+from urllib3 import HTTPConnectionPool
 
+from cotenant.cluster.exchange import Exchange
 from cotenant.contract import grant as grants
 from cotenant.contract import inventory as inventories
 from cotenant.contract.environment import annotations
@@ -29,19 +30,22 @@ Figures = dict[str, float]
 
 
 class Client:
-    """One kept connection to the extender, timed from the first byte sent to the last one read."""
+    """One kept connection to the extender, timed from the first byte sent to the last one read.
+
+    It asks as the client of a bare Binding POST does (cotenant.cluster.exchange), so that what differs is not the
+    client: http.client takes 0.3 ms more for an answer.
+    """
 
     def __init__(self, address: str) -> None:
-        """Connect to HOST:PORT."""
+        """Ask the extender at HOST:PORT."""
         host, _, port = address.rpartition(":")
-        self._connection = http.client.HTTPConnection(host, int(port), timeout=30)
+        self._exchange = Exchange(HTTPConnectionPool(host, int(port)), most_idle=1)
 
     def post(self, verb: str, body: bytes) -> tuple[float, bytes]:
         """Return the seconds that the verb took, and its answer."""
         started = time.perf_counter()
-        self._connection.request("POST", f"/{verb}", body, {"Content-Type": "application/json"})
-        answer = self._connection.getresponse().read()
-        return time.perf_counter() - started, answer
+        answer = self._exchange.send("POST", f"/{verb}", {"Content-Type": "application/json"}, body, timeout=30)
+        return time.perf_counter() - started, answer.body
 
     def bind(self, pod: Object, node: str) -> float:
         """Bind a pod and return the seconds that it took; raise RuntimeError where it was refused."""

@@ -196,10 +196,13 @@ class Ranking:
         self._weighed_at: Ints = np.full(rows, -1)
         self._feasible: Bools = np.zeros(rows, np.bool_)
         self.reasons: dict[str, Reason] = {}
-        # Each node's best GPU and its cost; or, where prices change, K candidates and the T terms of their costs.
-        candidates = policy.candidates if policy.priced else 1
+        # Each node's best GPU and its cost; or, where prices change, K candidates and the T terms of their costs. The
+        # price of the first term is always one, so where there is no other, costs are kept.
+        terms = len(policy.prices())
+        self._priced = policy.priced and terms > 1
+        candidates = policy.candidates if self._priced else 1
         self._gpu: Ints = np.full((rows, candidates), _NO_GPU)
-        self._terms: Floats = np.zeros((rows, candidates, len(policy.prices())) if policy.priced else 0)
+        self._terms: Floats = np.zeros((rows, candidates, terms) if self._priced else 0)
         self._cost: Floats = np.full(rows, np.inf)
         needs = pieces(request) if request.containers else []
         # One piece is weighed for all nodes at once; several, and GPUs by name, are searched for node by node.
@@ -213,14 +216,14 @@ class Ranking:
     def costs(self, rows: Ints | None = None) -> Floats:
         """Give the cost just now of *rows*, or of all: the lower the better, infinite where the pod does not fit."""
         self._update(rows)
-        if not self._policy.priced:
-            return self._cost if rows is None else self._cost.take(rows)
+        if not self._priced:
+            return self._cost if rows is None else self._cost[rows]
         of_rows = self._terms if rows is None else self._terms.take(rows, axis=0)
         asked, candidates, terms = of_rows.shape
         # as one flat product, which is several times quicker than one of many small ones; as is the least of columns
         priced = (of_rows.reshape(-1, terms) @ self._policy.prices()).reshape(asked, candidates)
         least = reduce(np.minimum, priced.T)
-        cost = np.where(self._feasible if rows is None else self._feasible.take(rows), least, np.inf)
+        cost = np.where(self._feasible if rows is None else self._feasible[rows], least, np.inf)
         step = self._policy.step
         return np.floor(cost / step + 0.5) if step else cost
 
@@ -245,7 +248,7 @@ class Ranking:
         self._update(np.array([row]))
         if not self._feasible[row]:
             return _NO_GPU
-        best = (self._terms[row] @ self._policy.prices()).argmin() if self._policy.priced else 0
+        best = (self._terms[row] @ self._policy.prices()).argmin() if self._priced else 0
         return int(self._gpu[row, best])
 
     def _update(self, asked: Ints | None) -> None:
@@ -265,7 +268,7 @@ class Ranking:
             self._weighed_at[rows] = self._table.version
 
     def _stale(self, rows: Ints) -> Ints:
-        return rows[self._weighed_at.take(rows) < self._table.changed_at.take(rows)]
+        return rows[self._weighed_at[rows] < self._table.changed_at[rows]]
 
     def _weigh_anew(self, rows: Ints) -> None:
         table = self._table
@@ -356,11 +359,11 @@ class Ranking:
         *gpus* (B, K); *row* and *k* (P,) say whose node and GPU among them each is; *after* (P, G).
         """
         found = self._policy.weigh(rows[row], after, self._ask)
-        if not self._policy.priced:
+        if not self._priced:
             costs = np.full(gpus.shape, np.inf)
             costs[row, k] = found[:, 0]
             best, across = costs.argmin(axis=1), np.arange(len(rows))
-            self._cost[rows], self._gpu[rows, 0] = costs[across, best], gpus[across, best]
+            self._cost[rows], self._gpu[rows, 0] = self._rounded(costs[across, best]), gpus[across, best]
             return
         # A candidate that is none costs infinitely much by its first term, whose price is one.
         terms = np.zeros((len(rows), *self._terms.shape[1:]))
@@ -369,6 +372,10 @@ class Ranking:
         self._terms[rows] = terms
         self._gpu[rows] = _NO_GPU
         self._gpu[rows, : gpus.shape[1]] = gpus
+
+    def _rounded(self, costs: Floats) -> Floats:
+        step = self._policy.step
+        return np.floor(costs / step + 0.5) if step else costs
 
     def _search(self, row: int) -> None:
         """Ask the fit about a node, and weigh what it would do."""

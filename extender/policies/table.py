@@ -141,7 +141,7 @@ class Table:
 
     def places(self, rows: Ints) -> Ints:
         """Give the place among all nodes by name of each of *rows*, as located last, (B,); of -1 any."""
-        return self._by_name.take(rows, mode="wrap") if len(self._by_name) else np.zeros_like(rows)
+        return self._by_name[rows] if len(self._by_name) else np.zeros_like(rows)
 
     def allowed(self, wishes: Sequence[str]) -> Bools:
         """Tell of each model, and in the last place of no model, whether a pod that wishes for *wishes* may have it."""
@@ -192,7 +192,7 @@ class Table:
         if -1 in rows:
             return False
         self._changed[rows] = True
-        concerned = self._changed.take(asked).any()
+        concerned = self._changed[asked].any()
         self._changed[rows] = False
         return not concerned
 

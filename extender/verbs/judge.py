@@ -15,7 +15,7 @@ from extender.ledger import Ledger
 from extender.placement.choices import Choice, Choices
 from extender.placement.fit import Placement, Preference, place
 from extender.placement.learning import Learner, Learning, Pinned
-from extender.placement.partition import Aim
+from extender.placement.partition import ROOM, Aim
 from extender.placement.partition_ranking import spreads
 from extender.placement.pooled_ranking import NodeRanking
 from extender.placement.ranking import SHAPES, Rankings
@@ -169,6 +169,8 @@ class Judge:
     def aim(self, request: PodRequest, node: str) -> Aim:
         """Say which MIG instances of the node are the best for the pod; raise RequestError for an unknown policy."""
         self._choice(request)
+        if not request.profiles:
+            return ROOM
         view = self._ledger.view(node)
         policy = self._choices.on(request, view.labels if view is not None else {})
         return Aim(spread=spreads(policy), asked=self._rankings.asked)
