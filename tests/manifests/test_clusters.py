@@ -1,0 +1,77 @@
+"""What the manifests say of clusters, nodes and GPUs that our tests do not run on."""
+
+import pytest
+
+from cotenant.contract.boards import boards
+from cotenant.contract.configuration import DevicePluginConfiguration, GPURule, convert
+from cotenant.contract.inventory import Family
+from device_plugin.families.rules import assign
+from device_plugin.nvml import PhysicalGPU
+from e2e.kustomize import MANIFESTS, build
+from tests.manifests.kustomization import mounted
+
+# As NVML says them, of GPUs that NVIDIA's MIG guide lists and whose profiles we do not know.
+ALSO_CUT = (
+    "A100-PCIE-40GB",
+    "NVIDIA A100 80GB PCIe",
+    "NVIDIA A100X",
+    "NVIDIA A30X",
+    "NVIDIA A800-SXM4-80GB",
+    "NVIDIA A800 40GB Active",
+    "NVIDIA B300 SXM6 AC",
+    "NVIDIA GB300",
+    "NVIDIA GH200 480GB",
+    "NVIDIA H20",
+    "NVIDIA H100 PCIe",
+    "NVIDIA H200 NVL",
+    "NVIDIA H800",
+    "NVIDIA RTX PRO 4500 Blackwell",
+    "NVIDIA RTX PRO 5000 Blackwell",
+    "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition",
+    "NVIDIA RTX PRO 6000 Blackwell Workstation Edition",
+)
+NEVER_CUT = (
+    "NVIDIA A10",
+    "NVIDIA A10G",
+    "NVIDIA A16",
+    "NVIDIA A2",
+    "NVIDIA A40",
+    "NVIDIA GeForce RTX 3080",
+    "NVIDIA L4",
+    "NVIDIA L40S",
+    "NVIDIA RTX 6000 Ada Generation",
+    "NVIDIA RTX A1000",
+    "NVIDIA RTX A1000 6GB Laptop GPU",
+    "NVIDIA RTX A3000 Laptop GPU",
+    "NVIDIA RTX A3000",
+    "NVIDIA RTX A6000",
+    "NVIDIA RTX PRO 4000 Blackwell",
+    "NVIDIA RTX PRO 5000 Blackwell Generation Laptop GPU",
+    "Quadro RTX 6000",
+    "Tesla T4",
+    "Tesla V100-SXM2-32GB",
+)
+
+
+@pytest.fixture(scope="module")
+def rules() -> tuple[GPURule, ...]:
+    """The rules of manifests/mig."""
+    (text,) = mounted(list(build(MANIFESTS / "mig")), "cotenant-device-plugin", "device-plugin").values()
+    return convert(text, DevicePluginConfiguration).gpus
+
+
+def family(model: str, rules: tuple[GPURule, ...]) -> Family:
+    gpu = PhysicalGPU(uuid="GPU-0", index=0, model=model, total_bytes=1, reserved_bytes=0)
+    return assign(gpu, rules).family
+
+
+class TestMIG:
+    """Which GPUs manifests/mig has cut."""
+
+    @pytest.mark.parametrize("model", sorted({*(board.model for board in boards().values()), *ALSO_CUT}))
+    def test_a_gpu_that_can_be_cut_is_cut(self, model: str, rules: tuple[GPURule, ...]) -> None:
+        assert Family.MIG_DYNAMIC == family(model, rules)
+
+    @pytest.mark.parametrize("model", NEVER_CUT)
+    def test_a_gpu_that_cannot_be_cut_is_shared_by_memory(self, model: str, rules: tuple[GPURule, ...]) -> None:
+        assert Family.MEMORY == family(model, rules)
