@@ -8,7 +8,7 @@ from cotenant.contract.inventory import Family
 from device_plugin.families.rules import assign
 from device_plugin.nvml import PhysicalGPU
 from e2e.kustomize import MANIFESTS, build
-from tests.manifests.kustomization import mounted
+from tests.manifests.kustomization import documents, mounted, pod_specs
 
 # As NVML says them, of GPUs that NVIDIA's MIG guide lists and whose profiles we do not know.
 ALSO_CUT = (
@@ -63,6 +63,23 @@ def rules() -> tuple[GPURule, ...]:
 def family(model: str, rules: tuple[GPURule, ...]) -> Family:
     gpu = PhysicalGPU(uuid="GPU-0", index=0, model=model, total_bytes=1, reserved_bytes=0)
     return assign(gpu, rules).family
+
+
+class TestQuota:
+    """Clusters that let nobody without a quota use the priority classes of Kubernetes' own pods, as GKE does."""
+
+    @pytest.mark.parametrize("layout", ["second-scheduler", "attached"])
+    def test_every_class_of_our_pods_is_in_a_quota_of_our_namespace(self, layout: str) -> None:
+        found = list(build(MANIFESTS / layout))
+        (quota,) = (one for one in found if one["kind"] == "ResourceQuota")
+        (scope,) = quota["spec"]["scopeSelector"]["matchExpressions"]
+        specs = pod_specs([*found, *documents(MANIFESTS / "examples" / "mps-nursery.yaml")])
+        assert "cotenant-mps-nursery" in specs
+        assert {*scope["values"]} == {spec["priorityClassName"] for spec in specs.values()}
+        assert ("PriorityClass", "In") == (scope["scopeName"], scope["operator"])
+        assert "cotenant-system" == quota["metadata"]["namespace"]
+        # a plugin and a nursery on each of 20,000 nodes, the most that is measured
+        assert 40_000 < int(quota["spec"]["hard"]["pods"].replace("k", "000"))
 
 
 class TestMIG:
