@@ -92,3 +92,13 @@ class TestMIG:
     @pytest.mark.parametrize("model", NEVER_CUT)
     def test_a_gpu_that_cannot_be_cut_is_shared_by_memory(self, model: str, rules: tuple[GPURule, ...]) -> None:
         assert Family.MEMORY == family(model, rules)
+
+
+def test_mps_servers_beside_the_plugin_are_not_ended_by_a_memory_limit_that_is_the_plugins() -> None:
+    limits = {
+        mode: pod_specs(list(build(MANIFESTS / mode)))["cotenant-device-plugin"]["containers"][0]["resources"].get(
+            "limits"
+        )
+        for mode in ("second-scheduler", "mps")
+    }
+    assert {"second-scheduler": {"memory": "256Mi"}, "mps": None} == limits
