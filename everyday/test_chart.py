@@ -18,7 +18,7 @@ from e2e.kustomize import MANIFESTS, build
 from e2e.processes import MissingProgramError, find_program
 from e2e.rest import Object
 from tests.docs.markdown import blocks, section
-from tests.manifests.kustomization import mounted
+from tests.manifests.kustomization import mounted, pod_specs
 
 CHART = MANIFESTS.parent / "charts" / "cotenant"
 NAMESPACE = "cotenant-system"
@@ -188,6 +188,16 @@ def test_a_nursery_is_the_one_of_the_example_and_the_plugin_is_told_of_it() -> N
     assert (str(starts_daemons.params[0].default), MPSSettings().root) == (settings.nursery, settings.root)
 
 
+def test_each_container_has_the_resources_that_are_said_of_it_and_else_those_of_the_manifests() -> None:
+    ours, its = {"limits": {"memory": "1Gi"}}, {"requests": {"memory": "2Gi"}}
+    mps = {"enabled": True, "nursery": True, "nurseryResources": its}
+    found = objects(render(f"devicePlugin={json.dumps({'mps': mps, 'resources': ours})}"))
+    plugin, nursery = (pod_specs(found)[name] for name in ("cotenant-device-plugin", "cotenant-mps-nursery"))
+    assert (ours, its) == (plugin["containers"][0]["resources"], nursery["containers"][0]["resources"])
+    mounts = {"requests": {"cpu": "10m", "memory": "16Mi"}}
+    assert [mounts, mounts] == [spec["initContainers"][0]["resources"] for spec in (plugin, nursery)]
+
+
 def test_the_geometries_of_the_page_reach_the_plugin() -> None:
     (text,) = blocks(section("mig.md", "Cutting GPUs by a label"), "yaml")
     values = {"enabled": True, "configs": yaml.safe_load(text)["mig-configs"]}
@@ -254,6 +264,32 @@ def test_an_older_cluster_gets_the_webhook_with_a_certificate_that_fits() -> Non
     assert found["Deployment", "cotenant-scheduler"]["spec"]["template"]["spec"]["containers"][0]["image"].endswith(
         ":v1.34.1"
     )
+
+
+@pytest.mark.parametrize("layout", ["second-scheduler", "attached"])
+@pytest.mark.parametrize(
+    ("kubernetes", "policies", "replicas"),
+    [
+        # no ValidatingAdmissionPolicy of v1, and so no fence between two replicas
+        ("v1.29.15", set(), 1),
+        ("v1.29.15-gke.100", set(), 1),
+        # tokens of pods do not name their node
+        ("v1.30.0-gke.100", {"cotenant-writer"}, 2),
+        ("v1.31.4", {"cotenant-writer"}, 2),
+        ("v1.32.0", {"cotenant-writer", "cotenant-device-plugin"}, 2),
+    ],
+)
+def test_an_older_cluster_gets_the_policies_that_it_knows_and_as_many_replicas_as_they_keep_apart(
+    layout: str, kubernetes: str, policies: set[str], replicas: int
+) -> None:
+    found = objects(render(f'layout="{layout}"', kubernetes=kubernetes))
+    for kind in ("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"):
+        assert policies == {one["metadata"]["name"] for one in found if one["kind"] == kind}
+    (deployment,) = (one["spec"] for one in found if one["kind"] == "Deployment")
+    strategy = "RollingUpdate" if replicas == 2 else "Recreate"
+    assert (replicas, strategy) == (deployment["replicas"], deployment["strategy"]["type"])
+    # their account stays
+    assert "cotenant-device-plugin" in {one["metadata"]["name"] for one in found if one["kind"] == "ServiceAccount"}
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def schema() -> Schema:
             enabled=_FLAG,
             configuration=_configuration(DevicePluginConfiguration),
             mig=_object(enabled=_FLAG, configs={"type": "object", "additionalProperties": _LIST}),
-            mps=_object(enabled=_FLAG, nursery=_FLAG),
+            mps=_object(enabled=_FLAG, nursery=_FLAG, nurseryResources=_ANY),
             nvidiaConfigMap=_TEXT,
             fakeGPUs=_ANY,
             memoryWatchdog=_FLAG,

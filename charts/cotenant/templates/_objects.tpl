@@ -6,12 +6,24 @@ Domain and namespace are replaced in its text; what else values say is set in it
 {{- $root := index . 0 -}}
 {{- range splitList "\n---\n" (include "cotenant.text" .) }}
 {{- $object := fromYaml . }}
-{{- if $object }}
+{{- if and $object (not (include "cotenant.tooNew" (list $root $object))) }}
 {{- include "cotenant.adjust" (list $root $object) }}
 ---
 {{ toYaml $object }}
 {{- end }}
 {{- end }}
+{{- end }}
+
+{{/*
+Says so of policies that the cluster is too old for: ValidatingAdmissionPolicy is in v1 since 1.30, and the tokens of pods name
+their node since 1.32, without which a device plugin could write to no node at all.
+*/}}
+{{- define "cotenant.tooNew" -}}
+{{- $object := index . 1 -}}
+{{- $since := get (dict "cotenant-writer" "1.30.0-0" "cotenant-device-plugin" "1.32.0-0") $object.metadata.name -}}
+{{- if and $since (hasPrefix "ValidatingAdmissionPolicy" $object.kind) -}}
+{{- if semverCompare (printf "<%s" $since) (index . 0).Capabilities.KubeVersion.Version }}yes{{ end -}}
+{{- end -}}
 {{- end }}
 
 {{- define "cotenant.text" -}}
@@ -28,6 +40,11 @@ Domain and namespace are replaced in its text; what else values say is set in it
 {{- include "cotenant.labels" (list $root $object.metadata) -}}
 {{- if eq $object.kind "Deployment" -}}
 {{- include "cotenant.pod" (list $root $object $root.Values.extender) -}}
+{{- /* without the policy cotenant-writer two replicas could give the same memory away */ -}}
+{{- if semverCompare "<1.30.0-0" $root.Capabilities.KubeVersion.Version -}}
+{{- $_ := set $object.spec "replicas" 1 -}}
+{{- $_ := set $object.spec "strategy" (dict "type" "Recreate") -}}
+{{- end -}}
 {{- if eq (include "cotenant.admission" $root) "webhook" -}}{{- include "cotenant.serveTLS" (list $root $object) -}}{{- end -}}
 {{- else if eq $object.kind "DaemonSet" -}}
 {{- include "cotenant.components" (list $root $object) -}}
@@ -85,8 +102,9 @@ Domain and namespace are replaced in its text; what else values say is set in it
 {{- $_ := set . "image" (ternary (printf "%s@%s" $image.repository $image.digest) (printf "%s:%s" $image.repository ($image.tag | default $root.Chart.AppVersion)) (ne $image.digest "")) -}}
 {{- $_ := set . "imagePullPolicy" $image.pullPolicy -}}
 {{- end -}}
-{{- $resources := ternary $root.Values.scheduler.resources $values.resources (eq .name "scheduler") -}}
-{{- if $resources }}{{ $_ := set . "resources" $resources }}{{ end -}}
+{{- /* each container has its own; the init container that mounts MPS' shared memory keeps what it has */ -}}
+{{- $resources := dict "scheduler" $root.Values.scheduler.resources "extender" $root.Values.extender.resources "device-plugin" $root.Values.devicePlugin.resources "nursery" $root.Values.devicePlugin.mps.nurseryResources -}}
+{{- with get $resources .name }}{{ $_ := set $container "resources" . }}{{ end -}}
 {{- if $values.extraEnv }}{{ $_ := set . "env" (concat (.env | default list) $values.extraEnv) }}{{ end -}}
 {{- if and (eq $object.kind "DaemonSet") (hasKey . "args") $values.memoryWatchdog -}}
 {{- /* a flag wins over the file, and of two the later */ -}}
