@@ -1,13 +1,13 @@
 """Serves metrics and health over HTTP, for Prometheus and the kubelet's probes: read-only, off unless configured."""
 
 from collections.abc import Callable, Iterable
-from socket import AF_INET, AF_INET6
 from socketserver import TCPServer, ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from cotenant.listening import Place, place
 from device_plugin.threads import THREADS
 
 if TYPE_CHECKING:
@@ -27,14 +27,12 @@ class HTTPServing:
     def __init__(
         self, address: str, *, expose: Callable[[], bytes], unwell: Callable[[], str], unready: Callable[[], str]
     ) -> None:
-        host, _, port = address.rpartition(":")
-        host = host.strip("[]")
+        where = place(address)
         self._expose = expose
         self._checks = {"/healthz": unwell, "/readyz": unready}
-        family = AF_INET6 if ":" in host else AF_INET
-        server = type("Server", (_Server,), {"address_family": family})
+        server = type("Server", (_Server,), {"place": where, "address_family": where.family})
         self._server: WSGIServer = make_server(
-            host, int(port), self._answer, server_class=server, handler_class=_Handler
+            *where.address, self._answer, server_class=server, handler_class=_Handler
         )
         self._loop = THREADS.of("http", self._server.serve_forever)
 
@@ -75,9 +73,11 @@ class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     allow_reuse_address = True
     block_on_close = False
+    place: Place
 
     def server_bind(self) -> None:
         """Bind as TCPServer does, and not as HTTPServer, which asks the resolver for this host's name."""
+        self.place.prepare(self.socket)
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
         self.setup_environ()

@@ -80,8 +80,8 @@ class Ground:
         self._addresses = {
             "127.0.0.1:9480": self.listen,
             "CLUSTER-IP:9480": self.listen,
-            "0.0.0.0:9480": self.listen,
-            "0.0.0.0:9481": self.serve,
+            "[::]:9480": self.listen,
+            "[::]:9481": self.serve,
         }
 
     @property

@@ -163,6 +163,7 @@ def test_modes_stand_beside_each_other_and_rules_of_ones_own_replace_those_of_th
         ({"configuration": {"watchdog": {"interval": 5}}}, "set devicePlugin.memoryWatchdog=true"),
         ({"configuration": {"mps": {"root": "/run/mps"}}}, "devicePlugin.configuration.mps.root is /run/mps"),
         ({"configuration": {"cdiDirectory": "/run/cdi"}}, "devicePlugin.configuration.cdiDirectory is /run/cdi"),
+        ({"configuration": {"serve": "0.0.0.0:9999"}}, "devicePlugin.configuration.serve is 0.0.0.0:9999"),
         ({"mig": {"enabled": True}, "mps": {"enabled": True}}, "which GPUs are whose"),
     ],
 )

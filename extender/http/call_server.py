@@ -18,6 +18,7 @@ from typing import BinaryIO, NamedTuple, cast
 
 import structlog
 
+from cotenant.listening import place
 from cotenant.threads import Threads
 from extender.http.bodies import BadRequestError, Bodies, Limits
 from extender.http.calls import Answer, BodyError
@@ -92,10 +93,9 @@ class CallServer:
         threads: Threads | None = None,
     ) -> None:
         self._certificates = certificates
-        host, _, port = address.rpartition(":")
-        self._where = host.strip("[]"), int(port)
+        self._place = place(address)
         self._answer = answer
-        self._listener = socket.socket(socket.AF_INET6 if ":" in self._where[0] else socket.AF_INET)
+        self._listener = socket.socket(self._place.family)
         self._room = threading.Semaphore(connections)
         self._guard = threading.Lock()
         self._connections: set[socket.socket] = set()
@@ -119,7 +119,8 @@ class CallServer:
     def start(self) -> None:
         """Listen and begin to serve; raise OSError when the address cannot be had."""
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._listener.bind(self._where)
+        self._place.prepare(self._listener)
+        self._listener.bind(self._place.address)
         self._listener.listen(_BACKLOG)
         self._threads.counts(_CALL)
         self._thread.start()

@@ -55,7 +55,7 @@ class TestReading:
     def test_a_number_of_bytes_is_an_amount(self) -> None:
         assert 8 * MIB == convert("reservePerGpu: 8388608", DevicePluginConfiguration).reserve_per_gpu_bytes
 
-    @pytest.mark.parametrize("address", ["127.0.0.1:0", "localhost:9480", "[::1]:65535", "0.0.0.0:9480"])
+    @pytest.mark.parametrize("address", ["127.0.0.1:0", "localhost:9480", "[::1]:65535", "[::]:9480", "0.0.0.0:9480"])
     def test_an_address_is_host_and_port(self, address: str) -> None:
         assert is_address(address)
 

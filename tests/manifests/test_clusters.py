@@ -1,6 +1,7 @@
 """What the manifests say of clusters, nodes and GPUs that our tests do not run on."""
 
 import pytest
+import yaml
 
 from cotenant.contract.boards import boards
 from cotenant.contract.configuration import DevicePluginConfiguration, GPURule, convert
@@ -80,6 +81,15 @@ class TestQuota:
         assert "cotenant-system" == quota["metadata"]["namespace"]
         # a plugin and a nursery on each of 20,000 nodes, the most that is measured
         assert 40_000 < int(quota["spec"]["hard"]["pods"].replace("k", "000"))
+
+
+@pytest.mark.parametrize("folder", ["second-scheduler", "attached", "webhook"])
+def test_what_pods_and_probes_reach_is_served_by_ipv4_and_by_ipv6(folder: str) -> None:
+    given = yaml.safe_load((MANIFESTS / folder / "extender-config.yaml").read_text())
+    args = pod_specs(list(build(MANIFESTS / folder)))["cotenant-device-plugin"]["containers"][0]["args"]
+    (serve,) = (one.removeprefix("--serve=") for one in args if one.startswith("--serve="))
+    reached = {given["serve"], serve, *([given["listen"]] if folder == "attached" else [])}
+    assert {"[::]"} == {address.rpartition(":")[0] for address in reached}
 
 
 class TestMIG:

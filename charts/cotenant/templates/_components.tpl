@@ -111,6 +111,9 @@ applies them, so that both give the same rights: include "cotenant.components" (
 {{- if $given.nvidiaConfig -}}
 {{- fail "devicePlugin.configuration.nvidiaConfig names a path of which nothing is mounted: name the ConfigMap in devicePlugin.nvidiaConfigMap instead" -}}
 {{- end -}}
+{{- if $given.serve -}}
+{{- fail (printf "devicePlugin.configuration.serve is %s, and the chart's flag, port and probes are of [::]:9482, which is every address: take the key out" $given.serve) -}}
+{{- end -}}
 {{- if and (dig "watchdog" "interval" 0 $given | float64) (not $plugin.memoryWatchdog) -}}
 {{- fail "devicePlugin.configuration.watchdog.interval is set, and without the node's PID namespace the watchdog sees no process: set devicePlugin.memoryWatchdog=true, or take the interval out" -}}
 {{- end -}}
