@@ -8,7 +8,9 @@ from cotenant.contract.configuration import DevicePluginConfiguration, GPURule, 
 from cotenant.contract.inventory import Family
 from device_plugin.families.rules import assign
 from device_plugin.nvml import PhysicalGPU
-from e2e.kustomize import MANIFESTS, build
+from e2e.kustomize import MANIFESTS, aims_at, build
+from tests.admission import json_patch
+from tests.docs.markdown import blocks, section
 from tests.manifests.kustomization import documents, mounted, pod_specs
 
 # As NVML says them, of GPUs that NVIDIA's MIG guide lists and whose profiles we do not know.
@@ -112,3 +114,12 @@ def test_mps_servers_beside_the_plugin_are_not_ended_by_a_memory_limit_that_is_t
         for mode in ("second-scheduler", "mps")
     }
     assert {"second-scheduler": {"memory": "256Mi"}, "mps": None} == limits
+
+
+def test_the_patch_for_selinux_gives_the_plugin_its_type_and_nothing_else() -> None:
+    (text,) = blocks(section("troubleshooting.md", "SELinux"), "yaml")
+    (patch,) = yaml.safe_load(text)["patches"]
+    (plugin,) = (one for one in build(MANIFESTS / "second-scheduler") if aims_at(patch["target"], one))
+    patched = json_patch.apply(plugin, yaml.safe_load(patch["patch"]))
+    before, after = (one["spec"]["template"]["spec"]["containers"][0]["securityContext"] for one in (plugin, patched))
+    assert before | {"seLinuxOptions": {"type": "container_device_plugin_t"}} == after
