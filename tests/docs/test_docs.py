@@ -32,6 +32,7 @@ from device_plugin.metrics import Metrics, Snapshot
 from device_plugin.nvml import NVML
 from device_plugin.watchdog.usage import Account
 from device_plugin.watchdog.watch import UsageCollector
+from e2e.kustomize import build
 from extender.main import main as extender
 from extender.policies import POLICIES
 from tests.docs.markdown import DOCS, blocks, section, tables
@@ -171,6 +172,27 @@ class TestInstall:
         (image,) = yaml.safe_load(text)["images"]
         manifest = (ROOT / "manifests" / "base" / "device-plugin.yaml").read_text()
         assert f"image: {image['name']}:{image['newTag']}" in manifest
+
+    def test_its_kustomization_for_older_clusters_names_every_image_and_leaves_one_replica_without_policies(
+        self, tmp_path: Path
+    ) -> None:
+        (text,) = blocks(section("install.md", "Before Kubernetes 1.36"), "yaml")
+        (tmp_path / "kustomization.yaml").write_text(text.replace("PATH", str(ROOT)))
+        built = [*build(tmp_path)]
+        pods = [one["spec"]["template"]["spec"] for one in built if one["kind"] in {"Deployment", "DaemonSet"}]
+        run = {
+            container["image"].rpartition(":")[0]
+            for pod in pods
+            for container in (*pod["containers"], *pod.get("initContainers", []))
+        }
+        assert run == {image["name"] for image in yaml.safe_load(text)["images"]}
+        assert [] == [one["metadata"]["name"] for one in built if "AdmissionPolicy" in one["kind"]]
+        assert [1] == [one["spec"]["replicas"] for one in built if one["kind"] == "Deployment"]
+
+    def test_it_names_the_kube_scheduler_that_is_shipped(self) -> None:
+        manifest = (ROOT / "manifests" / "second-scheduler" / "scheduler.yaml").read_text()
+        (version,) = re.findall(r"image: \S*/kube-scheduler:(\S+)", manifest)
+        assert f"`scheduler.yaml`, {version} as shipped" in section("install.md", "By kustomize")
 
 
 class TestMIG:
