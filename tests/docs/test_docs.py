@@ -1,5 +1,6 @@
 """The pages say what the code does."""
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -14,7 +15,7 @@ from click.testing import CliRunner
 from cotenant.cli.main import main as cotenant
 from cotenant.contract import grant as grants
 from cotenant.contract import inventory as inventories
-from cotenant.contract.boards import board
+from cotenant.contract.boards import board, boards
 from cotenant.contract.configuration import DevicePluginConfiguration, ExtenderConfiguration, MPSSettings, convert
 from cotenant.contract.environment import INJECTED, informative, injected
 from cotenant.contract.grant import ContainerGrant, Isolation
@@ -47,6 +48,22 @@ def first_column(rows: list[list[str]]) -> list[str]:
 
 def encoded_names(kind: type[msgspec.Struct]) -> list[str]:
     return [field.encode_name for field in msgspec.structs.fields(kind)]
+
+
+# Words in the modules that write Events which are no reasons: actions, kinds, types, and others' words.
+NO_REASONS = {"Coexistence", "Configure", "HealthCheck", "MemoryWatch", "Never", "Node", "Normal", "Pod", "Warning"}
+
+
+def events() -> set[str]:
+    """Name the reasons that stand as words in the code: in the modules that write an Event, or have one written."""
+    found: set[str] = set()
+    for path in (*(ROOT / "extender").rglob("*.py"), *(ROOT / "device_plugin").rglob("*.py")):
+        tree = [*ast.walk(ast.parse(path.read_text()))]
+        called = {one.func.attr for one in tree if isinstance(one, ast.Call) and isinstance(one.func, ast.Attribute)}
+        if called & {"about_node", "about_pod", "_tell", "_say_once", "_tell_configuration"}:
+            words = (one.value for one in tree if isinstance(one, ast.Constant) and isinstance(one.value, str))
+            found |= {word for word in words if re.fullmatch("[A-Z]+[a-z][A-Za-z]*", word)}
+    return found - NO_REASONS
 
 
 class TestContract:
@@ -106,6 +123,10 @@ class TestContract:
     def test_every_reason_stands_there_with_its_sentence(self) -> None:
         (rows,) = tables(section("contract.md", "Reasons"))
         assert [[str(reason), reason.sentence] for reason in Reason] == rows
+
+    def test_every_event_stands_there(self) -> None:
+        (rows,) = tables(section("contract.md", "Events"))
+        assert sorted(events()) == sorted(first_column(rows))
 
 
 class TestConfiguration:
@@ -206,6 +227,15 @@ class TestMIG:
             assert command.startswith("$ cotenant ")
             assert output == CliRunner().invoke(cotenant, shlex.split(command)[2:]).output
 
+    def test_the_profiles_of_the_examples_are_of_an_a100_of_40_gb_and_the_others_of_80_gb(self) -> None:
+        with_profile = {
+            profile: {name for name, one in boards().items() if profile in {each.name for each in one.profiles}}
+            for profile in ("1g.5gb", "3g.20gb", "1g.10gb", "3g.40gb")
+        }
+        assert {"A100-SXM4-40GB"} == with_profile["1g.5gb"] == with_profile["3g.20gb"]
+        assert {"A100-SXM4-80GB", "H100-SXM5-80GB"} == with_profile["3g.40gb"]
+        assert with_profile["3g.40gb"] <= with_profile["1g.10gb"]
+
     def test_its_rules_are_a_configuration(self) -> None:
         (text,) = blocks(section("mig.md", "Which GPUs"), "yaml")
         families = [rule.family for rule in convert(text, DevicePluginConfiguration).gpus]
@@ -262,11 +292,11 @@ class TestHealth:
         assert ours <= named
 
 
-def test_every_no_of_filter_has_a_row_that_says_what_to_do() -> None:
+def test_every_no_of_filter_and_bind_has_a_row_that_says_what_to_do() -> None:
     rows, *_ = tables(section("troubleshooting.md", "The pod is pending"))
     every = list(Reason)
-    of_filter = {reason.sentence for reason in every[: every.index(Reason.CACHE_NOT_SYNCED)]}
-    assert set() == of_filter - {*first_column(rows)}
+    of_extender = {reason.sentence for reason in every[: every.index(Reason.NO_GRANT)]}
+    assert set() == of_extender - {*first_column(rows)}
 
 
 class TestLimits:
