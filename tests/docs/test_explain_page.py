@@ -2,6 +2,7 @@
 
 import re
 
+import yaml
 from flask import Flask
 
 from cotenant.cli.main import main
@@ -12,7 +13,7 @@ from extender.inspect.rows import State
 from extender.ledger import Ledger
 from extender.verbs.judge import Judge
 from tests.builders import NAMES
-from tests.docs.markdown import DOCS, section, tables
+from tests.docs.markdown import DOCS, blocks, section, tables
 
 PAGE = "explain.md"
 
@@ -40,3 +41,9 @@ def test_the_commands_exist() -> None:
     inspect = main.commands["inspect"]
     assert {"nodes", "pods", "namespaces", "mix"} == set(inspect.commands)  # type: ignore[attr-defined]
     assert {"explain", "plan"} <= main.commands.keys()
+
+
+def test_the_role_is_the_one_that_is_shipped() -> None:
+    (text,) = blocks(section(PAGE, "Three ways to ask"), "yaml")
+    shipped = yaml.safe_load((DOCS.parent / "manifests" / "base" / "viewer.yaml").read_text())
+    assert shipped["rules"] == yaml.safe_load(text)["rules"]
