@@ -210,10 +210,24 @@ class TestInstall:
         assert [] == [one["metadata"]["name"] for one in built if "AdmissionPolicy" in one["kind"]]
         assert [1] == [one["spec"]["replicas"] for one in built if one["kind"] == "Deployment"]
 
+    def test_what_is_taken_off_a_node_is_all_that_the_plugin_and_administrators_note_there(self) -> None:
+        labels, annotations = blocks(section("install.md", "Removing it"), "sh")[-1].splitlines()
+        assert {NAMES.profile, NAMES.vgpu_licensed, "cotenant.io/device-plugin"} == taken_off(labels)
+        notes = {NAMES.inventory, NAMES.used, NAMES.overusers, NAMES.gpu_faults, NAMES.gpu_cordon}
+        assert notes == taken_off(annotations)
+        (policy,) = (one for one in build(ROOT / "manifests" / "base") if one["kind"] == "ValidatingAdmissionPolicy")
+        written = set(re.findall(r"'(cotenant\.io/[\w./-]+)'", yaml.safe_dump(policy["spec"]["variables"], width=1000)))
+        assert written <= taken_off(labels) | taken_off(annotations)
+
     def test_it_names_the_kube_scheduler_that_is_shipped(self) -> None:
         manifest = (ROOT / "manifests" / "second-scheduler" / "scheduler.yaml").read_text()
         (version,) = re.findall(r"image: \S*/kube-scheduler:(\S+)", manifest)
         assert f"`scheduler.yaml`, {version} as shipped" in section("install.md", "By kustomize")
+
+
+def taken_off(command: str) -> set[str]:
+    """Name the labels or annotations that a command takes away."""
+    return {word.removesuffix("-") for word in command.split() if word.endswith("-")}
 
 
 class TestMIG:
