@@ -22,6 +22,7 @@ from cotenant.contract.units import GIB
 from cotenant.simulator import document
 from cotenant.simulator.scene import scene
 from cotenant.simulator.timeline import Timeline
+from cotenant.simulator.trace import _NODE_COLUMNS, _POD_COLUMNS
 from extender.ledger import Ledger
 from extender.placement.ranking import Ranking, ask
 from extender.policies import POLICIES, Policy, with_others
@@ -162,7 +163,7 @@ def shown() -> Iterator[tuple[str, str]]:
         for block in blocks((DOCS / page).read_text(), "console"):
             for part in block.split("$ ")[1:]:
                 command, _, output = part.partition("\n")
-                if re.search(r"--(nodes|trace) ", command):
+                if re.search(r"--(nodes|trace|snapshot) examples/", command):
                     yield command, output
 
 
@@ -171,8 +172,14 @@ def test_a_command_with_a_trace_runs_from_a_clean_clone(command: str, output: st
     (tmp_path / "examples").symlink_to(DOCS.parent / "examples")
     with contextlib.chdir(tmp_path):  # where it writes its tables and plots
         done = CliRunner().invoke(main, shlex.split(command)[1:])
-    assert 0 == done.exit_code, done.output
+    assert ("the next one fits on none" in output) == done.exit_code, done.output
     assert done.stdout.startswith(output)
+
+
+def test_every_column_of_a_trace_in_csv_is_explained() -> None:
+    nodes, pods = tables(section("capacity-planning.md", "Traces in CSV"))
+    assert [*_NODE_COLUMNS] == [row[0] for row in nodes]
+    assert [*_POD_COLUMNS, "gpu_spec", "creation_time, scheduled_time, deletion_time"] == [row[0] for row in pods]
 
 
 def test_every_command_of_the_pages_is_one() -> None:
