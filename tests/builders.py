@@ -146,6 +146,7 @@ class NodeBuilder:
     text: str | None = field(default=None)
     bare: bool = False
     no_instances: bool = False
+    cpu: str = "64"
 
     def with_gpus(self, count: int, size: str = "80GiB", **fields: Any) -> Self:
         """Add *count* GPUs of *size* usable memory; their UUIDs are GPU-<node>-<index>."""
@@ -247,6 +248,9 @@ class NodeBuilder:
         """Say what stands in allocatable."""
         return replace(self, advertised=units)
 
+    def with_cpu(self, amount: str) -> Self:
+        return replace(self, cpu=amount)
+
     def advertising_no_instances(self) -> Self:
         return replace(self, no_instances=True)
 
@@ -278,7 +282,7 @@ class NodeBuilder:
     def as_json(self) -> Json:
         return {
             "metadata": {"name": self.name, "annotations": self.node_annotations},
-            "status": {"allocatable": {"cpu": "64", **self.allocatable}},
+            "status": {"allocatable": {"cpu": self.cpu, **self.allocatable}},
         }
 
     def build(self) -> Node:

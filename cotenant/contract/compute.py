@@ -18,6 +18,9 @@ class Compute(msgspec.Struct, frozen=True, gc=False):
 
 NOTHING = Compute()
 
+# Two million cores and an exbibyte: what claims more counts as this, so that products of two are numbers of 64 bits.
+_MOST = Compute(cpu_milli=1 << 31, memory_bytes=1 << 60)
+
 
 def requests(pod: Pod) -> Compute:
     """Count the CPU and memory that *pod* takes of a node, as kube-scheduler does.
@@ -38,13 +41,17 @@ def requests(pod: Pod) -> Compute:
     overhead = _amounts(spec.overhead)
     counted = {**peak(asked), **whole}
     cpu, memory_milli = (counted.get(name, 0) + overhead.get(name, 0) for name in ("cpu", "memory"))
-    return Compute(cpu_milli=cpu, memory_bytes=-(-memory_milli // 1000))
+    return _counted(cpu, -(-memory_milli // 1000))
 
 
 def allocatable(amounts: Mapping[str, Quantity] | None) -> Compute:
     """Read what a node offers its pods; what is missing or unreadable counts as nothing."""
     read = _amounts(amounts)
-    return Compute(cpu_milli=read.get("cpu", 0), memory_bytes=read.get("memory", 0) // 1000)
+    return _counted(read.get("cpu", 0), read.get("memory", 0) // 1000)
+
+
+def _counted(cpu_milli: int, memory_bytes: int) -> Compute:
+    return Compute(min(cpu_milli, _MOST.cpu_milli), min(memory_bytes, _MOST.memory_bytes))
 
 
 def _amounts(named: Mapping[str, Quantity] | None) -> dict[str, int]:

@@ -12,8 +12,9 @@ from cotenant.contract.names import SHARED, mig_suffix
 
 VERSION = 1
 
-# No GPU comes near it; whoever must reckon with the whole of an unknown GPU takes this.
-MAX_GPU_BYTES = 1 << 60
+# 16 TiB: no GPU comes near it, and whoever must reckon with the whole of an unknown GPU takes this. Policies count
+# thousandths of the cluster's largest GPU: one that claimed far more than there is would make nothing of the others.
+MAX_GPU_BYTES = 1 << 44
 
 Bytes = Annotated[int, msgspec.Meta(ge=0, le=MAX_GPU_BYTES)]
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]

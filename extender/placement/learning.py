@@ -96,7 +96,10 @@ class Learner:
         if request.profiles:
             self._add(self._partitioned, uid, frozenset(request.profiles))
             return
-        asked = ask(request, self._rankings.table)
+        table = self._rankings.table
+        asked = ask(request, table)
+        if asked.cpu_milli > table.most_cpu:
+            return  # it waits for a node that there is not, and others are to be placed as if it never came
         wishes = request.wishes
         alone = wishes.isolation.whole_gpu
         self._add(self._latest, uid, PodClass(asked.cpu_milli, asked.gpus, asked.share_milli, wishes.models, alone))

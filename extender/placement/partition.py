@@ -20,7 +20,7 @@ from cotenant.contract.grant import (
     MIGPlacement,
 )
 from cotenant.contract.inventory import Family, MIGInstance, Mode
-from cotenant.contract.mig import Geometry
+from cotenant.contract.mig import Geometry, PlacementError
 from cotenant.contract.names import mig_suffix
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import ContainerRequest, PodRequest, Wishes, allowed
@@ -360,4 +360,7 @@ def _together(state: MIGState, profiles: tuple[str, ...], aim: Aim) -> tuple[MIG
     names = [_name(state.geometry, profile) for profile in profiles]
     known = [name for name in names if name is not None]
     geometry = _asked(state.geometry, aim.asked, *sorted(set(profiles)))
-    return geometry.place_together(known, state.taken) if len(known) == len(names) else None
+    try:
+        return geometry.place_together(known, state.taken) if len(known) == len(names) else None
+    except PlacementError:
+        return None  # it claims more slices than any GPU has

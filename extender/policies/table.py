@@ -169,7 +169,6 @@ class Table:
             names = [*self.rows, *(view.name for view in self._ledger.views())]
         elif not names or (asked is not None and self._can_wait(names, asked)):
             return
-        self._seen = seen
         views = {name: self._ledger.view(name) for name in names}
         self._make_room([view for view in views.values() if view is not None])
         self.version += 1
@@ -184,6 +183,8 @@ class Table:
         self.latest = np.array(sorted(set(written)), np.int64)
         if self.epoch != epoch:
             self._scale()
+        # not before: should any of it fail, nothing is taken for taken over
+        self._seen = seen
 
     def _can_wait(self, names: list[str], asked: Ints) -> bool:
         if len(names) > _MOST_PUT_OFF:
@@ -252,9 +253,11 @@ class Table:
             if self._any_mps[row]:
                 self.mps_user[row, :count] = [_user(state) for state in states]
                 self.mps_left[row, :count] = [_clients_left(state) for state in states]
-        if self.cpu_total[row] != view.compute.cpu_milli:
+        cpu_total = view.compute.cpu_milli
+        # of a node without GPUs nothing is kept by row, and such nodes come and go with an autoscaler
+        if self.cpu_total[row] != cpu_total and (hardware or cpu_total > self.most_cpu):
             self.epoch += 1
-        self.cpu_free[row], self.cpu_total[row] = view.free_compute.cpu_milli, view.compute.cpu_milli
+        self.cpu_free[row], self.cpu_total[row] = view.free_compute.cpu_milli, cpu_total
         self.memory_free[row], self.memory_total[row] = view.free_compute.memory_bytes, view.compute.memory_bytes
         self.kinds[row] = 0
         # a pod is one of whole GPUs where it holds all of the smallest one that the node has

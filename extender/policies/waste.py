@@ -15,6 +15,8 @@ _FEWEST_SHARES = 0.05
 NODE_OFFERS = 16
 GPU_GRID = 50
 CPU_GRID = 500
+# 512 cores; whatever is left beyond them counts as these. Virtual nodes claim 10,000: a table of that takes seconds.
+_MOST_CPU_STEPS = 1024
 
 
 # Nodes come and go more often than the mix changes: a policy that is made anew finds its tables again.
@@ -62,7 +64,7 @@ class OfNode:
     """Tabulate the milli expected to be left of a node whose GPUs are taken to be one fluid, by GPU and CPU left."""
 
     def __init__(self, mix: Mix, *, most_milli: int, most_cpu: int) -> None:
-        gpu_steps, cpu_steps = -(-most_milli // GPU_GRID), -(-most_cpu // CPU_GRID)
+        gpu_steps, cpu_steps = -(-most_milli // GPU_GRID), min(_MOST_CPU_STEPS, -(-most_cpu // CPU_GRID))
         sizes: dict[tuple[int, int], float] = {}
         for pod_class, part in zip(mix.classes, mix.frequencies, strict=True):
             size = (pod_class.milli + GPU_GRID // 2) // GPU_GRID, -(-pod_class.cpu_milli // CPU_GRID)

@@ -71,6 +71,13 @@ class TestRequests:
     def test_what_is_no_amount_counts_as_nothing(self, amount: str) -> None:
         assert 1000 == milli(a_pod({"cpu": amount}, {"cpu": 1}))
 
+    def test_what_no_node_has_counts_as_the_most_that_is_counted(self) -> None:
+        most = Compute(cpu_milli=1 << 31, memory_bytes=1 << 60)
+
+        # three times 10**15 cores are 3 x 10**18 thousandths
+        assert most == requests(a_pod(*3 * [{"cpu": "1P", "memory": "1Ei"}]))
+        assert most == allocatable({"cpu": "10P", "memory": "1Ei"})
+
 
 class TestAllocatable:
     def test_a_node_offers_what_it_says(self) -> None:

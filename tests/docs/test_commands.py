@@ -25,7 +25,20 @@ ROOT = DOCS.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 PAGES = [page for page in PAGES if "reference" not in page.parts and "decisions" not in page.parts]
 # Other people's programs, which the pages' readers have.
-OTHERS = {"chcon", "cp", "docker", "kind", "openssl", "base64", "nvidia-smi", "dmesg", "journalctl", "git", "jq", "curl"}
+OTHERS = {
+    "chcon",
+    "cp",
+    "docker",
+    "kind",
+    "openssl",
+    "base64",
+    "nvidia-smi",
+    "dmesg",
+    "journalctl",
+    "git",
+    "jq",
+    "curl",
+}
 
 
 def commands() -> Iterator[tuple[Path, list[str]]]:

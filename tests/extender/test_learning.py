@@ -101,6 +101,19 @@ def test_pods_that_wait_count_like_those_that_got_something_and_once() -> None:
     assert {(0, 1, 250, ()): 5, (0, 2, 1000, ()): 1} == learning.mix
 
 
+def test_a_pod_that_waits_for_more_cpu_than_any_node_has_tells_nothing_of_those_to_come() -> None:
+    learning = Learning()
+    learning.note(3, a_pod().asking(5))
+    for n, cpu in enumerate(("65", "1M", "10P")):
+        pod = a_pod().named(f"huge-{n}").with_container({NAMES.gpu_mem: 10}, {NAMES.gpu_mem: 10, "cpu": cpu})
+        learning.ledger.observe_pod(pod.build())
+    # the builder's nodes offer 64 cores
+    pod = a_pod().named("large").with_container({NAMES.gpu_mem: 10}, {NAMES.gpu_mem: 10, "cpu": "64"})
+    learning.ledger.observe_pod(pod.build())
+
+    assert {(0, 1, 250, ()): 3, (64_000, 1, 500, ()): 1} == learning.mix
+
+
 def test_the_mix_is_taken_anew_by_and_by() -> None:
     learning = Learning()
     learning.note(100, a_pod().asking(5))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from cotenant.contract.boards import board
 from cotenant.contract.environment import VISIBLE_DEVICES, injected
 from cotenant.contract.grant import Grant, decode
+from cotenant.contract.inventory import MIG, MIGProfile
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest, parse
 from cotenant.contract.units import GIB, MIB
@@ -306,6 +307,23 @@ class TestRanking:
         assert costs["n2"] == costs["n3"] < costs["n0"]
         spread = rankings.of(request, "spread").costs().tolist()
         assert min(spread) == dict(zip(rankings.table.names, spread, strict=False))["n0"]
+
+    def test_a_gpu_that_claims_more_slices_than_any_has_is_no_place_and_keeps_nobody_from_the_others(self) -> None:
+        known: dict[str, Any] = {
+            "name": "1g.5gb",
+            "profile_id": 19,
+            "bytes": 5 * GIB,
+            "compute_slices": 1,
+            "max_instances": 7,
+            "size": 1,
+        }
+        odd = MIG(profiles=(MIGProfile(**known, starts=(0, 20)),))
+        cluster = Cluster().with_node(a_node("odd").with_mig(mig=odd)).with_node(a_node("good").with_mig())
+        ranking = Rankings(cluster.ledger)
+        # two together are searched for, one is not
+        found = ranking.of(request_of(asking("1g.5gb", "1g.5gb")), "binpack").fits()
+
+        assert {"odd": False, "good": True} == {name: bool(found[row]) for name, row in ranking.table.rows.items()}
 
     def test_room_is_kept_for_what_is_asked_alone(self) -> None:
         # whoever spares empty GPUs for 4g and 7g puts the first 3g to the left of the first 2g, and has no room for the

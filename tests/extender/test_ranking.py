@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from extender.verbs.judge import Judge
 from tests.builders import NAMES, NodeBuilder, PodBuilder, a_grant, a_node, a_pod, granted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from cotenant.contract.grant import Grant
     from cotenant.contract.pods import Pod
@@ -89,6 +90,23 @@ class Cluster:
         rankings = Rankings(self.ledger, mix)
         costs = rankings.of(request_of(pod), policy).costs()
         return {name: float(costs[row]) for name, row in rankings.table.rows.items()}
+
+
+class Failing(Ledger):
+    """A ledger with a switch: a node that cannot be shown."""
+
+    _ill = ""
+
+    @contextmanager
+    def failing(self, node: str) -> Iterator[None]:
+        self._ill = node
+        yield
+        self._ill = ""
+
+    def view(self, node: str) -> NodeView | None:
+        if node == self._ill:
+            raise ArithmeticError
+        return super().view(node)
 
 
 class TestCompute:
@@ -214,6 +232,55 @@ class TestTable:
 
         assert 201 == table.known.sum()
         assert [6 * GIB, 0] == table.free_bytes[table.rows["first"]].tolist()
+
+    @pytest.mark.parametrize(
+        ("boast", "problem"),
+        [
+            (a_node("boast").with_gpu("1PiB"), Reason.BAD_INVENTORY),
+            (a_node("boast").with_gpu("10GiB").with_cpu("10P"), None),
+            (a_node("boast").without_inventory().with_cpu("10P"), Reason.NO_INVENTORY),
+        ],
+        ids=["a GPU of 1 PiB", "10 ** 16 cores", "10 ** 16 cores and no GPU"],
+    )
+    def test_a_node_that_claims_more_than_there_is_changes_nothing_for_the_others(
+        self, boast: NodeBuilder, problem: Reason | None
+    ) -> None:
+        cluster = Cluster().with_node(a_node("full").with_gpu("10GiB")).with_node(a_node("free").with_gpu("10GiB"))
+        rankings = Rankings(cluster.ledger, MIX)
+        cluster.holding("full", 0, 10).with_node(boast)
+        view = cluster.ledger.view("boast")
+        assert view is not None
+        assert problem == view.problem
+
+        costs = rankings.of(request_of(a_pod().asking(5)), "priced-leftovers").costs()
+        assert np.inf == costs[rankings.table.rows["full"]]
+        assert np.isfinite(costs[rankings.table.rows["free"]])
+
+    def test_what_could_not_be_taken_over_is_taken_over_the_next_time(self) -> None:
+        cluster = Cluster(Failing(NAMES, GIB)).with_node(a_node("full").with_gpu("10GiB")).with_node(a_node("bad"))
+        table = Table(cluster.ledger)
+        cluster.holding("full", 0, 10).with_node(a_node("bad").with_gpu("10GiB"))
+        with cluster.ledger.failing("bad"), pytest.raises(ArithmeticError):  # type: ignore[attr-defined]
+            table.refresh()
+        table.refresh()
+
+        assert [[0], [10 * GIB]] == table.free_bytes[[table.rows["full"], table.rows["bad"]]].tolist()
+
+    def test_nodes_without_gpus_come_and_go_without_anything_being_ranked_anew(self) -> None:
+        cluster = Cluster().with_node(a_node("gpus").with_gpu("10GiB"))
+        request = request_of(a_pod().asking(5))
+        rankings = Rankings(cluster.ledger, MIX)
+        before = rankings.of(request, "priced-leftovers")
+        # no larger than the largest, of which tables are made
+        for cores in ("48", "32"):
+            cluster.with_node(a_node("plain").without_inventory().with_cpu(cores))
+            assert before is rankings.of(request, "priced-leftovers")
+            assert int(cores) * 1000 == rankings.table.cpu_total[rankings.table.rows["plain"]]
+        cluster.ledger.node_gone("plain")
+        assert before is rankings.of(request, "priced-leftovers")
+
+        cluster.with_node(a_node("plain").with_gpu("10GiB"))
+        assert before is not rankings.of(request, "priced-leftovers")
 
     def test_nothing_changed_is_nothing_done(self) -> None:
         table = Table(Cluster().with_node(a_node().with_gpus(1)).ledger)
@@ -544,6 +611,12 @@ class TestPolicies:
 
     def test_waste_of_a_gpu_of_any_size_is_what_it_was_where_nobody_wants_one_alone(self) -> None:
         assert (waste.of_gpu(MIX)[:201] == waste.of_gpu(MIX, 200)).all()
+
+    def test_a_virtual_node_of_a_million_cores_is_tabulated_as_one_of_512(self) -> None:
+        large, plain = (waste.of_node(MIX, most_milli=2000, most_cpu=cpu) for cpu in (10**9, 512_000))
+        milli, cpu = np.array([0, 700, 2000, 2000]), np.array([0, 64_000, 511_000, 10**9])
+
+        assert plain(milli, cpu).tolist() == large(milli, cpu).tolist()
 
     def test_an_empty_gpu_is_wasted_less_the_more_want_one_alone(self) -> None:
         shares = [PodClass(0, 1, 300)] * 50
