@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +18,8 @@ from device_plugin.threads import THREADS
 log = structlog.get_logger(__name__)
 
 _BACK_OFF_SECONDS = (0.5, 60.0)
-_START_SECONDS = 15.0
+# What a start may take, in times of an answer: 15 s with those of 5.
+_START_ANSWERS = 3
 _LOOK_SECONDS = 0.05
 # So many looks without an answer, and it is taken for hung.
 _SILENT_LOOKS = 3
@@ -180,13 +182,12 @@ class Daemon:
         log.info("mps.started", daemon=self.plan.name, pid=pid, gpus=",".join(self.plan.uuids))
 
     def _await_answer(self) -> None:
-        left = _START_SECONDS
+        until = time.monotonic() + _START_ANSWERS * self._answer_seconds
         while self._process is not None and self._process.alive and not self._stopping.is_set():
             try:
                 self._control.servers()
             except MPSError as error:
-                left -= _LOOK_SECONDS
-                if left < 0:
+                if time.monotonic() > until:
                     self._process.kill()
                     raise MPSError(f"it does not answer: {error}") from error
                 self._stopping.wait(_LOOK_SECONDS)

@@ -249,6 +249,22 @@ class TestAccidents:
         os.kill(pid, signal.SIGSTOP)
         until(lambda: fake.pid not in {0, pid} and not fake.said(), "another daemon")
 
+    def test_one_that_hangs_at_its_start_is_killed_and_another_is_started(self, fake: Ground) -> None:
+        hangs, program = fake.folder / "hangs", fake.folder / "hanging-mps-control"
+        program.write_text(f'#!/bin/sh\n[ -e {hangs} ] && exec sleep 600\nexec {FAKE} "$@"\n')
+        program.chmod(0o755)
+        fake.settings = msgspec.structs.replace(fake.settings, control=str(program))
+        # each look at it takes as long as an answer may
+        fake.keeper = fake.new_keeper(answer_seconds=1.0)
+        hangs.touch()
+        fake.keep(fake.plan)
+        until(lambda: (fake.folder / "mps" / "one" / RECORD).exists() and fake.pid != 0, "the start")
+        pid = fake.pid
+        fake.problem("does not run: it does not answer: the MPS control daemon did not answer `get_server_list` in 1 s")
+        assert process.identify(pid) is None
+        hangs.unlink()
+        until(lambda: fake.pid not in {0, pid} and not fake.said(), "another daemon")
+
     def test_one_that_cannot_start_says_why(self, fake: Ground) -> None:
         fake.program = str(fake.folder / "missing")
         fake.settings = msgspec.structs.replace(fake.settings, control=fake.program)
