@@ -4,7 +4,8 @@ It speaks the commands of NVIDIA's documentation as far as Cotenant uses them, f
 CUDA_MPS_PIPE_DIRECTORY, and keeps its pid where that does. What no real one knows are the commands that begin with
 `fake`, by which tests play clients and accidents:
 
-    fake client UID    somebody of that user connects: his server is started, where no other user's is active
+    fake client UID    somebody of that user connects: his server is started, a child of the daemon's that does nothing,
+                       where no other user's is active
     fake leave         all clients disconnect, and the servers end
     fake fault         a client fails: all servers go into FAULT
     fake hang          no command is answered any more
@@ -16,6 +17,7 @@ import contextlib
 import os
 import re
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -25,7 +27,8 @@ PIPE, LOG, DEVICES = "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY", "CUDA_
 _DEFAULT_PIPE = "/tmp/nvidia-mps"
 _SOCKET, _PID = "control", "nvidia-cuda-mps-control.pid"
 _LONGEST = 65_536
-_FIRST_SERVER = 100_001
+# A server waits to be ended, and outlives a daemon that is killed; for an hour, so that none is left for good.
+_SERVER = [sys.executable, "-c", "import time; time.sleep(3600)"]
 _SIZE = re.compile("[0-9]+[GMgm]?")
 
 
@@ -82,6 +85,7 @@ class _Daemon:
         self._threads = 100.0
         self._memory: dict[str, str] = {}
         self._servers: dict[int, str] = {}
+        self._children: list[subprocess.Popen[bytes]] = []
         self._user: int | None = None
         self._queued: list[int] = []
         self._hanging = False
@@ -152,10 +156,10 @@ class _Daemon:
                     return "queued"
                 self._user = int(uid)
                 if not self._servers:
-                    self._servers[_FIRST_SERVER + len(self._queued)] = "ACTIVE"
+                    self._start_server()
                 return "connected" if "FAULT" not in self._servers.values() else "CUDA_ERROR_MPS_SERVER_NOT_READY"
             case ["leave"]:
-                self._servers.clear()
+                self._end_servers()
                 self._user = None
                 return ""
             case ["fault"]:
@@ -170,8 +174,21 @@ class _Daemon:
                 return "\n".join(f"{name}={os.environ.get(name, '')}" for name in (PIPE, LOG, DEVICES))
         raise ValueError(words)
 
+    def _start_server(self) -> None:
+        child = subprocess.Popen(_SERVER, stdin=subprocess.DEVNULL)
+        self._children.append(child)
+        self._servers[child.pid] = "ACTIVE"
+
+    def _end_servers(self) -> None:
+        for child in self._children:
+            child.kill()
+            child.wait()
+        self._children.clear()
+        self._servers.clear()
+
     def _end(self, code: int) -> NoReturn:
         if code == 0:
+            self._end_servers()
             for name in (_SOCKET, _PID):
                 (self._folder / name).unlink(missing_ok=True)
         os._exit(code)

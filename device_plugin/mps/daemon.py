@@ -3,7 +3,7 @@
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -12,7 +12,7 @@ import structlog
 from device_plugin.mps import nursery, process
 from device_plugin.mps.control import Control, MPSError, ServerState
 from device_plugin.mps.plan import Plan
-from device_plugin.mps.process import Process, Record
+from device_plugin.mps.process import Identity, Process, Record
 from device_plugin.threads import THREADS
 
 log = structlog.get_logger(__name__)
@@ -71,6 +71,8 @@ class Daemon:
         self._changed = changed
         self._look_seconds = look_seconds
         self._process: Process | None = None
+        # of that daemon, which it does not take along when it dies
+        self._servers: frozenset[Identity] = frozenset()
         self._problem = _STARTING
         self._stopping = threading.Event()
         self._loop = THREADS.of(
@@ -99,6 +101,10 @@ class Daemon:
         self._stopping.set()
         self._loop.join()
         end(self._folder, self._control, self._process, self._gpus)
+        try:
+            self._end_servers()
+        except MPSError as error:
+            log.warning("mps.server_left", daemon=self.plan.name, error=str(error))
 
     def leave(self) -> None:
         """Watch no more, and let it run on for whoever comes next."""
@@ -152,6 +158,7 @@ class Daemon:
         return False
 
     def _launch(self, record: Record | None) -> None:
+        self._end_servers()
         self._control = self._configured
         for folder in (self._control.pipe, self._control.log):
             folder.mkdir(parents=True, exist_ok=True)
@@ -180,6 +187,27 @@ class Daemon:
         process.write(self._folder / RECORD, Record(kept.program, kept.uuids, kept.compute_modes, identity))
         self._await_answer()
         log.info("mps.started", daemon=self.plan.name, pid=pid, gpus=",".join(self.plan.uuids))
+
+    def _know_servers(self, pids: Iterable[int]) -> None:
+        """Keep who the servers are, and who they were as long as they live, such as one that is about to end."""
+        parent = self.pid
+        # a pid that means another process here, as in another namespace, is no child of the daemon's
+        found = {identity for pid in pids if (identity := process.identify(pid, parent=parent)) is not None}
+        self._servers = frozenset(found | {one for one in self._servers if Process(one).alive})
+
+    def _end_servers(self) -> None:
+        """End the servers of a daemon that is gone: they hold its GPUs, and no other daemon's server gets in."""
+        for identity in self._servers:
+            server = Process(identity)
+            if server.alive:
+                log.warning("mps.server_ended", daemon=self.plan.name, pid=identity.pid)
+                server.kill_alone()
+            if server.alive:
+                raise MPSError(
+                    f"MPS server {identity.pid} of a daemon that is gone holds its GPUs, and does not end; if it "
+                    "stays, reboot the node"
+                )
+        self._servers = frozenset()
 
     def _await_answer(self) -> None:
         until = time.monotonic() + _START_ANSWERS * self._answer_seconds
@@ -218,6 +246,7 @@ class Daemon:
                     return served
                 continue
             silent = 0
+            self._know_servers(servers)
             faulty = [str(pid) for pid, state in servers.items() if state is ServerState.FAULT]
             served += not faulty
             self._say(

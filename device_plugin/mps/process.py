@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess  # noqa: TC003 - msgspec reads this module's annotations
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -46,14 +47,19 @@ def write(path: Path, record: Record) -> None:
     new.replace(path)
 
 
-def identify(pid: int) -> Identity | None:
-    """Find a running process; None where there is none, or one that has ended and waits to be reaped."""
+def identify(pid: int, *, parent: int | None = None) -> Identity | None:
+    """Find a running process; None where there is none, or one that has ended and waits to be reaped.
+
+    Where a *parent* is named, one that is another's child is none either.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
-    # proc(5): after the name in brackets stand the state and, 19 further, the start time
-    return None if fields[0] == "Z" else Identity(pid, int(fields[19]))
+    # proc(5): after the name in brackets stand the state, the parent and, 18 further, the start time
+    if fields[0] == "Z" or (parent is not None and int(fields[1]) != parent):
+        return None
+    return Identity(pid, int(fields[19]))
 
 
 def runs(record: Record) -> bool:
@@ -86,7 +92,14 @@ class Process:
 
     def kill(self) -> None:
         """End it and what it has started, at once; it leads a group of its own."""
+        self._kill(os.killpg)
+
+    def kill_alone(self) -> None:
+        """End it at once, and nobody of its group."""
+        self._kill(os.kill)
+
+    def _kill(self, send: Callable[[int, int], None]) -> None:
         if self.alive:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.identity.pid, signal.SIGKILL)
+                send(self.identity.pid, signal.SIGKILL)
             self.ended(1.0)

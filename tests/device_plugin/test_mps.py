@@ -249,6 +249,35 @@ class TestAccidents:
         os.kill(pid, signal.SIGSTOP)
         until(lambda: fake.pid not in {0, pid} and not fake.said(), "another daemon")
 
+    def test_servers_that_a_dead_daemon_left_are_ended_before_another_is_started(self, fake: Ground) -> None:
+        server, pid = self.a_server_that_was_seen(fake), fake.pid
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: fake.pid not in {0, pid} and not fake.said(), "another daemon")
+        assert process.identify(server) is None
+        assert {} == fake.control.servers()
+
+    def test_servers_that_a_dead_daemon_left_are_ended_where_none_is_wanted_any_more(self, fake: Ground) -> None:
+        server, pid = self.a_server_that_was_seen(fake), fake.pid
+        os.kill(pid, signal.SIGKILL)
+        fake.keep()
+        assert process.identify(server) is None
+
+    @staticmethod
+    def a_server_that_was_seen(fake: Ground) -> int:
+        fake.serving()
+        assert "connected" == fake.control.command("fake client 1000")
+        # that it is at fault is told by whoever has seen it
+        fake.control.command("fake fault")
+        fake.problem("is in FAULT")
+        (server,) = fake.control.servers()
+        return server
+
+    def test_a_process_that_is_another_ones_child_is_no_server(self) -> None:
+        with subprocess.Popen(["sleep", "600"]) as child:
+            assert process.identify(child.pid) == process.identify(child.pid, parent=os.getpid())
+            assert process.identify(child.pid, parent=child.pid) is None
+            child.kill()
+
     def test_one_that_hangs_at_its_start_is_killed_and_another_is_started(self, fake: Ground) -> None:
         hangs, program = fake.folder / "hangs", fake.folder / "hanging-mps-control"
         program.write_text(f'#!/bin/sh\n[ -e {hangs} ] && exec sleep 600\nexec {FAKE} "$@"\n')
