@@ -87,7 +87,6 @@ class FakeGPUs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     gpus: tuple[FakeGPU, ...]
     node: str = ""
-    driver_version: str = "580.95.05"
     # the newest CUDA that the driver can run, as NVML says it: 13000 for 13.0
     cuda_version: Annotated[int, msgspec.Meta(ge=0)] = 13_000
 
@@ -126,7 +125,6 @@ class FakeLibrary(HealthSymbols, MIGFunctions):
         self._reading = threading.RLock()
         self._stamp: tuple[int, ...] = ()
         self._gpus: list[FakeGPU] = []
-        self._driver_version = ""
         self._cuda_version = 0
         self._reload(first=True)
         self._list_capabilities()
@@ -207,8 +205,7 @@ class FakeLibrary(HealthSymbols, MIGFunctions):
                 ) from error
             log.warning("nvml.fake_unreadable", file=str(self._path), error=str(error))
             return
-        self._gpus, self._driver_version = found.each(), found.driver_version
-        self._cuda_version = found.cuda_version
+        self._gpus, self._cuda_version = found.each(), found.cuda_version
         self._happened.compare((gpu.uuid, gpu) for gpu in self._gpus)
 
     def _on_device(self, symbol: str, function: Callable[..., int | None], arguments: tuple[Any, ...]) -> int:
@@ -240,9 +237,6 @@ class FakeLibrary(HealthSymbols, MIGFunctions):
 
     def _nvmlErrorString(self, code: int) -> bytes:
         return b"fake error %d" % code
-
-    def _nvmlSystemGetDriverVersion(self, text: Any, _length: Any) -> None:
-        text.value = self._driver_version.encode()
 
     def _nvmlSystemGetCudaDriverVersion_v2(self, version: Any) -> None:
         version._obj.value = self._cuda_version
