@@ -21,13 +21,19 @@ _ADVICE = {
     pynvml.NVML_ERROR_GPU_IS_LOST: "the GPU has fallen off the bus: reset it or reboot",
     pynvml.NVML_ERROR_RESET_REQUIRED: "the GPU needs a reset: drain it and run `nvidia-smi --gpu-reset`",
 }
+# What a container needs beyond others where a GPU is to be cut, and what is on it to be seen.
+_PRIVILEGE = (
+    "give the plugin's container the capability SYS_ADMIN, and NVIDIA_MIG_CONFIG_DEVICES=all in its environment, as "
+    "manifests/mig does"
+)
 # Of a GPU in MIG mode NVML gives what all of it uses "only if the caller has appropriate privileges" (nvml.h,
 # nvmlDeviceGetMemoryInfo); which these are in a container stands with NVIDIA's runtime, NVIDIA_MIG_CONFIG_DEVICES.
 UNPRIVILEGED = (
-    "MIG mode is on, and the driver tells its memory to a privileged program alone: give the plugin's container the "
-    "capability SYS_ADMIN, and NVIDIA_MIG_CONFIG_DEVICES=all in its environment, as manifests/mig does; or switch "
-    "MIG mode off, where the GPU is not to be cut"
+    f"MIG mode is on, and the driver tells its memory to a privileged program alone: {_PRIVILEGE}; or switch MIG mode "
+    "off, where the GPU is not to be cut"
 )
+# Nor does it let others list, make or destroy instances, or switch MIG mode, however readable the GPUs are to them.
+MIG_UNPRIVILEGED = f"the driver lets a privileged program alone do that: {_PRIVILEGE}"
 
 
 def sentence(error: Any) -> str:

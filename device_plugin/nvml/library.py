@@ -13,7 +13,7 @@ import structlog
 
 from cotenant.contract.inventory import MIGProfile
 from device_plugin.nvml import mig, processes, vitals
-from device_plugin.nvml.advice import UNPRIVILEGED, sentence
+from device_plugin.nvml.advice import MIG_UNPRIVILEGED, UNPRIVILEGED, sentence
 from device_plugin.nvml.events import Events
 from device_plugin.nvml.fake import FakeLibrary
 from device_plugin.nvml.patience import Patience, Unanswered
@@ -154,13 +154,6 @@ class NVML:
             self._patience.one("shutdown", partial(self.call, pynvml.nvmlShutdown))
         except (pynvml.NVMLError, Unanswered) as error:
             log.warning("nvml.shutdown_failed", error=sentence(error))
-
-    def driver_version(self) -> str | None:
-        """Read the driver's version, such as "580.95.05"."""
-        try:
-            return self._optional(pynvml.nvmlSystemGetDriverVersion)
-        except pynvml.NVMLError:
-            return None
 
     def gpus(self) -> tuple[PhysicalGPU, ...]:
         """Read all GPUs anew, by index, at the same time.
@@ -395,8 +388,8 @@ def _about_mig(what: str) -> Iterator[None]:
         yield
     except pynvml.NVMLError as error:
         in_use = error.value == pynvml.NVML_ERROR_IN_USE
-        why = "it is in use" if in_use else sentence(error)
-        raise MIGError(f"{what}: {why}", in_use=in_use) from error
+        known = {pynvml.NVML_ERROR_IN_USE: "it is in use", pynvml.NVML_ERROR_NO_PERMISSION: MIG_UNPRIVILEGED}
+        raise MIGError(f"{what}: {known.get(error.value) or sentence(error)}", in_use=in_use) from error
 
 
 def _system_path(minor: int) -> str:

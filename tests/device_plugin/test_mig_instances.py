@@ -63,6 +63,20 @@ def test_another_error_at_an_index_says_that_the_instances_cannot_be_told(file: 
         nvml.mig_instances(0)
 
 
+def test_what_only_a_privileged_program_may_do_says_what_the_plugins_container_lacks(file: Path) -> None:
+    nvml = NVML.open(fake=file)
+    denied = ("nvmlDeviceGetGpuInstances", "nvmlDeviceCreateGpuInstanceWithPlacement", "nvmlDeviceSetMigMode")
+    fail = ", ".join(f"{symbol}: 4" for symbol in denied)  # NO_PERMISSION
+    file.write_text(f"{A100[:-2]}, fail: {{{fail}}}}}]")
+    lacks = "a privileged program alone do that: give the plugin's container the capability SYS_ADMIN, and"
+    with pytest.raises(MIGError, match=f"the MIG instances of GPU 0 cannot be read: .*{lacks}"):
+        nvml.mig_instances(0)
+    with pytest.raises(MIGError, match=rf"1g\.5gb cannot be made at 0 of GPU 0: .*{lacks}"):
+        nvml.create_mig_instance(0, "1g.5gb", 0)
+    with pytest.raises(MIGError, match=f"MIG mode of GPU 0 cannot be switched on: .*{lacks}"):
+        nvml.set_mig_mode(0, on=True)
+
+
 def test_an_instance_in_use_stays(file: Path) -> None:
     nvml = NVML.open(fake=file)
     nvml.create_mig_instance(0, "2g.10gb", 2)
