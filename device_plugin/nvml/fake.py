@@ -32,7 +32,9 @@ log = structlog.get_logger(__name__)
 # How often the file is looked at while a GPU hangs.
 _LOOK_SECONDS = 0.02
 # How many GPUs, and instances of each, the made-up driver numbers the capabilities of.
-_GPUS, _INSTANCES = 64, 15
+_CAPABILITIES = [
+    f"gpu{gpu}/gi{instance}/{what}" for gpu in range(64) for instance in range(15) for what in ("access", "ci0/access")
+]
 _NAMESPACE = uuid.UUID("6c1f2f0e-6d0b-4a55-9d52-c07e4a6f0001")
 
 
@@ -127,7 +129,6 @@ class FakeLibrary(HealthSymbols, MIGFunctions):
         self._gpus: list[FakeGPU] = []
         self._cuda_version = 0
         self._reload(first=True)
-        self._list_capabilities()
 
     def __getattr__(self, symbol: str) -> Callable[..., Any]:
         """Give the function behind *symbol*; an AttributeError is pynvml's NVML_ERROR_FUNCTION_NOT_FOUND."""
@@ -154,29 +155,19 @@ class FakeLibrary(HealthSymbols, MIGFunctions):
         """Name the device node of the GPU with that minor number."""
         return next((gpu.device for gpu in self._gpus if gpu.minor == minor and gpu.device), f"/dev/nvidia{minor}")
 
-    @property
-    def mig_minors(self) -> Path:
-        """Say where the made-up driver lists the numbers of capabilities: beside the file, in *path*.mig-minors."""
-        return self._path.with_name(f"{self._path.name}.mig-minors")
+    def mig_minors(self) -> str:
+        """List the numbers of capabilities as the driver does, one for each instance that there may be.
+
+        A file beside the library's own, *path*.mig-minors, may list other ones. Raises OSError where it cannot be read.
+        """
+        try:
+            return self._path.with_name(f"{self._path.name}.mig-minors").read_text()
+        except FileNotFoundError:
+            return "".join(f"{name} {number}\n" for number, name in enumerate(_CAPABILITIES, start=3))
 
     def capability_path(self, _path: str) -> str:
         """Name what stands for the device node of a capability: the same as for the first GPU that names one."""
         return next((gpu.device for gpu in self._gpus if gpu.device), "/dev/null")
-
-    def _list_capabilities(self) -> None:
-        """List a number for each instance that there may be, as the driver does, unless a file says other ones."""
-        if self.mig_minors.exists() or not any(gpu.cut() for gpu in self._gpus):
-            return
-        names = [
-            f"gpu{gpu}/gi{instance}/{what}"
-            for gpu in range(_GPUS)
-            for instance in range(_INSTANCES)
-            for what in ("access", "ci0/access")
-        ]
-        try:
-            self.mig_minors.write_text("".join(f"{name} {number}\n" for number, name in enumerate(names, start=3)))
-        except OSError as error:
-            log.warning("nvml.fake_capabilities_unlisted", file=str(self.mig_minors), error=str(error))
 
     def _look(self) -> None:
         self._reload(first=False)

@@ -116,7 +116,7 @@ class NVML:
         """
         self._library = Library(library)
         self._device_path = device_path
-        self._mig_minors = mig.MINORS
+        self._mig_minors: Callable[[], str] = mig.MINORS.read_text
         self._capability_path: Callable[[str], str] = str
         self._patience = Patience(patience)
         self._handles: dict[int, Any] = {}

@@ -115,10 +115,13 @@ _NO_INSTANCE = {
 MINORS = Path("/proc/driver/nvidia-caps/mig-minors")
 
 
-def capabilities(minors: Path, gpu_minor: int | None, instance: GPUInstance) -> list[str]:
-    """Name the two device nodes that let a container use an instance; raise LookupError where the driver has none."""
+def capabilities(minors: Callable[[], str], gpu_minor: int | None, instance: GPUInstance) -> list[str]:
+    """Name the two device nodes that let a container use an instance; raise LookupError where the driver has none.
+
+    *minors* reads the driver's list.
+    """
     try:
-        lines = minors.read_text().splitlines()
+        lines = minors().splitlines()
     except OSError:
         lines = []
     numbers = {name: number for name, _, number in (line.partition(" ") for line in lines)}
@@ -126,7 +129,7 @@ def capabilities(minors: Path, gpu_minor: int | None, instance: GPUInstance) -> 
     keys = (f"{base}/access", f"{base}/ci{instance.compute_id or 0}/access")
     missing = [key for key in keys if key not in numbers]
     if missing:
-        raise LookupError(f"{minors} lists no {' and no '.join(missing)}")
+        raise LookupError(f"{MINORS} lists no {' and no '.join(missing)}")
     return [f"/dev/nvidia-caps/nvidia-cap{numbers[key]}" for key in keys]
 
 

@@ -110,6 +110,11 @@ def test_made_up_uuids_depend_on_node_and_index_alone(file: Path) -> None:
     assert set(first).isdisjoint(gpu.uuid for gpu in read(file, text.replace("n1", "n2")))
 
 
+def test_a_node_that_is_only_read_leaves_nothing_beside_its_file(file: Path) -> None:
+    read(file, "gpus: [{model: NVIDIA A100-SXM4-40GB, memory: 40GiB, mig: false}]")
+    assert [file] == list(file.parent.iterdir())
+
+
 def test_two_libraries_in_one_process_keep_apart(tmp_path: Path) -> None:
     nvmls = []
     for name in ("A", "B"):
