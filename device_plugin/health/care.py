@@ -44,8 +44,6 @@ class Care:
     ) -> None:
         """Take what finds a MIG instance by its GPU's UUID and NVML's number of it."""
         self._locate = locate
-        # where the instances lie, or lay, of which the driver has told, by UUID
-        self._places: dict[str, MIGInstance] = {}
         self.keeper = HealthKeeper(settings, boot=_boot())
         self._names = names
         self._notes = notes
@@ -134,10 +132,7 @@ class Care:
             if detail:
                 unfit.append(UnhealthyInstance(uuid=one.uuid, detail=detail))
         if gpu.family is Family.MIG_DYNAMIC:
-            # as it is now: the thread that listens to events adds to it
-            for uuid, place in tuple(self._places.items()):
-                if detail := self.keeper.ailment(gpu.uuid, uuid):
-                    unfit.append(UnhealthyInstance(uuid=uuid, detail=detail, place=place))
+            unfit += self.keeper.places(gpu.uuid)
         if not unfit:
             return gpu
         return msgspec.structs.replace(gpu, mig=msgspec.structs.replace(mig, unhealthy=tuple(unfit)))
@@ -189,11 +184,8 @@ class Care:
         found = None
         if event.uuid and event.gpu_instance is not None:
             found = self._locate(event.uuid, event.gpu_instance)
-        if found is not None:
-            # a pod that fails takes its instance along, and what is wrong at the place stays
-            self._places[found.uuid] = msgspec.structs.replace(found, uuid="")
         # of an instance that nobody knows any more it may be any part of the GPU
-        self.keeper.heard(event, found.uuid if found is not None else "")
+        self.keeper.heard(event, found)
         self._changed()
 
 

@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import msgspec
 import structlog
 
 from cotenant.contract.health import FaultRecord, FaultRecords, HealthSettings, Severity, name_xid
+from cotenant.contract.inventory import MIGInstance, UnhealthyInstance
 from device_plugin.health import faults
 from device_plugin.health.faults import Faults, Finding, Probe
 from device_plugin.nvml import GPUEvent, PhysicalGPU, Recovery
@@ -52,14 +54,16 @@ class HealthKeeper:
         self._clock = clock
         self._lock = threading.Lock()
         self._faults: dict[Subject, Faults] = {}
+        # where the instances of these lie, or lay: a pod that fails takes its instance along, and the trouble stays
+        self._places: dict[Subject, MIGInstance] = {}
         self._ecc: dict[str, int] = {}
         self._unlicensed_since: dict[str, float] = {}
         self._xids: Counter[tuple[str, int, Severity]] = Counter()
 
     # What it takes.
 
-    def heard(self, event: GPUEvent, instance: str = "") -> None:
-        """Take an event of the driver's, which names the MIG *instance* of that UUID."""
+    def heard(self, event: GPUEvent, instance: MIGInstance | None = None) -> None:
+        """Take an event of the driver's, which names the MIG *instance*."""
         if event.xid is None:
             severity, key = self._settings.uncorrected_ecc, "ecc"
             sentence = f"a double-bit memory error; {_ENDS.get(severity, '')}"
@@ -71,8 +75,12 @@ class HealthKeeper:
             if event.xid is not None:
                 self._xids[event.uuid, event.xid, severity] += 1
             for subject in self._meant(event, severity, instance):
-                found = Finding(key, severity, sentence)
-                self._faults[subject] = faults.afflict(self._faults.get(subject, {}), found)
+                known = faults.afflict(self._faults.get(subject, {}), Finding(key, severity, sentence))
+                if not known:
+                    continue  # an application's own, of which nothing is to be kept
+                self._faults[subject] = known
+                if subject.instance and instance is not None:
+                    self._places[subject] = msgspec.structs.replace(instance, uuid="")
 
     def looked(self, gpus: Sequence[PhysicalGPU]) -> None:
         """Take a look at all GPUs for one probe of each."""
@@ -84,6 +92,10 @@ class HealthKeeper:
                     # an instance has no probe of its own: what the whole GPU suffers says nothing for it or against it
                     if not subject.instance or not probe.present:
                         self._faults[subject] = faults.probed(self._faults[subject], probe, self._settings.clean_probes)
+                    if subject.instance and not self._faults[subject]:
+                        # instances come and go with pods, each with another UUID
+                        del self._faults[subject]
+                        self._places.pop(subject, None)
 
     def restore(self, records: FaultRecords) -> None:
         """Take over what an earlier plugin wrote down; after a reboot it is over."""
@@ -113,6 +125,20 @@ class HealthKeeper:
                 found = faults.ailments(self._faults.get(Subject(uuid, instance), {}))
         return found[0].sentence if found else ""
 
+    def places(self, uuid: str) -> list[UnhealthyInstance]:
+        """List the instances of a GPU that met a trouble which is not over, with the places where they lie or lay."""
+        with self._lock:
+            found = [
+                (subject.instance, faults.ailments(self._faults[subject]), place)
+                for subject, place in self._places.items()
+                if subject.uuid == uuid
+            ]
+        return [
+            UnhealthyInstance(uuid=instance, detail=ailments[0].sentence, place=place)
+            for instance, ailments, place in found
+            if ailments
+        ]
+
     def records(self) -> FaultRecords:
         """List what must outlast the plugin."""
         with self._lock:
@@ -132,12 +158,14 @@ class HealthKeeper:
 
     # Within.
 
-    def _meant(self, event: GPUEvent, severity: Severity, instance: str) -> list[Subject]:
+    def _meant(self, event: GPUEvent, severity: Severity, instance: MIGInstance | None) -> list[Subject]:
         if not event.uuid:
             # of which GPU it was is not known, so it may have been any
             return [subject for subject in self._faults if not subject.instance]
+        if instance is not None and severity is Severity.TRANSIENT:
+            return [Subject(event.uuid, instance.uuid)]
         # a reset is the whole GPU's, whoever was hit
-        return [Subject(event.uuid, instance if severity is Severity.TRANSIENT else "")]
+        return [Subject(event.uuid)]
 
     def _probe(self, gpu: PhysicalGPU) -> Probe:
         if gpu.fault:

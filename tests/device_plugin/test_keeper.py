@@ -4,7 +4,7 @@ import pytest
 
 from cotenant.contract.configuration import GPURule
 from cotenant.contract.health import FaultRecord, FaultRecords, HealthSettings, Severity, XIDs
-from cotenant.contract.inventory import Family, Health
+from cotenant.contract.inventory import Family, Health, MIGInstance
 from cotenant.contract.units import GIB
 from device_plugin.families.rules import assign
 from device_plugin.health.keeper import HealthKeeper
@@ -38,6 +38,10 @@ def gpu(
     )
 
 
+def instance(uuid: str = "MIG-3") -> MIGInstance:
+    return MIGInstance(profile="1g.5gb", start=3, size=1, uuid=uuid)
+
+
 def keeper(**settings: object) -> HealthKeeper:
     return HealthKeeper(HealthSettings(clean_probes=2, **settings), boot="b")  # type: ignore[arg-type]
 
@@ -50,11 +54,37 @@ def looked(kept: HealthKeeper, *gpus: PhysicalGPU, times: int = 1) -> None:
 def test_a_transient_xid_of_a_mig_instance_is_that_instances_alone() -> None:
     kept = keeper()
     looked(kept, gpu(mig=True))
-    kept.heard(GPUEvent("GPU-1", 1000, gpu_instance=3, compute_instance=0), "MIG-3")
+    kept.heard(GPUEvent("GPU-1", 1000, gpu_instance=3, compute_instance=0), instance())
     assert ("", "") == (kept.ailment("GPU-1"), kept.ailment("GPU-1", "MIG-4"))
     assert "XID 1000" in kept.ailment("GPU-1", "MIG-3")
     looked(kept, gpu(mig=True), times=2)
     assert "" == kept.ailment("GPU-1", "MIG-3")
+
+
+def test_the_place_of_an_instance_is_kept_for_as_long_as_its_trouble_may_come_back() -> None:
+    kept = keeper()
+    kept.heard(GPUEvent("GPU-1", 1000, gpu_instance=3), instance())
+    (found,) = kept.places("GPU-1")
+    assert ("MIG-3", MIGInstance(profile="1g.5gb", start=3, size=1)) == (found.uuid, found.place)
+    assert [] == kept.places("GPU-2")
+    # well after 2 clean probes, and forgotten after ten times as many
+    looked(kept, gpu(mig=True), times=20)
+    assert [] == kept.places("GPU-1")
+    assert 0 == instances_kept(kept)
+
+
+def test_nothing_is_kept_of_instances_whose_programs_err() -> None:
+    kept = keeper()
+    looked(kept, gpu(mig=True))
+    for pod in range(1000):
+        kept.heard(GPUEvent("GPU-1", 31, gpu_instance=3), instance(f"MIG-{pod}"))
+    assert 0 == instances_kept(kept)
+    assert {("GPU-1", 31, Severity.APPLICATION): 1000} == kept.xids()
+
+
+def instances_kept(kept: HealthKeeper) -> int:
+    """Count what is held of instances, which nothing tells but the memory that it takes."""
+    return len(kept._places) + sum(bool(subject.instance) for subject in kept._faults)
 
 
 def test_what_an_instance_met_that_is_not_known_any_more_is_the_whole_gpus() -> None:
@@ -65,7 +95,7 @@ def test_what_an_instance_met_that_is_not_known_any_more_is_the_whole_gpus() -> 
 
 def test_what_needs_a_reset_is_the_whole_gpus_whichever_instance_met_it_and_so_every_instances() -> None:
     kept = keeper()
-    kept.heard(GPUEvent("GPU-1", 95, gpu_instance=3), "MIG-3")
+    kept.heard(GPUEvent("GPU-1", 95, gpu_instance=3), instance())
     assert all("XID 95" in kept.ailment("GPU-1", instance) for instance in ("", "MIG-3", "MIG-4"))
 
 
