@@ -45,7 +45,7 @@ class Looks:
         self._woken.set()
 
     def looked(self) -> None:
-        """Note that a look was a whole one."""
+        """Note that a look was a whole one, which found GPUs that can be read, or none at all."""
         self._looked_at = time.monotonic()
 
     @property

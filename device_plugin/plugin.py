@@ -320,7 +320,9 @@ class DevicePlugin:
         self._care.looked(gpus)
         self._used.looked(gpus)
         self._physical = gpus
-        self._looks.looked()
+        # where NVML is blind a new start may help, but not at the price of daemons that would end with us
+        if not self._nvml.blind or self._mps.mortal:
+            self._looks.looked()
         self._gpus = {gpu.uuid: gpu for gpu in gpus}
         self._show()
         if self._offers.started and self._newcomers.look():

@@ -87,6 +87,11 @@ class MPSKeeper:
         """Name the processes of the daemons; their servers are their children."""
         return frozenset(daemon.pid for daemon in list(self._daemons.values()) if daemon.pid)
 
+    @property
+    def mortal(self) -> bool:
+        """Tell whether there are daemons that end, with their clients, when this program does."""
+        return bool(self.pids) and not self._settings.nursery
+
     def stop(self) -> None:
         """End all daemons; those of a nursery live on for the next plugin."""
         with self._lock:

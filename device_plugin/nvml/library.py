@@ -122,6 +122,8 @@ class NVML:
         self._handles: dict[int, Any] = {}
         self._profiles: dict[int, tuple[MIGProfile, ...]] = {}
         self._known: dict[int, PhysicalGPU] = {}
+        # the last look could read none of the GPUs, where it is not that they are lost, or that the driver hangs
+        self.blind = False
 
     @classmethod
     def open(
@@ -159,13 +161,19 @@ class NVML:
         """Read all GPUs anew, by index, at the same time.
 
         A GPU that fails or does not answer has its last facts and a `fault`; one that failed from the start has no UUID
-        and so cannot be told of, only logged. Raises NVMLUnavailableError when not even their number can be read.
+        and so cannot be told of, only logged. Raises NVMLUnavailableError when not even their number can be read, or
+        when none of them could ever be and NVML is *blind*.
         """
         try:
             count: int = self._patience.one("count", partial(self.call, pynvml.nvmlDeviceGetCount))
         except (pynvml.NVMLError, Unanswered) as error:
             raise NVMLUnavailableError(sentence(error)) from error
         answers = self._patience.ask({index: partial(self._read, index) for index in range(count)})
+        errors = [answer for answer in answers.values() if isinstance(answer, pynvml.NVMLError)]
+        reasons = [error for error in errors if error.value not in _LOST]
+        self.blind = bool(reasons) and len(errors) == count
+        if self.blind and not self._known:
+            raise NVMLUnavailableError(f"none of the {count} GPUs can be read: {sentence(reasons[0])}")
         for index, answer in answers.items():
             if isinstance(answer, PhysicalGPU):
                 self._known[index] = self._with_memory(answer)

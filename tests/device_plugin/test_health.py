@@ -1,5 +1,8 @@
 """A GPU falls ill and gets well again, from the driver's word to where the extender puts pods."""
 
+import shutil
+import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -184,6 +187,32 @@ class TestProbes:
             unhealthy(node, 0, 1)
             node.write_gpus([{}, {"xids": [79]}])
             unhealthy(node, 1)
+
+    @pytest.mark.parametrize("mortal", [False, True], ids=["", "with MPS daemons that would end with the plugin"])
+    def test_looks_that_can_read_no_gpu_do_not_count_as_looks(self, *, mortal: bool) -> None:
+        """So /healthz fails after a while, since NVML may read them after a new start."""
+        fake = Path(sys.executable).parent / "cotenant-fake-mps-control"
+        folder = Path(tempfile.mkdtemp(prefix="mps-"))
+        mps = f"gpus: [{{indices: [0], mode: mps}}]\nmps: {{control: {fake}, root: {folder}, shm: /dev/shm}}"
+        with Node(config=f"{QUICK}\n{mps if mortal else ''}") as node:
+            unhealthy(node)
+            before = self.looked_at_while_all_fail(node, 999)
+            assert mortal == (self.looked_at_while_all_fail(node, 998) > before)
+            node.write_gpus([{}, {}])
+            unhealthy(node)
+            assert self.looked_at(node) > before
+        shutil.rmtree(folder)
+
+    def looked_at_while_all_fail(self, node: Node, code: int) -> float:
+        node.write_gpus([{"fail": f"{{nvmlDeviceGetUUID: {code}}}"}] * 2)
+        node.wait_published(f"failing with {code}", lambda i: all(f"(code {code})" in gpu.detail for gpu in i.gpus))
+        return self.looked_at(node)
+
+    @staticmethod
+    def looked_at(node: Node) -> float:
+        assert node.plugin is not None
+        # what /healthz makes of it takes half a minute
+        return node.plugin._looks._looked_at
 
     def test_an_unlicensed_vgpu_is_labelled_and_unhealthy_only_by_configuration(self) -> None:
         guest = {"virtualization": 2, "model": "GRID T4-4C", "memory": "80GiB"}

@@ -84,6 +84,37 @@ def test_a_gpu_lost_from_the_start_is_left_out_until_it_says_who_it_is(file: Pat
     assert ["A", "B"] == [gpu.model for gpu in nvml.gpus()]
 
 
+@pytest.mark.parametrize(
+    ("blind", "faults"),
+    [
+        (True, ["fail: {nvmlDeviceGetUUID: 999}"] * 2),
+        (True, ["fail: {nvmlDeviceGetUUID: 999}", "lost: true"]),
+        (False, ["fail: {nvmlDeviceGetUUID: 999}", "lost: false"]),
+        # of these a new NVML would know no more, and forget who they are
+        (False, ["lost: true"] * 2),
+    ],
+    ids=["each fails", "the other is lost", "one can be read", "each is lost"],
+)
+def test_nvml_is_blind_where_each_gpu_fails_and_not_for_being_lost(
+    file: Path, faults: list[str], *, blind: bool
+) -> None:
+    file.write_text("gpus: [{model: A, memory: 8GiB, count: 2}]")
+    nvml = NVML.open(fake=file)
+    before = [gpu.uuid for gpu in nvml.gpus()]
+    assert not nvml.blind
+    file.write_text(f"gpus: [{', '.join(f'{{model: A, memory: 8GiB, {fault}}}' for fault in faults)}]")
+    assert before == [gpu.uuid for gpu in nvml.gpus()]
+    assert blind == nvml.blind
+    file.write_text("gpus: [{model: A, memory: 8GiB, count: 2}]")
+    nvml.gpus()
+    assert not nvml.blind
+
+
+def test_nvml_that_could_never_read_any_gpu_cannot_be_used(file: Path) -> None:
+    with pytest.raises(NVMLUnavailableError, match=r"none of the 2 GPUs can be read: NVML says: .* \(code 999\)"):
+        read(file, "gpus: [{model: A, memory: 8GiB, count: 2, fail: {nvmlDeviceGetUUID: 999}}]")
+
+
 def test_a_gpu_that_is_no_longer_listed_is_a_fault(file: Path) -> None:
     file.write_text("gpus: [{model: A, memory: 8GiB, count: 2}]")
     nvml = NVML.open(fake=file)
