@@ -235,14 +235,23 @@ def _asking(function: Command) -> Command:
         click.option("--selector", multiple=True, callback=_pairs, metavar="KEY=VALUE", help="Node labels it needs."),
         click.option("--isolation", type=click.Choice(["none", "limited", "strict", "exclusive"])),
         click.option("--model", multiple=True, help="A GPU model it takes; may be given often."),
-        click.option("--memory", metavar="AMOUNT", help="Memory of the node it asks, such as 16Gi."),
-        click.option("--cpu", metavar="AMOUNT", help="CPU it asks, such as 4 or 500m."),
+        click.option("--memory", callback=_amount, metavar="AMOUNT", help="Memory of the node it asks, such as 16Gi."),
+        click.option("--cpu", callback=_amount, metavar="AMOUNT", help="CPU it asks, such as 4 or 500m."),
         click.option("--gpu-count", type=click.IntRange(1, 64), help="Over how many GPUs its units are split."),
         click.option("--gpu-mem", type=click.IntRange(1), metavar="UNITS", help="Units of GPU memory it asks."),
         click.option("-f", "--file", type=FILE, help="A manifest instead: a Pod, Deployment, StatefulSet, Job, ..."),
     ):
         function = option(function)
     return function
+
+
+def _amount(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    from cotenant.contract.compute import checked  # noqa: PLC0415
+
+    try:
+        return value if value is None else str(checked(value))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 def _pairs(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:

@@ -19,10 +19,10 @@ from cotenant.cluster.writes import evict, get_pod
 from cotenant.contract.request import PodRequest, RequestError
 from cotenant.simulator import capacity, cluster, document
 from cotenant.simulator.document import Asking, NodeEntry, PodEntry
+from cotenant.simulator.manifest import read_template
 from cotenant.simulator.moves import Move, Planner
 from cotenant.simulator.scene import Doors, Scene, scene
 from cotenant.simulator.scheduler import Scheduler
-from cotenant.simulator.snapshot import read_template
 from cotenant.simulator.timeline import Job
 from cotenant.simulator.trace import read_nodes, read_pods
 from extender.ledger import Ledger

@@ -17,9 +17,20 @@ class Compute(msgspec.Struct, frozen=True, gc=False):
 
 
 NOTHING = Compute()
-
+COUNTED = ("cpu", "memory")
 # Two million cores and an exbibyte: what claims more counts as this, so that products of two are numbers of 64 bits.
 _MOST = Compute(cpu_milli=1 << 31, memory_bytes=1 << 60)
+
+
+def checked(amount: Quantity) -> Quantity:
+    """Give back an amount of CPU or memory that a person wrote; raise ValueError with a sentence for what is none."""
+    try:
+        if parse_milli(amount) >= 0:
+            return amount
+    except ValueError:
+        pass
+    raise ValueError(f"expected an amount such as 4, 500m or 16Gi, not {amount!r}")
+
 
 
 def requests(pod: Pod) -> Compute:
@@ -40,7 +51,7 @@ def requests(pod: Pod) -> Compute:
     whole = _amounts(spec.resources.requests if spec.resources else None)
     overhead = _amounts(spec.overhead)
     counted = {**peak(asked), **whole}
-    cpu, memory_milli = (counted.get(name, 0) + overhead.get(name, 0) for name in ("cpu", "memory"))
+    cpu, memory_milli = (counted.get(name, 0) + overhead.get(name, 0) for name in COUNTED)
     return _counted(cpu, -(-memory_milli // 1000))
 
 
@@ -57,7 +68,7 @@ def _counted(cpu_milli: int, memory_bytes: int) -> Compute:
 def _amounts(named: Mapping[str, Quantity] | None) -> dict[str, int]:
     """Read CPU and memory in thousandths; the API server lets nothing through that is no quantity."""
     read = {}
-    for name in ("cpu", "memory"):
+    for name in COUNTED:
         amount = (named or {}).get(name)
         if amount is not None:
             try:

@@ -12,12 +12,12 @@ from typing import Annotated, Any
 import msgspec
 
 from cotenant.contract import inventory as inventories
-from cotenant.contract.compute import requests
+from cotenant.contract.compute import checked, requests
 from cotenant.contract.inventory import GPU, Family, Health, Inventory, Mode
 from cotenant.contract.names import DEFAULT_DOMAIN, Names
 from cotenant.contract.pods import Container, Metadata, Pod, Resources, Spec
 from cotenant.contract.request import PodRequest, RequestError, Wishes, parse
-from cotenant.contract.units import MIB, parse_bytes, parse_milli
+from cotenant.contract.units import MIB, parse_bytes
 from cotenant.simulator.trace import TraceError
 from extender.ledger import Node
 
@@ -386,8 +386,6 @@ def _pod_problems(
 
 def _amount_problems(place: str, amount: Quantity) -> Iterable[tuple[str, str]]:
     try:
-        if parse_milli(amount) >= 0:
-            return
-    except ValueError:
-        pass
-    yield place, f"expected an amount such as 4, 500m or 16Gi, not {amount!r}"
+        checked(amount)
+    except ValueError as error:
+        yield place, str(error)

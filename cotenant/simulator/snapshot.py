@@ -1,6 +1,6 @@
 """A live cluster as a document: what it has, who holds what, and which pods could be moved."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -163,63 +163,16 @@ def take(
     )
 
 
-# Where the pod template of a workload stands, and how many pods are made of it.
-_TEMPLATES = {
-    "Pod": ((), ()),
-    "Deployment": (("spec", "template"), ("spec", "replicas")),
-    "ReplicaSet": (("spec", "template"), ("spec", "replicas")),
-    "StatefulSet": (("spec", "template"), ("spec", "replicas")),
-    "Job": (("spec", "template"), ("spec", "parallelism")),
-    "CronJob": (("spec", "jobTemplate", "spec", "template"), ("spec", "jobTemplate", "spec", "parallelism")),
-}
+def read_pod(raw: bytes, *, names: Names, unit_bytes: int, ready: Callable[[Pod], Pod]) -> PodEntry | None:
+    """Read one pod that waits, once *ready* has made of it what the API server would; None for one that asks no GPU.
 
-
-def read_template(objects: Sequence[Any], document: Document) -> tuple[PodEntry, int]:
-    """Find the one workload of a manifest that asks GPU memory, and how many pods it makes.
-
-    Raises ValueError with a sentence where there is none or several, or its pod cannot be asked for.
+    Raises ValueError with a sentence for one that cannot be read, and what *ready* raises.
     """
-    found = []
-    for one in objects:
-        if not isinstance(one, dict) or one.get("kind") not in _TEMPLATES:
-            continue
-        where, many = _TEMPLATES[one["kind"]]
-        template = _at(one, where)
-        if not isinstance(template, dict):
-            raise ValueError(f"the {one['kind']} has no {'.'.join(where)}")  # noqa: TRY004 - the file's fault
-        count = _at(one, many) if many else 1
-        name = str(_at(one, ("metadata", "name")) or "pod")
-        raw = msgspec.json.encode(
-            {**template, "metadata": {"uid": name, **(template.get("metadata") or {}), "name": name}}
-        )
-        reading = _Reading(document.names, document.unit_bytes)
-        read = reading.pod(raw, {})
-        if reading.problems:
-            raise ValueError(reading.problems[0])
-        if read is not None:
-            found.append((read[0], count if isinstance(count, int) and count >= 0 else 1))
-    if len(found) != 1:
-        raise ValueError(f"expected one Pod or workload that asks {document.names.gpu_mem}, found {len(found)}")
-    return found[0]
-
-
-def _defaulted(spec: Any) -> Any:
-    """Ask what is limited, where a container does not say what it asks (pkg/apis/core/v1/defaults.go)."""
-    if not isinstance(spec, dict):
-        return {}
-    filled = {key: value for key, value in spec.items() if key != "nodeName"}
-    for kind in ("containers", "initContainers"):
-        for container in (one for one in spec.get(kind) or () if isinstance(one, dict)):
-            resources = container.get("resources")
-            if isinstance(resources, dict) and isinstance(resources.get("limits"), dict):
-                resources["requests"] = {**resources["limits"], **(resources.get("requests") or {})}
-    return filled
-
-
-def _at(value: Any, path: Sequence[str]) -> Any:
-    for step in path:
-        value = value.get(step) if isinstance(value, dict) else None
-    return value
+    reading = _Reading(names, unit_bytes)
+    found = reading.pod(raw, {}, ready)
+    if reading.problems:
+        raise ValueError(reading.problems[0])
+    return found[0] if found is not None else None
 
 
 class _Reading:
@@ -250,13 +203,16 @@ class _Reading:
             cordoned=bool(node.spec.unschedulable),
         )
 
-    def pod(self, raw: bytes, nodes: Mapping[str, NodeEntry]) -> tuple[PodEntry, Mapping[str, str], float] | None:
+    def pod(
+        self, raw: bytes, nodes: Mapping[str, NodeEntry], ready: Callable[[Pod], Pod] = lambda pod: pod
+    ) -> tuple[PodEntry, Mapping[str, str], float] | None:
         """Give a pod, its labels and when it was made, None for one that is none of our business."""
         try:
             pod, live = msgspec.json.decode(raw, type=Pod), msgspec.json.decode(raw, type=_LivePod)
         except msgspec.MsgspecError as error:
             self.problems.append(f"a pod: {error}")
             return None
+        pod = ready(pod)
         node = pod.spec.node_name or ""
         if pod.ended or (node and node not in nodes):
             return None
