@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -30,7 +31,7 @@ def migrate(text: str, *flags: str) -> Result:
     return CliRunner().invoke(main, ["migrate", *flags, "-"], input=text)
 
 
-def a_pod(limits: dict[str, int], **annotations: str) -> str:
+def a_pod(limits: dict[str, Any], **annotations: str) -> str:
     metadata = {"name": "p", "annotations": {key.replace("__", "/"): value for key, value in annotations.items()}}
     return yaml.safe_dump(
         {
@@ -134,11 +135,40 @@ class TestAmounts:
         assert {"mine": "kept", NAMES.policy: "spread"} == annotations
 
     def test_pods_of_nobody_and_whole_gpus_are_left_alone(self) -> None:
-        for limits in ({"cpu": 1}, {"nvidia.com/gpu": 1}):
+        for limits, said in (({"cpu": 1}, "nothing was changed"), ({"nvidia.com/gpu": 1}, "is left as it is")):
             pod = a_pod(limits)
             result = migrate(pod)
             assert yaml.safe_load(pod) == yaml.safe_load(result.stdout)
-            assert "nothing was changed" in result.stderr
+            assert said in result.stderr
+
+    @pytest.mark.parametrize(
+        ("limits", "said"),
+        [
+            ({"nvidia.com/gpumem": "abc"}, "nvidia.com/gpumem: 'abc' cannot be read"),
+            ({"nvidia.com/gpumem": 1.5}, "nvidia.com/gpumem: '1.5' cannot be read"),
+            ({"nvidia.com/gpumem": None}, "nvidia.com/gpumem: 'null' cannot be read"),
+            ({"nvidia.com/gpumem": True}, "nvidia.com/gpumem: 'True' cannot be read"),
+            ({"nvidia.com/gpu": "-5", "nvidia.com/gpumem": 1024}, "nvidia.com/gpu: '-5' cannot be read"),
+            ({"nvidia.com/gpumem": 1024, "nvidia.com/gpucores": "x"}, "nvidia.com/gpucores: 'x' cannot be read"),
+            ({"volcano.sh/vgpu-memory": "abc"}, "volcano.sh/vgpu-memory: 'abc' cannot be read"),
+            ({"volcano.sh/vgpu-number": 1, "nvidia.com/gpumem": "abc"}, "nvidia.com/gpumem: 'abc' cannot be read"),
+            ({"volcano.sh/vgpu-number": 1, "nvidia.com/gpumem": 1024}, "asks Volcano and HAMi in one pod"),
+            ({"volcano.sh/gpu-memory": -5}, "volcano.sh/gpu-memory: '-5' cannot be read"),
+            ({"volcano.sh/gpu-number": 0}, "volcano.sh/gpu-number: 0 is nothing to ask for"),
+            ({"aliyun.com/gpu-mem": "abc"}, "aliyun.com/gpu-mem: 'abc' cannot be read"),
+        ],
+    )
+    def test_a_pod_whose_amounts_cannot_be_read_is_left_and_told(self, limits: dict[str, Any], said: str) -> None:
+        pod = a_pod(limits)
+        result = migrate(pod, "--strict")
+        assert (1, yaml.safe_load(pod)) == (result.exit_code, yaml.safe_load(result.stdout))
+        assert said in result.stderr
+
+    def test_what_is_missing_is_not_told_as_nothing_asked(self) -> None:
+        for pod in (a_pod({"nvidia.com/gpumem-percentage": 50}), a_pod({}, **{"gpu-fraction": "0.5"})):
+            said = migrate(pod).stderr
+            assert "say with --gpu-memory how much that is" in said
+            assert "no pod here asks another system" not in said
 
     def test_a_pod_of_which_one_container_cannot_be_said_is_left_whole(self) -> None:
         pod = yaml.safe_load(a_pod({"nvidia.com/gpumem": 1024}))

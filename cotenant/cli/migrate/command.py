@@ -33,7 +33,9 @@ def run(
     click.echo(written(result.documents), nl=False)
     for where, sentence in result.notes:
         click.echo(f"{where}: {sentence}", err=True)
-    if not result.changed:
+    if not result.changed and result.notes:
+        click.echo("no pod was changed", err=True)
+    elif not result.changed:
         click.echo("no pod here asks another system for a GPU's memory; nothing was changed", err=True)
     return int(strict and bool(result.notes))
 

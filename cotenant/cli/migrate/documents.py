@@ -117,9 +117,11 @@ def _containers(spec: Json) -> list[Json]:
     return [one for part in listed for one in part if isinstance(one, dict)]
 
 
-def _system(containers: Iterable[Json]) -> System | None:
+def _systems(containers: Iterable[Json]) -> list[System]:
+    """List the systems that containers ask; NVIDIA's alone, since the others' pods may name its resource too."""
     named = {name for container in containers for name in _amounts(container)}
-    return next((system for system in SYSTEMS if named & set(system.resources)), None)
+    found = [system for system in SYSTEMS if named & set(system.resources)]
+    return [system for system in found if system.name != "NVIDIA"] or found
 
 
 def _amounts(container: Json) -> dict[str, Any]:
@@ -137,9 +139,10 @@ def _rewrite(template: Json, options: Options) -> tuple[list[Note], int]:
     if is_kais(_annotations(template)):
         return _rewrite_kais(template, options)
     containers = _containers(spec)
-    system = _system(containers)
-    if system is None:
+    systems = _systems(containers)
+    if not systems:
         return [], 0
+    system = systems[0]
     notes: list[Note] = []
     asks: list[Ask] = []
     asking = [container for container in containers if set(_amounts(container)) & set(system.resources)]
@@ -149,6 +152,9 @@ def _rewrite(template: Json, options: Options) -> tuple[list[Note], int]:
         if found is None:
             return notes, 0  # left whole as it is: half of a pod in our words would be worse than none
         asks.append(found)
+    if len(systems) > 1:
+        names = " and ".join(one.name for one in systems)
+        return [Note(f"asks {names} in one pod: leave out what it asks of all but one")], 0
     for container, found in zip(asking, asks, strict=True):
         _ask_ours(container, system, found.units, options)
     notes += _rewrite_pod(template, system, asks, options)

@@ -84,17 +84,35 @@ SYSTEMS = (
 )
 
 
+_NAMES = frozenset(name for system in SYSTEMS for name in system.resources)
+
+
 def ask(system: System, amounts: Mapping[str, Any], options: Options) -> tuple[Ask | None, list[Note]]:
     """Say in our words what a container of *system* asked for; None, with why, where that cannot be said."""
+    asked = {name: _whole(value) for name, value in amounts.items() if name in _NAMES}
+    whole = {name: amount for name, amount in asked.items() if amount is not None}
+    if len(whole) < len(asked):
+        odd = {name: amounts[name] for name in asked if name not in whole}
+        return None, [
+            Note(f"{name}: {'null' if amount is None else str(amount)[:60]!r} cannot be read")
+            for name, amount in odd.items()
+        ]
     read = {"gpushare": _gpushare, "Volcano": _volcano, "HAMi": _hami, "NVIDIA": _nvidia}[system.name]
-    return read({name: _whole(value) for name, value in amounts.items()}, options)
+    found, notes = read(whole, options)
+    if found is not None and not found.units:
+        return None, [Note(f"{', '.join(whole)}: 0 is nothing to ask for")]
+    return found, notes
 
 
-def _whole(value: object) -> int:
+def _whole(value: object) -> int | None:
+    """Read a number of something; None for what is none."""
+    if isinstance(value, bool):  # which is an int to Python, and no amount to Kubernetes
+        return None
     try:
-        return parse_quantity(value if isinstance(value, int) else str(value))
+        number = parse_quantity(value if isinstance(value, int) else str(value))
     except ValueError:
-        return 0
+        return None
+    return number if number >= 0 else None
 
 
 def _units(amount: int, options: Options) -> int:
