@@ -189,7 +189,7 @@ def doctor(*, output: str, service: str, context: str | None, kubeconfig: str) -
         "helm template RELEASE | cotenant migrate --gpu-memory 80GiB --strict -",
     ),
 )
-@click.argument("files", nargs=-1, required=True, type=click.File())
+@click.argument("files", nargs=-1, required=True, type=click.File(encoding="utf-8"))
 @click.option("--unit", default="1GiB", show_default=True, metavar="SIZE", help="What one gpu-mem is worth here.")
 @click.option("--gpu-memory", metavar="SIZE", help="Memory of the GPUs that the pods ran on, where they ask for parts.")
 @click.option("--replicas", type=click.IntRange(1), help="How many shares NVIDIA's plugin made of a GPU.")
@@ -210,7 +210,7 @@ def migrate(
     """
     from cotenant.cli.migrate import command  # noqa: PLC0415 - YAML takes a while to import
 
-    texts = {file.name: file.read() for file in files}
+    texts = command.read(files)
     sys.exit(
         command.run(texts, unit=unit, gpu_memory=gpu_memory, replicas=replicas, keep_limits=keep_limits, strict=strict)
     )

@@ -1,6 +1,6 @@
 """All objects of one kind as they are now, read once: for commands, which follow nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -21,11 +21,15 @@ class _Page(msgspec.Struct, frozen=True):
     items: list[msgspec.Raw] | None = None
 
 
-def every(cluster: Cluster, path: str) -> Iterator[msgspec.Raw]:
-    """Give each object under *path* (``/api/v1/pods``) as JSON, the pages of one snapshot; raise ClusterError."""
-    query: dict[str, Any] = {"resourceVersion": "", "limit": str(_PAGE_OBJECTS)}
+def every(cluster: Cluster, path: str, query: Mapping[str, str] | None = None) -> Iterator[msgspec.Raw]:
+    """Give each object under *path* (``/api/v1/pods``) as JSON, the pages of one snapshot; raise ClusterError.
+
+    A *query* selects some of them by labels or fields.
+    """
+    page_query: dict[str, Any] = {"resourceVersion": ""}
     while True:
-        body = cluster.get(path, query=query, timeout=_TIMEOUT_SECONDS).body
+        asked = {**(query or {}), **page_query, "limit": str(_PAGE_OBJECTS)}
+        body = cluster.get(path, query=asked, timeout=_TIMEOUT_SECONDS).body
         try:
             page = msgspec.json.decode(body, type=_Page)
         except msgspec.MsgspecError as error:
@@ -33,4 +37,4 @@ def every(cluster: Cluster, path: str) -> Iterator[msgspec.Raw]:
         yield from page.items or ()
         if not page.metadata.continue_:
             return
-        query = {"limit": str(_PAGE_OBJECTS), "continue": page.metadata.continue_}
+        page_query = {"continue": page.metadata.continue_}

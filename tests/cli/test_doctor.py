@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -297,3 +299,56 @@ def test_what_may_not_be_read_is_said_and_hides_nothing_else(api: ApiServer, tmp
     add_gpu_node(api, a_healthy_node("n1").not_serving())
     api.faults.refuse(403, "you may not", method="GET", path="/networkpolicies")
     assert {"not-readable", "plugin-not-serving"} == {one["check"] for one in found(api, tmp_path)}
+
+
+@pytest.fixture
+def no_api_server() -> Iterator[dict[str, Any]]:
+    """A web server that answers with its page; what is put here is its JSON by path, and "url" says where it is."""
+    answers: dict[str, Any] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            body = msgspec.json.encode(answers[path]) if path in answers else b"<html>welcome</html>"
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's signature
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    answers["url"] = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield answers
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        (None, "is no API server, by its answer to /version: "),
+        ({"version": "of something else"}, "is no API server, by its answer to /version: "),
+        (
+            {"gitVersion": "v1.35.0"},
+            "the API server's list of /apis/apps/v1/namespaces/cotenant-system/deployments is not",
+        ),
+    ],
+)
+def test_what_is_no_api_server_is_said_in_a_sentence(
+    no_api_server: dict[str, Any], tmp_path: Path, version: Any, said: str
+) -> None:
+    if version is not None:
+        no_api_server["/version"] = version
+    config = {
+        "current-context": "c",
+        "clusters": [{"name": "c", "cluster": {"server": no_api_server["url"]}}],
+        "users": [{"name": "c", "user": {"token": "t"}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}],
+    }
+    (tmp_path / "kubeconfig").write_bytes(msgspec.json.encode(config))  # JSON is YAML
+    result = CliRunner().invoke(main, ["doctor", f"--kubeconfig={tmp_path / 'kubeconfig'}"])
+    assert (1, 1) == (result.exit_code, result.output.count("\n")), result.output
+    assert said in result.output

@@ -207,6 +207,13 @@ class TestInput:
         assert (1, "") == (result.exit_code, result.stdout)
         assert "is not valid YAML" in result.stderr
 
+    def test_what_is_no_text_is_one_sentence(self, tmp_path: Path) -> None:
+        (tmp_path / "pod.yaml").write_bytes(b"kind: Pod\xff")
+        result = CliRunner().invoke(main, ["migrate", str(tmp_path / "pod.yaml")])
+        # 9 letters stand before it
+        said = f"Error: {tmp_path}/pod.yaml: is not text in UTF-8: invalid start byte at byte 9\n"
+        assert (1, "", said) == (result.exit_code, result.stdout, result.stderr)
+
     @given(
         pods_with_odd_parts()
         | st.recursive(

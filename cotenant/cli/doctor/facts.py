@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import msgspec
 import yaml
 
-from cotenant.cluster import ApiError, Cluster, ClusterError
+from cotenant.cluster import ApiError, Cluster, ClusterError, Unreachable
+from cotenant.cluster.listing import every
 from cotenant.contract.configuration import (
     ConfigurationError,
     DevicePluginConfiguration,
@@ -22,7 +23,6 @@ C = TypeVar("C", ExtenderConfiguration, DevicePluginConfiguration)
 
 OURS = {"labelSelector": "app.kubernetes.io/name=cotenant"}
 EXTENDER, PLUGIN = "cotenant-extender", "cotenant-device-plugin"
-_PAGE = 500
 _TIMEOUT_SECONDS = 30.0
 
 # Where objects are listed: below a namespace of ours or of all, and with our label or not.
@@ -159,20 +159,32 @@ def annotations(body: Json) -> Json:
 def gather(cluster: Cluster, *, service: str, now: Callable[[], float] = time.time) -> Facts:
     """Read everything; what may not be read, or is not there on this version of Kubernetes, is noted, not raised.
 
-    Raises ClusterError only where the API server does not answer at all.
+    Raises ClusterError only where the API server does not answer at all, or not as one.
     """
     namespace, _, name = service.partition("/")
-    version = msgspec.json.decode(cluster.get("/version", timeout=_TIMEOUT_SECONDS).body)["gitVersion"]
+    version = _version(cluster)
     objects: dict[str, list[Json]] = {}
     unread: dict[str, str] = {}
     for what, (path, query) in _LISTED.items():
         try:
-            objects[what] = list(_all(cluster, path.format(namespace), query))
+            objects[what] = [msgspec.json.decode(raw) for raw in every(cluster, path.format(namespace), query)]
         except ApiError as error:
             unread[what] = error.message
     proxy = f"/api/v1/namespaces/{namespace}/services/{name}/proxy"
     answers = dict(_asked(cluster, proxy, ("/readyz", "/version")))
     return Facts(namespace=namespace, version=version, objects=objects, unread=unread, extender=answers, now=now())
+
+
+class _Version(msgspec.Struct, frozen=True, rename="camel"):
+    git_version: str
+
+
+def _version(cluster: Cluster) -> str:
+    body = cluster.get("/version", timeout=_TIMEOUT_SECONDS).body
+    try:
+        return msgspec.json.decode(body, type=_Version).git_version
+    except msgspec.MsgspecError as error:
+        raise Unreachable(f"what the kubeconfig names is no API server, by its answer to /version: {error}") from error
 
 
 def _asked(cluster: Cluster, root: str, paths: Iterable[str]) -> Iterator[tuple[str, str | ClusterError]]:
@@ -181,17 +193,6 @@ def _asked(cluster: Cluster, root: str, paths: Iterable[str]) -> Iterator[tuple[
             yield path, cluster.get(root + path, timeout=_TIMEOUT_SECONDS).body.decode(errors="replace")
         except ClusterError as error:
             yield path, error
-
-
-def _all(cluster: Cluster, path: str, query: Mapping[str, str]) -> Iterator[Json]:
-    after = ""
-    while True:
-        asked = {**query, "limit": str(_PAGE), **({"continue": after} if after else {})}
-        page = msgspec.json.decode(cluster.get(path, query=asked, timeout=_TIMEOUT_SECONDS).body)
-        yield from page.get("items") or ()
-        after = page["metadata"].get("continue") or ""
-        if not after:
-            return
 
 
 def seconds(timestamp: str) -> float:

@@ -1,6 +1,7 @@
 """The command line of `cotenant migrate`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import IO
 
 import click
 
@@ -8,6 +9,19 @@ from cotenant.cli.migrate.documents import migrated, written
 from cotenant.cli.migrate.systems import Options
 from cotenant.contract.configuration import ConfigurationError
 from cotenant.contract.units import MIB, parse_bytes
+
+
+def read(files: Iterable[IO[str]]) -> dict[str, str]:
+    """Read files by their names; raise click.ClickException for one that is no text."""
+    texts = {}
+    for file in files:
+        try:
+            texts[file.name] = file.read()
+        except UnicodeDecodeError as error:
+            raise click.ClickException(
+                f"{file.name}: is not text in UTF-8: {error.reason} at byte {error.start}"
+            ) from error
+    return texts
 
 
 def run(
