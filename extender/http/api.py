@@ -71,7 +71,7 @@ def _nodes(inspector: Inspector, form: str) -> Response:
         everything=one_of("all", ("0", "1"), default="0") == "1",
     )
     if form == "csv":
-        return text(nodes_csv(page.items))
+        return _rows(nodes_csv(page.items), page.continue_)
     return _document(page, form) or text(nodes_table(page, wide=form == "wide"))
 
 
@@ -84,7 +84,7 @@ def _pods(inspector: Inspector, form: str) -> Response:
         state=state(),
     )
     if form == "csv":
-        return text(pods_csv(page.items))
+        return _rows(pods_csv(page.items), page.continue_)
     return _document(page, form) or text(pods_table(page, wide=form == "wide"))
 
 
@@ -95,7 +95,7 @@ def _namespaces(inspector: Inspector, form: str) -> Response:
         query=bounded("filter", MAX_QUERY),
     )
     if form == "csv":
-        return text(namespaces_csv(page.items))
+        return _rows(namespaces_csv(page.items), page.continue_)
     return _document(page, form) or text(namespaces_table(page))
 
 
@@ -178,6 +178,11 @@ def state() -> State | None:
 def text(body: str) -> Response:
     """Answer in plain text."""
     return Response(body, mimetype="text/plain")
+
+
+def _rows(written: str, after: str) -> Response:
+    """Answer in CSV, of which a last line says where the next page begins: kubectl get --raw shows no headers."""
+    return text(f"{written}# continue {after}\n" if after else written)
 
 
 def _failed(sentence: str, code: int) -> Response:

@@ -158,10 +158,10 @@ class Kubectl:
         return done.returncode, done.stdout + done.stderr, called
 
 
-def run_plugin(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_plugin(directory: Path, *arguments: str, shell: str = "sh") -> subprocess.CompletedProcess[str]:
     """Run the plugin with the kubectl that lies in *directory*."""
     return subprocess.run(
-        ["sh", str(PLUGIN), *arguments],
+        [shell, str(PLUGIN), *arguments],
         env={"PATH": f"{directory}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
@@ -248,6 +248,27 @@ class TestPlugin:
         done = run_plugin(tmp_path, "simulate", "-f", "pod.yaml", "-n", "x")
         assert (status, pod) == (done.returncode, posted.read_text())
         assert said.strip() == done.stdout.strip()
+
+    @pytest.mark.parametrize("shell", ["sh", "dash", "bash"])
+    def test_csv_and_top_go_on_to_the_last_page(self, extender: Running, tmp_path: Path, shell: str) -> None:
+        if shutil.which(shell) is None:
+            pytest.skip(f"there is no {shell} on this machine")
+        whole, first, last = (
+            call(extender.other_address, "GET", f"/v1/nodes?as=csv{page}").body.decode()
+            for page in ("", "&limit=1", "&limit=1&continue=n1")
+        )
+        script = tmp_path / "kubectl"
+        script.write_text(
+            '#!/bin/sh\ncase "$*" in\n'
+            "*'get pods'*) ;;\n"
+            f"*/nodes?as=csv*'&continue=n1') cat <<'EOF'\n{last}EOF\n;;\n"
+            f"*/nodes?as=csv*'&continue=') cat <<'EOF'\n{first}EOF\n;;\n"
+            "*) exit 1 ;;\nesac\n"
+        )
+        script.chmod(0o755)
+        assert whole == run_plugin(tmp_path, "nodes", "-o", "csv", shell=shell).stdout
+        table = run_plugin(tmp_path, "top", shell=shell).stdout.splitlines()[1:]
+        assert ["n1", "n1", "n2", "n2"] == [line.split()[0] for line in table]
 
     def test_top_joins_what_is_used_with_what_was_given_away(self, extender: Running, tmp_path: Path) -> None:
         rows = call(extender.other_address, "GET", "/v1/nodes?as=csv").body.decode()

@@ -130,6 +130,21 @@ class TestNodes:
         for path in ("nodes", "pods", "namespaces", "mix"):
             assert extender.get(f"/v1/{path}").json == yaml.safe_load(extender.get(f"/v1/{path}?as=yaml").body)
 
+    @pytest.mark.parametrize("path", ["nodes", "pods", "namespaces"])
+    def test_a_page_of_csv_says_in_its_last_line_where_the_next_begins(
+        self, api: ApiServer, extender: Running, path: str
+    ) -> None:
+        for namespace in ("a", "b"):
+            bound(api, extender, a_pod().in_namespace(namespace).named(namespace).asking(1), "n1")
+        whole = extender.get(f"/v1/{path}?as=csv").body.decode()
+        after = extender.get(f"/v1/{path}?limit=1").json["continue"]
+        first = extender.get(f"/v1/{path}?as=csv&limit=1").body.decode()
+        rest = extender.get(f"/v1/{path}?as=csv&continue={after}").body.decode()
+        header, _, rows = rest.partition("\n")
+        assert "#" not in whole
+        assert f"{whole.removesuffix(rows)}# continue {after}\n" == first
+        assert whole.startswith(header)
+
     def test_csv_has_plain_bytes_and_no_formulas(self, api: ApiServer, extender: Running) -> None:
         add(api, a_node("m").with_gpu(model="=1+1"))
         assert eventually(lambda: extender.ledger.view("m"))
