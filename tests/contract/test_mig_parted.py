@@ -53,14 +53,14 @@ def test_devices_and_filters_choose_gpus_and_the_last_that_names_one_decides() -
     [
         ("version: v2\nmig-configs: {}", "version: unknown value 'v2'"),
         ("mig-configs: {}", "version: missing, but required"),
-        ("version: v1\nmig-configs: {a: [{devices: all}]}", "mig-configs[...][0].mig-enabled: missing, but required"),
+        ("version: v1\nmig-configs: {a: [{devices: all}]}", "mig-configs.a[0].mig-enabled: missing, but required"),
         (
             "version: v1\nmig-configs: {a: [{devices: all, mig-enabled: true, mig-device: {}}]}",
-            "mig-configs[...][0].mig-device: unknown key",
+            "mig-configs.a[0].mig-device: unknown key",
         ),
         (
             "version: v1\nmig-configs: {a: [{devices: some, mig-enabled: true}]}",
-            "mig-configs[...][0].devices: ",
+            "mig-configs.a[0].devices: ",
         ),
         (
             "version: v1\nmig-configs: {a: [{devices: all, mig-enabled: true, mig-devices: {1g.5gb: -1}}]}",

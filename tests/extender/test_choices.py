@@ -209,7 +209,7 @@ class TestConfiguration:
         [
             ("nodePools: [{labels: {}, policy: spread}]", "nodePools[0].labels: expected object of length >= 1"),
             ("nodePools: [{labels: {a: b}}]", "nodePools[0].policy: missing"),
-            ("profilePolicies: {a: 1}", "profilePolicies[...]: expected str"),
+            ("profilePolicies: {a: 1}", "profilePolicies.a: expected str"),
         ],
     )
     def test_what_is_no_pool_is_refused(self, text: str, expected: str) -> None:

@@ -41,7 +41,41 @@ def convert(text: str, kind: type[T]) -> T:
     try:
         return msgspec.convert({} if found is None else found, kind)
     except msgspec.ValidationError as error:
-        raise ConfigurationError(_sentence(str(error))) from error
+        raise ConfigurationError(_sentence(_with_keys(str(error), found, kind))) from error
+
+
+def _with_keys(problem: str, found: Any, kind: type) -> str:
+    """Write into msgspec's message the keys of mappings, for which it has [...]: the one that alone fails alike."""
+    match = _PATH.fullmatch(problem)
+    if match is None or _ANY not in match["path"]:
+        return problem
+    here, named = found, ""
+    for step in _STEP.findall(match["path"]):
+        if step == _ANY:
+            key = next((key for key in here if _alone(here, key, found, kind) == problem), None)
+            if key is None:
+                return problem
+            here, named = here[key], f"{named}.{key}"
+        elif step.startswith("["):
+            here, named = here[int(step[1:-1])], named + step
+        else:
+            here, named = here.get(step[1:]), named + step
+    return problem[: match.start("path")] + named + "`"
+
+
+def _alone(mapping: dict[str, Any], key: str, found: Any, kind: type) -> str:
+    """Say what is wrong with *found* where *mapping*, a part of it, has one key alone; "" where nothing is."""
+    whole = dict(mapping)
+    mapping.clear()
+    mapping[key] = whole[key]
+    try:
+        msgspec.convert(found, kind)
+    except msgspec.ValidationError as error:
+        return str(error)
+    finally:
+        mapping.clear()
+        mapping.update(whole)
+    return ""
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -70,6 +104,9 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Hashable, An
 
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
+_ANY = "[...]"
+_PATH = re.compile(r".* - at `(?:key in )?\$(?P<path>[^`]*)`", re.DOTALL)
+_STEP = re.compile(r"\[\.\.\.\]|\[\d+\]|\.[^.\[]+")
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<key>.*?)`(?: - at `\$\.?(?P<path>.*)`)?")
 _MISSING = re.compile(r"Object missing required field `(?P<key>.*?)`(?: - at `\$\.?(?P<path>.*)`)?")
 _AT = re.compile(r"(?P<what>.*?)(?: - at `(?P<key>key in )?\$\.?(?P<path>.*)`)?", re.DOTALL)
