@@ -1,5 +1,6 @@
 """The commands that simulate and plan, as they are typed; what they do is imported when they run."""
 
+from collections.abc import Callable
 from functools import wraps
 from math import inf
 from pathlib import Path
@@ -11,11 +12,23 @@ from cotenant.cli.options import Command, examples, which_cluster
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 OUT = click.Path(dir_okay=False, writable=True, path_type=Path)
+_PICTURES = (".svg", ".png", ".pdf")
 FOLDER = click.Path(file_okay=False, path_type=Path)
 _MOST_SEEDS = 10_000
 _NODES = "CSV: sn, cpu_milli, memory_mib, gpu, model."
 _PODS = "CSV: name, cpu_milli, memory_mib, num_gpu, gpu_milli, gpu_spec."
 _PLOT = "as .svg, .png or .pdf."
+
+
+def _drawable(_context: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
+    """Refuse a picture of another kind before the run, and not after it."""
+    if path is not None and path.suffix not in _PICTURES:
+        raise click.BadParameter(f"expected a name that ends in {', '.join(_PICTURES)}, not {str(path)!r}")
+    return path
+
+
+def _picture(flag: str, what: str) -> Callable[[Command], Command]:
+    return click.option(flag, type=OUT, callback=_drawable, help=f"{what} there, {_PLOT}")
 
 
 def policies_known(context: click.Context, option: click.Parameter, value: Any) -> Any:
@@ -88,7 +101,7 @@ def _policies(function: Command) -> Command:
 def _sweeping(function: Command) -> Command:
     """Add the options of commands that do much at once."""
     for option in (
-        click.option("--plot", type=OUT, help=f"Draw the results there, {_PLOT}"),
+        _picture("--plot", "Draw the results"),
         click.option("--scheduler", metavar="ADDRESS", help="Use the workers of this Dask scheduler, not these cores."),
         click.option(
             "--out", required=True, type=FOLDER, help="Folder for the reports; what it has is not done again."
@@ -117,8 +130,8 @@ def _sweeping(function: Command) -> Command:
 @click.option("--afresh", is_flag=True, help="With --trace: place pods anew that have a place.")
 @click.option("--learn", is_flag=True, help="With --trace: learn the mix of pods as the extender does.")
 @click.option("--json", type=OUT, help="Write all figures there.")
-@click.option("--plot", type=OUT, help=f"Draw allocation and fragmentation there, {_PLOT}")
-@click.option("--strips", type=OUT, help=f"Draw every GPU of the cluster as it was in the end there, {_PLOT}")
+@_picture("--plot", "Draw allocation and fragmentation")
+@_picture("--strips", "Draw every GPU of the cluster as it was in the end")
 def simulate(**options: Any) -> None:
     """Replay a trace: how much of the GPUs a policy allocates as pods arrive, and what it drops.
 
@@ -160,8 +173,8 @@ def simulate(**options: Any) -> None:
 @_policies
 @click.option("--ratio", default=1.3, show_default=True, type=click.FloatRange(0, 10), help="Load, in clusters.")
 @click.option("--sample", is_flag=True, help="Show policies only the nodes that kube-scheduler would.")
-@click.option("--latency", type=OUT, help=f"Draw how long choosing a node took there, {_PLOT}")
-@click.option("--strips", type=OUT, help=f"Draw every GPU under each policy there, {_PLOT}")
+@_picture("--latency", "Draw how long choosing a node took")
+@_picture("--strips", "Draw every GPU under each policy")
 @_sweeping
 def sweep(**options: Any) -> None:
     """Replay traces under several policies and seeds on all cores, and compare.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from cotenant.cli.simulate import sentences
+from cotenant.cli.simulate import check_folders, sentences
 from cotenant.simulator.churn import Churn, Point, points
 from cotenant.simulator.errands import Kept, run
 from cotenant.simulator.sweep import write_csv
@@ -43,6 +43,7 @@ def churn(
         if drift is not None:
             read_pods(drift, known)
         out.mkdir(parents=True, exist_ok=True)
+        check_folders(plot)
         plays = [
             Churn(
                 nodes,

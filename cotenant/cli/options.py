@@ -37,10 +37,18 @@ def which_cluster(function: Command) -> Command:
     return function
 
 
+def _namespaced(_context: click.Context, _option: click.Parameter, service: str) -> str:
+    namespace, _, name = service.partition("/")
+    if not namespace or not name or "/" in name:
+        raise click.BadParameter(f"expected NAMESPACE/SCHEME:NAME:PORT, such as {SERVICE}, not {service!r}")
+    return service
+
+
 def which_extender(function: Command) -> Command:
     """Add the options that say which cluster's extender, reached through the API server's proxy."""
     service = click.option(
         "--service",
+        callback=_namespaced,
         envvar="COTENANT_SERVICE",
         default=SERVICE,
         show_default=True,

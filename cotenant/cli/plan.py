@@ -81,7 +81,9 @@ def wanted(*, file: Path | None, replicas: int | None, found: Scene, **asked: An
         try:
             objects = [one for one in yaml.safe_load_all(file.read_text(encoding="utf-8")) if one is not None]
             pod, count = read_template(objects, found.document)
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except yaml.YAMLError as error:
+            raise click.ClickException(f"{file}: is not valid YAML: {' '.join(str(error).split())}") from error
+        except (OSError, ValueError) as error:
             raise click.ClickException(f"{file}: {error}") from error
         return Wanted(pod, replicas if replicas is not None else count)
     if asked["gpu_mem"] is None:

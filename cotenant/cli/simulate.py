@@ -89,6 +89,13 @@ def sentences() -> Iterator[None]:
         raise click.ClickException(f"{wanted}: install cotenant[{extra}] ({error})") from error
 
 
+def check_folders(*paths: Path | None) -> None:
+    """Refuse to begin what could not be written down in the end; raise click.ClickException for a missing folder."""
+    for path in paths:
+        if path is not None and not path.parent.is_dir():
+            raise click.ClickException(f"{path}: there is no folder {path.parent}; make it, or name another")
+
+
 def run(
     *,
     nodes: Path,
@@ -103,6 +110,7 @@ def run(
     strips: Path | None,
 ) -> None:
     """Replay a trace, print the figures, and write them where that is asked for."""
+    check_folders(json, plot, strips)
     trace = read(nodes, pods, sequence, seed=seed, ratio=ratio)
     _, _, order = trace
     with click.progressbar(length=len(order.arrivals), label=policy, file=sys.stderr) as bar:
@@ -135,6 +143,7 @@ def run_trace(
     """Play a document, print the figures, and write them where that is asked for."""
     if strips is not None:
         raise click.UsageError("--strips goes with --nodes and --pods")
+    check_folders(json, plot)
     set_up = read_scene(trace, afresh=afresh)
     scheduler = set_up.scheduler(choices, seed=seed, sample=sample, learn=learn)
     times = [job.arrival for job in set_up.jobs] + [loss.at for loss in set_up.losses]

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from cotenant.cli.simulate import sentences
+from cotenant.cli.simulate import check_folders, sentences
 from cotenant.cluster import ApiError, Cluster, ClusterError, connect
 from cotenant.cluster.listing import every
 from cotenant.contract import inventory as inventories
@@ -21,6 +21,7 @@ from cotenant.simulator.snapshot import Taken, take
 
 def snapshot(*, kubeconfig: str, context: str | None, domain: str, out: Path) -> None:
     """Write what a live cluster has and holds."""
+    check_folders(out)
     with told(), connect(str(Path(kubeconfig).expanduser()), context=context, pool_size=1) as live:
         taken = read_live(live, domain)
         document.write(taken.document, out)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from cotenant.cli.simulate import read, sentences
+from cotenant.cli.simulate import check_folders, read, sentences
 from cotenant.simulator.errands import Kept, run
 from cotenant.simulator.report import Report
 from cotenant.simulator.sweep import Summary, Task, summarise, write_csv
@@ -45,6 +45,7 @@ def sweep(
             read(nodes, path, orders[name, seed], seed=seed, ratio=ratio)
     with sentences():
         out.mkdir(parents=True, exist_ok=True)
+        check_folders(plot, latency, strips)
         tasks = [
             Task(
                 trace=name,

@@ -82,7 +82,7 @@ def connect(kubeconfig: str | None = None, *, context: str | None = None, pool_s
     if kubeconfig is not None:
         path = Path(kubeconfig).expanduser()
         if not path.is_file():
-            raise NoCluster(f"the kubeconfig file {path} does not exist: give another, or none inside a pod")
+            raise NoCluster(f"the kubeconfig file {path} does not exist: name one with --kubeconfig; a pod needs none")
         return Cluster(_FromFile(path, context, pool_size))
     if not os.environ.get("KUBERNETES_SERVICE_HOST"):
         raise NoCluster(
@@ -115,7 +115,7 @@ class _Source:
         try:
             self.read_into(configuration)
         except Exception as error:  # the loader indexes whatever the file holds, and raises what that gives
-            raise NoCluster(f"{self} cannot be used: {error}") from error
+            raise NoCluster(f"{self} cannot be used: {' '.join(str(error).split())}") from error
         configuration.connection_pool_maxsize = self._pool_size
         # Outcomes must be known: a write that urllib3 sends again could be answered 409 by its own first copy.
         configuration.retries = False

@@ -110,6 +110,13 @@ class TestCommands:
         assert result.exit_code in {1, 2}
         assert why in result.output
 
+    @pytest.mark.parametrize("service", ["foo", "/foo", "foo/", "a/b/c"])
+    def test_a_service_without_its_namespace_is_refused(self, service: str) -> None:
+        for command in (["inspect", "nodes"], ["doctor"]):
+            result = cotenant(*command, "--service", service)
+            assert 2 == result.exit_code
+            assert "expected NAMESPACE/SCHEME:NAME:PORT, such as cotenant-system/http:cotenant" in result.output
+
     def test_with_wide_every_gpu_is_explained(self, extender: Running) -> None:
         result = cotenant("explain", "waits", "-n", "team-a", "-o", "wide", "--server", extender.other_address)
         lines = [line.split() for line in result.output.splitlines()]
@@ -142,13 +149,13 @@ class Kubectl:
         )
         script.chmod(0o755)
 
-    def gpumem(self, *arguments: str, shell: str = "sh") -> tuple[int, str, list[str]]:
+    def gpumem(self, *arguments: str, shell: str = "sh", **environment: str) -> tuple[int, str, list[str]]:
         """Run the plugin; give its status, its words, and the arguments that kubectl got."""
         self._calls.unlink(missing_ok=True)
         path = f"{self._directory}:{os.environ['PATH']}"
         done = subprocess.run(
             [shell, str(PLUGIN), *arguments],
-            env={"PATH": path},
+            env={"PATH": path, **environment},
             capture_output=True,
             text=True,
             check=False,
@@ -230,6 +237,11 @@ class TestPlugin:
         status, said, called = kubectl.gpumem(*arguments)
         assert (2, []) == (status, called)
         assert why in said
+
+    def test_a_service_without_its_namespace_is_refused(self, kubectl: Kubectl) -> None:
+        status, said, called = kubectl.gpumem("nodes", COTENANT_SERVICE="foo")
+        assert (2, []) == (status, called)
+        assert "COTENANT_SERVICE=foo is no NAMESPACE/SCHEME:NAME:PORT" in said
 
     @pytest.mark.parametrize(("units", "status"), [(3, 0), (11, 1)])
     def test_simulate_has_admission_ready_the_pod_and_ends_as_it_fits(

@@ -46,7 +46,7 @@ class TestConnect:
     """What is missing is named."""
 
     def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
-        with pytest.raises(NoCluster, match=r"absent does not exist: give another"):
+        with pytest.raises(NoCluster, match=r"absent does not exist: name one with --kubeconfig"):
             connect(str(tmp_path / "absent"))
 
     @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ class TestConnect:
     def test_a_file_that_is_no_kubeconfig(self, text: str, tmp_path: Path) -> None:
         (tmp_path / "kubeconfig").write_text(text)
 
-        with pytest.raises(NoCluster, match=r"the kubeconfig file .*/kubeconfig cannot be used: "):
+        with pytest.raises(NoCluster, match=r"the kubeconfig file .*/kubeconfig cannot be used: [^\n]+$"):
             connect(str(tmp_path / "kubeconfig"))
 
     def test_no_file_and_no_pod(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,11 +187,25 @@ class TestCommand:
         assert 2 == status
         assert "'worst' is none of balanced, best-fit" in output
 
-    def test_an_unknown_format_of_the_plot_ends_with_a_sentence(self, tmp_path: Path) -> None:
-        status, output = self.simulate(tmp_path, "--plot", str(tmp_path / "out.xyz"))
+    @pytest.mark.parametrize(
+        ("flag", "file", "expected"),
+        [
+            ("--plot", "out.xyz", "expected a name that ends in .svg, .png, .pdf, not"),
+            ("--strips", "out", "expected a name that ends in .svg, .png, .pdf, not"),
+            ("--plot", "missing/out.svg", "missing/out.svg: there is no folder"),
+            ("--json", "missing/out.json", "missing/out.json: there is no folder"),
+        ],
+    )
+    def test_what_cannot_be_written_is_told_before_the_run(
+        self, tmp_path: Path, flag: str, file: str, expected: str
+    ) -> None:
+        status, output = self.simulate(tmp_path, "--json", str(tmp_path / "a.json"), flag, str(tmp_path / file))
 
-        assert 1 == status
-        assert "out.xyz" in output
+        assert status in {1, 2}
+        assert expected in output
+        assert not (tmp_path / "a.json").exists()
+        # the progress of a run
+        assert "priced-leftovers" not in output
 
 
 class TestSweep:
@@ -200,6 +214,14 @@ class TestSweep:
         out = str(folder / "out")
         done = CliRunner().invoke(main, ["sweep", "--nodes", nodes, "--pods", pods, "--out", out, *more])
         return done.exit_code, done.output
+
+    def test_a_plot_may_lie_beside_the_reports_and_in_no_folder_that_is_missing(self, tmp_path: Path) -> None:
+        policy = ("--policy", "fgd", "--seeds", "1")
+        status, output = self.sweep(tmp_path, *policy, "--plot", str(tmp_path / "missing" / "a.svg"))
+        assert (1, []) == (status, list((tmp_path / "out").iterdir()))
+        assert "missing/a.svg: there is no folder" in output
+        status, output = self.sweep(tmp_path, *policy, "--plot", str(tmp_path / "out" / "a.svg"))
+        assert (0, True) == (status, (tmp_path / "out" / "a.svg").exists()), output
 
     def test_a_row_for_each_policy_and_the_same_again_without_replaying(self, tmp_path: Path) -> None:
         arguments = ("--policy", "fgd", "--policy", "binpack", "--seeds", "1,3-4")
