@@ -126,8 +126,14 @@ class TestOutcome:
 
     def test_each_of_two_gpus_has_its_own_line(self, run: Run) -> None:
         first, second = run.text.split("train/ddp")[1].splitlines()[:2]
-        assert "0=30720M  30 ids" in first
-        assert re.match(r" +1  GPU-\w+~  1=30720M  30 ids  =$", second)
+        assert re.search(r" 0  GPU-\w+~ +30 ids  =$", first)
+        assert re.match(r" +1  GPU-\w+~ +30 ids  =$", second)
+
+    def test_a_limit_is_shown_where_mps_reads_it_and_nowhere_else(self, run: Run) -> None:
+        # 12 and 9 GiB; no daemon reads what stands in the environments of the others
+        limited = [line.split("/")[0][2:] for line in run.text.splitlines() if re.search(r" 0=\d+M +\d+ ids ", line)]
+        assert ["asr", "tts"] == limited
+        assert "  0=12288M  12 ids  =" in run.row("asr/main")
 
     def test_a_pod_that_waits_says_why_in_the_schedulers_words(self, run: Run) -> None:
         text = " ".join(run.text.split())

@@ -16,7 +16,7 @@ from cotenant.cli.demo.strips import picture
 from cotenant.cluster import ApiError
 from cotenant.contract.environment import INJECTED, MPS_MEMORY, VISIBLE_DEVICES
 from cotenant.contract.grant import ContainerGrant, Role
-from cotenant.contract.inventory import Family
+from cotenant.contract.inventory import Family, Mode
 from cotenant.contract.units import GIB, MIB, counted, format_bytes
 
 Json = dict[str, Any]
@@ -205,7 +205,9 @@ class Story:
             return
         for container in compared:
             self._containers += 1
-            limits = container.environment.get(MPS_MEMORY, "").split(",")
+            # set for every container, but read under MPS alone
+            held = container.environment.get(MPS_MEMORY, "") if container.grant.mode is Mode.MPS else ""
+            limits = held.split(",")
             visible = container.environment.get(VISIBLE_DEVICES, "").split(",")
             role = " init" if container.grant.role is Role.INIT else ""
             for number, gpu in enumerate(container.gpus):
