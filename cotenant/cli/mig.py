@@ -21,16 +21,16 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 class _BoardName(click.ParamType[str]):
-    """Read the name of a board."""
+    """Read the name of a board, or the model that NVML calls it."""
 
     name = "name"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
-            board(value)
+            found = board(value)
         except UnknownBoardError as error:
             self.fail(str(error), param, ctx)
-        return value
+        return next(name for name, known in boards().items() if known is found)
 
 
 @click.group(short_help="Plan MIG partitions: no GPU is needed.")
@@ -64,7 +64,13 @@ def profiles(*, name: str | None, fake_gpus: Path | None) -> None:
     short_help="Say where instances would lie on one GPU.",
     epilog=examples("cotenant mig plan --board A100-SXM4-40GB --place 3g.20gb,2g.10gb,2g.10gb"),
 )
-@click.option("--board", "name", type=_BoardName(), required=True, help="The board, as `cotenant mig profiles` lists.")
+@click.option(
+    "--board",
+    "name",
+    type=_BoardName(),
+    required=True,
+    help="The board or its model, as `cotenant mig profiles` lists.",
+)
 @click.option("--place", required=True, help="Profiles in the order asked: 3g.20gb,2g.10gb,2g.10gb")
 @click.option("--have", default="", help="Instances that are there, with their starts: 1g.5gb@0,1g.5gb@6")
 @click.option("--together", is_flag=True, help="All are known beforehand: find starts for all, whatever the order.")
@@ -102,7 +108,7 @@ def plan(
 def table(geometry: Geometry) -> list[str]:
     """Draw the profiles of a GPU, a line each: its numbers, and its places side by side."""
     if not geometry.profiles:
-        return ["  no MIG profiles"]
+        return ["  no MIG profiles of this model are known here; a `board` in the file gives it those of another"]
     head = ("profile", "id", "max", "memory", "compute", "slices", "starts", _ruler(geometry.slices))
     rows = [
         (

@@ -86,11 +86,11 @@ def boards() -> dict[str, Board]:
 
 
 def board(name: str) -> Board:
-    """Find the board of that name; raise UnknownBoardError with a sentence."""
-    try:
-        return boards()[name]
-    except KeyError:
-        raise UnknownBoardError(f"no board is named {name!r}; there are {', '.join(boards())}") from None
+    """Find the board of that name, or that NVML calls so; raise UnknownBoardError with a sentence."""
+    found = boards().get(name) or board_of(name)
+    if found is None:
+        raise UnknownBoardError(f"no board is named {name!r}; there are {', '.join(boards())}")
+    return found
 
 
 def board_of(model: str) -> Board | None:

@@ -65,6 +65,11 @@ class TestPlan:
         ] == result.stdout.splitlines()
         assert 1 == result.exit_code
 
+    @pytest.mark.parametrize("model", ["NVIDIA A100-SXM4-40GB", "A100-PCIE-40GB"])
+    def test_a_board_may_be_named_by_its_model(self, model: str) -> None:
+        assert plan("3g.20gb").stdout == plan("3g.20gb", board=model).stdout
+        assert cotenant("profiles", "--board", A100).stdout == cotenant("profiles", "--board", model).stdout
+
     def test_what_is_there_is_not_moved(self) -> None:
         # 1g at 4 bars 3g from 4, and 4g has room beside it
         assert [0] == [one["start"] for one in planned("3g.20gb", "--have", "1g.5gb@4")]
@@ -195,7 +200,7 @@ class TestProfiles:
             *a100[1:],
             "",
             "GPU 2  Tesla T4",
-            "  no MIG profiles",
+            "  no MIG profiles of this model are known here; a `board` in the file gives it those of another",
             "",
             "GPU 3  engineering sample",
             "  NVML tells the MIG placements of GPU 3 to root only",
