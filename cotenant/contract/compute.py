@@ -32,7 +32,6 @@ def checked(amount: Quantity) -> Quantity:
     raise ValueError(f"expected an amount such as 4, 500m or 16Gi, not {amount!r}")
 
 
-
 def requests(pod: Pod) -> Compute:
     """Count the CPU and memory that *pod* takes of a node, as kube-scheduler does.
 
