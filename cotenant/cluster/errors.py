@@ -8,6 +8,8 @@ that is a Status, which the API server wrote for people to read.
 
 import msgspec
 
+from cotenant.cluster.nesting import decoded
+
 
 class ClusterError(Exception):
     """Be raised for any request that did not end in a plain success.
@@ -120,7 +122,7 @@ def error_of(body: bytes, *, status: int = 0, retry_after: str | None = None, wr
     event of a watch, where the Status carries it. *retry_after* is the header of that name.
     """
     try:
-        told = _DECODER.decode(body)
+        told = decoded(_DECODER.decode, body)
     except msgspec.MsgspecError:
         told = Status()
     if told.kind != "Status":

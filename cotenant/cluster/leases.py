@@ -8,6 +8,7 @@ import msgspec
 
 from cotenant.cluster.connection import Cluster
 from cotenant.cluster.errors import NotFound, Unreachable
+from cotenant.cluster.nesting import decoded
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -45,7 +46,7 @@ _lease = msgspec.json.Decoder(Lease)
 
 def _decode(body: bytes) -> Lease:
     try:
-        return _lease.decode(body)
+        return decoded(_lease.decode, body)
     except msgspec.MsgspecError as error:  # a page of a load balancer, say
         raise Unreachable(f"the API server's answer is no Lease: {error}", outcome_unknown=True) from error
 

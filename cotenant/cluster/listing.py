@@ -7,6 +7,7 @@ import msgspec
 
 from cotenant.cluster.connection import Cluster
 from cotenant.cluster.errors import Unreachable
+from cotenant.cluster.nesting import decoded
 
 _PAGE_OBJECTS = 500  # as client-go
 _TIMEOUT_SECONDS = 60.0
@@ -21,6 +22,9 @@ class _Page(msgspec.Struct, frozen=True):
     items: list[msgspec.Raw] | None = None
 
 
+_page = msgspec.json.Decoder(_Page)
+
+
 def every(cluster: Cluster, path: str, query: Mapping[str, str] | None = None) -> Iterator[msgspec.Raw]:
     """Give each object under *path* (``/api/v1/pods``) as JSON, the pages of one snapshot; raise ClusterError.
 
@@ -31,7 +35,7 @@ def every(cluster: Cluster, path: str, query: Mapping[str, str] | None = None) -
         asked = {**(query or {}), **page_query, "limit": str(_PAGE_OBJECTS)}
         body = cluster.get(path, query=asked, timeout=_TIMEOUT_SECONDS).body
         try:
-            page = msgspec.json.decode(body, type=_Page)
+            page = decoded(_page.decode, body)
         except msgspec.MsgspecError as error:
             raise Unreachable(f"the API server's list of {path} is not JSON: {error}") from error
         yield from page.items or ()

@@ -5,6 +5,7 @@ from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, cast
 import msgspec
 
 from cotenant.cluster.errors import error_of
+from cotenant.cluster.nesting import decoded
 
 Change = Literal["ADDED", "MODIFIED", "DELETED"]
 _CHANGES = frozenset({"ADDED", "MODIFIED", "DELETED"})
@@ -74,7 +75,7 @@ class Reader(Generic[T]):
     def page(self, body: bytes) -> Page[T]:
         """Read a page of a LIST; raise NotJSONError where it is none."""
         try:
-            page = self._page.decode(body)
+            page = decoded(self._page.decode, body)
         except msgspec.MsgspecError:
             return self._piecemeal(body)
         return Page(page.items or [], [], page.metadata.resource_version, page.metadata.continue_)
@@ -88,7 +89,7 @@ class Reader(Generic[T]):
 
         """
         try:
-            event = self._event.decode(line)
+            event = decoded(self._event.decode, line)
         except msgspec.MsgspecError as error:
             return self._oddity(line, error)
         if event.type not in _CHANGES:
@@ -98,14 +99,14 @@ class Reader(Generic[T]):
     def _piecemeal(self, body: bytes) -> Page[T]:
         """Decode a page object by object, so that one that is bad costs only itself."""
         try:
-            page = msgspec.json.decode(body, type=_RawPage)
+            page = decoded(_raw_page.decode, body)
         except msgspec.MsgspecError as error:
             raise NotJSONError(str(error)) from error
         objects: list[T] = []
         unreadable: list[Unreadable] = []
         for raw in page.items or ():
             try:
-                objects.append(self._object.decode(raw))
+                objects.append(decoded(self._object.decode, raw))
             except msgspec.MsgspecError as error:
                 unreadable.append(_identify(raw, error))
         return Page(objects, unreadable, page.metadata.resource_version, page.metadata.continue_)
@@ -114,7 +115,7 @@ class Reader(Generic[T]):
     def _oddity(line: bytes, error: msgspec.MsgspecError | None) -> Event[T]:
         """Take what is no plain change: bookmarks, errors, unknown events, and objects that do not decode."""
         try:
-            event = msgspec.json.decode(line, type=_RawEvent)
+            event = decoded(_raw_event.decode, line)
         except msgspec.MsgspecError as worse:
             raise NotJSONError(str(worse)) from worse
         if event.type == "ERROR":
@@ -158,9 +159,14 @@ class _Versioned(msgspec.Struct, frozen=True):
     metadata: _Version = _Version()
 
 
+_raw_page = msgspec.json.Decoder(_RawPage)
+_raw_event = msgspec.json.Decoder(_RawEvent)
+_versioned = msgspec.json.Decoder(_Versioned)
+
+
 def _version(raw: msgspec.Raw) -> str | None:
     try:
-        return msgspec.json.decode(raw, type=_Versioned).metadata.resource_version
+        return decoded(_versioned.decode, raw).metadata.resource_version
     except msgspec.MsgspecError:
         return None
 
@@ -168,7 +174,7 @@ def _version(raw: msgspec.Raw) -> str | None:
 def _identify(raw: msgspec.Raw, error: msgspec.MsgspecError) -> Unreadable:
     """Name an object that does not decode, field by field, since any of them may be what is wrong."""
     try:
-        metadata = msgspec.json.decode(raw)["metadata"]
+        metadata = decoded(msgspec.json.decode, raw)["metadata"]
         told = {key: metadata.get(key) for key in ("name", "namespace", "uid")}
     except (msgspec.MsgspecError, TypeError, KeyError, AttributeError):
         told = {}

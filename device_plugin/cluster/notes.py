@@ -7,6 +7,7 @@ import msgspec
 import structlog
 
 from cotenant.cluster import Cluster, ClusterError, writes
+from cotenant.cluster.nesting import decoded
 from cotenant.contract.configuration import ConfigurationError
 from device_plugin.threads import THREADS
 
@@ -43,7 +44,7 @@ def labels_of(cluster: Cluster, node: str) -> dict[str, str]:
     """Read the labels of the node; raise ConfigurationError where it cannot be asked for what its label says."""
     try:
         reply = cluster.get(f"/api/v1/nodes?fieldSelector=metadata.name%3D{node}", timeout=_NODE_SECONDS)
-        nodes = _nodes.decode(reply.body).items
+        nodes = decoded(_nodes.decode, reply.body).items
     except (ClusterError, msgspec.MsgspecError) as error:
         raise ConfigurationError(f"the label that selects rules for node {node} cannot be read: {error}") from error
     return (nodes[0].metadata.labels or {}) if nodes else {}

@@ -8,6 +8,7 @@ import msgspec
 import structlog
 
 from cotenant.cluster import Cluster, ClusterError, NotFound, Reflector, Unreadable, writes
+from cotenant.cluster.nesting import decoded
 from cotenant.contract.pods import Pod
 from device_plugin.admission.identity import PodName
 
@@ -69,7 +70,7 @@ class NodePods:
         except NotFound:
             return None
         try:
-            return _pod.decode(reply)
+            return decoded(_pod.decode, reply)
         except msgspec.MsgspecError as error:
             raise ClusterError(f"pod {name} cannot be read: {error}") from error
 

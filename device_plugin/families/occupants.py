@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from cotenant.cluster import Cluster, ClusterError
+from cotenant.cluster.nesting import decoded
 from cotenant.contract import inventory as inventories
 from cotenant.contract.inventory import Family, InventoryError
 from cotenant.contract.names import NVIDIA_DOMAIN, Names
@@ -29,6 +30,9 @@ class _Node(msgspec.Struct):
 
 class _Nodes(msgspec.Struct):
     items: list[_Node]
+
+
+_nodes = msgspec.json.Decoder(_Nodes)
 
 
 class Occupants:
@@ -73,9 +77,7 @@ class Occupants:
             return []
         try:
             query = {"fieldSelector": f"metadata.name={self._node}"}
-            reply = msgspec.json.decode(
-                self._cluster.get("/api/v1/nodes", query=query, timeout=_SECONDS).body, type=_Nodes
-            )
+            reply = decoded(_nodes.decode, self._cluster.get("/api/v1/nodes", query=query, timeout=_SECONDS).body)
         except (ClusterError, msgspec.MsgspecError):
             return []  # the sockets have said what can be said
         for node in reply.items:

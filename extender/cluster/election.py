@@ -17,6 +17,7 @@ import structlog
 
 from cotenant.cluster import Change, Cluster, ClusterError, Conflict, Reflector, Unreadable, leases, writes
 from cotenant.cluster.leases import Lease
+from cotenant.cluster.nesting import decoded
 from cotenant.contract.configuration import Writer
 from cotenant.threads import Threads
 from extender.cluster.writership import Writership
@@ -284,7 +285,7 @@ class Elect:
         namespace = self._configuration.namespace
         query = {"labelSelector": f"{self._label}=true"}
         body = self._cluster.get(f"/api/v1/namespaces/{namespace}/pods", query=query, timeout=_REQUEST_SECONDS).body
-        for other in {item.metadata.name for item in _pods(body).items or ()} - {self._pod}:
+        for other in {item.metadata.name for item in decoded(_pods.decode, body).items or ()} - {self._pod}:
             writes.label_pod(
                 self._cluster, namespace=namespace, name=other, labels={self._label: None}, timeout=_REQUEST_SECONDS
             )
@@ -302,4 +303,4 @@ class _Pods(msgspec.Struct, frozen=True):
     items: list[_Pod] | None = None
 
 
-_pods = msgspec.json.Decoder(_Pods).decode
+_pods = msgspec.json.Decoder(_Pods)

@@ -21,6 +21,8 @@ _REQUEST_SECONDS = 5.0
 _REMEMBERED = 10_000
 _HOUR = 3600.0
 _LOOK_SECONDS = 0.05
+# How often who stands by looks whether it has become the one that writes; nothing tells it so.
+_TAKEN_OVER_SECONDS = 0.5
 _THREAD = "overuse"
 
 # Told of a pod: its UID, namespace/name, a reason, and a sentence.
@@ -118,7 +120,11 @@ class Evictor:
         # a report says something of pods, and those are not known before
         if not self._synced():
             return not self._stopping.wait(_LOOK_SECONDS)
-        item = self._queue.get()
+        try:
+            item = self._queue.get(timeout=_TAKEN_OVER_SECONDS if self._unsure else None)
+        except queue.Empty:
+            self._clear_up()
+            return True
         if item is None:
             return False
         node, text = item
@@ -126,12 +132,17 @@ class Evictor:
             self._follow(node, text)
         elif text is not None:
             self._unsure.add(text)
-        if self._queue.empty() and self._may_write():
+        if self._queue.empty():
+            self._clear_up()
+        return True
+
+    def _clear_up(self) -> None:
+        """Take away the marks of those that are no longer over, as soon as we may."""
+        if self._may_write():
             unsure, self._unsure = self._unsure - self._reports.all_over(), set()
             for uid in unsure:
                 with self._threads.surviving(_THREAD):
                     self._unmark(uid)
-        return True
 
     def _follow(self, node: str, text: str | None) -> None:
         outcome = self._reports.take(node, text, self._clock())

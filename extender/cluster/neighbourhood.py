@@ -6,6 +6,7 @@ from typing import TypeVar
 import msgspec
 
 from cotenant.cluster import Cluster, Unreachable
+from cotenant.cluster.nesting import decoded
 from extender.placement.preemption import Budget, Neighbour, Selector
 
 T = TypeVar("T")
@@ -92,6 +93,6 @@ class Neighbourhood:
 
 def _decoded(body: bytes, kind: type[T]) -> T:
     try:
-        return msgspec.json.decode(body, type=kind)
+        return decoded(msgspec.json.Decoder(kind).decode, body)
     except msgspec.MsgspecError as error:
         raise Unreachable(f"the API server's answer is no {kind.__name__.strip('_')}: {error}") from error

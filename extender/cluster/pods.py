@@ -3,6 +3,7 @@
 import msgspec
 
 from cotenant.cluster import Cluster, NotFound, Unreachable, writes
+from cotenant.cluster.nesting import decoded
 from cotenant.contract.pods import Pod
 
 _pod = msgspec.json.Decoder(Pod)
@@ -14,7 +15,7 @@ def read(cluster: Cluster, *, namespace: str, name: str, uid: str, timeout: floa
     Raises ClusterError where the API server does not answer within *timeout* seconds, or with something else.
     """
     try:
-        pod = _pod.decode(writes.get_pod(cluster, namespace=namespace, name=name, timeout=timeout))
+        pod = decoded(_pod.decode, writes.get_pod(cluster, namespace=namespace, name=name, timeout=timeout))
     except NotFound:
         return None
     except msgspec.MsgspecError as error:

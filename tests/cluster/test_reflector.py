@@ -372,6 +372,23 @@ class TestWatch:
         assert notebook.waits_for(lambda: "good" in notebook.pods)
         assert 1 == len(notebook.unread)
 
+    def test_an_object_that_is_nested_deeply_stops_no_other_either(
+        self, api: ApiServer, follow: Follow, notebook: Notebook
+    ) -> None:
+        reflector = follow()
+        depths = b'{"f:a":' * 5_000 + b"{}" + b"}" * 5_000
+
+        api.say_to_watches(
+            b'{"type":"ADDED","object":{"metadata":{"name":"deep","uid":"u","managedFields":[{"fieldsV1":'
+            + depths
+            + b"}]}}}"
+        )
+        api.add_pod("good")
+
+        assert notebook.waits_for(lambda: "good" in notebook.pods)
+        assert [("ADDED", "deep"), ("ADDED", "good")] == notebook.changes
+        assert (1, 0) == (reflector.counts.lists, reflector.counts.errors)
+
     def test_a_sink_that_fails_on_one_object_still_gets_the_next(
         self, api: ApiServer, follow: Follow, notebook: Notebook
     ) -> None:

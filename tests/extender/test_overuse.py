@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cotenant.cluster import connect
 from cotenant.contract import overuse as reports
 from cotenant.contract.overuse import BEAT_SECONDS, Overuser, OveruseReport
 from cotenant.contract.units import GIB
 from cotenant.standins.api_rules import NODES
+from extender.cluster.evictions import Evictions
+from extender.cluster.evictor import Evictor
+from extender.ledger import Ledger
 from extender.overuse import Reports
 from tests.builders import NAMES, a_pod
-from tests.extender.running import Running, eventually, submit
+from tests.extender.running import PATIENCE, Running, eventually, submit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from cotenant.standins.api_server import ApiServer
 
@@ -153,6 +159,31 @@ class TestTheProgram:
         start()
         assert eventually(lambda: mark(api, pods[0]) is None)
         assert mark(api, pods[1])
+
+    def test_who_takes_over_takes_such_marks_away_though_nothing_else_happens(
+        self, api: ApiServer, tmp_path: Path
+    ) -> None:
+        pod = api.add_pod("p", annotations={NAMES.overuse: "too much"})
+        writes, asked = threading.Event(), threading.Event()
+
+        def may_write() -> bool:
+            asked.set()
+            return writes.is_set()
+
+        with connect(api.kubeconfig(tmp_path / "kubeconfig")) as cluster:
+            evictions = Evictions(cluster, lambda *_: None)
+            evictor = Evictor(
+                cluster, Ledger(NAMES, GIB), NAMES, lambda *_: None, evictions, grace=None, may_write=may_write
+            )
+            evictor.pod_seen(pod["metadata"]["uid"], "default/p", pod["metadata"]["annotations"])
+            evictor.start(lambda: True)
+            assert asked.wait(PATIENCE)
+            assert "too much" == mark(api, pod)
+
+            writes.set()
+
+            assert eventually(lambda: mark(api, pod) is None)
+            evictor.stop()
 
     def test_nobody_is_evicted_by_one_report_however_long_it_stands(
         self, api: ApiServer, start: Callable[..., Running]
