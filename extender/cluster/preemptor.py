@@ -231,7 +231,7 @@ class Preemptor:
         found: dict[str, Victims] = {}
         allowed = [node for node in asked.sampled if self._allowed(asked, node)]
         for node in sorted(allowed, key=self._emptiness)[:_SEARCHED_NODES]:
-            victims = self._search.among_holders(node, asked.request, priority, budgets)
+            victims = self._search.among_holders(node, asked.request, priority, budgets, uid=asked.pod.uid)
             if victims == "wait":
                 return None
             if victims is not None:

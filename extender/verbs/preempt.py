@@ -1,5 +1,6 @@
 """preempt: hold kube-scheduler's victims to single GPUs, and find better ones where they would not help."""
 
+from cotenant.contract.pods import Pod
 from cotenant.contract.request import PodRequest, RequestError
 from extender.verbs.judge import Judge
 from extender.verbs.victims import Search
@@ -15,7 +16,7 @@ class Preempt:
 
     def __init__(self, judge: Judge, search: Search) -> None:
         self._judge = judge
-        self._nodes = search
+        self._search = search
 
     def __call__(self, args: PreemptionArgs) -> PreemptionResult:
         """Give for each node that evicting pods can free for the pod the victims that it takes.
@@ -36,22 +37,23 @@ class Preempt:
         enough = {
             node: meta
             for node, meta in proposed.items()
-            if self._nodes.fits(node, request, frozenset(one.UID for one in meta.Pods or ()))
+            if self._search.fits(node, request, frozenset(one.UID for one in meta.Pods or ()), uid=args.Pod.uid)
         }
         if enough:
             return PreemptionResult(enough)
-        return PreemptionResult(self._search(args.Pod.spec.priority or 0, request, proposed))
+        return PreemptionResult(self._better(args.Pod, request, proposed))
 
-    def _search(self, priority: int, request: PodRequest, proposed: dict[str, MetaVictims]) -> dict[str, MetaVictims]:
+    def _better(self, pod: Pod, request: PodRequest, proposed: dict[str, MetaVictims]) -> dict[str, MetaVictims]:
+        priority = pod.spec.priority or 0
         found: dict[str, MetaVictims] = {}
         budgets = None
         # nodes for which kube-scheduler would evict least come first
         for node in sorted(proposed, key=lambda name: (len(proposed[name].Pods or ()), name))[:_SEARCHED_NODES]:
             if budgets is None:
-                budgets = self._nodes.budgets()
+                budgets = self._search.budgets()
             uids = frozenset(one.UID for one in proposed[node].Pods or ())
-            always = frozenset[str]() if self._nodes.explained(node, request) else uids
-            chosen = self._nodes.on(node, request, priority, budgets, always=always)
+            always = frozenset[str]() if self._search.explained(node, request, uid=pod.uid) else uids
+            chosen = self._search.on(node, request, priority, budgets, uid=pod.uid, always=always)
             if chosen is not None:
                 found[node] = MetaVictims([MetaPod(one.uid) for one in chosen.pods], chosen.violations)
         return found

@@ -24,7 +24,10 @@ class Neighbourhood(Protocol):
 
 
 class Search:
-    """Look for victims, node by node."""
+    """Look for victims, node by node.
+
+    The pod that they would make room for is named by its *uid*: what is kept for it already is no reason to evict.
+    """
 
     def __init__(self, ledger: Ledger, neighbourhood: Neighbourhood) -> None:
         self._ledger = ledger
@@ -34,9 +37,9 @@ class Search:
         """List all disruption budgets; raises ClusterError where the API server cannot be asked."""
         return self._neighbourhood.budgets()
 
-    def fits(self, node: str, request: PodRequest, gone: frozenset[str]) -> bool:
-        """Tell whether the pod would fit without those, by GPUs, CPU and memory."""
-        view = self._ledger.without(node, gone)
+    def fits(self, node: str, request: PodRequest, gone: frozenset[str], *, uid: str) -> bool:
+        """Tell whether the pod would fit without those *gone*, by GPUs, CPU and memory."""
+        view = self._ledger.without(node, gone | {uid})
         return view is not None and _has_compute(view, request) and isinstance(place(view, request), Placement)
 
     def on(
@@ -46,6 +49,7 @@ class Search:
         priority: int,
         budgets: Sequence[Budget],
         *,
+        uid: str,
         always: frozenset[str] = frozenset(),
     ) -> Victims | None:
         """Choose victims of a lower *priority* on *node*, those of *always* among them; None where none would do.
@@ -53,11 +57,11 @@ class Search:
         Raises ClusterError where the API server cannot be asked.
         """
         lower = [self._weighed(one) for one in self._neighbourhood.on(node) if one.priority < priority]
-        found = victims(lower, budgets, lambda gone: self.fits(node, request, gone), always)
+        found = victims(lower, budgets, lambda gone: self.fits(node, request, gone, uid=uid), always)
         return found if found is not None and found.pods else None
 
     def among_holders(
-        self, node: str, request: PodRequest, priority: int, budgets: Sequence[Budget]
+        self, node: str, request: PodRequest, priority: int, budgets: Sequence[Budget], *, uid: str
     ) -> Victims | Literal["wait"] | None:
         """Choose as on() does, only among pods that hold something of a GPU.
 
@@ -67,18 +71,18 @@ class Search:
         holders = {hold.uid for hold in self._ledger.holds() if hold.node == node and hold.stage is Stage.BOUND}
         staying = self._neighbourhood.on(node)
         ending = frozenset(holders - {one.uid for one in staying})
-        if ending and self.fits(node, request, ending):
+        if ending and self.fits(node, request, ending, uid=uid):
             return "wait"
         lower = [self._weighed(one) for one in staying if one.priority < priority and one.uid in holders]
-        found = victims(lower, budgets, lambda gone: self.fits(node, request, gone))
+        found = victims(lower, budgets, lambda gone: self.fits(node, request, gone, uid=uid))
         return found if found is not None and found.pods else None
 
-    def explained(self, node: str, request: PodRequest) -> bool:
+    def explained(self, node: str, request: PodRequest, *, uid: str) -> bool:
         """Tell whether what we count is why kube-scheduler, which counts sums, did not place the pod there.
 
         Otherwise its victims are in the way for another reason, such as a port or an anti-affinity, and must go.
         """
-        view = self._ledger.view(node)
+        view = self._ledger.without(node, [uid])
         if view is None:
             return False
         if not _has_compute(view, request):

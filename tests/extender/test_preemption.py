@@ -9,14 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cotenant.contract.request import parse
+from cotenant.contract.units import GIB
 from cotenant.standins.api_rules import NODES, PODS
+from extender.ledger import Hold, NodeView
+from extender.placement.fit import Placement, grant, place
 from extender.placement.preemption import Budget, Neighbour, Requirement, Selector, victims
-from tests.builders import a_node, a_pod
+from tests.builders import NAMES, a_node, a_pod
 from tests.extender.running import Running, eventually, submit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cotenant.contract.grant import Grant
+    from cotenant.contract.reasons import Reason
     from cotenant.standins.api_server import ApiServer
     from tests.builders import Json
 
@@ -173,6 +179,25 @@ class TestVerb:
         found = self.ask(extender, 10, [residents["a6"], residents["b4"]])
         names = {one["metadata"]["uid"]: name for name, one in residents.items()}
         assert sorted(names[uid] for uid in found["n1"]) in (["a4", "a6"], ["b4", "b6"])
+
+    def test_nobody_else_goes_for_a_pod_for_which_somebody_goes_already(
+        self, extender: Running, residents: dict[str, Json]
+    ) -> None:
+        going = residents["a6"]["metadata"]["uid"]
+        request = parse(a_pod().named("vip").asking(6).build(), NAMES, GIB)
+        assert request is not None
+
+        def choose(view: NodeView) -> Grant | Reason:
+            placed = place(view, request)
+            return grant(request, placed) if isinstance(placed, Placement) else placed
+
+        # as when a6 was evicted for it, is ending, and kube-scheduler has lost the nomination
+        assert isinstance(extender.ledger.promise("vip", "default/vip", "n1", [going], choose), Hold)
+
+        answered = self.ask(extender, 6, [residents["a6"]])
+        extender.ledger.release("vip")
+
+        assert {"n1": [going]} == answered
 
     def test_pods_of_the_same_priority_are_left_alone(self, extender: Running, residents: dict[str, Json]) -> None:
         assert {} == self.ask(extender, 6, [residents["a4"], residents["b4"]], priority=0)
