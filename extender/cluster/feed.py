@@ -89,13 +89,13 @@ class _Nodes:
 
     def replaced(self, objects: list[Node], started: int, unreadable: list[Unreadable]) -> None:  # noqa: ARG002
         unread = [node.name for node in unreadable if node.name]
-        self._ledger.nodes_replaced((), [*(node.metadata.name for node in objects), *unread])
+        for name in self._ledger.nodes_replaced((), [*(node.metadata.name for node in objects), *unread]):
+            self._gone(name)
 
     def changed(self, change: Change, obj: Node) -> None:
         if change == "DELETED":
             self._ledger.node_gone(obj.metadata.name)
-            for onlooker in self._onlookers:
-                onlooker.node_gone(obj.metadata.name)
+            self._gone(obj.metadata.name)
         else:
             self._ledger.observe_node(obj)
             self._seen(obj)
@@ -103,6 +103,10 @@ class _Nodes:
     def unreadable(self, change: Change, obj: Unreadable) -> None:
         if change == "DELETED" and obj.name:
             self._ledger.node_gone(obj.name)
+
+    def _gone(self, name: str) -> None:
+        for onlooker in self._onlookers:
+            onlooker.node_gone(name)
 
     def _seen(self, node: Node) -> None:
         for onlooker in self._onlookers:
@@ -124,7 +128,8 @@ class _Pods:
 
     def replaced(self, objects: list[Pod], started: int, unreadable: list[Unreadable]) -> None:
         unread = [pod.uid for pod in unreadable if pod.uid]
-        self._ledger.pods_replaced((), started, [*(pod.uid for pod in objects), *unread])
+        for uid in self._ledger.pods_replaced((), started, [*(pod.uid for pod in objects), *unread]):
+            self._onlooker.pod_gone(uid)
         for hold in self._ledger.holds():
             if hold.problem:
                 self._complain(hold.uid, hold.key, Reason.BAD_GRANT, hold.problem)

@@ -290,8 +290,8 @@ class Ledger:
             self._views.drop(name)
             self._prune(account)
 
-    def nodes_replaced(self, nodes: Iterable[Node], others: Iterable[str] = ()) -> None:
-        """Take over a LIST of all nodes: those that are not in it are gone.
+    def nodes_replaced(self, nodes: Iterable[Node], others: Iterable[str] = ()) -> list[str]:
+        """Take over a LIST of all nodes: those that are not in it are gone, and named.
 
         *others*, by name, were in it too: taken over page by page before, or unreadable, so that they stay as they are.
         """
@@ -300,8 +300,10 @@ class Ledger:
             for node in nodes:
                 listed.add(node.metadata.name)
                 self.observe_node(node)
-            for name in [name for name in self._accounts if name not in listed]:
+            gone = [name for name in self._accounts if name not in listed]
+            for name in gone:
                 self.node_gone(name)
+            return gone
 
     def observe_pod(self, pod: Pod) -> None:
         """Take over what the API server says of a pod that exists."""
@@ -328,11 +330,11 @@ class Ledger:
             for pod in pods:
                 self.observe_pod(pod)
 
-    def pods_replaced(self, pods: Iterable[Pod], started: int, others: Iterable[str] = ()) -> None:
-        """Take over a LIST of all pods that was asked for after *started*, a mark().
+    def pods_replaced(self, pods: Iterable[Pod], started: int, others: Iterable[str] = ()) -> list[str]:
+        """Take over a LIST of all pods that was asked for after *started*, a mark(); name by UID those that are gone.
 
-        A pod that is not in it is gone, unless it was assumed later: the list may be older than such a pod. *others*,
-        by UID, were in it too: taken over page by page before, or unreadable, so that they keep what they hold.
+        A pod that is not in it is, unless it was assumed later: the list may be older than such a pod. *others*, by
+        UID, were in it too: taken over page by page before, or unreadable, so that they keep what they hold.
         """
         with self._lock:
             listed = set(others)
@@ -346,10 +348,11 @@ class Ledger:
                 *self._ungranted.uids(),
                 *self._residents,
             }
-            for uid in known - listed:
-                hold = self._holds.get(uid)
-                if hold is None or hold.since <= started:
-                    self.pod_gone(uid)
+            held = {uid: self._holds.get(uid) for uid in known - listed}
+            gone = [uid for uid, hold in held.items() if hold is None or hold.since <= started]
+            for uid in gone:
+                self.pod_gone(uid)
+            return gone
 
     # --- within ---
 
@@ -374,7 +377,8 @@ class Ledger:
             return
         if text is None:
             self._note_ungranted(pod, node)
-            # bound, and not by us: what we assumed for it cannot come true any more
+            # Bound, and not by us: what we assumed for it cannot come true any more. A grant that was taken away later
+            # looks the same; admission lets nobody do that (docs/decisions/0006).
             self._drop(pod.uid)
             return
         self._ungranted.drop(pod.uid)

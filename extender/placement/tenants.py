@@ -133,17 +133,18 @@ def least_bytes(request: PodRequest) -> int:
 
 
 def least_bytes_on(view: NodeView, request: PodRequest) -> int:
-    """Count the least that *request* would be charged on one node, were it empty."""
+    """Count the least that *request* would be charged on one node just now, or where it does not fit, were it empty."""
     wishes = request.wishes
     if request.profiles:
         return sum(partition.least_bytes(view, wishes, profile) for profile in request.profiles)
     if not wishes.isolation.whole_gpu:
         return least_bytes(request)
     need = max(pieces(request))
-    sizes = (
-        state.gpu.usable_bytes for state in view.gpus if is_wished(state, wishes) and state.gpu.usable_bytes >= need
-    )
-    return sum(nsmallest(wishes.gpu_count, sizes))
+    large = [s for s in view.gpus if is_wished(s, wishes) and s.gpu.usable_bytes >= need]
+    # of those in use none is given
+    empty = [state for state in large if state.healthy and state.empty]
+    usable = empty if len(empty) >= wishes.gpu_count else large
+    return sum(nsmallest(wishes.gpu_count, (state.gpu.usable_bytes for state in usable)))
 
 
 def _isolation(request: PodRequest) -> Isolation:

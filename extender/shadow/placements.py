@@ -96,6 +96,8 @@ class Shadow:
         of others the grant tells nearly as much.
         """
         self._rankings.mix = mix
+        # it is offered no GPUs that are cut, so what holds an instance is to it as others' pods are
+        holds = [hold for hold in holds if not hold.slots]
         present = {hold.uid for hold in holds}
         for uid in self._pods - present:
             self._ledger.pod_gone(uid)

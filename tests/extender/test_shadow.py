@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -140,6 +141,32 @@ def test_without_a_note_the_grant_tells_what_was_asked() -> None:
     both.follow()
 
     assert both.free_live() == both.shadow.free()
+
+
+def _chosen(granted: Grant, _view: NodeView) -> Grant:
+    return granted
+
+
+def test_instances_of_mig_gpus_are_left_out_of_it() -> None:
+    both = Both("spread", "spread", nodes=0)
+    both.ledger.observe_node(a_node("n0").with_gpu("10GiB").with_mig().build())
+    both.follow()
+    free = both.shadow.free()
+    for n, known in enumerate((True, False)):
+        built = a_pod().named(f"slice-{n}").asking("1", of=NAMES.mig("1g.5gb")).build()
+        request = parse(built, NAMES, GIB)
+        view = both.ledger.view("n0")
+        assert request is not None
+        assert view is not None
+        placed = place(view, request)
+        assert isinstance(placed, Placement)
+        granted = grant(request, placed)
+        assert isinstance(both.ledger.assume(built.uid, built.key, "n0", partial(_chosen, granted)), Hold)
+        if known:
+            both.requests[built.uid] = request
+        both.follow()
+
+    assert (free, 0, {}) == (both.shadow.free(), both.shadow.refused, dict(both.shadow.agreements))
 
 
 @pytest.mark.parametrize("policy", ["priced-leftovers", "fgd", "binpack/spread"])

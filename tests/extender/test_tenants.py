@@ -39,9 +39,10 @@ def asked(pod: PodBuilder) -> PodRequest:
     return request
 
 
-def view(node: NodeBuilder) -> NodeView:
+def view(node: NodeBuilder, *pods: PodBuilder) -> NodeView:
     ledger = Ledger(NAMES, GIB)
     ledger.observe_node(node.build())
+    ledger.observe_pods(pod.build() for pod in pods)
     found = ledger.view(node.name)
     assert found is not None
     return found
@@ -82,6 +83,17 @@ class TestWhatCounts:
         excess = limits.excess("team", alone, Use(), view(a_node("n").with_gpus(2, "141GiB")))
         assert excess is not None
         assert 141 * GIB == excess.asked
+
+    def test_a_gpu_for_the_pod_alone_is_one_that_is_empty_where_there_is_one(self) -> None:
+        alone = asked(a_pod().asking(8).wishing(isolation="exclusive"))
+        limits = tenants(team={"gpuMemory": "40GiB"})
+        node = a_node("n").with_gpu("24GiB").with_gpu("80GiB")
+        assert limits.excess("team", alone, Use(), view(node)) is None
+        # bind would be given the other one, and refuse it, again and again
+        in_use = view(node, a_pod().asking(1).bound_to("n", a_grant(granted({"GPU-n-0": GIB}))))
+        excess = limits.excess("team", alone, Use(), in_use)
+        assert excess is not None
+        assert 80 * GIB == excess.asked
 
     def test_a_mig_instance_counts_by_what_it_has_on_the_node(self) -> None:
         small = asked(a_pod().with_container({"nvidia.com/mig-3g.20gb": "1"}))

@@ -6,17 +6,22 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from cotenant.cluster import connect
 from cotenant.contract import used as notes
 from cotenant.contract.units import GIB
 from cotenant.contract.used import UsedMemory
-from cotenant.standins.api_rules import NODES
+from cotenant.standins.api_rules import NODES, PODS
+from cotenant.standins.api_server import ApiServer
+from extender.cluster.feed import Feed
 from extender.ledger import Ledger, Node
 from extender.used import Used
 from tests.builders import NAMES, a_node, a_pod
 from tests.extender.running import Running, eventually, submit
 
 if TYPE_CHECKING:
-    from cotenant.standins.api_server import ApiServer
+    from collections.abc import Mapping
+    from pathlib import Path
+
     from tests.builders import Json
 
 
@@ -50,6 +55,47 @@ def test_what_a_plugin_notes_is_shown_until_it_notes_something_else(api: ApiServ
     assert eventually(lambda: shown(extender)[0] == 4 * GIB)
     put(api, None)
     assert eventually(lambda: shown(extender) == before)
+
+
+class Gone:
+    """Note who goes."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def node_seen(self, name: str, annotations: Mapping[str, str] | None) -> None:
+        pass
+
+    def pod_seen(self, uid: str, key: str, annotations: Mapping[str, str] | None) -> None:
+        pass
+
+    def node_gone(self, name: str) -> None:
+        self.names.add(name)
+
+    def pod_gone(self, uid: str) -> None:
+        self.names.add(uid)
+
+
+def test_of_what_went_while_no_watch_could_tell_those_who_look_on_hear_by_the_next_list(tmp_path: Path) -> None:
+    with ApiServer() as api, connect(api.kubeconfig(tmp_path / "kubeconfig")) as cluster:
+        api.add_node("n1", annotations={NAMES.used: note(_0=3)})
+        uid = api.add_pod("p", spec={"nodeName": "n1"})["metadata"]["uid"]
+        used, gone = Used(NAMES), Gone()
+        feed = Feed(cluster, Ledger(NAMES, GIB), lambda *_: None, gone, used)
+        feed.start()
+        assert eventually(lambda: feed.synced() and api.watching == 2)
+        assert (3 * GIB, 1) == used.sums("n1")
+
+        api.freeze_watches()
+        api.store.delete(PODS, ("default", "p"), grace=0)
+        api.store.delete(NODES, ("", "n1"))
+        api.compact()
+        api.cut_watches()
+        api.freeze_watches(frozen=False)
+
+        assert eventually(lambda: gone.names == {uid, "n1"})
+        assert (0, 0) == used.sums("n1")
+        feed.stop()
 
 
 def test_a_gpu_in_full_use_takes_pods_by_its_grants_alone(api: ApiServer, extender: Running) -> None:
