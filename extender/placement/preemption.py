@@ -33,7 +33,11 @@ class Requirement(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Selector(msgspec.Struct, frozen=True, rename="camel"):
-    """Hold a label selector; an empty one matches everything."""
+    """Hold a label selector; an empty one matches everything, as for the eviction API.
+
+    kube-scheduler's dry run passes budgets with an empty one over, and pods that stand in a budget's disruptedPods
+    (defaultpreemption, filterPodsWithPDBViolation): to those that it protects the verb preempt may add some.
+    """
 
     match_labels: dict[str, str] | None = None
     match_expressions: tuple[Requirement, ...] | None = None
