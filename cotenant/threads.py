@@ -51,7 +51,7 @@ class Threads:
         try:
             yield
         except Exception:  # noqa: BLE001 - whatever it is, what comes next is not to suffer from it
-            self.count(name)
+            self.survived(name)
 
     def ended(self) -> list[str]:
         """Name the threads that have ended without being told to."""
@@ -65,8 +65,8 @@ class Threads:
 
     # What the threads tell.
 
-    def count(self, name: str) -> None:
-        """Log and count what is being handled."""
+    def survived(self, name: str) -> None:
+        """Log and count the exception that is being handled."""
         with self._guard:
             self._failures[name] += 1
         _log.exception(f"the thread {name!r} met what nobody expected, and goes on; please report it", thread=name)
@@ -75,10 +75,10 @@ class Threads:
         """Know it from its beginning, with no failure: of a count that begins at 1 Prometheus sees no increase."""
         with self._guard:
             self._under_way.add(thread)
-        self.counts(thread.name)
+        self.register(thread.name)
 
-    def counts(self, name: str) -> None:
-        """Count what is survived under *name* from now on."""
+    def register(self, name: str) -> None:
+        """Count what is survived under *name* from now on, from 0."""
         with self._guard:
             self._failures[name] += 0
 
@@ -165,7 +165,7 @@ class Loop:
                 goes_on = bool(self._turn())
                 pause = first
             except Exception as error:  # noqa: BLE001 - see above
-                self._threads.count(self._name)
+                self._threads.survived(self._name)
                 with self._threads.surviving(self._name):
                     self._failed(error)
                 if time.monotonic() - began > _STEADY_SECONDS:

@@ -274,16 +274,16 @@ def _amount(container: Container, names: Names) -> int | None:
     """Read how many units *container* asks for; None when it names neither our resource nor an alias."""
     if container.resources is None:
         return None
-    limits, requests = container.resources.limits or {}, container.resources.requests or {}
+    named = {*(container.resources.limits or ()), *(container.resources.requests or ())}
     for alias in (*ALIASES_IN_GIB, *ALIASES_IN_MIB):
-        if alias in limits or alias in requests:
+        if alias in named:
             # Only admission may rewrite it: the kubelet would never call us for a name we do not advertise.
             raise RequestError(
                 Reason.BAD_REQUEST,
                 f"container {container.name} asks {alias}, which admission rewrites to {names.gpu_mem}; "
                 "the admission policy or webhook is not installed",
             )
-    if names.gpu_mem not in limits and names.gpu_mem not in requests:
+    if names.gpu_mem not in named:
         return None
     return _whole_amount(container, names.gpu_mem)
 

@@ -122,7 +122,7 @@ class CallServer:
         self._place.prepare(self._listener)
         self._listener.bind(self._place.address)
         self._listener.listen(_BACKLOG)
-        self._threads.counts(_CALL)
+        self._threads.register(_CALL)
         self._thread.start()
 
     def stop(self) -> None:
