@@ -23,6 +23,7 @@ from extender.placement.fit import Placement, grant, place
 from extender.placement.pooled_ranking import exchanged
 from extender.policies import PolicyError
 from extender.verbs.judge import Judge
+from tests.builders import a_pod
 
 if TYPE_CHECKING:
     from cotenant.contract.grant import Grant
@@ -137,7 +138,10 @@ class TestWhoseCounts:
     def test_mig_instances_are_kept_apart_where_the_pool_says_so(self) -> None:
         ground = Ground().node("calm", 0, pool="calm").node("other", 0)
 
-        assert [True, False] == [ground.judge.aim(asking(1), node).spread for node in ("calm", "other")]
+        instance = parse(a_pod().asking("1", of=NAMES.mig("1g.5gb")).build(), NAMES, GIB)
+        assert instance is not None
+
+        assert [True, False] == [ground.judge.aim(instance, node).spread for node in ("calm", "other")]
 
 
 class TestBetweenPools:
