@@ -16,6 +16,7 @@ from cotenant.contract.configuration import ConfigurationError, DevicePluginConf
 from cotenant.contract.inventory import GPU, Family
 from cotenant.contract.units import format_bytes
 from device_plugin.admission.ids import TooManyIdsError
+from device_plugin.families.occupants import OccupiedError
 from device_plugin.families.partitions import StrategyError
 from device_plugin.nvml import NVML, NVMLUnavailableError
 from device_plugin.plugin import DevicePlugin
@@ -114,7 +115,7 @@ def main(
         raise click.ClickException(f"serve: {settings.serve} cannot be had: {error}") from error
     try:
         plugin.start()
-    except (TooManyIdsError, NVMLUnavailableError, ConfigurationError, StrategyError) as error:
+    except (TooManyIdsError, NVMLUnavailableError, ConfigurationError, OccupiedError, StrategyError) as error:
         raise click.ClickException(str(error)) from error
     stop.wait()
     plugin.stop()

@@ -166,13 +166,14 @@ class DevicePlugin:
     def start(self) -> None:
         """Read the GPUs, then begin to serve.
 
-        Raises TooManyIdsError, NVMLUnavailableError, StrategyError, ConfigurationError.
+        Raises TooManyIdsError, NVMLUnavailableError, OccupiedError, StrategyError, ConfigurationError.
         """
         gpus = self._nvml.gpus()
         self._assign(gpus)
+        # before MIG or compute modes change under the pods of another plugin
+        self._occupants.refuse(self._names_of(gpus))
         self._partitioning.switch_on(gpus, starting=True)
         self._take_inventory()
-        self._occupants.refuse([resource.name for resource in self._offers.resources])
         if self._serving is not None:
             self._serving.start()
         self._publisher.start()
@@ -331,6 +332,11 @@ class DevicePlugin:
             self._show()
         # not under the lock: daemons that are to end may be telling of a change
         self._mps.keep(plans(self._described or (), self._assignment.of), self._gpus)
+
+    def _names_of(self, gpus: tuple[PhysicalGPU, ...]) -> set[str]:
+        """Name the resources that GPUs are to be offered as."""
+        shares = {how.resource for how in self._assignment.of.values() if how.resource}
+        return {self._configuration.names.gpu_mem} | shares | self._partitioning.partitions.names(gpus)
 
     def _assign(self, gpus: tuple[PhysicalGPU, ...]) -> None:
         """Take over the rules that hold now, before GPUs that are new to them are shown."""

@@ -12,9 +12,12 @@ from cotenant.contract import inventory as inventories
 from cotenant.contract.inventory import Family, InventoryError
 from cotenant.contract.names import NVIDIA_DOMAIN, Names
 from cotenant.contract.units import parse_quantity
-from device_plugin.families.partitions import StrategyError
 
 _SECONDS = 3.0
+
+
+class OccupiedError(Exception):
+    """Say that another device plugin serves what this node's GPUs are to be offered as."""
 
 
 class _Node(msgspec.Struct):
@@ -45,9 +48,9 @@ class Occupants:
         self._names = names
 
     def refuse(self, resources: Collection[str]) -> None:
-        """Raise StrategyError where another plugin serves one of *resources*."""
+        """Raise OccupiedError where another plugin serves one of *resources*."""
         for sentence in self.taken(resources).values():
-            raise StrategyError(sentence)
+            raise OccupiedError(sentence)
 
     def taken(self, resources: Collection[str], *, new_to_us: bool = False) -> dict[str, str]:
         """Name those of *resources* that another plugin serves, each with a sentence.

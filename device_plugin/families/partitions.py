@@ -7,7 +7,7 @@ import structlog
 
 from cotenant.contract.configuration import MIGStrategy
 from cotenant.contract.grant import ContainerGrant
-from cotenant.contract.inventory import GPU, MIG, Family, Health, InstanceShares, MIGInstance, MIGProfile
+from cotenant.contract.inventory import GPU, MIG, Family, Health, InstanceShares, MIGInstance, MIGProfile, Mode
 from cotenant.contract.names import SHARED, Names
 from device_plugin.admission.calls import Admission, Admitted
 from device_plugin.admission.ids import instance_ids, share_ids
@@ -114,6 +114,30 @@ class Partitions:
         self._gpus = {gpu.uuid: gpu.index for gpu in gpus}
         return found
 
+    def names(self, gpus: Iterable[PhysicalGPU]) -> frozenset[str]:
+        """Name what MIG GPUs are to be offered as, be MIG mode on or not yet; one that cannot be read names nothing."""
+        found: set[str] = set()
+        for gpu in gpus:
+            if not (gpu.guest or gpu.fault):
+                try:
+                    found |= self._names_of(gpu)
+                except (MIGError, NVMLUnavailableError) as error:
+                    self._warn(gpu.uuid, "names", error)
+        return frozenset(found)
+
+    def _names_of(self, gpu: PhysicalGPU) -> set[str]:
+        how = self._assigned(gpu)
+        if how.mode is not Mode.MIG:
+            return set()
+        if how.family is Family.MIG_STATIC and self._strategy() is not MIGStrategy.MIXED:
+            return {_whole_name(how)}
+        profiles = self._nvml.mig_profiles(gpu.index)
+        if how.family is Family.MIG_DYNAMIC:
+            return {self._names.mig(profile.name) for profile in profiles}
+        cut = MIG(shares=self._shares(gpu, profiles))
+        there = self._nvml.mig_instances(gpu.index) if gpu.mig_enabled else ()
+        return {self._names.mig_prefix + cut.suffix(one.profile) for one in there}
+
     def parents(self) -> dict[str, str]:
         """Say of which GPU each instance is that is given, by UUID."""
         return {one.uuid: gpu for gpu, mig in self._last.items() for one in mig.instances}
@@ -190,7 +214,7 @@ class Partitions:
         found: dict[str, Shares] = {}
         for gpu, uuid, well in self._units(gpus, static):
             how = assigned[gpu.uuid]
-            name = NVIDIA_GPU + (SHARED if how.renamed and how.replicas > 1 else "")
+            name = _whole_name(how)
             before = found.get(name, Shares({}, single=False))
             ids = dict.fromkeys(share_ids(uuid, how.replicas), well)
             found[name] = Shares({**before.devices, **ids}, before.single or how.single, packed)
@@ -217,6 +241,11 @@ class Partitions:
                 "use mixed, or cut the GPUs alike"
             )
         return [(gpu, one.uuid, _is_well(gpu, one)) for one, gpu in instances]
+
+
+def _whole_name(how: Assigned) -> str:
+    """Name what instances are offered as that are called GPUs."""
+    return NVIDIA_GPU + (SHARED if how.renamed and how.replicas > 1 else "")
 
 
 def _is_well(gpu: GPU, instance: MIGInstance) -> bool:

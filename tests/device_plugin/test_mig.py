@@ -14,6 +14,7 @@ from cotenant.contract.grant import ContainerGrant, GPUShare, Isolation, Isolati
 from cotenant.contract.inventory import Family, Health, Inventory, MIGInstance, Mode, UnhealthyInstance
 from cotenant.contract.units import GIB, id_prefix
 from cotenant.standins.api_rules import NODES
+from device_plugin.families.occupants import OccupiedError
 from device_plugin.families.partitions import StrategyError
 from device_plugin.nvml import NVML
 from device_plugin.nvml.fake_mig import Fault, StateFile
@@ -57,7 +58,7 @@ class Cut:
         self.node.edit(self.config)
         try:
             self.node.start_plugin(wait=False)
-        except StrategyError:
+        except (OccupiedError, StrategyError):
             self.node.plugin = None  # it has not begun
             raise
         self.node.kubelet.wait(lambda: self.node.kubelet.allocatable(resource), resource)
@@ -272,6 +273,15 @@ class TestDynamic:
         assert [Health.HEALTHY, Health.UNHEALTHY, Health.UNHEALTHY] == [gpu.health for gpu in found]
         assert "MIG mode is off: `nvidia-smi -i 1 -mig 1`" == found[1].detail
         assert found[2].detail.startswith("a vGPU is cut by the hypervisor, not in the virtual machine")
+
+    def test_mig_mode_stays_off_where_another_plugin_serves_the_names(self, dynamic: Cut) -> None:
+        path = dynamic.node.folder / "kubelet" / "device-plugins" / "nvidia-mig-1g.10gb.sock"
+        with socket.socket(socket.AF_UNIX) as theirs:
+            theirs.bind(str(path))
+            theirs.listen()
+            with pytest.raises(OccupiedError, match=r"another device plugin serves nvidia\.com/mig-1g\.10gb"):
+                dynamic.start({"model": "NVIDIA H100 80GB HBM3", "memory": "80GiB", "mig": "false"})
+        assert not NVML.open(fake=dynamic.node.gpu_file).gpus()[0].mig_enabled
 
     def test_a_gpu_that_comes_to_the_family_by_an_edit_is_switched_on_when_nobody_uses_it(self, dynamic: Cut) -> None:
         h100 = {"model": "NVIDIA H100 80GB HBM3", "memory": "80GiB", "mig": "false"}
@@ -502,7 +512,7 @@ class TestStatic:
         with socket.socket(socket.AF_UNIX) as theirs:
             theirs.bind(str(path))
             theirs.listen()
-            with pytest.raises(StrategyError, match=r"another device plugin serves nvidia\.com/mig-1g\.5gb"):
+            with pytest.raises(OccupiedError, match=r"another device plugin serves nvidia\.com/mig-1g\.5gb"):
                 static.start()
             static.config += "migDomain: cotenant.io\n"
             static.start(resource="cotenant.io/mig-1g.5gb")

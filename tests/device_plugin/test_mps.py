@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ import pytest
 from cotenant.contract.configuration import MPSSettings
 from cotenant.contract.inventory import GPU, Family, Health, Mode
 from cotenant.contract.units import GIB
+from device_plugin.families.occupants import OccupiedError
 from device_plugin.families.rules import Assigned
 from device_plugin.inventory import Daemon, describe
 from device_plugin.mps import nursery, process
@@ -669,6 +671,19 @@ class TestOnANode:
             mounts = [(mount.host_path, mount.container_path) for mount in answer.mounts]
             assert [(pipe, pipe), ("/dev/shm", "/dev/shm")] == mounts
 
+    def test_a_plugin_that_refuses_to_start_has_closed_no_gpu_to_the_pods_of_another(self, root: Path) -> None:
+        config = self.config(root).replace("mps}]", "mps}, {indices: [1], family: replicas}]")
+        with Node(["16GiB"] * 2, config=config, plugin=False) as node:
+            path = node.folder / "kubelet" / "device-plugins" / "nvidia-gpu.sock"
+            with socket.socket(socket.AF_UNIX) as theirs:
+                theirs.bind(str(path))
+                theirs.listen()
+                with pytest.raises(OccupiedError, match=r"another device plugin serves nvidia\.com/gpu"):
+                    node.start_plugin()
+            node.plugin = None  # it has not begun
+            assert not list(root.iterdir()), "no daemon was begun"
+            assert [DEFAULT] * 2 == [gpu.compute_mode for gpu in NVML.open(fake=node.gpu_file).gpus()]
+
     def test_a_fault_takes_the_gpu_out_of_use_until_it_is_over_and_no_other(self, root: Path) -> None:
         with Node(["16GiB"] * 2, config=self.config(root)) as node:
             self.healthy(node)
@@ -698,11 +713,11 @@ class TestOnANode:
             assert DEFAULT == NVML.open(fake=node.gpu_file).gpus()[0].compute_mode
 
     def test_shares_that_another_rule_gave_away_keep_the_daemon_of_a_nursery(self, root: Path) -> None:
-        socket = root / "nursery.sock"
-        running = Nursery(socket, FAKE)
+        listens = root / "nursery.sock"
+        running = Nursery(listens, FAKE)
         thread = threading.Thread(target=running.run)
         thread.start()
-        mps = f"mps: {{control: {FAKE}, root: {root}, shm: /dev/shm, nursery: {socket}}}"
+        mps = f"mps: {{control: {FAKE}, root: {root}, shm: /dev/shm, nursery: {listens}}}"
         shares = "{indices: [0], family: replicas, mode: mps, resource: nvidia.com/gpu, replicas: 2}"
         try:
             with Node(["16GiB"] * 2, config=f"gpus: [{shares}]\n{mps}") as node:
