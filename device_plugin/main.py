@@ -17,7 +17,6 @@ from cotenant.contract.inventory import GPU, Family
 from cotenant.contract.units import format_bytes
 from device_plugin.admission.ids import TooManyIdsError
 from device_plugin.families.occupants import OccupiedError
-from device_plugin.families.partitions import StrategyError
 from device_plugin.nvml import NVML, NVMLUnavailableError
 from device_plugin.plugin import DevicePlugin
 
@@ -115,7 +114,7 @@ def main(
         raise click.ClickException(f"serve: {settings.serve} cannot be had: {error}") from error
     try:
         plugin.start()
-    except (TooManyIdsError, NVMLUnavailableError, ConfigurationError, OccupiedError, StrategyError) as error:
+    except (TooManyIdsError, NVMLUnavailableError, ConfigurationError, OccupiedError) as error:
         raise click.ClickException(str(error)) from error
     stop.wait()
     plugin.stop()

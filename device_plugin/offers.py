@@ -76,7 +76,8 @@ class Offers:
     ) -> None:
         """Offer *gpus*, and what the MIG GPUs among them are; raise TooManyIdsError, and then change nothing."""
         units = advertised(gpus, unit_bytes)
-        shares = {**offered(gpus, assigned, packed=packed), **partitions.whole}
+        # where rules offer both under one name, instances are unhealthy
+        shares = {**partitions.whole, **offered(gpus, assigned, packed=packed)}
         cut = partitions.instances
         count = len(units) + sum(len(one.devices) for one in shares.values()) + sum(map(len, cut.values()))
         if count > MAX_IDS:

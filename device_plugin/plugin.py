@@ -25,7 +25,7 @@ from device_plugin.families.memory import Memory
 from device_plugin.families.newcomers import Newcomers
 from device_plugin.families.occupants import Occupants
 from device_plugin.families.partitioning import Partitioning
-from device_plugin.families.partitions import Partition, StrategyError
+from device_plugin.families.partitions import Partition
 from device_plugin.families.replicas import Replicas
 from device_plugin.families.rules import NVIDIA_GPU, Assigned
 from device_plugin.handing import Handing
@@ -166,7 +166,7 @@ class DevicePlugin:
     def start(self) -> None:
         """Read the GPUs, then begin to serve.
 
-        Raises TooManyIdsError, NVMLUnavailableError, OccupiedError, StrategyError, ConfigurationError.
+        Raises TooManyIdsError, NVMLUnavailableError, OccupiedError, ConfigurationError.
         """
         gpus = self._nvml.gpus()
         self._assign(gpus)
@@ -285,7 +285,7 @@ class DevicePlugin:
         """Do a step; where it cannot be done, what was offered before stays."""
         try:
             step()
-        except (NVMLUnavailableError, TooManyIdsError, StrategyError) as error:
+        except (NVMLUnavailableError, TooManyIdsError) as error:
             self._not_taken(error)
 
     def _not_taken(self, error: Exception) -> None:

@@ -72,8 +72,9 @@ class Partitioning:
 
     @property
     def unfit(self) -> dict[str, str]:
-        """Say why nothing new may be placed on GPUs that are about to be cut anew, by UUID."""
-        return dict.fromkeys(self._cutter.announced, "its MIG geometry is about to be changed")
+        """Say why nothing new may be placed on GPUs that are cut wrong, or are about to be cut anew, by UUID."""
+        due = dict.fromkeys(self._cutter.announced, "its MIG geometry is about to be changed")
+        return self.partitions.misfits(self._gpus, self.cut) | due
 
     def noticed(self, node: NodeMetadata | None) -> None:
         """Take the label that says which geometry is wanted."""

@@ -1,5 +1,6 @@
 """GPUs that MIG partitions: which instances this node offers under which names, and how each is handed out."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -19,10 +20,6 @@ from device_plugin.families.rules import NVIDIA_GPU, Assigned
 from device_plugin.nvml import NVML, MIGError, NVMLUnavailableError, PhysicalGPU
 
 log = structlog.get_logger(__name__)
-
-
-class StrategyError(Exception):
-    """Say why this node's GPUs cannot be offered as configured."""
 
 
 class Partition(Granted):
@@ -138,6 +135,25 @@ class Partitions:
         there = self._nvml.mig_instances(gpu.index) if gpu.mig_enabled else ()
         return {self._names.mig_prefix + cut.suffix(one.profile) for one in there}
 
+    def misfits(self, gpus: Sequence[PhysicalGPU], cut: Mapping[str, MIG]) -> dict[str, str]:
+        """Say why GPUs, *cut* so, cannot be offered under the name of GPUs, by UUID; the others are."""
+        strategy = self._strategy()
+        static = [gpu for gpu in gpus if self._assigned(gpu).family is Family.MIG_STATIC]
+        if not static or strategy is MIGStrategy.MIXED:
+            return {}
+        others = [gpu.index for gpu in gpus if self._assigned(gpu).family is Family.REPLICAS]
+        if others:
+            clash = f"migStrategy: {strategy} offers it as {NVIDIA_GPU}, which GPU {others[0]} is offered as too; use mixed"
+            return dict.fromkeys((gpu.uuid for gpu in static), clash)
+        if strategy is MIGStrategy.NONE:
+            return {}
+        # one that is lost has a say too, so that its loss does not change which profile counts
+        there = {gpu.uuid: sorted({one.profile for one in cut[gpu.uuid].instances}) for gpu in static if gpu.uuid in cut}
+        alike = Counter(profiles[0] for profiles in there.values() if len(profiles) == 1)
+        # of as many GPUs each, that of the first
+        usual = alike.most_common(1)[0][0] if alike else ""
+        return {uuid: _misfit(profiles, usual) for uuid, profiles in there.items() if profiles != [usual]}
+
     def parents(self) -> dict[str, str]:
         """Say of which GPU each instance is that is given, by UUID."""
         return {one.uuid: gpu for gpu, mig in self._last.items() for one in mig.instances}
@@ -185,21 +201,18 @@ class Partitions:
         )
 
     def offers(self, gpus: Sequence[GPU], assigned: Mapping[str, Assigned], *, packed: bool) -> Offered:
-        """List the device ids of every resource that MIG GPUs are offered under.
-
-        Raises StrategyError where the strategy single finds anything but one profile.
-        """
+        """List the device ids of every resource that MIG GPUs are offered under; those of unhealthy ones are too."""
         static = [gpu for gpu in gpus if gpu.family is Family.MIG_STATIC]
         offered: dict[str, dict[str, bool]] = {}
         whole: dict[str, Shares] = {}
-        if static and self._strategy() is MIGStrategy.MIXED:
+        if self._strategy() is MIGStrategy.MIXED:
             for gpu in static:
                 for one in gpu.mig.instances if gpu.mig else ():
                     ids = offered.setdefault(self._names.mig_prefix + (gpu.mig or MIG()).suffix(one.profile), {})
                     replicas = (gpu.mig or MIG()).replicas(one.profile)
                     ids.update(dict.fromkeys(share_ids(one.uuid, replicas), _is_well(gpu, one)))
-        elif static:
-            whole = self._whole(gpus, static, assigned, packed=packed)
+        else:
+            whole = self._whole(static, assigned, packed=packed)
         for gpu in gpus:
             if gpu.family is Family.MIG_DYNAMIC:
                 for profile in gpu.mig.profiles if gpu.mig else ():
@@ -207,45 +220,37 @@ class Partitions:
                     ids.update(dict.fromkeys(instance_ids(gpu.uuid, profile), gpu.health is Health.HEALTHY))
         return Offered(offered, whole)
 
-    def _whole(
-        self, gpus: Sequence[GPU], static: Sequence[GPU], assigned: Mapping[str, Assigned], *, packed: bool
-    ) -> dict[str, Shares]:
+    def _whole(self, static: Iterable[GPU], assigned: Mapping[str, Assigned], *, packed: bool) -> dict[str, Shares]:
         """Offer what is there under NVIDIA's name for GPUs, in shares where a rule says so."""
         found: dict[str, Shares] = {}
-        for gpu, uuid, well in self._units(gpus, static):
+        for gpu in static:
             how = assigned[gpu.uuid]
             name = _whole_name(how)
             before = found.get(name, Shares({}, single=False))
-            ids = dict.fromkeys(share_ids(uuid, how.replicas), well)
+            ids = {share: well for uuid, well in self._units(gpu) for share in share_ids(uuid, how.replicas)}
+            # also where there are none yet: what is known from the start need not be looked for at other plugins' later
             found[name] = Shares({**before.devices, **ids}, before.single or how.single, packed)
         return found
 
-    def _units(self, gpus: Sequence[GPU], static: Sequence[GPU]) -> list[tuple[GPU, str, bool]]:
-        """List what counts as a GPU, by UUID, each with whether it is healthy."""
-        strategy = self._strategy()
-        others = [gpu for gpu in gpus if gpu.family is Family.REPLICAS]
-        if others:
-            raise StrategyError(
-                f"migStrategy: {strategy} offers instances as {NVIDIA_GPU}, which GPU {others[0].index} is "
-                "offered as too; use mixed"
-            )
-        if strategy is MIGStrategy.NONE:
-            return [(gpu, gpu.uuid, gpu.health is Health.HEALTHY) for gpu in static]
-        instances = [(one, gpu) for gpu in static for one in (gpu.mig.instances if gpu.mig else ())]
-        profiles = sorted({one.profile for one, _ in instances})
-        empty = [gpu.index for gpu in static if gpu.health is Health.HEALTHY and not (gpu.mig and gpu.mig.instances)]
-        if len(profiles) > 1 or empty:
-            found = f"there are {', '.join(profiles)}" if len(profiles) > 1 else f"GPU {empty[0]} has no instances"
-            raise StrategyError(
-                f"migStrategy: single needs instances of one profile on every GPU of family mig-static, and {found}; "
-                "use mixed, or cut the GPUs alike"
-            )
-        return [(gpu, one.uuid, _is_well(gpu, one)) for one, gpu in instances]
+    def _units(self, gpu: GPU) -> list[tuple[str, bool]]:
+        """List what of a GPU counts as one, by UUID, each with whether it is healthy."""
+        if self._strategy() is MIGStrategy.NONE:
+            return [(gpu.uuid, gpu.health is Health.HEALTHY)]
+        return [(one.uuid, _is_well(gpu, one)) for one in (gpu.mig.instances if gpu.mig else ())]
 
 
 def _whole_name(how: Assigned) -> str:
     """Name what instances are offered as that are called GPUs."""
     return NVIDIA_GPU + (SHARED if how.renamed and how.replicas > 1 else "")
+
+
+def _misfit(profiles: Sequence[str], usual: str) -> str:
+    found = f"it has {', '.join(profiles)}" if profiles else "it has no instances"
+    most = f", where most GPUs have {usual}" if usual else ""
+    return (
+        f"migStrategy: single needs instances of one profile on every GPU of family mig-static, and {found}{most}; "
+        "use mixed, or cut the GPUs alike"
+    )
 
 
 def _is_well(gpu: GPU, instance: MIGInstance) -> bool:

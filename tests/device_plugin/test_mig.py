@@ -15,7 +15,6 @@ from cotenant.contract.inventory import Family, Health, Inventory, MIGInstance, 
 from cotenant.contract.units import GIB, id_prefix
 from cotenant.standins.api_rules import NODES
 from device_plugin.families.occupants import OccupiedError
-from device_plugin.families.partitions import StrategyError
 from device_plugin.nvml import NVML
 from device_plugin.nvml.fake_mig import Fault, StateFile
 from tests.device_plugin.node import NAMES, NODE, SECONDS, Node, container, container_grant, granted, uuid
@@ -58,7 +57,7 @@ class Cut:
         self.node.edit(self.config)
         try:
             self.node.start_plugin(wait=False)
-        except (OccupiedError, StrategyError):
+        except OccupiedError:
             self.node.plugin = None  # it has not begun
             raise
         self.node.kubelet.wait(lambda: self.node.kubelet.allocatable(resource), resource)
@@ -498,12 +497,49 @@ class TestStatic:
         assert held == static.node.gpus_seen(pod)
         assert held in ({static.uuid_at(0), static.uuid_at(4)} if strategy == "single" else {uuid(0)})
 
-    def test_the_strategy_single_needs_one_profile(self, static: Cut) -> None:
+    def test_under_single_a_gpu_that_is_cut_wrong_is_unhealthy_and_the_others_go_on(self, static: Cut) -> None:
+        static.config = static.config.replace("{family", "{indices: [0, 1, 2], family") + "migStrategy: single\n"
+        static.node.write_gpus([A100, A100, A100, {}])
+        static.cut(("3g.20gb", 0), ("3g.20gb", 4))
+        static.cut(("3g.20gb", 0), ("3g.20gb", 4), gpu=1)
+        static.cut(("3g.20gb", 4), ("1g.5gb", 0), gpu=2)
+        static.start(resource="nvidia.com/gpu")
+        kubelet = static.node.kubelet
+        # two of each of the first two, and the fourth by memory
+        kubelet.wait(lambda: kubelet.allocatable("nvidia.com/gpu") == 4, "four instances")
+        kubelet.wait(lambda: kubelet.allocatable(NAMES.gpu_mem) == 80, "the units")
+        found = static.node.wait_published("all four", lambda i: len(i.gpus) == 4).gpus
+        assert ["healthy", "healthy", "unhealthy", "healthy"] == [str(gpu.health) for gpu in found]
+        why = (
+            "migStrategy: single needs instances of one profile on every GPU of family mig-static, and it has "
+            "1g.5gb, 3g.20gb, where most GPUs have 3g.20gb; use mixed, or cut the GPUs alike"
+        )
+        assert why == found[2].detail
+
+        # somebody destroys what is on the second, and then the fourth is lost
+        nvml = NVML.open(fake=static.node.gpu_file)
+        for one in nvml.mig_instances(1):
+            nvml.destroy_mig_instance(1, one)
+        kubelet.wait(lambda: kubelet.allocatable("nvidia.com/gpu") == 2, "those of the first")
+        static.node.write_gpus([A100, A100, A100, {"lost": True}])
+        found = static.node.wait_published("of a lost GPU", lambda i: i.gpus[3].health is Health.UNHEALTHY).gpus
+        assert ["healthy", "unhealthy", "unhealthy"] == [str(gpu.health) for gpu in found[:3]]
+        assert "and it has no instances, where most GPUs have 3g.20gb;" in found[1].detail
+        assert "fallen off the bus" in found[3].detail
+
+    def test_instances_are_not_offered_beside_gpus_of_the_same_name(self, static: Cut) -> None:
+        static.config = static.config.replace("{family", "{indices: [0], family").replace(
+            "mig-static}", "mig-static}, {indices: [1], family: replicas, replicas: 3}"
+        )
         static.config += "migStrategy: single\n"
-        static.node.write_gpus([A100])
-        static.cut(("3g.20gb", 4), ("1g.5gb", 0))
-        with pytest.raises(StrategyError, match=r"and there are 1g\.5gb, 3g\.20gb; use mixed, or cut the GPUs alike"):
-            static.start()
+        static.node.write_gpus([A100, {}])
+        static.cut(("3g.20gb", 0), ("3g.20gb", 4))
+        static.start(resource="nvidia.com/gpu")
+        kubelet = static.node.kubelet
+        kubelet.wait(lambda: kubelet.allocatable("nvidia.com/gpu") == 3, "the shares of the second")
+        first, second = static.node.wait_published("of two", lambda i: len(i.gpus) == 2).gpus
+        assert "migStrategy: single offers it as nvidia.com/gpu, which GPU 1 is offered as too; use mixed" == first.detail
+        assert Health.HEALTHY is second.health
 
     def test_names_that_another_plugin_serves_are_left_to_it(self, static: Cut) -> None:
         static.node.write_gpus([A100])
@@ -571,6 +607,19 @@ mig-configs:
         label(node, "odd")
         static.wait(lambda: any("cannot hold 4 x 2g.10gb together" in note for note in self.notes(static)), "a no")
         assert ["1g.5gb"] * 7 == [one.profile for one in static.state.read().instances if one.gpu == uuid(0)]
+
+    def test_gpus_that_were_never_cut_are_cut_under_the_strategy_single_too(self, static: Cut) -> None:
+        file = static.node.folder / "geometries.yaml"
+        file.write_text(self.FILE)
+        static.config += f"migConfigs: {file}\nmigStrategy: single\n"
+        label(static.node, "small")
+        static.node.write_gpus([A100])
+
+        static.start(resource="nvidia.com/gpu")
+
+        static.wait(lambda: self.state(static) == "success", "the geometry")
+        kubelet = static.node.kubelet
+        kubelet.wait(lambda: kubelet.allocatable("nvidia.com/gpu") == 7, "its instances")
 
     @staticmethod
     def state(static: Cut) -> str | None:

@@ -6,10 +6,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from cotenant.contract.configuration import MIGStrategy
-from cotenant.contract.inventory import Family
+from cotenant.contract.inventory import MIG, Family, MIGInstance
 from device_plugin.families.partitions import Partitions
 from device_plugin.families.rules import Assigned
-from device_plugin.nvml import NVML
+from device_plugin.nvml import NVML, PhysicalGPU
 from tests.builders import NAMES
 
 # UNKNOWN
@@ -25,8 +25,9 @@ class Bench:
         self.nvml = NVML.open(fake=self.file)
         for gpu in (0, 1):
             self.nvml.create_mig_instance(gpu, "1g.5gb", 0)
+        self.strategy = MIGStrategy.MIXED
         self.partitions = Partitions(
-            self.nvml, lambda _: Assigned(family=Family.MIG_STATIC), lambda: MIGStrategy.MIXED, NAMES
+            self.nvml, lambda _: Assigned(family=Family.MIG_STATIC), lambda: self.strategy, NAMES
         )
 
     def write(self, trouble: str = "") -> None:
@@ -58,6 +59,33 @@ def test_a_gpu_that_cannot_be_read_is_not_said_to_have_no_instances(bench: Bench
     for one in bench.nvml.mig_instances(0):
         bench.nvml.destroy_mig_instance(0, one)
     assert {"GPU-0": 0, "GPU-1": 1} == bench.read()
+
+
+@pytest.mark.parametrize(
+    ("cuts", "misfits"),
+    [
+        (["1g.5gb", "1g.5gb 1g.5gb"], []),
+        (["1g.5gb", "2g.10gb", "2g.10gb"], ["GPU-0"]),
+        (["1g.5gb", "2g.10gb"], ["GPU-1"]),  # one each: that of the first counts
+        (["1g.5gb 2g.10gb", "2g.10gb"], ["GPU-0"]),  # one with both has no say
+        (["", "2g.10gb"], ["GPU-0"]),
+        (["", ""], ["GPU-0", "GPU-1"]),
+    ],
+)
+def test_under_single_gpus_are_misfits_that_are_not_cut_as_most_are(
+    bench: Bench, cuts: list[str], misfits: list[str]
+) -> None:
+    gpus = [
+        PhysicalGPU(uuid=f"GPU-{index}", index=index, model="A", total_bytes=1, reserved_bytes=0)
+        for index in range(len(cuts))
+    ]
+    found = {
+        gpu.uuid: MIG(instances=tuple(MIGInstance(profile=name, start=0, size=1) for name in profiles.split()))
+        for gpu, profiles in zip(gpus, cuts, strict=True)
+    }
+    assert [] == [*bench.partitions.misfits(gpus, found)]
+    bench.strategy = MIGStrategy.SINGLE
+    assert misfits == [*bench.partitions.misfits(gpus, found)]
 
 
 def test_why_it_cannot_be_read_is_logged_once_until_it_could(bench: Bench) -> None:
