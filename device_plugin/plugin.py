@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -20,6 +21,7 @@ from device_plugin.cluster.events import PodEvents
 from device_plugin.cluster.notes import NodeMetadata, NodeNotes, labels_of
 from device_plugin.cluster.pods import NodePods
 from device_plugin.coexistence.watch import Coexistence, ForeignCollector
+from device_plugin.families import before
 from device_plugin.families.assignment import Assignment, held
 from device_plugin.families.memory import Memory
 from device_plugin.families.newcomers import Newcomers
@@ -146,6 +148,7 @@ class DevicePlugin:
             changed=self._judge_again,
             used=self._in_use,
         )
+        self._published = partial(before.read, cluster, node, names)
         self._occupants = Occupants(cluster, node, plugin_folder, names)
         self._newcomers = Newcomers(lambda resources: self._occupants.taken(resources, new_to_us=True), names)
         self._untaken = ""
@@ -168,12 +171,12 @@ class DevicePlugin:
 
         Raises TooManyIdsError, NVMLUnavailableError, OccupiedError, ConfigurationError.
         """
-        gpus = self._nvml.gpus()
-        self._assign(gpus)
-        # before MIG or compute modes change under the pods of another plugin
-        self._occupants.refuse(self._names_of(gpus))
-        self._partitioning.switch_on(gpus, starting=True)
-        self._take_inventory()
+        self._pods.start(wait_seconds=_PODS_SECONDS)  # first, so that GPUs that they hold stay as they were
+        try:
+            self._begin()
+        except Exception:
+            self._pods.stop()
+            raise
         if self._serving is not None:
             self._serving.start()
         self._publisher.start()
@@ -181,12 +184,10 @@ class DevicePlugin:
         self._used.start()
         self._events.start()
         self._care.start()
-        self._pods.start(wait_seconds=_PODS_SECONDS)
         with self._showing:
             self._offers.start()
         self._looks.start()
         self._watchdog.start()
-        self._looks.wake()  # now that the pods are known, it can be told which instances nobody holds
 
     def stop(self) -> None:
         """Withdraw from the node first, so that nothing is placed on it, then from the kubelet."""
@@ -210,6 +211,17 @@ class DevicePlugin:
         if self._serving is not None:
             self._serving.stop()
         self._care.stop()
+
+    def _begin(self) -> None:
+        """Take over what there is, and have the GPUs as the rules say."""
+        gpus = self._nvml.gpus()
+        known = self._assignment.recall(self._published())
+        self._assign(gpus)
+        # before MIG or compute modes change under the pods of another plugin
+        self._occupants.refuse({self._configuration.names.gpu_mem, *self._partitioning.partitions.names(gpus)})
+        # GPUs that pods hold are then assigned as they were
+        self._partitioning.switch_on(gpus, starting=known)
+        self._take_inventory()
 
     def _watch_others(self, lister: PodResources, node: str) -> Coexistence:
         self._metrics.add(ForeignCollector(node, lambda: self._described or ()))
@@ -332,11 +344,6 @@ class DevicePlugin:
             self._show()
         # not under the lock: daemons that are to end may be telling of a change
         self._mps.keep(plans(self._described or (), self._assignment.of), self._gpus)
-
-    def _names_of(self, gpus: tuple[PhysicalGPU, ...]) -> set[str]:
-        """Name the resources that GPUs are to be offered as."""
-        shares = {how.resource for how in self._assignment.of.values() if how.resource}
-        return {self._configuration.names.gpu_mem} | shares | self._partitioning.partitions.names(gpus)
 
     def _assign(self, gpus: tuple[PhysicalGPU, ...]) -> None:
         """Take over the rules that hold now, before GPUs that are new to them are shown."""

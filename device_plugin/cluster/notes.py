@@ -40,14 +40,22 @@ class _NodeList(msgspec.Struct, frozen=True):
 _nodes = msgspec.json.Decoder(_NodeList)
 
 
+def read_node(cluster: Cluster, node: str) -> NodeMetadata:
+    """Read the node as it is now, one without anything where there is none.
+
+    Raises ClusterError, and msgspec.MsgspecError for an answer that is no list of nodes.
+    """
+    reply = cluster.get(f"/api/v1/nodes?fieldSelector=metadata.name%3D{node}", timeout=_NODE_SECONDS)
+    nodes = decoded(_nodes.decode, reply.body).items
+    return nodes[0].metadata if nodes else NodeMetadata(name=node)
+
+
 def labels_of(cluster: Cluster, node: str) -> dict[str, str]:
     """Read the labels of the node; raise ConfigurationError where it cannot be asked for what its label says."""
     try:
-        reply = cluster.get(f"/api/v1/nodes?fieldSelector=metadata.name%3D{node}", timeout=_NODE_SECONDS)
-        nodes = decoded(_nodes.decode, reply.body).items
+        return read_node(cluster, node).labels or {}
     except (ClusterError, msgspec.MsgspecError) as error:
         raise ConfigurationError(f"the label that selects rules for node {node} cannot be read: {error}") from error
-    return (nodes[0].metadata.labels or {}) if nodes else {}
 
 
 class NodeNotes:

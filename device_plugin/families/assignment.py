@@ -7,7 +7,7 @@ import structlog
 from cotenant.contract import grant as grants
 from cotenant.contract.configuration import GPURule
 from cotenant.contract.grant import GrantError
-from cotenant.contract.inventory import Mode
+from cotenant.contract.inventory import Family, Mode
 from cotenant.contract.pods import Pod
 from device_plugin.admission.identity import ListedPod
 from device_plugin.admission.ids import gpu_of
@@ -28,7 +28,13 @@ class Assignment:
         self._in_use = in_use
         self._tell = tell
         self._said: dict[str, Assigned] = {}
+        self._before: Mapping[str, Assigned] = {}
         self.of: dict[str, Assigned] = {}
+
+    def recall(self, before: Mapping[str, Assigned] | None) -> bool:
+        """Take over how a plugin *before* this one had the GPUs, by UUID; tell whether that is known."""
+        self._before = before or {}
+        return before is not None
 
     def how(self, gpu: PhysicalGPU) -> Assigned:
         """Say how a GPU is assigned; one that is not yet, as without rules."""
@@ -37,25 +43,39 @@ class Assignment:
     def update(self, gpus: Sequence[PhysicalGPU], rules: Sequence[GPURule]) -> None:
         """Assign *gpus* by *rules*; one in use stays as it is until its pods have ended."""
         wanted = {gpu.uuid: assign(gpu, rules) for gpu in gpus}
-        changed = {uuid for uuid, how in wanted.items() if self.of.get(uuid, how) != how}
+        now = {uuid: self._now(uuid, how) for uuid, how in wanted.items()}
+        changed = {uuid for uuid, how in wanted.items() if now[uuid] != how}
         used = self._in_use() if changed else frozenset()
-        stay = changed if used is None else changed & (used | self._beside(used, wanted))
+        stay = changed if used is None else changed & (used | _beside(used, now, wanted))
         for uuid in sorted(stay):
             if self._said.get(uuid) != wanted[uuid]:
-                now, then = _named(self.of[uuid]), _named(wanted[uuid])
                 whose = "its pods" if uuid in (used or stay) else "the pods of its group"
-                self._tell(f"GPU {uuid} stays in {now}, until {whose} have ended; then it goes to {then}")
+                stays = f"GPU {uuid} stays in {_named(now[uuid])}, until {whose} have ended"
+                self._tell(f"{stays}; then it goes to {_named(wanted[uuid])}")
         self._said = {uuid: wanted[uuid] for uuid in stay}
-        self.of = {uuid: self.of[uuid] if uuid in stay else how for uuid, how in wanted.items()}
+        self.of = {uuid: now[uuid] if uuid in stay else how for uuid, how in wanted.items()}
 
-    def _beside(self, used: frozenset[str], wanted: Mapping[str, Assigned]) -> set[str]:
-        """Name the GPUs of every group that one in use is in, and those that would join it.
+    def _now(self, uuid: str, wanted: Assigned) -> Assigned:
+        """Say how a GPU is, or was before this plugin: then what is not known of it is as *wanted*."""
+        now = self.of.get(uuid)
+        if now is not None and now.replicas:
+            return now
+        before = self._before.get(uuid, wanted)
+        return wanted if _kind(before) == _kind(wanted) else before
 
-        A group has one MPS daemon, which would have to end for any change of them, and all of its clients with it.
-        """
-        before, after = _groups(self.of), _groups(wanted)
-        groups = [members | after.get(group, set()) for group, members in before.items() if members & used]
-        return {uuid for group in groups for uuid in group}
+
+def _kind(how: Assigned) -> tuple[Family, Mode, str]:
+    return how.family, how.mode, how.group
+
+
+def _beside(used: frozenset[str], now: Mapping[str, Assigned], wanted: Mapping[str, Assigned]) -> set[str]:
+    """Name the GPUs of every group that one in use is in, and those that would join it.
+
+    A group has one MPS daemon, which would have to end for any change of them, and all of its clients with it.
+    """
+    before, after = _groups(now), _groups(wanted)
+    groups = [members | after.get(group, set()) for group, members in before.items() if members & used]
+    return {uuid for group in groups for uuid in group}
 
 
 def _named(how: Assigned) -> str:

@@ -64,7 +64,7 @@ class Newcomers:
     def _resources(self, gpu: GPU, how: Assigned, partitions: Offered) -> frozenset[str]:
         """Name what a GPU is offered as, besides memory."""
         if gpu.family is Family.REPLICAS:
-            return frozenset({how.resource})
+            return frozenset({how.resource} - {""})
         if gpu.mig is None:
             return frozenset()
         if gpu.family is Family.MIG_DYNAMIC:

@@ -111,9 +111,9 @@ class Partitions:
         self._gpus = {gpu.uuid: gpu.index for gpu in gpus}
         return found
 
-    def names(self, gpus: Iterable[PhysicalGPU]) -> frozenset[str]:
-        """Name what MIG GPUs are to be offered as, be MIG mode on or not yet; one that cannot be read names nothing."""
-        found: set[str] = set()
+    def names(self, gpus: Sequence[PhysicalGPU]) -> frozenset[str]:
+        """Name what GPUs are to be offered as besides memory, be MIG mode on or not yet, as far as they can be read."""
+        found = {how.resource for how in map(self._assigned, gpus) if how.resource}
         for gpu in gpus:
             if not (gpu.guest or gpu.fault):
                 try:
@@ -141,14 +141,15 @@ class Partitions:
         static = [gpu for gpu in gpus if self._assigned(gpu).family is Family.MIG_STATIC]
         if not static or strategy is MIGStrategy.MIXED:
             return {}
-        others = [gpu.index for gpu in gpus if self._assigned(gpu).family is Family.REPLICAS]
+        others = [gpu.index for gpu in gpus if self._assigned(gpu).resource]
         if others:
-            clash = f"migStrategy: {strategy} offers it as {NVIDIA_GPU}, which GPU {others[0]} is offered as too; use mixed"
-            return dict.fromkeys((gpu.uuid for gpu in static), clash)
+            clash = f"{NVIDIA_GPU}, which GPU {others[0]} is offered as too; use mixed"
+            return {gpu.uuid: f"migStrategy: {strategy} offers it as {clash}" for gpu in static}
         if strategy is MIGStrategy.NONE:
             return {}
         # one that is lost has a say too, so that its loss does not change which profile counts
-        there = {gpu.uuid: sorted({one.profile for one in cut[gpu.uuid].instances}) for gpu in static if gpu.uuid in cut}
+        known = [gpu.uuid for gpu in static if gpu.uuid in cut]
+        there = {uuid: sorted({one.profile for one in cut[uuid].instances}) for uuid in known}
         alike = Counter(profiles[0] for profiles in there.values() if len(profiles) == 1)
         # of as many GPUs each, that of the first
         usual = alike.most_common(1)[0][0] if alike else ""

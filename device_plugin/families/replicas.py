@@ -31,9 +31,9 @@ def offered(gpus: Iterable[GPU], assigned: Mapping[str, Assigned], *, packed: bo
     devices: dict[str, dict[str, bool]] = {}
     single: dict[str, bool] = {}
     for gpu in gpus:
-        if gpu.family is not Family.REPLICAS:
-            continue
         how = assigned[gpu.uuid]
+        if gpu.family is not Family.REPLICAS or not how.resource:
+            continue
         ids = devices.setdefault(how.resource, {})
         ids |= dict.fromkeys(share_ids(gpu.uuid, how.replicas), gpu.health is Health.HEALTHY)
         single[how.resource] = single.get(how.resource, False) or how.single

@@ -20,7 +20,8 @@ class Assigned(NamedTuple):
     mode: Mode = Mode.TIME_SLICING
     # of GPUs under MPS: those of one group have one daemon
     group: str = ""
-    # of the family replicas, and the last two of mig-static too
+    # of the family replicas, and the last two of mig-static too; 0 replicas under no name: a plugin before this one
+    # handed out shares, of which nothing more is known, so none is offered until their pods have ended
     resource: str = ""
     replicas: int = 1
     single: bool = False

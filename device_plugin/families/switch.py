@@ -40,7 +40,8 @@ class Switch:
         """Switch on what can be; tell whether anything was.
 
         A GPU that has come to the family while the plugin runs is switched at the look after, when what was under way
-        as it changed has shown itself. At the start rules apply at once.
+        as it changed has shown itself. At the start nothing is under way, and whoever holds one of the family holds
+        instances that the mode is needed for, as after a reboot.
         """
         due = [gpu for gpu in gpus if self._is_due(gpu)]
         ready = [gpu for gpu in due if starting or gpu.uuid in self._announced]

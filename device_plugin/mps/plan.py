@@ -16,6 +16,7 @@ _CLIENTS_SINCE_13_1 = 60
 _CUDA_13_1 = 13_010
 _CLIENTS_BEFORE_VOLTA = 16
 _VOLTA = 7
+_GROUP = "group-"
 
 
 class Limit(msgspec.Struct, frozen=True):
@@ -40,7 +41,12 @@ def pipe_of(settings: MPSSettings, name: str) -> str:
 
 def name_of(uuid: str, assigned: Assigned) -> str:
     """Name the daemon that a GPU belongs to: its group's, or its own."""
-    return f"group-{assigned.group}" if assigned.group else uuid
+    return f"{_GROUP}{assigned.group}" if assigned.group else uuid
+
+
+def group_of(name: str) -> str:
+    """Give the group whose daemon has that name; "" where it is a GPU's own."""
+    return name.removeprefix(_GROUP) if name.startswith(_GROUP) else ""
 
 
 def max_clients(gpu: PhysicalGPU, cuda_version: int | None) -> int:
@@ -72,10 +78,14 @@ def plans(gpus: Sequence[GPU], assigned: Mapping[str, Assigned]) -> tuple[Plan, 
 
 
 def _memory(gpu: GPU, how: Assigned) -> int:
-    parts = how.replicas if gpu.family is Family.REPLICAS else 1
-    return max(1, gpu.usable_bytes // parts // MIB)
+    return max(1, gpu.usable_bytes // _parts(gpu, how) // MIB)
 
 
 def _threads(gpu: GPU, how: Assigned) -> int:
     # whole percents: 48 shares get 2 each, and 4 of 100 are left over
-    return max(1, 100 // how.replicas) if gpu.family is Family.REPLICAS else 100
+    return max(1, 100 // _parts(gpu, how))
+
+
+def _parts(gpu: GPU, how: Assigned) -> int:
+    """Count the equal parts of a GPU, each a client's; one where how many shares there were is not known."""
+    return max(1, how.replicas) if gpu.family is Family.REPLICAS else 1

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from cotenant.cluster import connect, writes
@@ -86,6 +87,10 @@ class Cut:
     def there(self) -> list[tuple[str, int]]:
         """List the instances that are there, complete ones."""
         return sorted((one.profile, one.start) for one in self.state.read().instances if one.uuid)
+
+    def modes(self) -> list[bool | None]:
+        """Tell of which GPUs MIG mode is on."""
+        return [gpu.mig_enabled for gpu in NVML.open(fake=self.node.gpu_file).gpus()]
 
     def uuid_at(self, start: int) -> str:
         return next(one.uuid for one in self.state.read().instances if one.start == start)
@@ -280,7 +285,7 @@ class TestDynamic:
             theirs.listen()
             with pytest.raises(OccupiedError, match=r"another device plugin serves nvidia\.com/mig-1g\.10gb"):
                 dynamic.start({"model": "NVIDIA H100 80GB HBM3", "memory": "80GiB", "mig": "false"})
-        assert not NVML.open(fake=dynamic.node.gpu_file).gpus()[0].mig_enabled
+        assert [False] == dynamic.modes()
 
     def test_a_gpu_that_comes_to_the_family_by_an_edit_is_switched_on_when_nobody_uses_it(self, dynamic: Cut) -> None:
         h100 = {"model": "NVIDIA H100 80GB HBM3", "memory": "80GiB", "mig": "false"}
@@ -306,6 +311,45 @@ class TestDynamic:
         dynamic.node.write_gpus([h100, h100, a100, h100])
         dynamic.node.api.delete_pod("p")
         kubelet.wait(lambda: kubelet.allocatable(NAMES.mig("1g.10gb")) == 21, "instances of three")
+
+    @pytest.mark.parametrize("api_away", [False, True])
+    def test_a_gpu_that_comes_to_the_family_by_a_new_start_is_left_to_pods_that_hold_it(
+        self, dynamic: Cut, *, api_away: bool
+    ) -> None:
+        h100 = {"model": "NVIDIA H100 80GB HBM3", "memory": "80GiB", "mig": "false"}
+        ruled, node = dynamic.config, dynamic.node
+        dynamic.config = ruled.replace("[{family: mig-dynamic}]", "[]")
+        dynamic.start(h100, h100, resource=NAMES.gpu_mem)
+        pod = node.add_pod("p", container_grant(gpus=[0], units=8))
+        node.running(pod)
+        node.stop_plugin()
+        node.configuration = convert(ruled, DevicePluginConfiguration)
+        node.edit(ruled)
+
+        if api_away:
+            node.api.stop()
+        node.start_plugin(wait=False)
+        if api_away:
+            assert [False, False] == dynamic.modes(), "nobody can tell what pods hold"
+            node.api.start()
+
+        kubelet = node.kubelet
+        kubelet.wait(lambda: kubelet.allocatable(NAMES.mig("1g.10gb")) == 7, "instances of the second")
+        assert [False, True] == dynamic.modes()
+        node.api.delete_pod("p")
+        kubelet.wait(lambda: kubelet.allocatable(NAMES.mig("1g.10gb")) == 14, "instances of both")
+
+    def test_after_a_reboot_mig_mode_is_switched_on_for_pods_that_hold_instances(self, dynamic: Cut) -> None:
+        h100 = {"model": "NVIDIA H100 80GB HBM3", "memory": "80GiB", "mig": "false"}
+        dynamic.start(h100, resource=NAMES.mig("1g.10gb"))
+        grant = placed("1g.5gb", 0)
+        place = MIGPlacement(profile="1g.10gb", start=0, size=1)
+        dynamic.node.running(dynamic.add("p", msgspec.structs.replace(grant, mig=place)))
+        dynamic.node.stop_plugin()
+        with dynamic.state.change() as state:
+            state.modes, state.instances = {}, []  # neither outlives a reboot
+        dynamic.start(resource=NAMES.mig("1g.10gb"))
+        assert [True] == dynamic.modes()
 
     def test_a_name_that_another_plugin_serves_is_not_taken_by_an_edit_either(self, static: Cut) -> None:
         static.node.write_gpus([A100, {"memory": "80GiB"}])
@@ -538,7 +582,8 @@ class TestStatic:
         kubelet = static.node.kubelet
         kubelet.wait(lambda: kubelet.allocatable("nvidia.com/gpu") == 3, "the shares of the second")
         first, second = static.node.wait_published("of two", lambda i: len(i.gpus) == 2).gpus
-        assert "migStrategy: single offers it as nvidia.com/gpu, which GPU 1 is offered as too; use mixed" == first.detail
+        why = "migStrategy: single offers it as nvidia.com/gpu, which GPU 1 is offered as too; use mixed"
+        assert why == first.detail
         assert Health.HEALTHY is second.health
 
     def test_names_that_another_plugin_serves_are_left_to_it(self, static: Cut) -> None:

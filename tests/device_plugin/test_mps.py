@@ -650,6 +650,10 @@ class TestOnANode:
         node.wait_published("served", lambda i: [g.health for g in i.gpus] == [Health.HEALTHY] * 2)
         node.kubelet.wait(lambda: node.kubelet.allocatable(NAMES.gpu_mem) == 32, "the units of both")
 
+    def modes(self, node: Node) -> list[int | None]:
+        """Give the GPUs' compute modes."""
+        return [gpu.compute_mode for gpu in NVML.open(fake=node.gpu_file).gpus()]
+
     def test_a_gpu_is_offered_when_its_daemon_serves_and_the_container_finds_it(self, root: Path) -> None:
         with Node(["16GiB"] * 2, config=self.config(root)) as node:
             self.healthy(node)
@@ -682,7 +686,28 @@ class TestOnANode:
                     node.start_plugin()
             node.plugin = None  # it has not begun
             assert not list(root.iterdir()), "no daemon was begun"
-            assert [DEFAULT] * 2 == [gpu.compute_mode for gpu in NVML.open(fake=node.gpu_file).gpus()]
+            assert [DEFAULT] * 2 == self.modes(node)
+
+    def test_a_new_start_under_mps_leaves_a_gpu_open_that_pods_hold_in_turns(self, root: Path) -> None:
+        with Node(["16GiB"] * 2) as node:
+            pod = node.add_pod("p", container_grant(gpus=[0], units=8))
+            node.running(pod)
+            node.stop_plugin()
+            node.configure(self.config(root).replace("[0]", "[0, 1]"))
+            node.start_plugin()
+
+            self.healthy(node)
+            found = node.published()
+            assert found is not None
+            assert ["time-slicing", "mps"] == [str(gpu.mode) for gpu in found.gpus]
+            assert [DEFAULT, EXCLUSIVE] == self.modes(node)
+            told = f"GPU {uuid(0)} stays in family memory, mode time-slicing, until its pods have ended"
+            assert node.api.wait_until(lambda: any(told in event["note"] for event in node.api.events()))
+
+            node.kubelet.finish(pod)
+            node.wait_published("under MPS", lambda i: [str(gpu.mode) for gpu in i.gpus] == ["mps", "mps"])
+            self.healthy(node)
+            assert [EXCLUSIVE] * 2 == self.modes(node)
 
     def test_a_fault_takes_the_gpu_out_of_use_until_it_is_over_and_no_other(self, root: Path) -> None:
         with Node(["16GiB"] * 2, config=self.config(root)) as node:
@@ -712,7 +737,7 @@ class TestOnANode:
             assert process.identify(record.process.pid) is None
             assert DEFAULT == NVML.open(fake=node.gpu_file).gpus()[0].compute_mode
 
-    def test_shares_that_another_rule_gave_away_keep_the_daemon_of_a_nursery(self, root: Path) -> None:
+    def test_shares_that_another_rule_gave_away_keep_gpu_and_daemon_of_a_nursery(self, root: Path) -> None:
         listens = root / "nursery.sock"
         running = Nursery(listens, FAKE)
         thread = threading.Thread(target=running.run)
@@ -724,7 +749,8 @@ class TestOnANode:
                 node.kubelet.wait(lambda: node.kubelet.allocatable("nvidia.com/gpu") == 2, "the shares")
                 limits = {"resources": {"limits": {"nvidia.com/gpu": "1"}}}
                 spec = {"nodeName": NODE, "containers": [{"name": "main", **limits}]}
-                node.running(node.add_pod("p", annotations={}, spec=spec))
+                pod = node.add_pod("p", annotations={}, spec=spec)
+                node.running(pod)
                 record = process.read(root / uuid(0) / RECORD)
                 assert record is not None and record.process is not None  # noqa: PT018
 
@@ -738,7 +764,12 @@ class TestOnANode:
                 assert process.runs(record)
                 found = node.published()
                 assert found is not None
-                assert "pods use the MPS control daemon" in found.gpus[0].detail
+                assert ("replicas", "mps") == (str(found.gpus[0].family), str(found.gpus[0].mode))
+                # how many there were is not known, so there are no more
+                node.kubelet.wait(lambda: node.kubelet.allocatable("nvidia.com/gpu") == 0, "no shares")
+                node.kubelet.finish(pod)
+                node.wait_published("by memory", lambda i: str(i.gpus[0].family) == "memory")
+                until(lambda: not process.runs(record), "its daemon to end")
         finally:
             running.stop()
             thread.join()

@@ -116,6 +116,40 @@ class TestAssignment:
         assignment.update(gpus, self.rules(*then))
         assert [assignment.how(one) for one in gpus] == [assign(one, self.rules(*then)) for one in gpus]
 
+    @pytest.mark.parametrize("used", [frozenset({"GPU-0"}), None], ids=["held", "nobody-can-tell"])
+    def test_a_gpu_stays_as_the_plugin_before_had_it_until_it_is_known_that_nobody_holds_it(
+        self, used: frozenset[str] | None
+    ) -> None:
+        now: frozenset[str] | None = used
+        assignment = Assignment(lambda: now, list[str]().append)
+        assert assignment.recall({"GPU-0": DYNAMIC})
+        # GPU 1 is new to the node, so that nobody can hold it
+        gpus = [gpu(0), gpu(1)]
+
+        assignment.update(gpus, self.rules(("", [0, 1])))
+        assert [DYNAMIC, Assigned(mode=Mode.MPS)] == [assignment.how(one) for one in gpus]
+
+        now = frozenset()
+        assignment.update(gpus, self.rules(("", [0, 1])))
+        assert [Assigned(mode=Mode.MPS)] * 2 == [assignment.how(one) for one in gpus]
+
+    def test_what_an_inventory_does_not_tell_is_as_the_rules_have_it(self) -> None:
+        assignment = Assignment(lambda: None, list[str]().append)
+        shares = Assigned(Family.REPLICAS, replicas=0)
+        assignment.recall({"GPU-0": shares})
+        assignment.update([gpu()], [])
+        assert shares == assignment.how(gpu())
+
+        # also by an edit
+        assignment.update([gpu()], [GPURule(family=Family.REPLICAS, replicas=4)])
+        assert Assigned(Family.REPLICAS, resource="nvidia.com/gpu", replicas=4) == assignment.how(gpu())
+
+    def test_at_a_first_start_rules_apply_at_once(self) -> None:
+        assignment = Assignment(lambda: frozenset({"GPU-0"}), list[str]().append)
+        assert not assignment.recall(None)
+        assignment.update([gpu()], self.rules(("", [0])))
+        assert Assigned(mode=Mode.MPS) == assignment.how(gpu())
+
     def test_no_gpu_of_a_group_is_shared_otherwise_while_one_is_in_use(self) -> None:
         gpus = [gpu(n) for n in range(2)]
         told: list[str] = []

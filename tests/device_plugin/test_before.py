@@ -1,0 +1,35 @@
+"""How a plugin before this one had GPUs, by what it published."""
+
+import pytest
+
+from cotenant.contract.inventory import GPU, MIG, Family, InstanceShares, Mode
+from cotenant.contract.units import GIB
+from device_plugin.families.before import as_published
+from device_plugin.families.rules import Assigned
+
+
+@pytest.mark.parametrize(
+    ("expected", "published"),
+    [
+        (Assigned(), {}),
+        (Assigned(mode=Mode.MPS), {"mode": Mode.MPS, "mps_pipe": "/run/cotenant/mps/GPU-0/pipe"}),
+        (
+            Assigned(mode=Mode.MPS, group="pair"),
+            {"mode": Mode.MPS, "mps_pipe": "/run/cotenant/mps/group-pair/pipe"},
+        ),
+        (Assigned(Family.MIG_DYNAMIC, Mode.MIG), {"family": Family.MIG_DYNAMIC, "mode": Mode.MIG}),
+        (
+            Assigned(Family.MIG_STATIC, Mode.MIG, profiles=(("1g.5gb.me", 3),), renamed=True),
+            {
+                "family": Family.MIG_STATIC,
+                "mode": Mode.MIG,
+                "mig": MIG(shares=(InstanceShares(profile="1g.5gb+me", replicas=3, renamed=True),)),
+            },
+        ),
+        # as how many shares, and under which name, an inventory does not say
+        (Assigned(Family.REPLICAS, replicas=0), {"family": Family.REPLICAS}),
+    ],
+)
+def test_a_gpu_was_what_its_inventory_says(expected: Assigned, published: dict[str, object]) -> None:
+    gpu = GPU(uuid="GPU-0", index=0, model="A", total_bytes=GIB, usable_bytes=GIB, **published)  # type: ignore[arg-type]
+    assert expected == as_published(gpu)
