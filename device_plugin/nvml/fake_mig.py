@@ -68,8 +68,9 @@ class State(msgspec.Struct, kw_only=True):
     instances: list[FakeInstance] = []
     # how many instances of either kind there have been
     made: int = 0
-    # MIG mode by UUID, where it was set since
+    # MIG mode by UUID, where it was set since, and the one that waits for a reset
     modes: dict[str, bool] = {}
+    pending: dict[str, bool] = {}
     fault: Fault | None = None
     # (time, what, profile@start or UUID, GPU), for tests
     journal: list[tuple[float, str, str, str]] = []
@@ -157,20 +158,26 @@ class MIGFunctions:
     def _nvmlDeviceGetMigMode(self, gpu: "FakeGPU", current: Any, pending: Any) -> int:
         if gpu.mig is None and gpu.cut() is None:
             return int(pynvml.NVML_ERROR_NOT_SUPPORTED)
-        current._obj.value = pending._obj.value = int(self.mig_on(gpu))
+        current._obj.value = int(self.mig_on(gpu))
+        pending._obj.value = int(self.state_file.read().pending.get(gpu.uuid, self.mig_on(gpu)))
         return 0
 
     def _nvmlDeviceSetMigMode(self, gpu: "FakeGPU", mode: Any, activation: Any) -> int:
         if gpu.cut() is None or gpu.virtualization == pynvml.NVML_GPU_VIRTUALIZATION_MODE_VGPU:
             return int(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        # what cannot take effect now is pending, and no error of the call (nvml.h, nvmlDeviceSetMigMode)
         with self._state() as state:
-            if any(one.gpu == gpu.uuid for one in state.instances):
-                return int(pynvml.NVML_ERROR_IN_USE)
-            if gpu.compute_capability < _NO_RESET:
-                activation._obj.value = pynvml.NVML_ERROR_RESET_REQUIRED
-                return 0
-            state.modes[gpu.uuid] = bool(_value(mode))
+            on, is_on = bool(_value(mode)), state.modes.get(gpu.uuid, bool(gpu.mig))
             activation._obj.value = 0
+            if on == is_on:
+                state.pending.pop(gpu.uuid, None)
+            elif any(one.gpu == gpu.uuid for one in state.instances):
+                activation._obj.value, state.pending[gpu.uuid] = pynvml.NVML_ERROR_IN_USE, on
+            elif gpu.compute_capability < _NO_RESET:
+                activation._obj.value, state.pending[gpu.uuid] = pynvml.NVML_ERROR_RESET_REQUIRED, on
+            else:
+                state.modes[gpu.uuid] = on
+                state.pending.pop(gpu.uuid, None)
         return 0
 
     def _nvmlDeviceGetMaxMigDeviceCount(self, gpu: "FakeGPU", count: Any) -> None:

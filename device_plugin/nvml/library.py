@@ -303,9 +303,17 @@ class NVML:
         return [*nodes, *((path, self._capability_path(path)) for path in capabilities)]
 
     def set_mig_mode(self, index: int, *, on: bool) -> None:
-        """Switch MIG mode; raise MIGError where that cannot be done now, as where the GPU would need a reset."""
-        with _about_mig(f"MIG mode of GPU {index} cannot be switched {'on' if on else 'off'}"):
-            status = self.call(pynvml.nvmlDeviceSetMigMode, self.handle(index), int(on))
+        """Switch MIG mode; raise MIGError where that cannot be done now, as where the GPU would need a reset.
+
+        Then nothing has changed: a later reset brings the mode that it would have brought before.
+        """
+        what = f"MIG mode of GPU {index} cannot be switched {'on' if on else 'off'}"
+        with _about_mig(what):
+            status = mig.switch(self.call, self.handle(index), on=on)
+            if status == pynvml.NVML_ERROR_RESET_REQUIRED:
+                # a reset alone would not bring it
+                way = f"drain it, and `nvidia-smi -i {index} -mig {int(on)}`"
+                raise MIGError(f"{what}: this model needs a reset for it: {way}")
             if status:
                 raise pynvml.NVMLError(status)
 

@@ -3,7 +3,7 @@
 import ctypes
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,17 @@ def instances(call: Call, handle: Any, known: Sequence[MIGProfile]) -> tuple[GPU
                 )
             )
     return tuple(sorted(found, key=lambda one: one.start))
+
+
+def switch(call: Call, handle: Any, *, on: bool) -> int:
+    """Switch MIG mode; give NVML's code for why that has no effect now, 0 where it has. Raises pynvml.NVMLError."""
+    _, pending = call(pynvml.nvmlDeviceGetMigMode, handle)
+    status = int(call(pynvml.nvmlDeviceSetMigMode, handle, int(on)))
+    if status and pending != int(on):
+        # it waits for a reset now, by which time nobody may want it any more; if this fails, why it waits is still told
+        with suppress(pynvml.NVMLError):
+            call(pynvml.nvmlDeviceSetMigMode, handle, pending)
+    return status
 
 
 def create(call: Call, handle: Any, profile: MIGProfile, start: int) -> None:

@@ -126,3 +126,27 @@ def test_mig_mode_is_switched_without_a_reset_only_from_hopper_on(file: Path) ->
     nvml = NVML.open(fake=file)
     nvml.set_mig_mode(0, on=True)
     assert nvml.gpus()[0].mig_enabled
+
+
+def test_a_mode_that_cannot_be_had_now_does_not_come_with_a_later_reset(file: Path) -> None:
+    file.write_text(A100.replace("mig: true", "mig: false"))
+    nvml = NVML.open(fake=file)
+    with pytest.raises(MIGError, match="needs a reset for it: drain it, and `nvidia-smi -i 0 -mig 1`"):
+        nvml.set_mig_mode(0, on=True)
+    assert {} == state(file).read().pending
+
+    file.write_text("gpus: [{model: NVIDIA H100 80GB HBM3, memory: 80GiB, uuid: GPU-1, mig: true}]")
+    nvml = NVML.open(fake=file)
+    nvml.create_mig_instance(0, "1g.10gb", 0)
+    with pytest.raises(MIGError, match="it is in use"):
+        nvml.set_mig_mode(0, on=False)
+    assert {} == state(file).read().pending
+
+
+def test_a_mode_that_a_person_has_set_for_the_next_reset_stays(file: Path) -> None:
+    file.write_text(A100.replace("mig: true", "mig: false"))
+    with state(file).change() as changed:
+        changed.pending = {"GPU-0": True}  # by `nvidia-smi -mig 1`
+    with pytest.raises(MIGError, match="needs a reset"):
+        NVML.open(fake=file).set_mig_mode(0, on=True)
+    assert {"GPU-0": True} == state(file).read().pending
