@@ -223,9 +223,7 @@ class Ranking:
         # as one flat product, which is several times quicker than one of many small ones; as is the least of columns
         priced = (of_rows.reshape(-1, terms) @ self._policy.prices()).reshape(asked, candidates)
         least = reduce(np.minimum, priced.T)
-        cost = np.where(self._feasible if rows is None else self._feasible[rows], least, np.inf)
-        step = self._policy.step
-        return np.floor(cost / step + 0.5) if step else cost
+        return self._rounded(np.where(self._feasible if rows is None else self._feasible[rows], least, np.inf))
 
     def fits(self, rows: Ints | None = None) -> Bools:
         """Tell of *rows*, or of all, whether the node's GPUs could take the pod."""
