@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import grpc
 import yaml
 
 from device_plugin.families.occupants import is_served
@@ -236,7 +237,7 @@ state = "{self._state}"
         self._containerd = Program(
             [binary, "--config", config], log=self.directory / "containerd.log", environment={"PATH": search}
         )
-        self._containerd.wait_ready(lambda: is_served(self._socket))
+        self._containerd.wait_ready(lambda: _runs_pods(self._socket))
 
     def _import_images(self) -> None:
         archive = self.directory / "busybox.tar"
@@ -410,6 +411,19 @@ def _locks(file: int) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    return True
+
+
+def _runs_pods(containerd: Path) -> bool:
+    """Tell whether containerd answers the kubelet's first question: its socket is there before its plugins are."""
+    with grpc.insecure_channel(f"unix://{containerd}") as channel:
+        version = channel.unary_unary(
+            "/runtime.v1.RuntimeService/Version", request_serializer=bytes, response_deserializer=bytes
+        )
+        try:
+            version(b"", timeout=5)
+        except grpc.RpcError:
+            return False
     return True
 
 

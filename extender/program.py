@@ -100,12 +100,12 @@ class Extender:
         judge = Judge(self._ledger, names, unit_bytes, choices, mix=configuration.mix, tenants=tenants)
         search = Search(self._ledger, Neighbourhood(cluster))
         # who sees to pods that fit nowhere, beside the verbs
-        self._onlookers: list[Nominator | Preemptor] = []
+        self._nominator = self._preemptor = None
         lasts: Lasts = not_told
         if configuration.nominate:
-            self._onlookers.append(Nominator(cluster, self._ledger, judge, nominated=self._nominated, threads=threads))
+            self._nominator = Nominator(cluster, self._ledger, judge, nominated=self._nominated, threads=threads)
         if configuration.preempt_fragmented is not None:
-            preemptor = Preemptor(
+            self._preemptor = Preemptor(
                 cluster,
                 self._ledger,
                 judge,
@@ -116,8 +116,7 @@ class Extender:
                 may_write=lambda: self._writer.token() is not None,
                 threads=threads,
             )
-            self._onlookers.append(preemptor)
-            lasts = preemptor.lasts
+            lasts = self._preemptor.lasts
         self._metrics = metrics = Metrics(
             self._ledger,
             self._feed.synced,
@@ -152,7 +151,8 @@ class Extender:
                 synced=self._feed.synced,
                 decide=configuration.placement is Placement.DECIDE,
                 expected=expected,
-                onlookers=self._onlookers,
+                nominator=self._nominator,
+                preemptor=self._preemptor,
                 rejected=metrics.rejected,
             ),
             prioritize=Prioritize(judge),
@@ -253,8 +253,9 @@ class Extender:
         self._binder.hurry()
         for server in self._servers:
             server.stop()
-        for onlooker in self._onlookers:
-            onlooker.stop()
+        for onlooker in (self._nominator, self._preemptor):
+            if onlooker is not None:
+                onlooker.stop()
         for part in self._beside:
             part.stop()
         self._binder.stop()

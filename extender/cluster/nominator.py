@@ -1,8 +1,9 @@
 """Point kube-scheduler at a node that fits after all when none of its sample did.
 
 It samples 500 of 5,000 nodes per attempt; a pod that fits only elsewhere could wait for minutes. So could one that was
-tried again right after another had ended, on news that reached kube-scheduler before it reached the ledger. A pod with
-status.nominatedNodeName is tried on that node alone first (schedule_one.go, evaluateNominatedNode).
+tried again right after another had ended, on news that reached kube-scheduler before it reached the ledger: of room on
+a node, or under the limit of the pod's namespace. A pod with status.nominatedNodeName is tried on that node alone first
+(schedule_one.go, evaluateNominatedNode).
 """
 
 import threading
@@ -25,8 +26,9 @@ _log = structlog.get_logger(__name__)
 
 # A pod's first failure is followed by a second attempt at once, since kube-scheduler's own note of the failure is an
 # update of the pod; and at the end of an attempt it takes away a nomination that arrived meanwhile. So wait until the
-# pod has been left alone for this long; and look again later, since our watch may lag behind kube-scheduler's.
-_WAIT_SECONDS = (0.05, 0.5, 2.0)
+# pod has been left alone for this long; and look again later, since our watch may lag behind kube-scheduler's. A dead
+# one is found out after 15 s (feed.py); after all of these, 17.55 s, its news are here.
+_WAIT_SECONDS = (0.05, 0.5, 2.0, 5.0, 10.0)
 # Below this many nodes kube-scheduler samples all that pass its own filters (schedule_one.go, minFeasibleNodesToFind),
 # so a node outside of its sample has failed there and would fail again.
 SAMPLED_FROM = 100
@@ -48,8 +50,11 @@ _POSTPONEMENTS = 40
 class Judging(Protocol):
     """Be what tells which nodes fit."""
 
-    def judge(self, request: PodRequest, nodes: list[str]) -> list[float | Reason]:
+    def judge(self, request: PodRequest, nodes: list[str], *, namespace: str) -> list[float | Reason]:
         """Give for each node its cost, or why it does not fit."""
+
+    def limited(self, namespace: str) -> bool:
+        """Tell whether pods of a namespace depend on what others of it hold, wherever that is."""
 
 
 class _Asked(NamedTuple):
@@ -159,7 +164,7 @@ class Nominator:
         preempting = bool(nominated) and nominated not in tried
         if preempting or tried.total() >= _TRIES or self._ledger.hold(pod.uid) is not None:
             return True
-        fitting = self._fitting(asked.request, self._candidates(asked), tried)
+        fitting = self._fitting(asked, tried)
         node = self._choose(pod.uid, fitting)
         if node is None:
             return self._postpone(asked, fitting)
@@ -175,19 +180,23 @@ class Nominator:
             return list(asked.among)
         if asked.turn > 0:
             _, changed = self._ledger.changes(asked.changes)
-            return sorted(asked.sampled if changed is None else asked.sampled.intersection(changed))
+            # under a limit it may be enough what a pod of another node leaves
+            if changed is None or (changed and self._judge.limited(asked.pod.metadata.namespace)):
+                return sorted(asked.sampled)
+            return sorted(asked.sampled.intersection(changed))
         if len(asked.sampled) < SAMPLED_FROM:
             return sorted(asked.sampled)
         return [view.name for view in self._ledger.views()]
 
-    def _fitting(self, request: PodRequest, nodes: list[str], tried: Counter[str]) -> list[str]:
+    def _fitting(self, asked: _Asked, tried: Counter[str]) -> list[str]:
         """List the nodes that fit, those least often nominated first, and then the cheapest."""
-        open_to = [node for node in nodes if tried[node] < _TRIES_PER_NODE]
+        namespace = asked.pod.metadata.namespace
+        open_to = [node for node in self._candidates(asked) if tried[node] < _TRIES_PER_NODE]
         fitting: list[tuple[int, float, str]] = []
         # in pieces, since kube-scheduler's next filter waits for the judge meanwhile
         for start in range(0, len(open_to), _PIECE):
             names = open_to[start : start + _PIECE]
-            verdicts = zip(self._judge.judge(request, names), names, strict=True)
+            verdicts = zip(self._judge.judge(asked.request, names, namespace=namespace), names, strict=True)
             fitting += [(tried[name], cost, name) for cost, name in verdicts if not isinstance(cost, Reason)]
         return [name for _, _, name in sorted(fitting)]
 

@@ -1,7 +1,7 @@
 """filter: which of these nodes could take this pod."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from cotenant.contract.pods import Pod
@@ -36,7 +36,8 @@ class Filter:
         synced: Callable[[], bool],
         decide: bool = False,
         expected: Expected | None = None,
-        onlookers: Sequence[Onlooker] = (),
+        nominator: Onlooker | None = None,
+        preemptor: Onlooker | None = None,
         rejected: Callable[[Reason, int], None] = lambda _reason, _count: None,
     ) -> None:
         self._ledger = ledger
@@ -44,7 +45,8 @@ class Filter:
         self._synced = synced
         self._decide = decide
         self._expected = expected or Expected()
-        self._onlookers = onlookers
+        self._nominator = nominator
+        self._preemptor = preemptor
         self._rejected = rejected
 
     def __call__(self, args: ExtenderArgs) -> FilterResult:
@@ -72,8 +74,9 @@ class Filter:
         names, namespace = args.candidates.names, args.pod.metadata.namespace
         excess = self._judge.excess(namespace, request)
         if excess is not None:
-            # before anybody looks elsewhere for a place, or for whom to evict: it would be the namespace's no anywhere
+            # Nobody is evicted: it would be the namespace's no anywhere. But another pod of it may have ended already.
             self._rejected(Reason.NAMESPACE_LIMIT, len(names))
+            self._look(args, request, self._nominator)
             return self._answer(args, [], dict.fromkeys(names, excess.constant))
         promised = self._ledger.promised(args.pod.uid)
         if promised is not None and promised.node in names and self._is_free(promised, request):
@@ -89,8 +92,8 @@ class Filter:
         for reason, count in Counter(verdicts.refused.values()).items():
             self._rejected(reason, count)
         if len(verdicts.refused) == len(names):
-            for onlooker in self._onlookers if promised is None else ():
-                onlooker.look(args.pod, request, frozenset(names))
+            if promised is None:
+                self._look(args, request, self._nominator, self._preemptor)
             # The victims of whom something is promised are on their way out. Were the node unresolvable, kube-scheduler
             # would take the nomination away (defaultpreemption, PodEligibleToPreemptOthers).
             return self._answer(args, [], failed, resolvable=promised.node if promised is not None else "")
@@ -100,6 +103,12 @@ class Filter:
         if not failed:
             return self._answer(args, None, {})
         return self._answer(args, [name for name in names if name not in failed], failed)
+
+    @staticmethod
+    def _look(args: ExtenderArgs, request: PodRequest, *onlookers: Onlooker | None) -> None:
+        for onlooker in onlookers:
+            if onlooker is not None:
+                onlooker.look(args.pod, request, frozenset(args.candidates.names))
 
     def _is_free(self, promised: Hold, request: PodRequest) -> bool:
         """Tell whether what is kept for a pod can be had by now."""

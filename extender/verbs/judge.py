@@ -121,9 +121,21 @@ class Judge:
         """Name the policy that chooses the pod's node; raise RequestError where it wishes for none that exists."""
         return self._choice(request).policy
 
-    def judge(self, request: PodRequest, nodes: Sequence[str]) -> list[float | Reason]:
-        """Give for each node its cost to the request, the lower the better, or why it does not fit."""
-        verdicts = self.weigh(request, Candidates(list(nodes)))
+    def limited(self, namespace: str) -> bool:
+        """Tell whether what pods of a namespace may have depends on what others of it hold."""
+        return self.tenants.of(namespace) is not None
+
+    def judge(self, request: PodRequest, nodes: Sequence[str], *, namespace: str | None = None) -> list[float | Reason]:
+        """Give for each node its cost to the request, the lower the better, or why it does not fit.
+
+        Where a *namespace* is named, also why its limits keep its pod off.
+        """
+        if namespace is not None and self.excess(namespace, request) is not None:
+            return [Reason.NAMESPACE_LIMIT for _ in nodes]
+        candidates = Candidates(list(nodes))
+        verdicts = self.weigh(request, candidates)
+        if namespace is not None:
+            verdicts = self.within_limits(namespace, request, verdicts, candidates)
         found: list[float | Reason] = verdicts.costs.tolist()
         for n, reason in verdicts.refused.items():
             found[n] = reason

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -171,6 +172,14 @@ class TestWhatIsNeverAllowed:
         assert "" == sentence("other")
 
 
+def nominee(api: ApiServer, name: str, namespace: str) -> str | None:
+    """Say which node the pod is nominated to."""
+    pod = api.pod(name, namespace=namespace)
+    assert pod is not None
+    node: str | None = pod["status"].get("nominatedNodeName")
+    return node
+
+
 class TestTheWayOfAPod:
     """filter, bind, explain, /v1 and metrics agree on what a namespace may have."""
 
@@ -210,6 +219,45 @@ class TestTheWayOfAPod:
         api.delete_pod("a", namespace="team", grace=0)
         assert eventually(lambda: [] == limited.ledger.holds())
         assert "" == limited.bind(second, "n2")
+
+    def test_a_pod_refused_for_old_news_of_its_namespace_is_nominated_wherever_there_is_room(
+        self, api: ApiServer, limited: Running
+    ) -> None:
+        # of 2 GPUs of 10 GiB on n1, "a" leaves 4 on one when it is there and 10 when it is gone, of which "c" takes 4
+        for pod in (a_pod().named("a").in_namespace("team").asking(6), *(a_pod().named(n).asking(4) for n in "cd")):
+            assert "" == limited.bind(submit(api, pod), "n1")
+        assert "" == limited.bind(submit(api, a_pod().named("e").asking(6)), "n1")
+        waits = submit(api, a_pod().named("waits").in_namespace("team").asking(10))
+        api.freeze_watches()
+        api.delete_pod("a", namespace="team", grace=0)
+
+        # kube-scheduler has heard of that end, and asks again
+        assert [] == limited.fitting(waits, "n1", "n2")
+        time.sleep(0.2)  # for the first look, of what has not changed
+        api.freeze_watches(frozen=False)
+
+        assert api.wait_until(lambda: nominee(api, "waits", "team") == "n2", PATIENCE)
+
+    def test_a_pod_is_not_nominated_where_it_would_be_charged_more_than_its_limit_leaves(
+        self, api: ApiServer, limited: Running
+    ) -> None:
+        # a GPU for itself is 20 GiB there, and its namespace may have 10
+        crowd = [f"small-{n}" for n in range(100)]
+        add(api, *(a_node(name).with_gpus(1, "2GiB") for name in crowd))
+        add(api, a_node("n3").with_gpus(1, "20GiB"))
+        assert eventually(lambda: limited.ledger.view("n3"))
+        # no GPU of 10 GiB has two of these, and none is empty then
+        for n in range(4):
+            assert "" == limited.bind(submit(api, a_pod().named(f"p{n}").asking(6)), f"n{1 + n % 2}")
+        alone = a_pod().named("alone").asking(8).wishing(isolation="exclusive")
+        team = submit(api, alone.in_namespace("team"))
+
+        assert [] == limited.fitting(team, *crowd)
+        assert [] == limited.fitting(submit(api, alone), *crowd)
+
+        # one after the other: when the second is nominated, the first was looked at
+        assert api.wait_until(lambda: nominee(api, "alone", "default") == "n3", PATIENCE)
+        assert nominee(api, "alone", "team") is None
 
     def test_many_binds_at_once_do_not_pass_it(self, api: ApiServer, limited: Running) -> None:
         pods = [submit(api, a_pod().named(f"p{n}").in_namespace("team").asking(1)) for n in range(24)]

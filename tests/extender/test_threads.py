@@ -62,9 +62,12 @@ class Once:
             raise ZeroDivisionError("nobody expected this")
         return self._answer
 
-    def judge(self, _request: PodRequest, nodes: list[str]) -> list[float | Reason]:
+    def judge(self, _request: PodRequest, nodes: list[str], *, namespace: str) -> list[float | Reason]:  # noqa: ARG002
         self()
         return [0.0 for _ in nodes]
+
+    def limited(self, _namespace: str) -> bool:
+        return False
 
 
 @pytest.fixture
