@@ -11,7 +11,8 @@ import signal
 import ssl
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -322,6 +323,15 @@ class ControlPlane:
         scheduler = Scheduler(program, port, self.users["admin"].token)
         program.wait_ready(scheduler.ready)
         return scheduler
+
+    @contextmanager
+    def scheduling(self, config: Path | str | Mapping[str, Any]) -> Iterator[Scheduler]:
+        """Run a kube-scheduler as start_scheduler does, for as long as the context lasts, however that ends."""
+        scheduler = self.start_scheduler(config)
+        try:
+            yield scheduler
+        finally:
+            self.stop_scheduler(scheduler)
 
     def stop_scheduler(self, scheduler: Scheduler) -> None:
         """Stop one scheduler."""

@@ -105,14 +105,18 @@ def ground(
         configuration=PLUGIN,
     )
     extender = RunningExtender(control_plane, directory / "extender", flags=[f"--config={config}"])
-    with forgotten_faults(api, real_node.name), policies.installed(api), extender, plugin:
-        scheduler = control_plane.start_scheduler(extender.scheduler_config())
+    with (
+        forgotten_faults(api, real_node.name),
+        policies.installed(api),
+        extender,
+        plugin,
+        control_plane.scheduling(extender.scheduler_config()),
+    ):
         yield Ground(api, real_node, plugin)
         for left in api.list("Pod", namespace="default"):
             api.delete("Pod", left["metadata"]["name"])
         for left in api.list("Pod", namespace="default"):
             api.wait("Pod", left["metadata"]["name"], lambda seen: seen is None, saying="its end", timeout_s=60)
-        control_plane.stop_scheduler(scheduler)
 
 
 def test_an_ill_gpu_gets_no_new_pod_its_running_one_goes_on_and_once_well_it_is_used_again(ground: Ground) -> None:

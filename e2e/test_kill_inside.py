@@ -101,9 +101,9 @@ def ground(
     with (
         policies.installed(api),
         RunningExtender(control_plane, directory / "extender") as extender,
+        control_plane.scheduling(extender.scheduler_config()),
         PluginProxy(real_node.pod_resources_socket) as proxy,
     ):
-        scheduler = control_plane.start_scheduler(extender.scheduler_config())
         plugin = RunningPlugin(
             control_plane,
             directory / "plugin",
@@ -129,7 +129,6 @@ def ground(
             proxy.release()
             found.remove(*(left["metadata"]["name"] for left in api.list("Pod", namespace="default")))
             assert wait_until(lambda: found.instances() == {}, timeout_s=30)
-        control_plane.stop_scheduler(scheduler)
     spec.unlink()
 
 

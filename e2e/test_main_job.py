@@ -52,15 +52,16 @@ def ground(control_plane: ControlPlane, api: Api, real_node: RealNode, tmp_path:
         pod_resources=real_node.pod_resources_socket,
         gpus=GPUS,
     )
-    with RunningExtender(control_plane, tmp_path / "extender") as extender:
-        scheduler = control_plane.start_scheduler(extender.scheduler_config())
-        with plugin:
-            yield Ground(api, real_node, extender, plugin)
-            for left in api.list("Pod", namespace="default"):
-                api.delete("Pod", left["metadata"]["name"])
-            for left in api.list("Pod", namespace="default"):
-                api.wait("Pod", left["metadata"]["name"], lambda seen: seen is None, saying="its end", timeout_s=120)
-        control_plane.stop_scheduler(scheduler)
+    with (
+        RunningExtender(control_plane, tmp_path / "extender") as extender,
+        control_plane.scheduling(extender.scheduler_config()),
+        plugin,
+    ):
+        yield Ground(api, real_node, extender, plugin)
+        for left in api.list("Pod", namespace="default"):
+            api.delete("Pod", left["metadata"]["name"])
+        for left in api.list("Pod", namespace="default"):
+            api.wait("Pod", left["metadata"]["name"], lambda seen: seen is None, saying="its end", timeout_s=120)
 
 
 def asking(name: str, *units: int, init: int = 0, annotations: dict[str, str] | None = None) -> Object:
@@ -136,8 +137,11 @@ def test_device_nodes_reach_the_container_where_they_are_passed(
         gpus=f"gpus: [{{model: Fake, memory: 8GiB, device: {device}}}]",
         configuration="passDeviceSpecs: true",
     )
-    with RunningExtender(control_plane, tmp_path / "extender") as extender, plugin:
-        scheduler = control_plane.start_scheduler(extender.scheduler_config())
+    with (
+        RunningExtender(control_plane, tmp_path / "extender") as extender,
+        plugin,
+        control_plane.scheduling(extender.scheduler_config()),
+    ):
         script = "ls -l /dev/nvidia0; echo written > /dev/nvidia0 && echo OPENED=yes; sleep 1000000"
         api.create(pod("opens", container("c0", script, limits={GPU_MEM: 2})))
 
@@ -146,7 +150,6 @@ def test_device_nodes_reach_the_container_where_they_are_passed(
         assert wait_until(lambda: "OPENED=yes" in real_node.logs(seen, "c0"), timeout_s=10), real_node.logs(seen, "c0")
         api.delete("Pod", "opens")
         api.wait("Pod", "opens", lambda left: left is None, saying="its end")
-        control_plane.stop_scheduler(scheduler)
 
 
 def test_100_pods_in_bursts_while_plugin_and_kubelet_are_killed(ground: Ground) -> None:

@@ -140,7 +140,7 @@ class Ground:
         """Run kube-scheduler as the layout does: beside the extender as its account, or the cluster's own."""
         if self.layout == "attached":
             config = self.here((MANIFESTS / "attached" / "scheduler-config.yaml").read_text())
-            self.stack.callback(self.cluster.stop_scheduler, self.cluster.start_scheduler(config))
+            self.stack.enter_context(self.cluster.scheduling(config))
             return
         kubeconfig = self.kubeconfig(EXTENDER)
         (port,) = free_ports(1)

@@ -81,11 +81,13 @@ def ground(
     )
     plugin.fake_gpus.with_name(f"{plugin.fake_gpus.name}.mig-minors").write_text(MINORS)
     state = StateFile(plugin.fake_gpus.with_name(f"{plugin.fake_gpus.name}.mig.json"))
-    with policies.installed(api), RunningExtender(control_plane, directory / "extender") as extender:
-        scheduler = control_plane.start_scheduler(extender.scheduler_config())
-        with plugin:
-            yield Ground(api, real_node, plugin, state)
-        control_plane.stop_scheduler(scheduler)
+    with (
+        policies.installed(api),
+        RunningExtender(control_plane, directory / "extender") as extender,
+        control_plane.scheduling(extender.scheduler_config()),
+        plugin,
+    ):
+        yield Ground(api, real_node, plugin, state)
 
 
 @pytest.fixture(autouse=True)

@@ -32,15 +32,17 @@ def ground(control_plane: ControlPlane, real_node: RealNode, tmp_path: Path) -> 
         pod_resources=real_node.pod_resources_socket,
         gpus=GPUS,
     )
-    with policies.installed(api), RunningExtender(control_plane, tmp_path / "extender") as extender:
-        scheduler = control_plane.start_scheduler(extender.scheduler_config())
-        with plugin:
-            yield Ground(api, real_node, extender, plugin)
-            for left in api.list("Pod", namespace="default"):
-                api.delete("Pod", left["metadata"]["name"])
-            for left in api.list("Pod", namespace="default"):
-                api.wait("Pod", left["metadata"]["name"], lambda seen: seen is None, saying="its end", timeout_s=120)
-        control_plane.stop_scheduler(scheduler)
+    with (
+        policies.installed(api),
+        RunningExtender(control_plane, tmp_path / "extender") as extender,
+        control_plane.scheduling(extender.scheduler_config()),
+        plugin,
+    ):
+        yield Ground(api, real_node, extender, plugin)
+        for left in api.list("Pod", namespace="default"):
+            api.delete("Pod", left["metadata"]["name"])
+        for left in api.list("Pod", namespace="default"):
+            api.wait("Pod", left["metadata"]["name"], lambda seen: seen is None, saying="its end", timeout_s=120)
 
 
 def lasting(name: str, units: int) -> Object:

@@ -100,8 +100,10 @@ def test_a_namespace_beyond_its_limit_waits_with_a_sentence_and_goes_on_when_oth
     namespace(api, "team")
     config = tmp_path / "extender.yaml"
     config.write_text("namespaces: {team: {gpuMemory: 16GiB, isolations: [none, limited]}}")
-    with RunningExtender(cluster, tmp_path / "extender", flags=[f"--config={config}"]) as extender:
-        scheduler = cluster.start_scheduler(extender.scheduler_config())
+    with (
+        RunningExtender(cluster, tmp_path / "extender", flags=[f"--config={config}"]) as extender,
+        cluster.scheduling(extender.scheduler_config()),
+    ):
         api.create(a_pod("a", "team", {GPU_MEM: 10}))
         api.wait("Pod", "a", lambda seen: bool(seen and seen["spec"].get("nodeName")), namespace="team", saying="bound")
         api.create(a_pod("b", "team", {GPU_MEM: 7}))
@@ -124,7 +126,6 @@ def test_a_namespace_beyond_its_limit_waits_with_a_sentence_and_goes_on_when_oth
 
         api.delete("Pod", "a", namespace="team", grace_s=0)
         api.wait("Pod", "b", lambda seen: bool(seen and seen["spec"].get("nodeName")), namespace="team", saying="bound")
-        cluster.stop_scheduler(scheduler)
 
 
 def attempts(cluster: ControlPlane, pod: str) -> int:
@@ -139,8 +140,10 @@ def test_many_pods_at_once_do_not_pass_a_limit(cluster: ControlPlane, tmp_path: 
     namespace(api, "team")
     config = tmp_path / "extender.yaml"
     config.write_text("namespaces: {team: {gpuMemory: 20GiB, gpus: 9}}")
-    with RunningExtender(cluster, tmp_path / "extender", flags=[f"--config={config}"]) as extender:
-        scheduler = cluster.start_scheduler(extender.scheduler_config())
+    with (
+        RunningExtender(cluster, tmp_path / "extender", flags=[f"--config={config}"]) as extender,
+        cluster.scheduling(extender.scheduler_config()),
+    ):
         for n in range(30):
             api.create(a_pod(f"p{n}", "team", {GPU_MEM: 2}))
 
@@ -151,4 +154,3 @@ def test_many_pods_at_once_do_not_pass_a_limit(cluster: ControlPlane, tmp_path: 
         assert wait_until(lambda: bound() >= 9, timeout_s=60)
         time.sleep(3)
         assert 9 == bound()
-        cluster.stop_scheduler(scheduler)

@@ -144,8 +144,7 @@ def test_eight_notebooks_share_one_gpu_in_turns_and_a_ninth_waits(
     profile = {"profiles": [{"schedulerName": "default-scheduler"}]}
     head = {"apiVersion": "kubescheduler.config.k8s.io/v1", "kind": "KubeSchedulerConfiguration"}
     with ExitStack() as stack:
-        scheduler = control_plane.start_scheduler({**head, **profile})
-        stack.callback(control_plane.stop_scheduler, scheduler)
+        stack.enter_context(control_plane.scheduling({**head, **profile}))
         stack.enter_context(plugin)
         allocatable(api, real_node, "nvidia.com/gpu", 8)
         created = pods_of(api, "time-slicing.yaml")
@@ -189,8 +188,7 @@ def test_twelve_servers_use_one_gpu_at_once_under_mps_each_within_its_limits(
             f"mps: {{control: {FAKE_CONTROL}, root: {root}, shm: /dev/shm}}",
         )
         extender = stack.enter_context(RunningExtender(control_plane, tmp_path / "extender"))
-        scheduler = control_plane.start_scheduler(extender.scheduler_config())
-        stack.callback(control_plane.stop_scheduler, scheduler)
+        stack.enter_context(control_plane.scheduling(extender.scheduler_config()))
         stack.enter_context(plugin)
         allocatable(api, real_node, "cotenant.io/gpu-mem", 79)
         created = pods_of(api, "mps.yaml")
@@ -255,8 +253,7 @@ def test_four_models_share_two_mig_instances_as_nvidias_documentation_says_and_a
     small = "nvidia.com/mig-1g.5gb"
     with ExitStack() as stack:
         extender = stack.enter_context(RunningExtender(control_plane, tmp_path / "extender"))
-        scheduler = control_plane.start_scheduler(extender.scheduler_config())
-        stack.callback(control_plane.stop_scheduler, scheduler)
+        stack.enter_context(control_plane.scheduling(extender.scheduler_config()))
         stack.enter_context(plugin)
         # two shares each of two instances, and of the larger one
         allocatable(api, real_node, small, 4)

@@ -63,8 +63,7 @@ def test_each_release_keeps_what_the_other_gave_and_nothing_is_given_twice(
     extender = RunningExtender(control_plane, tmp_path / "extender")
     extender.source = plugin.source = old
     ground = Ground(api, real_node, extender, plugin)
-    with extender, plugin:
-        scheduler = control_plane.start_scheduler(extender.scheduler_config())
+    with extender, plugin, control_plane.scheduling(extender.scheduler_config()):
         there: list[str] = []
         # as it was; plugins first; upgraded; a plugin rolled back first; rolled back; extender first; upgraded again
         for n, pairing in enumerate(
@@ -91,7 +90,6 @@ def test_each_release_keeps_what_the_other_gave_and_nothing_is_given_twice(
                 api.delete("Pod", f"p{n - 1}-0")
                 api.wait("Pod", f"p{n - 1}-0", lambda left: left is None, saying="its end")
         fill(ground, there)
-        control_plane.stop_scheduler(scheduler)
 
 
 def change(program: RunningProgram, source: Path | None) -> None:

@@ -41,9 +41,8 @@ class Ground:
             "enableHTTPS": True,
             "tlsConfig": tls,
         }
-        scheduler = self.cluster.start_scheduler(config)
-        yield
-        self.cluster.stop_scheduler(scheduler)
+        with self.cluster.scheduling(config):
+            yield
 
     def bound(self, name: str) -> None:
         """Create a pod and wait until it is placed."""

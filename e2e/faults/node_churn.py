@@ -62,7 +62,7 @@ class Run:
         self.node = stack.enter_context(RealNode(self.cluster, directory / "node"))
         stack.enter_context(policies.installed(self.api))
         self.extender = stack.enter_context(RunningExtender(self.cluster, directory / "extender"))
-        stack.callback(self.cluster.stop_scheduler, self.cluster.start_scheduler(self.extender.scheduler_config()))
+        stack.enter_context(self.cluster.scheduling(self.extender.scheduler_config()))
         self.plugin = stack.enter_context(
             RunningPlugin(
                 self.cluster,
