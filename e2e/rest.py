@@ -265,7 +265,7 @@ class Api:
         condition: Callable[[Object | None], bool],
         *,
         namespace: str = "default",
-        timeout_s: float = 60,
+        timeout_s: float = 120,
         saying: str = "the awaited state",
     ) -> Object:
         """Wait, by a watch, until `condition` holds for the named object; it gets None while there is none.

@@ -113,7 +113,7 @@ class WholeCluster:
             log=self.directory / "kube-controller-manager.log",
         )
         program.wait_ready(
-            lambda: bool(self.api().list("ServiceAccount", namespace="default")), timeout_s=60
+            lambda: bool(self.api().list("ServiceAccount", namespace="default")), timeout_s=120
         )  # which pods need
         return program
 

@@ -78,6 +78,6 @@ def _started(cluster: WholeCluster, example: str) -> list[Object]:
     path = cluster.directory / example
     path.write_text(yaml.safe_dump(moving.with_image(deployment)))
     cluster.run("kubectl", "apply", "-f", path)
-    cluster.run("kubectl", "rollout", "status", f"deployment/{name}", "--timeout=120s")
+    cluster.run("kubectl", "rollout", "status", f"deployment/{name}", "--timeout=240s")
     wanted = ",".join(f"{key}={value}" for key, value in labels.items())
     return list(cluster.api().list("Pod", namespace="default", labels=wanted))

@@ -57,7 +57,7 @@ def as_it_was(cluster: WholeCluster, page: str) -> None:
     cluster.run("kubectl", "label", "node", cluster.node.name, "gpushare=true")
     pods = list(_started(cluster, _documents(page), page))
     for name in pods:
-        cluster.api().wait("Pod", name, _runs, saying="its start as it was", timeout_s=60)
+        cluster.api().wait("Pod", name, _runs, saying="its start as it was")
     cluster.run("kubectl", "label", "node", cluster.node.name, "gpushare-")
     _removed(cluster, page)
     _patch_status(cluster, {key: dict.fromkeys(advertised) for key in status})
@@ -70,7 +70,7 @@ def as_it_becomes(cluster: WholeCluster, page: str) -> None:
     file.write_text("---\n".join(yaml.safe_dump(one) for one in _documents(page, whole=True)))
     printed = cluster.run("cotenant", "migrate", "--gpu-memory=40GiB", file)
     for name in _started(cluster, [one for one in yaml.safe_load_all(printed) if one], page):
-        pod = cluster.api().wait("Pod", name, _runs, saying="its start as migrated", timeout_s=60)
+        pod = cluster.api().wait("Pod", name, _runs, saying="its start as migrated")
         (container,) = grants.decode(pod["metadata"]["annotations"][NAMES.grant]).containers
         assert expected == sum(share.bytes for share in container.gpus), page
     _removed(cluster, page)
@@ -81,7 +81,7 @@ def unchanged(cluster: WholeCluster) -> None:
     (pod,) = _documents("gpushare")
     del pod["spec"]["nodeSelector"]  # on a node that is still theirs the label would be there
     (name,) = _started(cluster, [pod], "gpushare")
-    bound = cluster.api().wait("Pod", name, _runs, saying="its start", timeout_s=60)
+    bound = cluster.api().wait("Pod", name, _runs, saying="its start")
     (container,) = grants.decode(bound["metadata"]["annotations"][NAMES.grant]).containers
     assert 3 * GIB == sum(share.bytes for share in container.gpus)
     _removed(cluster, "gpushare")
@@ -120,7 +120,7 @@ def _started(cluster: WholeCluster, documents: list[Object], page: str) -> Itera
                     yield metadata["name"]
         elif one["kind"] == "Deployment":
             cluster.run("kubectl", "apply", "-f", _written(cluster, one))
-            cluster.run("kubectl", "rollout", "status", f"deployment/{one['metadata']['name']}", "--timeout=60s")
+            cluster.run("kubectl", "rollout", "status", f"deployment/{one['metadata']['name']}", "--timeout=240s")
             labels = one["spec"]["selector"]["matchLabels"]
             wanted = ",".join(f"{key}={value}" for key, value in labels.items())
             yield from (

@@ -178,7 +178,7 @@ def test_a_newcomer_installs_shares_a_gpu_asks_why_and_removes_it_all(
             changes_modes(cluster)
         if chosen.name == "helm":
             with service_reached(cluster, 9481):
-                print(cluster.run("helm", "test", "cotenant", "-n", NAMESPACE, "--timeout=90s"))
+                print(cluster.run("helm", "test", "cotenant", "-n", NAMESPACE, "--timeout=240s"))
             if WHOLE:
                 becomes_a_webhook(cluster, chosen)
         cluster.run("kubectl", "delete", "pod", "--all", "--wait")
@@ -215,7 +215,7 @@ def install(cluster: WholeCluster, way: Way) -> None:
 def rolled_out(cluster: WholeCluster) -> None:
     for workload in ("deployment/cotenant-scheduler", "daemonset/cotenant-device-plugin"):
         with explained(cluster):
-            cluster.run("kubectl", "-n", NAMESPACE, "rollout", "status", workload, "--timeout=150s")
+            cluster.run("kubectl", "-n", NAMESPACE, "rollout", "status", workload, "--timeout=240s")
 
 
 def asks_why(cluster: WholeCluster, way: Way) -> None:
@@ -223,7 +223,7 @@ def asks_why(cluster: WholeCluster, way: Way) -> None:
     for name, units in (("one", 6), ("two", 6), ("large", 100)):
         cluster.api().create(a_pod(name, units))
     with explained(cluster):
-        shared = [cluster.api().wait("Pod", name, runs, saying="its start", timeout_s=60) for name in ("one", "two")]
+        shared = [cluster.api().wait("Pod", name, runs, saying="its start") for name in ("one", "two")]
     assert 1 == len({granted_uuid(cluster, pod) for pod in shared})
     told = cluster.run("env", f"COTENANT_SERVICE={way.service}", "kubectl", "gpumem", "explain", "large")
     print(told)
@@ -234,7 +234,7 @@ def asks_why(cluster: WholeCluster, way: Way) -> None:
     assert {"made-up-gpus"} == doctored(cluster, way.service)
     the_example_shows_what_it_got(cluster)
     # what the plugin notes on the node, as the shipped account may write it; nothing runs on made-up GPUs
-    assert wait_until(lambda: {0} == used_bytes(cluster, way), timeout_s=60)
+    assert wait_until(lambda: {0} == used_bytes(cluster, way), timeout_s=120)
 
 
 def the_example_shows_what_it_got(cluster: WholeCluster) -> None:
@@ -243,7 +243,7 @@ def the_example_shows_what_it_got(cluster: WholeCluster) -> None:
     pod["metadata"]["namespace"] = "default"
     pod["spec"]["containers"][0]["image"] = image.BUSYBOX
     cluster.api().create(pod)
-    started = cluster.api().wait("Pod", "example", runs, saying="its start", timeout_s=60)
+    started = cluster.api().wait("Pod", "example", runs, saying="its start")
     expected = {"CUDA_MPS_PINNED_DEVICE_MEM_LIMIT=0=8192M", f"COTENANT_GPU_MEM_BYTES={8 * GIB}"}
     assert wait_until(lambda: expected <= {*cluster.node.logs(started, "main").split()}, timeout_s=10)
     cluster.run("kubectl", "delete", "pod", "example", "--wait", "--grace-period=1")
@@ -281,7 +281,7 @@ def becomes_a_webhook(cluster: WholeCluster, way: Way) -> None:
     rolled_out(cluster)
     with service_reached(cluster, 443), explained(cluster):
         cluster.api().create(a_pod("by-webhook", 6))
-        granted_uuid(cluster, cluster.api().wait("Pod", "by-webhook", runs, saying="its start", timeout_s=60))
+        granted_uuid(cluster, cluster.api().wait("Pod", "by-webhook", runs, saying="its start"))
         assert runs(cluster.api().get("Pod", "one"))
         assert {"made-up-gpus"} == doctored(cluster, f"{NAMESPACE}/https:cotenant-extender:serve")
         cluster.run("kubectl", "delete", "pod", "--all", "--wait")
