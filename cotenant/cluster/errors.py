@@ -135,7 +135,7 @@ def error_of(body: bytes, *, status: int = 0, retry_after: str | None = None, wr
     return kind(
         status,
         told.reason or "Unknown",
-        told.message or f"the API server answered {status} without saying why",
+        told.message or f"the server answered {status} without saying why",
         retry_after=seconds,
         outcome_unknown=write and status in _SERVER_ERRORS,
     )

@@ -44,7 +44,7 @@ def nodes_table(page: NodePage, *, wide: bool = False) -> str:
     total = page.cluster
     sums = f"{amount(total.held_bytes)}/{amount(total.usable_bytes)} ({percent(total.held_bytes, total.usable_bytes)})"
     largest = f"largest free block {amount(total.largest_free_block_bytes)}"
-    in_use = f", {amount(total.used_bytes)} used on {total.used_gpus} of them" if total.used_gpus else ""
+    in_use = f", {amount(total.used_bytes)} in use on the {total.used_gpus} that tell it" if total.used_gpus else ""
     there, waiting = f"{counted(total.nodes, 'node')}, {counted(total.gpus, 'GPU')}", counted(total.waiting, "pod")
     lines = [
         *columns(rows),
@@ -125,7 +125,7 @@ def explanation_table(told: PodExplanation, *, wide: bool = False) -> str:
         lines.append(f"  {_plain(told.summary)}")
     for count in told.reasons:
         best = f" (best: {count.best})" if count.best else ""
-        lines.append(_plain(f"  {count.nodes} node{'s' if count.nodes != 1 else ' '} {count.sentence}{best}"))
+        lines.append(_plain(f"  {count.nodes} node{'s' if count.nodes != 1 else ''}: {count.sentence}{best}"))
     if told.changes:
         lines.append("  would help:")
         lines += [f"    {_plain(change.sentence)}" for change in told.changes]

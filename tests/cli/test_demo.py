@@ -147,6 +147,11 @@ class TestOutcome:
     def test_a_pod_that_takes_what_it_was_not_given_is_refused(self, run: Run) -> None:
         assert "sneaky is refused: admission webhook" in " ".join(run.text.split())
 
+    def test_the_readme_shows_what_it_prints(self, run: Run) -> None:
+        readme = (Path(__file__).parent.parent.parent / "README.md").read_text()
+        _, excerpt, *_ = readme.split("```\n")
+        assert {*excerpt.splitlines()} <= {*run.text.splitlines()}
+
     def test_plain_is_ascii_of_80_columns(self, run: Run) -> None:
         assert run.text.isascii()
         assert "\x1b" not in run.text

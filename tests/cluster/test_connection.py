@@ -141,7 +141,7 @@ class TestAnswers:
         error = error_of(body, status=502)
 
         assert "s3cret" not in str(error) + repr(error)
-        assert "the API server answered 502 without saying why (502 Unknown)" == str(error)
+        assert "the server answered 502 without saying why (502 Unknown)" == str(error)
 
     def test_the_whole_error_reads_as_a_sentence(self, cluster: Cluster) -> None:
         with pytest.raises(NotFound) as refused:

@@ -194,11 +194,12 @@ class TestInstall:
         manifest = (ROOT / "manifests" / "base" / "device-plugin.yaml").read_text()
         assert f"image: {image['name']}:{image['newTag']}" in manifest
 
-    def test_its_kustomization_for_older_clusters_names_every_image_and_leaves_one_replica_without_policies(
-        self, tmp_path: Path
+    @pytest.mark.parametrize(("patched", "replicas"), [(False, 2), (True, 1)], ids=["from 1.32 on", "before 1.30"])
+    def test_its_kustomization_for_older_clusters_names_every_image_and_before_1_30_has_one_replica_and_no_policies(
+        self, tmp_path: Path, *, patched: bool, replicas: int
     ) -> None:
-        (text,) = blocks(section("install.md", "Before Kubernetes 1.36"), "yaml")
-        (tmp_path / "kustomization.yaml").write_text(text.replace("PATH", str(ROOT)))
+        text, patches = blocks(section("install.md", "Before Kubernetes 1.36"), "yaml")
+        (tmp_path / "kustomization.yaml").write_text(text.replace("PATH", str(ROOT)) + patches * patched)
         built = [*build(tmp_path)]
         pods = [one["spec"]["template"]["spec"] for one in built if one["kind"] in {"Deployment", "DaemonSet"}]
         run = {
@@ -207,8 +208,8 @@ class TestInstall:
             for container in (*pod["containers"], *pod.get("initContainers", []))
         }
         assert run == {image["name"] for image in yaml.safe_load(text)["images"]}
-        assert [] == [one["metadata"]["name"] for one in built if "AdmissionPolicy" in one["kind"]]
-        assert [1] == [one["spec"]["replicas"] for one in built if one["kind"] == "Deployment"]
+        assert patched is not any("AdmissionPolicy" in one["kind"] for one in built)
+        assert [replicas] == [one["spec"]["replicas"] for one in built if one["kind"] == "Deployment"]
 
     def test_what_is_taken_off_a_node_is_all_that_the_plugin_and_administrators_note_there(self) -> None:
         labels, annotations = blocks(section("install.md", "Removing it"), "sh")[-1].splitlines()

@@ -233,7 +233,7 @@ class TestExplain:
         waiting(api, extender, a_pod().named("p").asking(11))
         assert extender.get("/v1/explain/default/p?as=table").body.decode().splitlines() == [
             "default/p asks 11 GiB: waiting, fits on none of 2 GPU nodes",
-            f"  2 nodes {Reason.TOO_LARGE.sentence} (best: n1 GPU 0 has 10 GiB in all)",
+            f"  2 nodes: {Reason.TOO_LARGE.sentence} (best: n1 GPU 0 has 10 GiB in all)",
             "  would help:",
             "    10 GiB fit now on n1 GPU 0",
         ]
