@@ -33,8 +33,8 @@ _EMPTY_TOO = frozenset(
 _ILL = frozenset({Reason.UNHEALTHY_GPU, Reason.FENCED_GPU})
 # Where a pod may run: the twin is to fit on just such new nodes.
 _PLACING = ("nodeSelector", "tolerations", "runtimeClassName", "schedulerName")
-# It gives way to every other pod, and waits without evicting any. The cluster autoscaler adds no node for pods below -10
-# by default (its --expendable-pods-priority-cutoff).
+# It gives way to every other pod, and waits without evicting any. The cluster autoscaler adds no node for a pod below
+# -10 by default (its --expendable-pods-priority-cutoff).
 PRIORITY_CLASS = "cotenant-grow"
 _CLASS = {
     "apiVersion": "scheduling.k8s.io/v1",
