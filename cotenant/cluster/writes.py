@@ -93,13 +93,15 @@ def get_pod(cluster: Cluster, *, namespace: str, name: str, timeout: float = 10.
 def nominate(cluster: Cluster, *, namespace: str, name: str, uid: str, node: str, timeout: float = 10.0) -> None:
     """Suggest *node* for a pod that waits: kube-scheduler tries status.nominatedNodeName before it samples others.
 
+    An empty *node* takes the suggestion back.
+
     Raises:
         Invalid: the pod is another one of the same name, or a name is none.
         NotFound: there is no such pod any more.
 
     """
     # metadata.uid cannot be changed, so naming it makes the patch of any other pod fail
-    body = {"metadata": {"uid": uid}, "status": {"nominatedNodeName": _checked(node)}}
+    body = {"metadata": {"uid": uid}, "status": {"nominatedNodeName": _checked(node) if node else ""}}
     cluster.patch(f"{_pod(namespace, name)}/status", msgspec.json.encode(body), timeout=timeout)
 
 

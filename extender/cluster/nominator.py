@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import structlog
 from cachetools import TTLCache
 
-from cotenant.cluster import Cluster, ClusterError, writes
+from cotenant.cluster import Cluster, ClusterError, Invalid, NotFound, writes
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest
@@ -26,8 +26,9 @@ _log = structlog.get_logger(__name__)
 
 # A pod's first failure is followed by a second attempt at once, since kube-scheduler's own note of the failure is an
 # update of the pod; and at the end of an attempt it takes away a nomination that arrived meanwhile. So wait until the
-# pod has been left alone for this long; and look again later, since our watch may lag behind kube-scheduler's. A dead
-# one is found out after 15 s (feed.py); after all of these, 17.55 s, its news are here.
+# pod has been left alone for this long; and look again later, since our watch may lag behind kube-scheduler's, and not
+# all that makes room is an event to kube-scheduler: a promise that ends, a doubtful hold that is given up. The last of
+# these comes again and again while the pod waits.
 _WAIT_SECONDS = (0.05, 0.5, 2.0, 5.0, 10.0)
 # Below this many nodes kube-scheduler samples all that pass its own filters (schedule_one.go, minFeasibleNodesToFind),
 # so a node outside of its sample has failed there and would fail again.
@@ -54,7 +55,10 @@ class Judging(Protocol):
         """Give for each node its cost, or why it does not fit."""
 
     def limited(self, namespace: str) -> bool:
-        """Tell whether pods of a namespace depend on what others of it hold, wherever that is."""
+        """Tell whether what a pod of a namespace may have depends on what others of it hold, wherever they are."""
+
+    def excess(self, namespace: str, request: PodRequest) -> object | None:
+        """Say what keeps the pod off all nodes, of what its namespace's limit leaves; None for nothing."""
 
 
 class _Asked(NamedTuple):
@@ -66,6 +70,7 @@ class _Asked(NamedTuple):
     changes: int
     pod: Pod
     request: PodRequest
+    # those it was tried on; none at all where they were a sample, of which later looks keep nothing: 0.06 MiB a pod
     sampled: frozenset[str]
     # nodes that fit but had a nominee each, and how often that was so
     among: tuple[str, ...] = ()
@@ -96,7 +101,7 @@ class Nominator:
         self._asked: dict[str, _Asked] = {}
         # how often each node was nominated lately, by pod UID
         self._tried: TTLCache[str, Counter[str]] = TTLCache(10_000, _TRIES_LAST_SECONDS)
-        # the pod that each node waits for, by UID, under the condition
+        # the pod that each node, or the limit of each "/namespace", waits for, by UID, under the condition
         self._nominees: TTLCache[str, str] = TTLCache(10_000, _NOMINEE_SECONDS, timer=clock)
         self._thread = (threads or Threads()).of("nominate", self._turn)
         self._thread.start()
@@ -108,8 +113,11 @@ class Nominator:
             for node in [node for node, uid in self._nominees.items() if uid == pod.uid]:
                 self._nominees.pop(node, None)  # it may have expired just now
             if self._asked.pop(pod.uid, None) is None and len(self._asked) >= _WAITING:
-                _log.warning("too many pods to nominate for", pod=pod.key, pod_uid=pod.uid)
-                return
+                oldest = max(self._asked.values(), key=lambda asked: asked.turn)
+                if not oldest.turn:
+                    _log.warning("too many pods to nominate for", pod=pod.key, pod_uid=pod.uid)
+                    return
+                del self._asked[oldest.pod.uid]
             self._asked[pod.uid] = _Asked(self._clock() + _WAIT_SECONDS[0], 0, 0, pod, request, sampled)
             self._condition.notify()
 
@@ -133,6 +141,8 @@ class Nominator:
                 self._look_again(asked, changes)
         except ClusterError as error:
             _log.warning("nomination failed", pod=asked.pod.key, pod_uid=asked.pod.uid, why=str(error))
+            if not isinstance(error, (NotFound, Invalid)):  # it is gone
+                self._look_again(asked, asked.changes)
         return True
 
     def _next(self) -> _Asked | None:
@@ -147,10 +157,12 @@ class Nominator:
         return None
 
     def _look_again(self, asked: _Asked, changes: int) -> None:
-        turn = asked.turn + 1
-        if turn < len(_WAIT_SECONDS):
-            due = self._clock() + _WAIT_SECONDS[turn]
-            again = asked._replace(due=due, turn=turn, changes=changes, among=())
+        turn, last = asked.turn + 1, len(_WAIT_SECONDS) - 1
+        # our watch may not have brought the pod itself yet
+        if turn <= last or self._ledger.waiting(asked.pod.uid) is not None:
+            due = self._clock() + _WAIT_SECONDS[min(turn, last)]
+            sampled = frozenset[str]() if len(asked.sampled) >= SAMPLED_FROM else asked.sampled
+            again = asked._replace(due=due, turn=turn, changes=changes, sampled=sampled, among=(), postponed=0)
             with self._condition:
                 # unless its next attempt has failed meanwhile
                 self._asked.setdefault(asked.pod.uid, again)
@@ -160,37 +172,44 @@ class Nominator:
         pod = asked.pod
         tried = self._tried.setdefault(pod.uid, Counter())
         nominated = pod.status.nominated_node_name
+        if nominated and pod.spec.preemption_policy == "Never" and not asked.turn:
+            # Ours, and in vain. From a pod that may not preempt kube-scheduler takes no nomination away
+            # (defaultpreemption, PodEligibleToPreemptOthers), and keeps that node's room for it. This wakes the pod.
+            self._write(pod, "")
+            return True
         # Not ours: victims are ending on that node for this pod.
         preempting = bool(nominated) and nominated not in tried
         if preempting or tried.total() >= _TRIES or self._ledger.hold(pod.uid) is not None:
             return True
         fitting = self._fitting(asked, tried)
-        node = self._choose(pod.uid, fitting)
+        node = self._choose(pod, fitting)
         if node is None:
             return self._postpone(asked, fitting)
         tried[node] += 1
-        writes.nominate(self._cluster, namespace=pod.metadata.namespace, name=pod.metadata.name, uid=pod.uid, node=node)
-        self._nominated("freed" if node in asked.sampled else "outside_sample")
+        self._write(pod, node)
+        self._nominated("freed" if asked.turn or node in asked.sampled else "outside_sample")
         _log.info("nominated", pod=pod.key, pod_uid=pod.uid, node=node)
         return True
 
+    def _write(self, pod: Pod, node: str) -> None:
+        writes.nominate(self._cluster, namespace=pod.metadata.namespace, name=pod.metadata.name, uid=pod.uid, node=node)
+
     def _candidates(self, asked: _Asked) -> list[str]:
-        """List nodes that may fit by now: all at first, later those of the sample that have changed."""
+        """List nodes that may fit by now: all at first, later those that have changed."""
         if asked.among:
             return list(asked.among)
-        if asked.turn > 0:
-            _, changed = self._ledger.changes(asked.changes)
-            # under a limit it may be enough what a pod of another node leaves
-            if changed is None or (changed and self._judge.limited(asked.pod.metadata.namespace)):
-                return sorted(asked.sampled)
-            return sorted(asked.sampled.intersection(changed))
-        if len(asked.sampled) < SAMPLED_FROM:
-            return sorted(asked.sampled)
-        return [view.name for view in self._ledger.views()]
+        everywhere = not 0 < len(asked.sampled) < SAMPLED_FROM
+        changed = self._ledger.changes(asked.changes)[1] if asked.turn else None
+        # under a limit it may be enough what a pod of another node leaves
+        if changed is None or (changed and self._judge.limited(asked.pod.metadata.namespace)):
+            return [view.name for view in self._ledger.views()] if everywhere else sorted(asked.sampled)
+        return sorted(changed if everywhere else asked.sampled.intersection(changed))
 
     def _fitting(self, asked: _Asked, tried: Counter[str]) -> list[str]:
         """List the nodes that fit, those least often nominated first, and then the cheapest."""
         namespace = asked.pod.metadata.namespace
+        if self._judge.excess(namespace, asked.request) is not None:
+            return []
         open_to = [node for node in self._candidates(asked) if tried[node] < _TRIES_PER_NODE]
         fitting: list[tuple[int, float, str]] = []
         # in pieces, since kube-scheduler's next filter waits for the judge meanwhile
@@ -200,15 +219,24 @@ class Nominator:
             fitting += [(tried[name], cost, name) for cost, name in verdicts if not isinstance(cost, Reason)]
         return [name for _, _, name in sorted(fitting)]
 
-    def _choose(self, uid: str, fitting: list[str]) -> str | None:
-        """Take the first node that waits for no other nominee, and have it wait for this one."""
+    def _choose(self, pod: Pod, fitting: list[str]) -> str | None:
+        """Take the first node that waits for no other nominee, and have it wait for this one.
+
+        A namespace's limit waits for one at a time in the same way: what it leaves may be enough for one alone.
+        """
+        namespace = pod.metadata.namespace
+        limit = [f"/{namespace}"] if self._judge.limited(namespace) else []  # no name of a node has a slash
         with self._condition:
             for node in fitting:
-                nominee = self._nominees.get(node, uid)
-                if nominee == uid or self._ledger.hold(nominee) is not None or self._ledger.waiting(nominee) is None:
-                    self._nominees[node] = uid
+                waiting = [node, *limit]
+                if all(self._is_open(one, pod.uid) for one in waiting):
+                    self._nominees.update(dict.fromkeys(waiting, pod.uid))
                     return node
         return None
+
+    def _is_open(self, what: str, uid: str) -> bool:
+        nominee = self._nominees.get(what, uid)
+        return nominee == uid or self._ledger.hold(nominee) is not None or self._ledger.waiting(nominee) is None
 
     def _postpone(self, asked: _Asked, fitting: list[str]) -> bool:
         """Look again soon at nodes that fit and wait for others; tell whether there is anything to look at."""

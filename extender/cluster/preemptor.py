@@ -97,7 +97,8 @@ class Preemptor:
         self._stopping = False
         # by pod UID
         self._asked: dict[str, _Asked] = {}
-        self._in_vain: TTLCache[str, None] = TTLCache(10_000, _AGAIN_SECONDS, timer=clock)
+        # when to look again at the earliest
+        self._in_vain: TTLCache[str, float] = TTLCache(10_000, _AGAIN_SECONDS, timer=clock)
         # written by the thread alone from here on
         self._kept: dict[str, _Kept] = {}
         self._evicted_at: deque[float] = deque()
@@ -111,10 +112,11 @@ class Preemptor:
             return
         with self._condition:
             before = self._asked.get(pod.uid)
-            if pod.uid in self._in_vain or (before is None and len(self._asked) >= _WAITING):
+            if before is None and len(self._asked) >= _WAITING:
                 return
             # it counts from its first attempt in vain; only the nodes are the newest
-            due = before.due if before is not None else self._clock() + self._configuration.after
+            again, after = self._in_vain.get(pod.uid, 0.0), self._clock() + self._configuration.after
+            due = before.due if before is not None else max(again, after)
             self._asked[pod.uid] = _Asked(due, pod, request, sampled)
             self._condition.notify()
 
@@ -177,7 +179,7 @@ class Preemptor:
     def _drop(self, uid: str) -> None:
         with self._condition:
             self._asked.pop(uid, None)
-            self._in_vain[uid] = None
+            self._in_vain[uid] = self._clock() + _AGAIN_SECONDS
 
     # One pod's turn.
 
@@ -223,7 +225,9 @@ class Preemptor:
         )
 
     def _fits_by_now(self, asked: _Asked) -> bool:
-        return any(not isinstance(one, Reason) for one in self._judge.judge(asked.request, sorted(asked.sampled)))
+        namespace = asked.pod.metadata.namespace
+        verdicts = self._judge.judge(asked.request, sorted(asked.sampled), namespace=namespace)
+        return any(not isinstance(one, Reason) for one in verdicts)
 
     def _choose(self, asked: _Asked, priority: int) -> tuple[str, Victims, Sequence[Budget]] | None:
         """Find the node where evicting does the least harm; None where there is none, or where pods are ending."""

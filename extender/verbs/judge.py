@@ -122,8 +122,9 @@ class Judge:
         return self._choice(request).policy
 
     def limited(self, namespace: str) -> bool:
-        """Tell whether what pods of a namespace may have depends on what others of it hold."""
-        return self.tenants.of(namespace) is not None
+        """Tell whether what a pod of a namespace may have depends on what others of it hold, wherever they are."""
+        limits = self.tenants.of(namespace)
+        return limits is not None and (limits.gpus is not None or limits.gpu_memory is not None)
 
     def judge(self, request: PodRequest, nodes: Sequence[str], *, namespace: str | None = None) -> list[float | Reason]:
         """Give for each node its cost to the request, the lower the better, or why it does not fit.

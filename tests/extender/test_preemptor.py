@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
 import pytest
 
+from cotenant.cluster import connect
+from cotenant.contract.configuration import FragmentedPreemption
+from cotenant.contract.pods import Pod
 from cotenant.contract.units import GIB
 from cotenant.standins.api_rules import BUDGETS, NODES, PODS
+from extender.cluster.evictions import Evictions
+from extender.cluster.preemptor import Preemptor
+from extender.ledger import Ledger
 from extender.placement.preemption import Neighbour, Victims, least
-from tests.builders import a_node, a_pod
+from tests.builders import NAMES, a_node, a_pod
 from tests.extender.running import Running, eventually, filter_args, submit
+from tests.extender.test_threads import request_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from cotenant.standins.api_server import ApiServer
     from tests.builders import Json
@@ -297,6 +306,47 @@ def protect(api: ApiServer, app: str) -> None:
 
 def one(name: str, priority: int, started: str = "") -> Neighbour:
     return Neighbour(name, "default", priority, started, {})
+
+
+def test_an_attempt_soon_after_one_that_came_to_nothing_is_seen_to_later(api: ApiServer, tmp_path: Path) -> None:
+    now, asked = 0.0, 0
+
+    def may_write() -> bool:
+        nonlocal asked
+        asked += 1
+        return False
+
+    with connect(api.kubeconfig(tmp_path / "kubeconfig")) as cluster:
+        preemptor = Preemptor(
+            cluster,
+            Ledger(NAMES, GIB),
+            # it never comes to these where it may not write
+            cast("Any", None),
+            cast("Any", None),
+            evictions=Evictions(cluster, lambda *_: None),
+            tell=lambda *_: None,
+            configuration=FragmentedPreemption(after=0.01),
+            may_write=may_write,
+            clock=lambda: now,
+        )
+
+        def look(name: str) -> None:
+            pod = msgspec.convert(api.pod(name) or submit(api, a_pod().named(name).asking(1)), Pod)
+            preemptor.look(pod, request_of(pod), frozenset({"n1"}))
+
+        look("waits")
+        now = 1.0
+        look("wakes")
+        assert eventually(lambda: asked == 1)
+
+        now = 8.0
+        look("waits")
+        assert eventually(lambda: asked == 2)  # the other one, of 1.01
+        # 15 s after the first
+        now = 16.0
+        look("wakes")
+        assert eventually(lambda: asked == 3)
+        preemptor.stop()
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,9 @@ class Once:
     def limited(self, _namespace: str) -> bool:
         return False
 
+    def excess(self, *_: Any) -> None:
+        return None
+
 
 @pytest.fixture
 def threads() -> Threads:
