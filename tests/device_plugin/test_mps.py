@@ -309,6 +309,13 @@ class TestAccidents:
         fake.keep(fake.plan)
         fake.problem("the compute mode of GPU 0 may be set by a privileged program alone")
 
+    def test_a_look_that_comes_after_the_end_starts_no_daemon(self, fake: Ground) -> None:
+        fake.serving()
+        fake.keeper.stop()
+        fake.keep(fake.plan)
+        assert "its MPS control daemon is not there yet" == fake.said()
+        assert DEFAULT == fake.gpu.compute_mode
+
     def test_where_containers_would_meet_another_shared_memory_nothing_is_started(self, fake: Ground) -> None:
         fake.settings = msgspec.structs.replace(fake.settings, shm="")
         fake.keeper = fake.new_keeper()
