@@ -682,6 +682,17 @@ class TestOnANode:
             mounts = [(mount.host_path, mount.container_path) for mount in answer.mounts]
             assert [(pipe, pipe), ("/dev/shm", "/dev/shm")] == mounts
 
+    def test_a_gpu_that_is_more_shares_than_mps_has_clients_is_none_until_there_are_fewer(self, root: Path) -> None:
+        too_many = self.config(root, ", family: replicas, replicas: 49")
+        with Node(["16GiB"] * 2, config=too_many) as node:
+            expected = "it is 49 shares, and MPS serves 48 clients on it: have 48 replicas at most"
+            node.wait_published("told of", lambda i: (i.gpus[0].health, i.gpus[0].detail) == (Health.UNHEALTHY, expected))
+            node.kubelet.wait(lambda: node.kubelet.devices.capacity()[0].get("nvidia.com/gpu") == 49, "the shares")
+            assert 0 == node.kubelet.allocatable("nvidia.com/gpu")
+
+            node.edit(f"inventoryInterval: 0.05\n{too_many.replace('49', '48')}")
+            node.kubelet.wait(lambda: node.kubelet.allocatable("nvidia.com/gpu") == 48, "one share for each client")
+
     def test_a_plugin_that_refuses_to_start_has_closed_no_gpu_to_the_pods_of_another(self, root: Path) -> None:
         config = self.config(root).replace("mps}]", "mps}, {indices: [1], family: replicas}]")
         with Node(["16GiB"] * 2, config=config, plugin=False) as node:
