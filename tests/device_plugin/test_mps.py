@@ -25,7 +25,7 @@ from device_plugin.families.rules import Assigned
 from device_plugin.inventory import Daemon, describe
 from device_plugin.mps import nursery, process
 from device_plugin.mps.control import Control, MPSError
-from device_plugin.mps.daemon import RECORD
+from device_plugin.mps.daemon import RECORD, trim
 from device_plugin.mps.keeper import MPSKeeper
 from device_plugin.mps.nursery import Nursery
 from device_plugin.mps.plan import Limit, Plan, max_clients, plans
@@ -39,6 +39,8 @@ FAKE = str(Path(sys.executable).parent / "cotenant-fake-mps-control")
 REAL = "nvidia-cuda-mps-control"
 DEFAULT, EXCLUSIVE = 0, 3
 CUDA_ERROR_OUT_OF_MEMORY = 2
+# More than a log may take.
+LARGE = b"a line of a log that is long\n" * 200_000
 # Allocates so many MiB by CUDA's driver API and exits with the CUresult.
 CLIENT = """
 import ctypes, sys
@@ -212,6 +214,44 @@ class TestDaemon:
             client = subprocess.run([sys.executable, "-c", CLIENT, str(mib)], env=limited, check=False)
             assert code == client.returncode
             assert len(ground.control.servers()) == 1
+
+
+    def test_its_logs_are_emptied_when_they_are_large_and_it_goes_on(self, ground: Ground) -> None:
+        ground.serving()
+        pid, log = ground.pid, ground.control.log / "daemon.out"
+        with log.open("ab") as output:
+            output.write(LARGE)
+        until(lambda: log.stat().st_size < len(LARGE), "an empty log")
+        assert (pid, "") == (ground.pid, ground.said())
+
+
+class TestLogs:
+    """Log files take no more than some MiB of the node's memory, whoever has them open."""
+
+    @pytest.mark.parametrize(
+        ("mode", "before"), [("ab", b""), ("wb", bytes(len(LARGE)))], ids=["at its new end", "where he was, sparse"]
+    )
+    def test_who_writes_goes_on_in_an_emptied_file(self, tmp_path: Path, mode: str, before: bytes) -> None:
+        path = tmp_path / "control.log"
+        with path.open(mode, buffering=0) as output:
+            output.write(LARGE)
+            trim(tmp_path)
+            assert 0 == path.stat().st_size
+            output.write(b"a line")
+            trim(tmp_path)  # a sparse file is long, and takes no room
+            assert before + b"a line" == path.read_bytes()
+        assert path.stat().st_blocks * 512 < len(LARGE)
+
+    def test_small_files_and_what_is_no_log_stay(self, tmp_path: Path) -> None:
+        logs, other = tmp_path / "log", tmp_path / "other"
+        logs.mkdir()
+        (logs / "small").write_bytes(b"a line")
+        (logs / "folder").mkdir()
+        other.write_bytes(LARGE)
+        (logs / "link").symlink_to(other)
+        trim(logs)
+        trim(tmp_path / "missing")
+        assert (b"a line", LARGE) == ((logs / "small").read_bytes(), other.read_bytes())
 
 
 @pytest.fixture
