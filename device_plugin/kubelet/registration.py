@@ -46,8 +46,8 @@ _Identity = tuple[int, int, int]
 class Registration:
     """Serve *servicer* in *folder* and register it for *resource*, again whenever that is needed.
 
-    *serving_changed* is called, from any thread, when *serving* has changed, and may have again by then; *connected*, in
-    a thread of its own, each time a kubelet has begun to follow our devices.
+    *serving_changed* is called, from any thread, when *serving* has changed, and may have changed again by then;
+    *connected*, in a thread of its own, each time a kubelet has begun to follow our devices.
     """
 
     def __init__(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -251,11 +252,9 @@ class TestTheInventory:
 
         with Node(plugin=False) as node, connect(node.kubeconfig) as cluster:
             publisher = Publisher(cluster, NODE, NAMES, unit_bytes=GIB)
+            tell = partial(publisher.ask_serving, serving)
             registrations = [
-                Registration(
-                    node.folder, f"a/{n}", serving_changed=lambda: publisher.ask_serving(serving), connected=lambda: None
-                )
-                for n in range(2)
+                Registration(node.folder, f"a/{n}", serving_changed=tell, connected=lambda: None) for n in range(2)
             ]
             slow, last = (threading.Thread(target=one.opened) for one in registrations)
             publisher.start()

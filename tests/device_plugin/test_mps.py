@@ -215,7 +215,6 @@ class TestDaemon:
             assert code == client.returncode
             assert len(ground.control.servers()) == 1
 
-
     def test_its_logs_are_emptied_when_they_are_large_and_it_goes_on(self, ground: Ground) -> None:
         ground.serving()
         pid, log = ground.pid, ground.control.log / "daemon.out"
@@ -726,7 +725,8 @@ class TestOnANode:
         too_many = self.config(root, ", family: replicas, replicas: 49")
         with Node(["16GiB"] * 2, config=too_many) as node:
             expected = "it is 49 shares, and MPS serves 48 clients on it: have 48 replicas at most"
-            node.wait_published("told of", lambda i: (i.gpus[0].health, i.gpus[0].detail) == (Health.UNHEALTHY, expected))
+            found = node.wait_published("told of", lambda i: i.gpus[0].detail == expected)
+            assert Health.UNHEALTHY is found.gpus[0].health
             node.kubelet.wait(lambda: node.kubelet.devices.capacity()[0].get("nvidia.com/gpu") == 49, "the shares")
             assert 0 == node.kubelet.allocatable("nvidia.com/gpu")
 
