@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from cotenant.contract.inventory import GPU, MIG, Health, Inventory, Mode
+from cotenant.contract.inventory import GPU, MIG, Family, Health, Inventory, Mode
 from cotenant.contract.units import usable_bytes
 from device_plugin.families.rules import Assigned
 from device_plugin.nvml import PhysicalGPU
@@ -62,7 +62,7 @@ def _described(
     mig: MIG | None,
     unfit: str,
 ) -> GPU:
-    detail = gpu.fault or unfit or _ailment(gpu, how) or (daemon.problem if daemon else "")
+    detail = gpu.fault or unfit or _ailment(gpu, how) or (_unserved(daemon, how) if daemon else "")
     return GPU(
         uuid=gpu.uuid,
         index=gpu.index,
@@ -104,6 +104,16 @@ def _ailment(gpu: PhysicalGPU, assigned: Assigned) -> str:
         known = gpu.mig_enabled is not None
         return f"MIG mode is off: `nvidia-smi -i {gpu.index} -mig 1`" if known else "the GPU knows no MIG"
     return _closed(gpu, assigned)
+
+
+def _unserved(daemon: Daemon, assigned: Assigned) -> str:
+    if assigned.family is Family.REPLICAS and assigned.replicas > daemon.max_clients:
+        # a container beyond these would start, and fail inside CUDA
+        return (
+            f"it is {assigned.replicas} shares, and MPS serves {daemon.max_clients} clients on it: have "
+            f"{daemon.max_clients} replicas at most"
+        )
+    return daemon.problem
 
 
 def _closed(gpu: PhysicalGPU, assigned: Assigned) -> str:

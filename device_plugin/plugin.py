@@ -246,8 +246,8 @@ class DevicePlugin:
             answered=self._metrics.answered,
         )
 
-    def _serving_changed(self, *, serving: bool) -> None:
-        self._publisher.set_serving(serving=serving and self._offers.serving)
+    def _serving_changed(self) -> None:
+        self._publisher.ask_serving(lambda: self._offers.serving)
 
     def _daemon(self, gpu: PhysicalGPU, how: Assigned) -> Daemon:
         name = name_of(gpu.uuid, how)

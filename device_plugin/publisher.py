@@ -91,10 +91,11 @@ class Publisher:
             self._gpus, self._wanted = gpus, True
             self._changed.notify_all()
 
-    def set_serving(self, *, serving: bool) -> None:
-        """Take whether a kubelet follows our devices."""
+    def ask_serving(self, serving: Callable[[], bool]) -> None:
+        """Ask *serving* whether a kubelet follows our devices, and take what it says."""
         with self._changed:
-            self._serving = serving
+            # asked under the lock: else of two threads the one that asked first could be taken last
+            self._serving = serving()
             self._changed.notify_all()
 
     # The reflector's sink.

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import grpc
 import structlog
@@ -43,17 +43,11 @@ _THREADS = 32
 _Identity = tuple[int, int, int]
 
 
-class ServingChanged(Protocol):
-    """Be told, from any thread, whether a kubelet follows our devices."""
-
-    def __call__(self, *, serving: bool) -> None:
-        """Take the news."""
-
-
 class Registration:
     """Serve *servicer* in *folder* and register it for *resource*, again whenever that is needed.
 
-    *connected* is called, in a thread of its own, each time a kubelet has begun to follow our devices.
+    *serving_changed* is called, from any thread, when *serving* has changed, and may have changed again by then;
+    *connected*, in a thread of its own, each time a kubelet has begun to follow our devices.
     """
 
     def __init__(
@@ -61,7 +55,7 @@ class Registration:
         folder: Path,
         resource: str,
         *,
-        serving_changed: ServingChanged,
+        serving_changed: Callable[[], None],
         connected: Callable[[], None],
     ) -> None:
         self._folder = folder
@@ -116,7 +110,7 @@ class Registration:
             first = self._streams == 1
         self._stream_changed.set()
         if first:
-            self._serving_changed(serving=True)
+            self._serving_changed()
         greeting = THREADS.of(f"connected {self._resource}", self._connected)
         with self._guard:
             before, self._greeting = self._greeting, greeting
@@ -131,7 +125,7 @@ class Registration:
             last = self._streams == 0
         self._stream_changed.set()
         if last and not self._stopping.is_set():
-            self._serving_changed(serving=False)
+            self._serving_changed()
 
     # The thread that keeps it so.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from device_plugin.admission.refusal import RefusedError
 from device_plugin.kubelet.devices import DeviceList
-from device_plugin.kubelet.registration import Registration, ServingChanged
+from device_plugin.kubelet.registration import Registration
 from device_plugin.kubelet.service import Allocator, DevicePluginService
 
 
@@ -22,7 +22,7 @@ class Resource:
         folder: Path,
         *,
         refused: Callable[[str, RefusedError], None],
-        serving_changed: ServingChanged,
+        serving_changed: Callable[[], None],
         connected: Callable[[], None],
         answered: Callable[[str, str, float], None] = lambda *_: None,
     ) -> None:

@@ -1,6 +1,9 @@
 """Keeps one MPS control daemon running: starts it, watches it, starts it again, and ends it."""
 
+import contextlib
+import os
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -25,6 +28,10 @@ _LOOK_SECONDS = 0.05
 _SILENT_LOOKS = 3
 _QUIT_SECONDS = 2
 _END_SECONDS = 1.0
+# A real daemon writes some 270 bytes of log for each command, and has several at each look.
+_LOG_BYTES = 4 << 20
+# stat(2): whatever the file system's are
+_BLOCK_BYTES = 512
 _STARTING = "its MPS control daemon is being started"
 
 
@@ -163,6 +170,7 @@ class Daemon:
         for folder in (self._control.pipe, self._control.log):
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o755)
+        trim(self._control.log)  # also of one that never comes to be watched
         # Containers that run have mounted the folder itself, so only what is in it goes.
         for left in self._control.pipe.iterdir():
             shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
@@ -247,6 +255,7 @@ class Daemon:
                 continue
             silent = 0
             self._know_servers(servers)
+            trim(self._control.log)
             faulty = [str(pid) for pid, state in servers.items() if state is ServerState.FAULT]
             served += not faulty
             self._say(
@@ -283,6 +292,17 @@ def end(folder: Path, control: Control, running: Process | None, gpus: GPUs) -> 
         log.warning("mps.compute_mode_not_restored", folder=str(folder), error=str(error))
         return
     (folder / RECORD).unlink(missing_ok=True)
+
+
+def trim(folder: Path) -> None:
+    """Empty the log files in *folder* that have grown large, which is memory where it lies in /run; never raise."""
+    with contextlib.suppress(OSError):  # the next look tries again
+        for path in folder.iterdir():
+            found = path.lstat()
+            # Whoever has it open with O_APPEND goes on at its new end. Who has not goes on where he was: the file is as
+            # long as before then, but sparse, so it goes by what it takes.
+            if stat.S_ISREG(found.st_mode) and found.st_blocks * _BLOCK_BYTES > _LOG_BYTES:
+                os.truncate(path, 0)
 
 
 def _quit(control: Control, running: Process) -> None:

@@ -50,6 +50,7 @@ class MPSKeeper:
         self._daemons: dict[str, Daemon] = {}
         self._gpus: Mapping[str, PhysicalGPU] = {}
         self._first = True
+        self._stopped = False
         # why a daemon that is wanted is not there, by its name
         self._waiting: Mapping[str, str] = {}
         # why GPUs may get no new pods: a daemon serves them that was planned otherwise
@@ -58,6 +59,8 @@ class MPSKeeper:
     def keep(self, plans: Sequence[Plan], gpus: Mapping[str, PhysicalGPU]) -> None:
         """Have these daemons and no others; return at once, but for those that have to end first."""
         with self._lock:
+            if self._stopped:
+                return  # a look that a GPU held up comes after the end, and nobody would end what it starts
             self._gpus = gpus
             wanted = {plan.name: plan for plan in plans}
             if self._first:
@@ -93,8 +96,9 @@ class MPSKeeper:
         return bool(self.pids) and not self._settings.nursery
 
     def stop(self) -> None:
-        """End all daemons; those of a nursery live on for the next plugin."""
+        """End all daemons, and start no more; those of a nursery live on for the next plugin."""
         with self._lock:
+            self._stopped = True
             if self._settings.nursery:
                 self._all(Daemon.leave, list(self._daemons.values()))
             else:

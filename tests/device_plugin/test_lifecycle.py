@@ -7,17 +7,20 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import grpc
 import pytest
 
+from cotenant.cluster import connect
 from cotenant.contract.grant import Role
 from cotenant.contract.inventory import Health
 from cotenant.contract.units import GIB, id_prefix
 from cotenant.standins.api_rules import NODES, PODS
 from device_plugin.admission.ids import MAX_IDS, layout
 from device_plugin.kubelet.registration import Registration
+from device_plugin.publisher import Publisher
 from tests.device_plugin.node import NAMES, NODE, SECONDS, Node, container_grant, granted, pod_spec, uuid
 
 UNITS = 160  # two GPUs of 80 GiB in units of 1 GiB
@@ -237,6 +240,37 @@ class TestTheInventory:
             changed = node.wait_published("changed", lambda i: i.generation > first.generation)
             assert Health.UNHEALTHY is changed.gpus[0].health
 
+    def test_a_node_serves_whose_last_stream_opens_while_the_one_before_it_is_still_being_told(self) -> None:
+        asked, go_on = threading.Event(), threading.Event()
+
+        def serving() -> bool:
+            found = all(one.serving for one in registrations)
+            if threading.current_thread() is slow:
+                asked.set()
+                go_on.wait(SECONDS)
+            return found
+
+        with Node(plugin=False) as node, connect(node.kubeconfig) as cluster:
+            publisher = Publisher(cluster, NODE, NAMES, unit_bytes=GIB)
+            tell = partial(publisher.ask_serving, serving)
+            registrations = [
+                Registration(node.folder, f"a/{n}", serving_changed=tell, connected=lambda: None) for n in range(2)
+            ]
+            slow, last = (threading.Thread(target=one.opened) for one in registrations)
+            publisher.start()
+            publisher.set_gpus(())
+            slow.start()
+            assert asked.wait(SECONDS)
+            last.start()
+            last.join(0.2)  # as far as it comes
+            go_on.set()
+            slow.join()
+            last.join()
+            try:
+                node.wait_published("serving", lambda i: i.serving)
+            finally:
+                publisher.stop()
+
 
 class TestAGPU:
     """One bad GPU takes its own units away and nothing else; when it is back, so are they."""
@@ -344,7 +378,7 @@ def test_a_greeting_that_goes_on_failing_is_given_up_for_that_of_the_next_stream
     def fails() -> None:
         raise ValueError("as every time")
 
-    registration = Registration(tmp_path, "a/greeted", serving_changed=lambda **_: None, connected=fails)
+    registration = Registration(tmp_path, "a/greeted", serving_changed=lambda: None, connected=fails)
 
     def greeting() -> int:
         return sum(thread.name == "connected a/greeted" for thread in threading.enumerate())

@@ -25,7 +25,7 @@ from device_plugin.families.rules import Assigned
 from device_plugin.inventory import Daemon, describe
 from device_plugin.mps import nursery, process
 from device_plugin.mps.control import Control, MPSError
-from device_plugin.mps.daemon import RECORD
+from device_plugin.mps.daemon import RECORD, trim
 from device_plugin.mps.keeper import MPSKeeper
 from device_plugin.mps.nursery import Nursery
 from device_plugin.mps.plan import Limit, Plan, max_clients, plans
@@ -39,6 +39,8 @@ FAKE = str(Path(sys.executable).parent / "cotenant-fake-mps-control")
 REAL = "nvidia-cuda-mps-control"
 DEFAULT, EXCLUSIVE = 0, 3
 CUDA_ERROR_OUT_OF_MEMORY = 2
+# More than a log may take.
+LARGE = b"a line of a log that is long\n" * 200_000
 # Allocates so many MiB by CUDA's driver API and exits with the CUresult.
 CLIENT = """
 import ctypes, sys
@@ -213,6 +215,43 @@ class TestDaemon:
             assert code == client.returncode
             assert len(ground.control.servers()) == 1
 
+    def test_its_logs_are_emptied_when_they_are_large_and_it_goes_on(self, ground: Ground) -> None:
+        ground.serving()
+        pid, log = ground.pid, ground.control.log / "daemon.out"
+        with log.open("ab") as output:
+            output.write(LARGE)
+        until(lambda: log.stat().st_size < len(LARGE), "an empty log")
+        assert (pid, "") == (ground.pid, ground.said())
+
+
+class TestLogs:
+    """Log files take no more than some MiB of the node's memory, whoever has them open."""
+
+    @pytest.mark.parametrize(
+        ("mode", "before"), [("ab", b""), ("wb", bytes(len(LARGE)))], ids=["at its new end", "where he was, sparse"]
+    )
+    def test_who_writes_goes_on_in_an_emptied_file(self, tmp_path: Path, mode: str, before: bytes) -> None:
+        path = tmp_path / "control.log"
+        with path.open(mode, buffering=0) as output:
+            output.write(LARGE)
+            trim(tmp_path)
+            assert 0 == path.stat().st_size
+            output.write(b"a line")
+            trim(tmp_path)  # a sparse file is long, and takes no room
+            assert before + b"a line" == path.read_bytes()
+        assert path.stat().st_blocks * 512 < len(LARGE)
+
+    def test_small_files_and_what_is_no_log_stay(self, tmp_path: Path) -> None:
+        logs, other = tmp_path / "log", tmp_path / "other"
+        logs.mkdir()
+        (logs / "small").write_bytes(b"a line")
+        (logs / "folder").mkdir()
+        other.write_bytes(LARGE)
+        (logs / "link").symlink_to(other)
+        trim(logs)
+        trim(tmp_path / "missing")
+        assert (b"a line", LARGE) == ((logs / "small").read_bytes(), other.read_bytes())
+
 
 @pytest.fixture
 def fake() -> Iterator[Ground]:
@@ -308,6 +347,13 @@ class TestAccidents:
         (fake.folder / "gpus.yaml").write_text(f"gpus: [{gpu}]")
         fake.keep(fake.plan)
         fake.problem("the compute mode of GPU 0 may be set by a privileged program alone")
+
+    def test_a_look_that_comes_after_the_end_starts_no_daemon(self, fake: Ground) -> None:
+        fake.serving()
+        fake.keeper.stop()
+        fake.keep(fake.plan)
+        assert "its MPS control daemon is not there yet" == fake.said()
+        assert DEFAULT == fake.gpu.compute_mode
 
     def test_where_containers_would_meet_another_shared_memory_nothing_is_started(self, fake: Ground) -> None:
         fake.settings = msgspec.structs.replace(fake.settings, shm="")
@@ -674,6 +720,18 @@ class TestOnANode:
             (answer,) = node.kubelet.devices.responses(pod, "main")
             mounts = [(mount.host_path, mount.container_path) for mount in answer.mounts]
             assert [(pipe, pipe), ("/dev/shm", "/dev/shm")] == mounts
+
+    def test_a_gpu_that_is_more_shares_than_mps_has_clients_is_none_until_there_are_fewer(self, root: Path) -> None:
+        too_many = self.config(root, ", family: replicas, replicas: 49")
+        with Node(["16GiB"] * 2, config=too_many) as node:
+            expected = "it is 49 shares, and MPS serves 48 clients on it: have 48 replicas at most"
+            found = node.wait_published("told of", lambda i: i.gpus[0].detail == expected)
+            assert Health.UNHEALTHY is found.gpus[0].health
+            node.kubelet.wait(lambda: node.kubelet.devices.capacity()[0].get("nvidia.com/gpu") == 49, "the shares")
+            assert 0 == node.kubelet.allocatable("nvidia.com/gpu")
+
+            node.edit(f"inventoryInterval: 0.05\n{too_many.replace('49', '48')}")
+            node.kubelet.wait(lambda: node.kubelet.allocatable("nvidia.com/gpu") == 48, "one share for each client")
 
     def test_a_plugin_that_refuses_to_start_has_closed_no_gpu_to_the_pods_of_another(self, root: Path) -> None:
         config = self.config(root).replace("mps}]", "mps}, {indices: [1], family: replicas}]")
