@@ -132,6 +132,16 @@ def ground(
     spec.unlink()
 
 
+@pytest.fixture(autouse=True)
+def nothing_left(ground: Ground) -> Iterator[None]:
+    """Take away what a test that failed left, so that the next one shows faults of its own alone."""
+    yield
+    left = {one["metadata"]["name"] for one in ground.api.list("Pod", namespace="default")} - {*ground.bystanders}
+    if left:
+        ground.proxy.release()
+        ground.remove(*left)
+
+
 def judged(ground: Ground, *names: str) -> list[str]:
     """Hold the bystanders and the pods of these names, which run, to the API, their environment and the kubelet."""
     wrong = []
@@ -242,10 +252,19 @@ def test_a_kubelet_killed_while_containers_are_about_to_start_starts_each_once(g
 
     ground.node.restart_kubelet()
 
+    running = []
     for name in names:
-        seen = ground.running(name)
-        assert 0 == seen["status"]["containerStatuses"][0]["restartCount"]
-    assert [] == judged(ground, *names)
+        seen = ground.settled(name)
+        if (
+            phase(seen) == "Failed"
+        ):  # admitted anew before the plugin had registered: nothing of ours can be done about it
+            assert UNREGISTERED.search(why_failed(seen)), why_failed(seen)
+        else:
+            assert 0 == seen["status"]["containerStatuses"][0]["restartCount"]
+            running.append(name)
+    print(f"\nkubelet killed: {len(running)} of {len(names)} run")
+    # what a rejected one had is free again
+    assert wait_until(lambda: judged(ground, *running) == [], timeout_s=15), judged(ground, *running)
     ground.remove(*names)
     assert wait_until(lambda: judged(ground) == [], timeout_s=15), judged(ground)
 
