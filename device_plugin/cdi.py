@@ -87,8 +87,8 @@ class SpecFolder:
         self._read: dict[Path, tuple[tuple[int, int, int], _Driver | None]] = {}
         # the UUIDs of the static instances that are handed out by a spec of ours
         self._cut: frozenset[str] = frozenset()
-        # why the spec of an instance could not be written, by UUID: said once
-        self._failures: dict[str, str] = {}
+        # why a spec could not be written or removed: said once
+        self._failures: dict[Path, str] = {}
 
     def full_name(self, gpu: str, instance: MIGInstance) -> str:
         """Give the name that Allocate answers with for an instance that is made when the container starts."""
@@ -136,7 +136,7 @@ class SpecFolder:
             if uuid in present or self._annotations(path).get(self._key(_PARENT)) not in instances:
                 kept.add(uuid)
             else:
-                path.unlink(missing_ok=True)
+                self._forget(path)
         cut = frozenset(kept - driver.names)
         if cut - self._cut:
             log.info("cdi.written", instances=sorted(cut - self._cut), why="the driver's own spec does not name them")
@@ -147,11 +147,23 @@ class SpecFolder:
         try:
             self._put(path, uuid, uuid, nodes=nodes, driver=driver, annotations={self._key(_PARENT): gpu})
         except (CapabilityError, OSError) as error:
-            if self._failures.get(uuid) != str(error):
-                self._failures[uuid] = str(error)
-                log.warning("cdi.not_written", instance=uuid, error=str(error))
+            self._warn("cdi.not_written", path, error)
         else:
-            self._failures.pop(uuid, None)
+            self._failures.pop(path, None)
+
+    def _forget(self, path: Path) -> None:
+        """Remove a spec; where that fails it is tried again with the next look, and nobody is given it meanwhile."""
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            self._warn("cdi.not_removed", path, error)
+        else:
+            self._failures.pop(path, None)
+
+    def _warn(self, event: str, path: Path, error: Exception) -> None:
+        if self._failures.get(path) != str(error):
+            self._failures[path] = str(error)
+            log.warning(event, spec=path.name, error=str(error))
 
     def owner(self, gpu: str, instance: MIGInstance) -> Owner | None:
         """Say whom the instance was made for; None where that was not written down, or cannot be read."""
@@ -161,14 +173,14 @@ class SpecFolder:
 
     def remove(self, gpu: str, instance: MIGInstance) -> None:
         """Forget an instance that is no more."""
-        self._path(gpu, instance).unlink(missing_ok=True)
+        self._forget(self._path(gpu, instance))
 
     def remove_others(self, gpu: str, there: Sequence[MIGInstance]) -> None:
         """Forget the instances of a GPU that are no more: all but those *there*."""
         kept = {self._path(gpu, instance).name for instance in there}
         for path in self._folder.glob(f"{_PREFIX}{id_prefix(gpu)}-*.json"):
             if path.name not in kept:
-                path.unlink(missing_ok=True)
+                self._forget(path)
 
     def _annotations(self, path: Path) -> dict[str, str]:
         try:
@@ -203,7 +215,8 @@ class SpecFolder:
             spec["containerEdits"] = driver.edits
             # they may have fields that CDI refuses under an older one (specs-go, MinimumRequiredVersion)
             spec["cdiVersion"] = max(_VERSION, driver.version, key=_numbers)
-        text = json.dumps(spec)
+        # the driver's spec may have what is no JSON: a date without quotes is one to YAML
+        text = json.dumps(spec, default=str)
         if _text(path) == text:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -262,16 +275,21 @@ class SpecFolder:
                 status = path.stat()
                 stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
                 if path not in self._read or self._read[path][0] != stamp:
-                    self._read[path] = stamp, _parsed(path.read_text(), self._kind)
-            except (OSError, yaml.YAMLError, UnicodeError):
+                    self._read[path] = stamp, _parsed(path, self._kind)
+            except OSError:
                 continue
             if (driver := self._read[path][1]) is not None:
                 yield driver
 
 
-def _parsed(text: str, kind: str) -> _Driver | None:
-    """Read a spec; None where it is of another kind."""
-    spec = yaml.safe_load(text)
+def _parsed(path: Path, kind: str) -> _Driver | None:
+    """Read a spec; None where it is of another kind, or cannot be parsed. Raises OSError."""
+    try:
+        spec = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        why = f"it is no YAML, and passed by until it changes: {' '.join(str(error).split())}"
+        log.warning("cdi.spec_unreadable", file=str(path), why=why)
+        return None
     if not isinstance(spec, dict) or spec.get("kind") != kind:
         return None
     edits, devices = spec.get("containerEdits"), spec.get("devices")

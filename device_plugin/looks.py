@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from device_plugin.threads import THREADS
+from device_plugin.threads import INVENTORY, THREADS
 
 # A look that failed is made good by the next; without several the plugin is better started anew.
 _STALE_INTERVALS = 3
@@ -24,7 +24,7 @@ class Looks:
         self._woken = threading.Event()
         self._stopping = threading.Event()
         self._looked_at = time.monotonic()
-        self._loop = THREADS.of("inventory", self._run)
+        self._loop = THREADS.of(INVENTORY, self._run)
 
     def start(self) -> None:
         """Begin, with a look at once."""

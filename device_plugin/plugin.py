@@ -45,6 +45,7 @@ from device_plugin.offers import Offers, may_be_shares
 from device_plugin.publisher import Publisher
 from device_plugin.serving import HTTPServing
 from device_plugin.sharing import Rules, Sharing
+from device_plugin.threads import INVENTORY, THREADS
 from device_plugin.used import UsedNote
 from device_plugin.watchdog.proc import Processes
 from device_plugin.watchdog.watch import Watchdog
@@ -287,7 +288,8 @@ class DevicePlugin:
 
     def _look(self) -> None:
         self._partitioning.sweep()
-        self._coexistence.look(self._described or ())
+        with THREADS.surviving(INVENTORY):
+            self._coexistence.look(self._described or ())
         self._try(self._take_inventory)
 
     def _judge_again(self) -> None:

@@ -7,5 +7,8 @@ is served, in a GPU's health where its daemon is.
 
 from cotenant.threads import Threads
 
+INVENTORY = "inventory"
+"""Name the thread that looks at the GPUs; it survives what the parts raise that health does not need."""
+
 THREADS = Threads(pauses=(1.0, 30.0))
 """Of this process."""

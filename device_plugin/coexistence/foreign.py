@@ -34,6 +34,9 @@ _NAMED = 2
 # NVIDIA's plugin names devices by index where it is told to (deviceIDStrategy), a MIG instance as GPU:instance, and
 # adds ::replica where it shares them (internal/rm, AnnotatedID).
 _BY_INDEX = re.compile(r"(\d{1,3})(?::\d{1,3})?(?:::\d+)?")
+# That plugin's own, gpu.shared and most other names that it is told to use among them; a number in others of NVIDIA's
+# is something else: of whole GPUs for virtual machines (kubevirt-gpu-device-plugin, named by model) an IOMMU group.
+_INDEXED = (f"{NVIDIA_DOMAIN}/gpu", f"{NVIDIA_DOMAIN}/mig-")
 
 
 class _Seen(NamedTuple):
@@ -156,7 +159,7 @@ def _names(devices: Devices, gpu: GPU) -> bool:
     for device in devices.ids:
         if any(uuid and _begins(device, uuid) for uuid in (gpu.uuid, *instances)):
             return True
-        by_index = _BY_INDEX.fullmatch(device) if devices.resource.startswith(f"{NVIDIA_DOMAIN}/") else None
+        by_index = _BY_INDEX.fullmatch(device) if devices.resource.startswith(_INDEXED) else None
         if by_index is not None and int(by_index[1]) == gpu.index:
             return True
     return False

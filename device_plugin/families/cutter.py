@@ -91,7 +91,7 @@ class Cutter:
             return
         try:
             done = self._step(wanted, list(gpus))
-        except (_Refused, GeometryError, ConfigurationError, MIGError, NVMLUnavailableError, OSError) as error:
+        except (_Refused, GeometryError, ConfigurationError, MIGError, NVMLUnavailableError) as error:
             self._announced = frozenset()
             self._say("failed", f"geometry {wanted}: {error}")
         else:
@@ -101,7 +101,10 @@ class Cutter:
         """Announce, or cut; tell whether all is as wanted."""
         if self._file is None or not gpus:
             raise _Refused("no GPU of this node is of family mig-static")
-        text = self._file.read_text(encoding="utf-8")
+        try:
+            text = self._file.read_text(encoding="utf-8")
+        except (OSError, UnicodeError) as error:
+            raise _Refused(f"{self._file}: cannot be read: {error}") from error
         if (wanted, text) != self._asked:
             self._asked, self._pause, self._not_before, self._told = (wanted, text), 0.0, 0.0, {}
         geometries = mig_parted.parse(text)

@@ -15,6 +15,7 @@ from device_plugin.families.partitions import Partitions
 from device_plugin.families.rules import Assigned
 from device_plugin.families.switch import Switch
 from device_plugin.nvml import NVML, PhysicalGPU
+from device_plugin.threads import INVENTORY, THREADS
 
 
 class Partitioning:
@@ -61,7 +62,7 @@ class Partitioning:
         self._by_cdi = configuration.device_list_strategy is DeviceListStrategy.CDI_CRI
         self._hands_nodes = self._by_cdi or configuration.pass_device_specs
         self._gpus: tuple[PhysicalGPU, ...] = ()
-        self._unexplained: dict[str, tuple[MIGInstance, ...]] = {}
+        self._unexplained: Mapping[str, tuple[MIGInstance, ...]] = {}
         # GPUs whose instances are made for pods, by UUID
         self.dynamic: Mapping[str, PhysicalGPU] = {}
         # what MIG GPUs are cut into, by UUID
@@ -86,7 +87,9 @@ class Partitioning:
 
     def look(self, gpus: tuple[PhysicalGPU, ...]) -> None:
         """Take one step towards the geometry that is wanted, and read what there is."""
-        self._cutter.look(self.partitions.static(gpus))
+        # neither this nor CDI is to keep the health of all GPUs from being told
+        with THREADS.surviving(INVENTORY):
+            self._cutter.look(self.partitions.static(gpus))
         self._gpus = gpus
         self.dynamic = self.partitions.families(gpus, Family.MIG_DYNAMIC)
         self.cut = self.partitions.look(gpus, self._unexplained)
@@ -96,13 +99,16 @@ class Partitioning:
             self._nodes = {**self._nodes, **read}
             self.nodes = {uuid: nodes for there in self._nodes.values() for uuid, nodes in there.items()}
             if self._by_cdi:
-                self.specs.follow(read)
+                with THREADS.surviving(INVENTORY):
+                    self.specs.follow(read)
 
     def sweep(self) -> bool:
         """Destroy the instances that no pod holds any more; tell whether other ones than before had to stay."""
         if not self.dynamic:
             return False
-        unexplained = self.maker.sweep()
+        unexplained = self._unexplained
+        with THREADS.surviving(INVENTORY):
+            unexplained = self.maker.sweep()
         if unexplained == self._unexplained:
             return False
         self._unexplained = unexplained

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import closing
 
 import structlog
 
@@ -17,11 +18,12 @@ _RETRY_SECONDS = 5.0
 
 
 class Listener:
-    """Hand every event to *heard* until stop()."""
+    """Hand every event to *heard* until stop(); after an error listen anew, in *retry_seconds*."""
 
-    def __init__(self, nvml: NVML, heard: Callable[[GPUEvent], None]) -> None:
+    def __init__(self, nvml: NVML, heard: Callable[[GPUEvent], None], *, retry_seconds: float = _RETRY_SECONDS) -> None:
         self._nvml = nvml
         self._heard = heard
+        self._retry_seconds = retry_seconds
         self._lock = threading.Lock()
         self._gpus: tuple[PhysicalGPU, ...] = ()
         self._stopping = threading.Event()
@@ -47,17 +49,16 @@ class Listener:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            events = self._nvml.events()
-            if events is None:
-                return  # such a driver will not come to know them
             try:
-                self._listen(events)
+                events = self._nvml.events()
+                if events is None:
+                    return  # such a driver will not come to know them
+                with closing(events):
+                    self._listen(events)
             except EventsError as error:
                 # The probes go on. KDP marks all GPUs unhealthy here, for ever.
-                log.warning("nvml.events_lost", error=str(error), retry_seconds=_RETRY_SECONDS)
-                self._stopping.wait(_RETRY_SECONDS)
-            finally:
-                events.close()
+                log.warning("nvml.events_lost", error=str(error), retry_seconds=self._retry_seconds)
+                self._stopping.wait(self._retry_seconds)
 
     def _listen(self, events: Events) -> None:
         while not self._stopping.is_set():

@@ -14,7 +14,7 @@ _WANTED = pynvml.nvmlEventTypeXidCriticalError | pynvml.nvmlEventTypeDoubleBitEc
 # What stands in an event that is of no MIG instance.
 _NO_INSTANCE = 0xFFFFFFFF
 # What NVML answers where a GPU, its virtualization or the driver knows no events.
-_NO_EVENTS = frozenset(
+NO_EVENTS = frozenset(
     {pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND, pynvml.NVML_ERROR_NO_PERMISSION}
 )
 
@@ -56,6 +56,8 @@ class Events:
         # by what the handle points to, which an event carries too
         self._uuids: dict[int, str] = {}
         self._settled: set[str] = set()
+        # why a GPU's events could not be asked for, by UUID: said once
+        self._failures: dict[str, str] = {}
 
     def follow(self, index: int, uuid: str) -> None:
         """Ask for the events of one more GPU; one that knows none is remembered, one that fails is tried again."""
@@ -70,8 +72,10 @@ class Events:
             else:
                 log.info("nvml.no_events", gpu=uuid)
         except pynvml.NVMLError as error:
-            if error.value not in _NO_EVENTS:
-                log.warning("nvml.events_not_registered", gpu=uuid, error=str(error))
+            if error.value not in NO_EVENTS:
+                if self._failures.get(uuid) != str(error):
+                    self._failures[uuid] = str(error)
+                    log.warning("nvml.events_not_registered", gpu=uuid, error=str(error))
                 return
             log.info("nvml.no_events", gpu=uuid, error=str(error))
         self._settled.add(uuid)

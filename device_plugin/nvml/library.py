@@ -14,7 +14,7 @@ import structlog
 from cotenant.contract.inventory import MIGProfile
 from device_plugin.nvml import mig, processes, vitals
 from device_plugin.nvml.advice import MIG_UNPRIVILEGED, UNPRIVILEGED, sentence
-from device_plugin.nvml.events import Events
+from device_plugin.nvml.events import NO_EVENTS, Events, EventsError
 from device_plugin.nvml.fake import FakeLibrary
 from device_plugin.nvml.patience import Patience, Unanswered
 from device_plugin.nvml.processes import GPUProcess
@@ -190,10 +190,12 @@ class NVML:
         return tuple(gpu for _, gpu in sorted(self._known.items()))
 
     def events(self) -> Events | None:
-        """Open a way to hear of XIDs; None where the driver knows none."""
+        """Open a way to hear of XIDs; None where the driver knows none. Raises EventsError when that fails for now."""
         try:
             return Events(self)
         except pynvml.NVMLError as error:
+            if error.value not in NO_EVENTS:
+                raise EventsError(sentence(error)) from error
             log.warning("nvml.no_events", error=sentence(error))
             return None
 

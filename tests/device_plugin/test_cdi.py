@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from cotenant.contract.inventory import MIGInstance
 from cotenant.contract.names import Names
-from device_plugin.cdi import CapabilityError, Owner, SpecFolder
+from device_plugin.cdi import CapabilityError, Owner, SpecFolder, device_name
 
 GPU = "GPU-00000000-0000-0000-0000-000000000001"
 HALF = MIGInstance(profile="3g.20gb", start=0, size=4)
@@ -129,6 +129,35 @@ class TestTheDriversOwnSpec:
         assert ["/lib/cuda.so"] == libraries(folders.made())
 
     @pytest.mark.parametrize(
+        "text",
+        [
+            b"kind: [nvidia.com/gpu",
+            b"kind: nvidia.com/gpu\nwritten: 2024-13-45",
+            "kind: nvidia.com/gpu # für alle".encode("latin-1"),
+            b"[" * 10_000,
+        ],
+        ids=["no YAML", "no date", "no UTF-8", "nested"],
+    )
+    def test_one_that_cannot_be_read_is_told_of_once_and_the_others_count(self, folders: Folders, text: bytes) -> None:
+        driver_spec(folders.etc, "/lib/cuda.so", "MIG-old")
+        folders.generated.mkdir()
+        (folders.generated / "broken.yaml").write_bytes(text)
+
+        with capture_logs() as logs:
+            for _ in range(3):
+                folders.follow("MIG-old", "MIG-new")
+
+        assert ["cdi.spec_unreadable"] == [one["event"] for one in logs if one["log_level"] == "warning"]
+        assert "cotenant.io/mig=MIG-new" == folders.specs.name_of("MIG-new")
+
+    def test_what_is_a_date_to_yaml_is_handed_on_as_it_was_written(self, folders: Folders) -> None:
+        driver_spec(folders.etc, "/lib/cuda.so")
+        spec = folders.etc / "nvidia.yaml"
+        spec.write_text(spec.read_text().replace("- NVIDIA_VISIBLE_DEVICES=void", "- 2024-12-31"))
+
+        assert ["2024-12-31"] == folders.made()["containerEdits"]["env"]
+
+    @pytest.mark.parametrize(
         ("driver", "expected"),
         [("0.5.0", "0.6.0"), ("0.7.0", "0.7.0"), ("0.10.0", "0.10.0"), ("1.0.0", "1.0.0"), ("newest", "0.6.0")],
     )
@@ -235,6 +264,21 @@ class TestInstancesThatSomebodyCut:
         assert ["cdi.not_written"] == [one["event"] for one in logs if one["log_level"] == "warning"]
         assert "cotenant.io/mig=MIG-a" == unlisted.name_of("MIG-a")
         assert ["cotenant.io/mig=MIG-a"] == [*folders.ours()]
+
+    def test_what_cannot_be_removed_is_told_of_once_and_tried_again(self, folders: Folders) -> None:
+        stuck = folders.generated / f"cotenant-mig-{device_name(GPU, HALF)}.json"
+        stuck.mkdir(parents=True)
+
+        with capture_logs() as logs:
+            for _ in range(3):
+                folders.specs.remove(GPU, HALF)
+                folders.specs.remove_others(GPU, [])
+
+        assert ["cdi.not_removed"] == [one["event"] for one in logs]
+        stuck.rmdir()
+        folders.made()
+        folders.specs.remove_others(GPU, [])
+        assert {} == folders.ours()
 
     def test_where_no_spec_of_the_drivers_is_seen_nothing_is_written(self, folders: Folders) -> None:
         folders.follow("MIG-a")

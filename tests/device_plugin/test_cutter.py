@@ -117,6 +117,23 @@ def test_whoever_asks_for_something_else_does_not_wait(bench: Bench, change: str
     assert ["7g.40gb"] == bench.there()
 
 
+@pytest.mark.parametrize("text", [None, "# für alle".encode("latin-1")], ids=["none", "no UTF-8"])
+def test_a_file_that_cannot_be_read_is_told_of_once_and_followed_when_it_can(bench: Bench, text: bytes | None) -> None:
+    bench.write()
+    bench.ask("small")
+    bench.geometries.unlink()
+    if text is not None:
+        bench.geometries.write_bytes(text)
+
+    bench.look(3)
+
+    assert "failed" == bench.told.state
+    assert ["MIGGeometryRefused"] == bench.told.events
+    bench.geometries.write_text(FILE)
+    bench.look(3)
+    assert "success" == bench.told.state
+
+
 def test_a_trouble_after_a_success_is_tried_again_as_soon_as_the_first_was(bench: Bench) -> None:
     bench.ask("small")
     # 20 s, 40 more, and a wait of 80 that the success ends

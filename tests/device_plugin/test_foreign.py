@@ -65,8 +65,16 @@ def test_a_device_that_only_looks_alike_fences_nothing(device: str) -> None:
     assert {} == Looking().look(devices("train", "nvidia.com/gpu", device))
 
 
-def test_an_index_is_a_gpus_in_nvidias_resources_alone() -> None:
-    assert {} == Looking().look(devices("net", "example.com/nic", "0"))
+@pytest.mark.parametrize("resource", ["gpu", "gpu.shared", "gpu-training", "mig-1g.5gb", "mig-1g.5gb.shared"])
+def test_an_index_is_a_gpus_in_the_resources_of_nvidias_plugin(resource: str) -> None:
+    assert [ONE] == [*Looking().look(devices("train", f"nvidia.com/{resource}", "0"))]
+
+
+# those of virtual machines have the numbers of IOMMU groups
+@pytest.mark.parametrize("resource", ["example.com/nic", "nvidia.com/AD102GL_L40S", "nvidia.com/pgpu"])
+def test_a_number_is_no_index_in_others(resource: str) -> None:
+    assert {} == Looking().look(devices("vm", resource, "0"))
+    assert [ONE] == [*Looking().look(devices("vm", resource, ONE))]
 
 
 def test_a_mig_instance_of_another_plugins_fences_its_gpu() -> None:

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cotenant.contract.inventory import Health
+from device_plugin.nvml import NVML
+from device_plugin.threads import INVENTORY, THREADS
 from tests.device_plugin.node import NAMES, SECONDS, Node, container_grant, uuid
 from tests.device_plugin.test_mig import A100, DYNAMIC, Cut, placed
 
@@ -62,6 +65,28 @@ def test_a_plugin_that_finds_no_room_for_its_socket_serves_as_soon_as_there_is_s
             pod = node.add_pod("p", container_grant(gpus=[1], units=8))
             node.running(pod)
             assert uuid(1) == node.gpus_seen(pod)
+            node.stop_plugin()
+
+
+def test_where_no_spec_can_be_removed_the_health_of_gpus_is_told_all_the_same() -> None:
+    with Node(plugin=False) as node:
+        cut = Cut(node, "gpus: [{indices: [0], family: mig-static}]\ndeviceListStrategy: cdi-cri\n")
+        with small_disk(cut.cdi, inodes=16):
+            (cut.cdi / "nvidia.yaml").write_text("{kind: nvidia.com/gpu, devices: []}")
+            node.write_gpus([A100, {}])
+            cut.cut(("1g.5gb", 0), ("1g.5gb", 1))
+            cut.start()
+            cut.wait(lambda: len([*cut.cdi.glob("cotenant-mig-*")]) == 2, "specs")
+            before = THREADS.failures()[INVENTORY]
+            subprocess.run(["mount", "-o", "remount,ro", str(cut.cdi)], check=True)
+
+            nvml = NVML.open(fake=node.gpu_file)
+            nvml.destroy_mig_instance(0, nvml.mig_instances(0)[0])
+            node.wait_published("with one", lambda i: len(i.gpus[0].mig.instances) == 1)
+            node.write_gpus([A100, {"lost": "true"}])
+
+            node.wait_published("unhealthy", lambda i: i.gpus[1].health is Health.UNHEALTHY)
+            assert before == THREADS.failures()[INVENTORY]
             node.stop_plugin()
 
 

@@ -16,6 +16,7 @@ from cotenant.standins.api_rules import NODES
 from device_plugin.health.care import _boot
 from device_plugin.health.listener import Listener
 from device_plugin.nvml import GPUEvent, PhysicalGPU
+from device_plugin.nvml.events import EventsError
 from tests.builders import a_pod
 from tests.device_plugin.node import NAMES, NODE, SECONDS, Node, container_grant, uuid
 from tests.extender.running import Running, eventually, submit
@@ -326,22 +327,42 @@ def label(node: Node) -> str | None:
     return text
 
 
+class Driver:
+    """Tells of one trouble after the other, where *failures* are at an end: of a wait, then of a new set of events."""
+
+    def __init__(self, failures: int = 0) -> None:
+        self.failures = failures
+
+    def events(self) -> "Driver":
+        if self.failures == 1:
+            self.fail()
+        return self
+
+    def follow(self, _index: int, _uuid: str) -> None:
+        pass
+
+    def wait(self, _milliseconds: int) -> GPUEvent:
+        if self.failures:
+            self.fail()
+        return GPUEvent("GPU-0", 79)
+
+    def close(self) -> None:
+        pass
+
+    def fail(self) -> None:
+        self.failures -= 1
+        raise EventsError("the GPU is lost")
+
+
+def heard(driver: Any, handle: Callable[[GPUEvent], None]) -> Listener:
+    """Have what a driver tells handled."""
+    listener = Listener(driver, handle, retry_seconds=0.01)
+    listener.follow([PhysicalGPU(uuid="GPU-0", index=0, model="A", total_bytes=1, reserved_bytes=0)])
+    listener.start()
+    return listener
+
+
 def test_events_of_the_driver_are_heard_again_after_one_that_could_not_be_handled() -> None:
-    class Driver:
-        """Tells of one trouble after the other."""
-
-        def events(self) -> "Driver":
-            return self
-
-        def follow(self, _index: int, _uuid: str) -> None:
-            pass
-
-        def wait(self, _milliseconds: int) -> GPUEvent:
-            return GPUEvent("GPU-0", 79)
-
-        def close(self) -> None:
-            pass
-
     again = threading.Event()
     handled = iter([False, True])
 
@@ -350,9 +371,15 @@ def test_events_of_the_driver_are_heard_again_after_one_that_could_not_be_handle
             raise ZeroDivisionError("nobody foresaw it")
         again.set()
 
-    driver: Any = Driver()
-    listener = Listener(driver, handle)
-    listener.follow([PhysicalGPU(uuid="GPU-0", index=0, model="A", total_bytes=1, reserved_bytes=0)])
-    listener.start()
+    listener = heard(Driver(), handle)
+    assert again.wait(SECONDS)
+    listener.stop()
+
+
+def test_events_of_the_driver_are_heard_again_after_it_failed_to_wait_and_then_to_begin_anew() -> None:
+    again = threading.Event()
+
+    listener = heard(Driver(failures=2), lambda _: again.set())
+
     assert again.wait(SECONDS)
     listener.stop()

@@ -18,6 +18,7 @@ from cotenant.standins.api_rules import NODES
 from device_plugin.families.occupants import OccupiedError
 from device_plugin.nvml import NVML
 from device_plugin.nvml.fake_mig import Fault, StateFile
+from device_plugin.threads import INVENTORY, THREADS
 from tests.device_plugin.node import NAMES, NODE, SECONDS, Node, container, container_grant, granted, uuid
 
 A100 = {"model": "NVIDIA A100-SXM4-40GB", "memory": "40GiB", "mig": "true", "computeCapability": "[8, 0]"}
@@ -608,6 +609,38 @@ def test_a_gpu_that_an_unprivileged_plugin_may_not_read_is_published_unwell_and_
         assert (Health.UNHEALTHY, 0) == (first.health, first.usable_bytes)
         assert "SYS_ADMIN" in first.detail
         assert Health.HEALTHY is second.health
+
+
+# No file can have such a name, of which nobody is warned.
+NO_NAME = r'"\0"'
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        f"gpus: [{{indices: [0], family: mig-static}}]\nmigConfigs: {NO_NAME}",
+        f"gpus: [{{indices: [0], family: mig-static}}]\ndeviceListStrategy: cdi-cri\ncdiDirectory: {NO_NAME}",
+        f"gpus: [{{indices: [0], family: mig-dynamic}}]\ndeviceListStrategy: cdi-cri\ncdiDirectory: {NO_NAME}",
+    ],
+    ids=["geometry", "CDI specs", "sweep"],
+)
+def test_what_nobody_expected_of_mig_is_counted_and_the_health_of_gpus_is_told_all_the_same(config: str) -> None:
+    with Node(plugin=False) as node:
+        cut = Cut(node, "")
+        cut.cdi.mkdir()
+        (cut.cdi / "nvidia.yaml").write_text("{kind: nvidia.com/gpu, devices: []}")
+        cut.config = f"inventoryInterval: 0.1\ncdiStaticDirectories: [{cut.cdi}]\n{config}\n"
+        label(node, "small")
+        node.write_gpus([A100, {}])
+        cut.cut(("1g.5gb", 0))
+        cut.start()
+        before = THREADS.failures()[INVENTORY]
+
+        node.write_gpus([A100, {"lost": True}])
+
+        node.wait_published("unhealthy", lambda i: i.gpus[1].health is Health.UNHEALTHY)
+        # the look that found the GPU lost may have been half done before
+        cut.wait(lambda: before < THREADS.failures()[INVENTORY], "the count")
 
 
 class TestGeometries:

@@ -4,9 +4,12 @@ import threading
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from cotenant.contract.configuration import ConfigurationError
 from device_plugin.nvml import NVML, GPUEvent, GPUProcess, Recovery, Vitals
+from device_plugin.nvml.events import EventsError
+from device_plugin.nvml.fake import FakeLibrary
 
 GIB = 1 << 30
 
@@ -81,6 +84,49 @@ def test_an_event_is_heard_while_somebody_waits(file: Path) -> None:
     write(file, "xids: [48]")
     waiting.join()
     assert [GPUEvent("GPU-0", 48)] == heard
+
+
+class Creating(FakeLibrary):
+    """A driver that answers so where a set of events is to be made."""
+
+    answer = 0
+
+    def _nvmlEventSetCreate(self, event_set: object) -> int:  # noqa: N802 - NVML's name
+        super()._nvmlEventSetCreate(event_set)
+        return self.answer
+
+
+def test_a_driver_that_knows_no_events_is_told_from_one_that_fails_to_make_a_set_for_now(file: Path) -> None:
+    write(file, "")
+    library = Creating(file)
+    nvml = NVML(library, library.device_path)
+
+    for library.answer in (3, 4, 13):  # not supported, no permission, function not found
+        assert nvml.events() is None
+
+    for library.answer in (15, 999):  # GPU is lost, unknown
+        with pytest.raises(EventsError, match=f"code {library.answer}|fallen off the bus"):
+            nvml.events()
+
+    library.answer = 0
+    assert nvml.events() is not None
+
+
+def test_a_gpu_whose_events_cannot_be_asked_for_is_told_of_once_for_each_reason_and_tried_again(file: Path) -> None:
+    write(file, "fail: {nvmlDeviceRegisterEvents: 999}")
+    events = NVML.open(fake=file).events()
+    assert events is not None
+
+    with capture_logs() as logs:
+        for code in (999, 15):
+            write(file, f"fail: {{nvmlDeviceRegisterEvents: {code}}}")
+            for _ in range(5):
+                events.follow(0, "GPU-0")
+
+    assert 2 == [one["event"] for one in logs].count("nvml.events_not_registered")
+    write(file, "xids: [79]")
+    events.follow(0, "GPU-0")
+    assert GPUEvent("GPU-0", 79) == events.wait(0)
 
 
 def test_processes_are_listed_once_each_whatever_they_do_on_the_gpu(file: Path) -> None:
