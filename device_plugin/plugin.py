@@ -41,7 +41,7 @@ from device_plugin.metrics import Metrics, Snapshot
 from device_plugin.mps.keeper import MPSKeeper
 from device_plugin.mps.plan import max_clients, name_of, pipe_of, plans
 from device_plugin.nvml import NVML, NVMLUnavailableError, PhysicalGPU
-from device_plugin.offers import Offers, may_be_shares
+from device_plugin.offers import Offers
 from device_plugin.publisher import Publisher
 from device_plugin.serving import HTTPServing
 from device_plugin.sharing import Rules, Sharing
@@ -139,7 +139,6 @@ class DevicePlugin:
         self._rules = Rules(configuration, config_file, configuration.nvidia_config, self._tell_configuration)
         self._labels = labels_of(cluster, node) if self._rules.by_label else {}
         self._sharing = Sharing(())
-        self._holders = PodResources(pod_resources, lambda resource: may_be_shares(resource, names))
         self._coexistence = self._watch_others(PodResources(pod_resources, lambda _resource: True), node)
         self._mps = MPSKeeper(
             configuration.mps,
@@ -206,7 +205,6 @@ class DevicePlugin:
         self._used.stop()
         self._events.stop()
         self._lister.close()
-        self._holders.close()
         self._coexistence.close()
         if self._serving is not None:
             self._serving.stop()
@@ -215,6 +213,7 @@ class DevicePlugin:
     def _begin(self) -> None:
         """Take over what there is, and have the GPUs as the rules say."""
         gpus = self._nvml.gpus()
+        self._gpus = {gpu.uuid: gpu for gpu in gpus}  # whose ids pods may hold by now
         known = self._assignment.recall(self._published())
         self._assign(gpus)
         # before MIG or compute modes change under the pods of another plugin
@@ -267,11 +266,11 @@ class DevicePlugin:
         if pods is None:
             return None
         try:
-            listed = self._holders.list(deadline=time.monotonic() + _LIST_SECONDS)
+            listed = self._lister.devices(deadline=time.monotonic() + _LIST_SECONDS)
         except PodResourcesError as error:
             log.warning("configuration.holders_unknown", error=str(error))
             return None
-        return held(pods, self._configuration.names.grant, listed, self._partitioning.partitions.parents())
+        return held(pods, self._configuration.names, listed, self._gpus, self._partitioning.partitions.parents())
 
     def _tell_configuration(self, reason: str, note: str, *, well: bool) -> None:
         self._events.about_node(reason, _CONFIGURE, note, normal=well)

@@ -57,6 +57,7 @@ class Partitioning:
             events,
             pods=lambda: pods.all_known() if pods.synced else None,
             whole=ungranted,
+            held=held,
         )
         self._by_cdi = configuration.device_list_strategy is DeviceListStrategy.CDI_CRI
         self._hands_nodes = self._by_cdi or configuration.pass_device_specs
