@@ -105,6 +105,7 @@ class DevicePlugin:
             how=self._assignment.how,
             strategy=lambda: self._sharing.mig_strategy or configuration.mig_strategy,
             held=self._in_use,
+            held_otherwise=lambda: self._in_use(dynamic=False),
             ungranted=lambda: self._offers.ungranted | {NVIDIA_GPU},
             tell=lambda reason, note: self._tell_configuration(reason, note, well=reason == "MIGModeOn"),
         )
@@ -260,8 +261,11 @@ class DevicePlugin:
         """List the pods of this node; None as long as they are not known."""
         return self._pods.all_known() if self._pods.synced else None
 
-    def _in_use(self) -> frozenset[str] | None:
-        """Tell which GPUs pods hold; None where that cannot be told, so that any may be."""
+    def _in_use(self, *, dynamic: bool = True) -> frozenset[str] | None:
+        """Tell which GPUs pods hold; None where that cannot be told, so that any may be.
+
+        Without *dynamic*, those whose MIG instances are made for them count as no holders.
+        """
         pods = self._known_pods()
         if pods is None:
             return None
@@ -270,7 +274,8 @@ class DevicePlugin:
         except PodResourcesError as error:
             log.warning("configuration.holders_unknown", error=str(error))
             return None
-        return held(pods, self._configuration.names, listed, self._gpus, self._partitioning.partitions.parents())
+        parents = self._partitioning.partitions.parents()
+        return held(pods, self._configuration.names, listed, self._gpus, parents, dynamic=dynamic)
 
     def _tell_configuration(self, reason: str, note: str, *, well: bool) -> None:
         self._events.about_node(reason, _CONFIGURE, note, normal=well)

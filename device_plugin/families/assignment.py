@@ -94,12 +94,18 @@ def _groups(assigned: Mapping[str, Assigned]) -> dict[str, set[str]]:
 
 
 def held(
-    pods: Sequence[Pod], names: Names, listed: Iterable[Devices], gpus: Iterable[str], parents: Mapping[str, str]
+    pods: Sequence[Pod],
+    names: Names,
+    listed: Iterable[Devices],
+    gpus: Iterable[str],
+    parents: Mapping[str, str],
+    *,
+    dynamic: bool = True,
 ) -> frozenset[str] | None:
     """Tell which of *gpus* *pods* were granted and containers *listed* hold ids of; None where that cannot be read.
 
     *parents* say of which GPU the MIG instances are that are there. Grants alone do not tell: of a pod that runs
-    already, the watch may be behind.
+    already, the watch may be behind. Without *dynamic*, those whose instances are made for them count as no holders.
     """
     try:
         granted = [
@@ -110,7 +116,7 @@ def held(
         ]
     except GrantError:
         return None
-    found = {share.uuid for container in granted for share in container.gpus}
+    found = {share.uuid for one in granted for share in one.gpus if dynamic or one.family is not Family.MIG_DYNAMIC}
     parents = {**parents, **{one.mig.uuid: one.gpus[0].uuid for one in granted if one.mig is not None}}
     counted = {id_prefix(uuid): uuid for uuid in gpus}
     ungranted = {pod.key for pod in pods if names.grant not in pod.annotations}
@@ -119,7 +125,11 @@ def held(
         if "/mig-" in entry.resource and (not names.is_granted(entry.resource) or str(entry.pod) in ungranted):
             continue
         for device in map(gpu_of, entry.ids):
+            prefix = device.partition("-")[0]
             if device.startswith("MIG-") and device not in parents:
                 return None
-            found.add(counted.get(device.partition("-")[0]) or parents.get(device, device))
+            if prefix not in counted:
+                found.add(parents.get(device, device))
+            elif dynamic or entry.resource == names.gpu_mem:
+                found.add(counted[prefix])
     return frozenset(found)

@@ -127,6 +127,17 @@ class TestHeld:
         pod = a_pod().named("p").asking("1", of=NAMES.mig("1g.5gb")).build()
         assert frozenset() == self.held(["MIG-2"], NAMES.mig("1g.5gb"), pod)
 
+    @pytest.mark.parametrize(
+        ("resource", "ids"),
+        [(NAMES.gpu_mem, device_ids("GPU-0", 2)), (NAMES.mig("1g.5gb"), [f"{id_prefix('GPU-1')}-1g.5gb-0"])],
+    )
+    def test_by_anything_but_instances_that_are_made(self, resource: str, ids: list[str]) -> None:
+        grant = a_grant(placed("1g.5gb", 0, gpu=1))
+        pod = a_pod().named("p").asking("1", of=NAMES.mig("1g.5gb")).bound_to("gpu-1", grant).build()
+        expected = frozenset({"GPU-0"} if resource == NAMES.gpu_mem else ())
+        listed = [Devices(PodName("default", "p"), resource, frozenset(ids))]
+        assert expected == held([pod], NAMES, listed, ["GPU-0", "GPU-1"], {}, dynamic=False)
+
     def test_a_grant_that_cannot_be_read_may_be_of_any(self) -> None:
         pod = a_pod().named("p").asking("1", of=NAMES.gpu_mem).bound_to("gpu-1", "{not json").build()
         assert self.held([], NAMES.gpu_mem, pod) is None
