@@ -198,7 +198,7 @@ class Maker:
         return owner is not None and self._lives(PodName(owner.namespace, owner.name), owner.uid)
 
     def _lives(self, name: PodName, uid: str) -> bool:
-        """Tell whether a pod has not ended, as the API server has it now, or whether that cannot be asked."""
+        """Tell whether a pod lives, as the API server has it now; while that cannot be asked it may."""
         try:
             pod = self._pods.read(name, deadline=time.monotonic() + _READ_SECONDS)
         except ClusterError:
