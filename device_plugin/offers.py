@@ -3,19 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from cotenant.contract.inventory import GPU
-from cotenant.contract.names import Names
 from device_plugin.admission.ids import MAX_IDS, TooManyIdsError, advertised
 from device_plugin.families.partitions import Offered
 from device_plugin.families.replicas import Replicas, Shares, offered
 from device_plugin.families.rules import Assigned
 from device_plugin.kubelet.resource import Resource
 from device_plugin.kubelet.service import Allocator
-
-
-def may_be_shares(resource: str, names: Names) -> bool:
-    """Tell whether containers may hold shares as *resource*: whatever a plugin before offered, by other rules."""
-    # instances are had by a grant, or from another plugin and then of a GPU that is not ours
-    return not (names.is_granted(resource) or "/mig-" in resource)
 
 
 class Offers:

@@ -41,7 +41,7 @@ from device_plugin.metrics import Metrics, Snapshot
 from device_plugin.mps.keeper import MPSKeeper
 from device_plugin.mps.plan import max_clients, name_of, pipe_of, plans
 from device_plugin.nvml import NVML, NVMLUnavailableError, PhysicalGPU
-from device_plugin.offers import Offers, may_be_shares
+from device_plugin.offers import Offers
 from device_plugin.publisher import Publisher
 from device_plugin.serving import HTTPServing
 from device_plugin.sharing import Rules, Sharing
@@ -106,6 +106,7 @@ class DevicePlugin:
             how=self._assignment.how,
             strategy=lambda: self._sharing.mig_strategy or configuration.mig_strategy,
             held=self._in_use,
+            held_otherwise=lambda: self._in_use(dynamic=False),
             ungranted=lambda: self._offers.ungranted | {NVIDIA_GPU},
             tell=lambda reason, note: self._tell_configuration(reason, note, well=reason == "MIGModeOn"),
         )
@@ -140,7 +141,6 @@ class DevicePlugin:
         self._rules = Rules(configuration, config_file, configuration.nvidia_config, self._tell_configuration)
         self._labels = labels_of(cluster, node) if self._rules.by_label else {}
         self._sharing = Sharing(())
-        self._holders = PodResources(pod_resources, lambda resource: may_be_shares(resource, names))
         self._coexistence = self._watch_others(PodResources(pod_resources, lambda _resource: True), node)
         self._mps = MPSKeeper(
             configuration.mps,
@@ -207,7 +207,6 @@ class DevicePlugin:
         self._used.stop()
         self._events.stop()
         self._lister.close()
-        self._holders.close()
         self._coexistence.close()
         if self._serving is not None:
             self._serving.stop()
@@ -216,6 +215,7 @@ class DevicePlugin:
     def _begin(self) -> None:
         """Take over what there is, and have the GPUs as the rules say."""
         gpus = self._nvml.gpus()
+        self._gpus = {gpu.uuid: gpu for gpu in gpus}  # whose ids pods may hold by now
         known = self._assignment.recall(self._published())
         self._assign(gpus)
         # before MIG or compute modes change under the pods of another plugin
@@ -262,17 +262,21 @@ class DevicePlugin:
         """List the pods of this node; None as long as they are not known."""
         return self._pods.all_known() if self._pods.synced else None
 
-    def _in_use(self) -> frozenset[str] | None:
-        """Tell which GPUs pods hold; None where that cannot be told, so that any may be."""
+    def _in_use(self, *, dynamic: bool = True) -> frozenset[str] | None:
+        """Tell which GPUs pods hold; None where that cannot be told, so that any may be.
+
+        Without *dynamic*, those whose MIG instances are made for them count as no holders.
+        """
         pods = self._known_pods()
         if pods is None:
             return None
         try:
-            listed = self._holders.list(deadline=time.monotonic() + _LIST_SECONDS)
+            listed = self._lister.devices(deadline=time.monotonic() + _LIST_SECONDS)
         except PodResourcesError as error:
             log.warning("configuration.holders_unknown", error=str(error))
             return None
-        return held(pods, self._configuration.names.grant, listed, self._partitioning.partitions.parents())
+        parents = self._partitioning.partitions.parents()
+        return held(pods, self._configuration.names, listed, self._gpus, parents, dynamic=dynamic)
 
     def _tell_configuration(self, reason: str, note: str, *, well: bool) -> None:
         self._events.about_node(reason, _CONFIGURE, note, normal=well)

@@ -8,8 +8,10 @@ from cotenant.contract import grant as grants
 from cotenant.contract.configuration import GPURule
 from cotenant.contract.grant import GrantError
 from cotenant.contract.inventory import Family, Mode
+from cotenant.contract.names import Names
 from cotenant.contract.pods import Pod
-from device_plugin.admission.identity import ListedPod
+from cotenant.contract.units import id_prefix
+from device_plugin.admission.identity import Devices
 from device_plugin.admission.ids import gpu_of
 from device_plugin.families.rules import Assigned, assign
 from device_plugin.nvml import PhysicalGPU
@@ -92,22 +94,42 @@ def _groups(assigned: Mapping[str, Assigned]) -> dict[str, set[str]]:
 
 
 def held(
-    pods: Iterable[Pod], grant_key: str, listed: Iterable[ListedPod], parents: Mapping[str, str]
+    pods: Sequence[Pod],
+    names: Names,
+    listed: Iterable[Devices],
+    gpus: Iterable[str],
+    parents: Mapping[str, str],
+    *,
+    dynamic: bool = True,
 ) -> frozenset[str] | None:
-    """Tell which GPUs *pods* were granted and containers *listed* hold shares of; None where that cannot be read.
+    """Tell which of *gpus* *pods* were granted and containers *listed* hold ids of; None where that cannot be read.
 
-    *parents* say of which GPU the MIG instances are that are handed out as GPUs.
+    *parents* say of which GPU the MIG instances are that are there. Grants alone do not tell: of a pod that runs
+    already, the watch may be behind. Without *dynamic*, those whose instances are made for them count as no holders.
     """
-    found: set[str] = set()
-    for pod in pods:
-        text = pod.annotations.get(grant_key)
-        if text is None or pod.ended:
-            continue
-        try:
-            found |= {share.uuid for container in grants.decode(text).containers for share in container.gpus}
-        except GrantError:
-            return None
-    shares = {gpu_of(device) for entry in listed for ids in entry.ids.values() for device in ids}
-    if any(device.startswith("MIG-") and device not in parents for device in shares):
+    try:
+        granted = [
+            container
+            for pod in pods
+            if names.grant in pod.annotations and not pod.ended
+            for container in grants.decode(pod.annotations[names.grant]).containers
+        ]
+    except GrantError:
         return None
-    return frozenset(found | {parents.get(device, device) for device in shares})
+    found = {share.uuid for one in granted for share in one.gpus if dynamic or one.family is not Family.MIG_DYNAMIC}
+    parents = {**parents, **{one.mig.uuid: one.gpus[0].uuid for one in granted if one.mig is not None}}
+    counted = {id_prefix(uuid): uuid for uuid in gpus}
+    ungranted = {pod.key for pod in pods if names.grant not in pod.annotations}
+    for entry in listed:
+        # instances are had by a grant, or from another plugin and then of a GPU that is not ours
+        if "/mig-" in entry.resource and (not names.is_granted(entry.resource) or str(entry.pod) in ungranted):
+            continue
+        for device in map(gpu_of, entry.ids):
+            prefix = device.partition("-")[0]
+            if device.startswith("MIG-") and device not in parents:
+                return None
+            if prefix not in counted:
+                found.add(parents.get(device, device))
+            elif dynamic or entry.resource == names.gpu_mem:
+                found.add(counted[prefix])
+    return frozenset(found)

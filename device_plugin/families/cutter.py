@@ -37,7 +37,10 @@ class _Refused(Exception):  # noqa: N818 - not an error of ours
 
 
 class Cutter:
-    """Follow the node's label; *whole* are the resources whose pods hold GPUs or instances without a grant."""
+    """Follow the node's label; *whole* are the resources whose pods hold GPUs or instances without a grant.
+
+    *pods* name those that hold a GPU, and *held* names the GPUs of which any is held; None where nobody can tell.
+    """
 
     def __init__(
         self,
@@ -49,6 +52,7 @@ class Cutter:
         *,
         pods: Callable[[], Sequence[Pod] | None],
         whole: Callable[[], Collection[str]],
+        held: Callable[[], frozenset[str] | None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._nvml = nvml
@@ -58,6 +62,7 @@ class Cutter:
         self._events = events
         self._pods = pods
         self._whole = whole
+        self._held = held
         self._lock = threading.Lock()
         self._wanted: str | None = None
         self._clock = clock
@@ -155,6 +160,11 @@ class Cutter:
         if pods is None:
             raise _Refused("the pods of this node are not known yet")
         holding = sorted(pod.key for pod in pods if not pod.ended and self._holds(pod, due))
+        if not holding:
+            held = self._held()
+            if held is None:
+                raise _Refused("which pods use its GPUs cannot be told; it is tried again")
+            holding = [] if held.isdisjoint(due) else ["some that only the kubelet knows by now"]
         if holding:
             more = f" and {len(holding) - _PODS_NAMED} more" if len(holding) > _PODS_NAMED else ""
             raise _Refused(

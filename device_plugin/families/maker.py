@@ -160,8 +160,10 @@ class Maker:
         """Destroy an instance that is in the way, unless a pod that lives holds it."""
         for other in self._pods.all_known():
             if other.uid != pod.uid and not other.ended:
+                name = PodName(other.metadata.namespace, other.metadata.name)
                 for uuid, held in _granted(other, self._names) or ():
-                    if uuid == gpu.uuid and _overlap(one, held):
+                    # the extender may have heard of its end before we do
+                    if uuid == gpu.uuid and _overlap(one, held) and self._lives(name, other.uid):
                         raise MIGError(f"pod {other.key} holds {one.profile} at {one.start} of GPU {gpu.uuid}")
         self._nvml.destroy_mig_instance(gpu.index, one)
         self._specs.remove(gpu.uuid, one.instance)
@@ -193,13 +195,15 @@ class Maker:
         if (uuid, one.profile, one.start) in held:
             return True
         owner = self._specs.owner(uuid, one.instance)
-        if owner is None:
-            return False
+        return owner is not None and self._lives(PodName(owner.namespace, owner.name), owner.uid)
+
+    def _lives(self, name: PodName, uid: str) -> bool:
+        """Tell whether a pod lives, as the API server has it now; while that cannot be asked it may."""
         try:
-            pod = self._pods.read(PodName(owner.namespace, owner.name), deadline=time.monotonic() + _READ_SECONDS)
+            pod = self._pods.read(name, deadline=time.monotonic() + _READ_SECONDS)
         except ClusterError:
             return True
-        return pod is not None and pod.uid == owner.uid and not pod.ended
+        return pod is not None and pod.uid == uid and not pod.ended
 
 
 def _granted(pod: Pod, names: Names) -> list[tuple[str, MIGInstance]] | None:

@@ -21,9 +21,10 @@ from device_plugin.threads import INVENTORY, THREADS
 class Partitioning:
     """Follow what GPUs are cut into, and cut those that this plugin is to cut.
 
-    *how* says what a GPU is for, *strategy* how instances are called, and *held* which GPUs pods hold.
-    *ungranted* names the resources that are handed out without a grant; *tell* hears of GPUs whose MIG mode was to be
-    switched on. Looks and sweeps are not safe to use from many threads; what it shows is.
+    *how* says what a GPU is for, *strategy* how instances are called, *held* which GPUs pods hold, and *held_otherwise*
+    which of them by anything but instances that are made for them. *ungranted* names the resources that are handed out
+    without a grant; *tell* hears of GPUs whose MIG mode was to be switched on. Looks and sweeps are not safe to use
+    from many threads; what it shows is.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Partitioning:
         how: Callable[[PhysicalGPU], Assigned],
         strategy: Callable[[], MIGStrategy],
         held: Callable[[], frozenset[str] | None],
+        held_otherwise: Callable[[], frozenset[str] | None],
         ungranted: Callable[[], Collection[str]],
         tell: Callable[[str, str], None],
     ) -> None:
@@ -49,7 +51,7 @@ class Partitioning:
             also=tuple(map(Path, configuration.cdi_static_directories)),
         )
         self.maker = Maker(nvml, self.specs, pods, names, gpus=lambda: self.dynamic)
-        self._switch = Switch(nvml, how, held, tell)
+        self._switch = Switch(nvml, how, held_otherwise, tell)
         self._cutter = Cutter(
             nvml,
             Path(configuration.mig_configs) if configuration.mig_configs else None,
@@ -58,6 +60,7 @@ class Partitioning:
             events,
             pods=lambda: pods.all_known() if pods.synced else None,
             whole=ungranted,
+            held=held,
         )
         self._by_cdi = configuration.device_list_strategy is DeviceListStrategy.CDI_CRI
         self._hands_nodes = self._by_cdi or configuration.pass_device_specs

@@ -17,8 +17,9 @@ _NO_RESET = (9, 0)
 class Switch:
     """Look at GPUs of the family mig-dynamic whose MIG mode is off.
 
-    *held* names the GPUs that pods hold, None where nobody can tell; *tell* hears of each GPU what was done, or why
-    not, as an Event's reason and note.
+    *held* names the GPUs that pods hold, None where nobody can tell, and leaves out who waits for an instance of its
+    own: that is what the mode is needed for. *tell* hears of each GPU what was done, or why not, as an Event's reason
+    and note.
     """
 
     def __init__(
@@ -40,8 +41,8 @@ class Switch:
         """Switch on what can be; tell whether anything was.
 
         A GPU that has come to the family while the plugin runs is switched at the look after, when what was under way
-        as it changed has shown itself. At the start nothing is under way, and whoever holds one of the family holds
-        instances that the mode is needed for, as after a reboot.
+        as it changed has shown itself. At the start nothing is under way, and what pods hold in another way is not of
+        the family.
         """
         due = [gpu for gpu in gpus if self._is_due(gpu)]
         ready = [gpu for gpu in due if starting or gpu.uuid in self._announced]

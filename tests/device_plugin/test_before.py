@@ -1,11 +1,16 @@
 """How a plugin before this one had GPUs, by what it published."""
 
+from pathlib import Path
+
 import pytest
 
+from cotenant.cluster import connect
 from cotenant.contract.inventory import GPU, MIG, Family, InstanceShares, Mode
 from cotenant.contract.units import GIB
-from device_plugin.families.before import as_published
+from cotenant.standins.api_server import ApiServer
+from device_plugin.families.before import as_published, read
 from device_plugin.families.rules import Assigned
+from tests.builders import NAMES
 
 
 @pytest.mark.parametrize(
@@ -33,3 +38,11 @@ from device_plugin.families.rules import Assigned
 def test_a_gpu_was_what_its_inventory_says(expected: Assigned, published: dict[str, object]) -> None:
     gpu = GPU(uuid="GPU-0", index=0, model="A", total_bytes=GIB, usable_bytes=GIB, **published)  # type: ignore[arg-type]
     assert expected == as_published(gpu)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_an_api_server_that_refuses_once_is_asked_again(tmp_path: Path, status: int) -> None:
+    with ApiServer() as api, connect(api.kubeconfig(tmp_path / "kubeconfig")) as cluster:
+        api.add_node("gpu-1")
+        api.faults.refuse(status, method="GET", path="/nodes")
+        assert {} == read(cluster, "gpu-1", NAMES)

@@ -25,13 +25,15 @@ class Told:
 
     state: str = ""
     events: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def label(self, _key: str, text: str) -> None:
         self.state = text
 
-    def about_node(self, reason: str, _action: str, _note: str, *, normal: bool) -> None:
+    def about_node(self, reason: str, _action: str, note: str, *, normal: bool) -> None:
         del normal
         self.events.append(reason)
+        self.notes.append(note)
 
 
 class Bench:
@@ -46,6 +48,8 @@ class Bench:
         self.told = Told()
         self.now = 1000.0
         self.tries = 0
+        # the GPUs that pods hold; None: nobody can tell
+        self.held: frozenset[str] | None = frozenset()
         self.cutter = Cutter(
             self.nvml,
             self.geometries,
@@ -54,6 +58,7 @@ class Bench:
             self.told,  # type: ignore[arg-type]
             pods=list,
             whole=list,
+            held=lambda: self.held,
             clock=lambda: self.now,
         )
 
@@ -132,6 +137,31 @@ def test_a_file_that_cannot_be_read_is_told_of_once_and_followed_when_it_can(ben
     bench.geometries.write_text(FILE)
     bench.look(3)
     assert "success" == bench.told.state
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [
+        (
+            frozenset({"GPU-0"}),
+            "GPU 0 would have to be cut anew, which pods use: some that only the kubelet knows by now",
+        ),
+        (None, "which pods use its GPUs cannot be told"),
+    ],
+)
+def test_a_gpu_is_not_cut_before_it_is_known_that_nobody_holds_it(
+    bench: Bench, held: frozenset[str] | None, said: str
+) -> None:
+    bench.write()
+    bench.held = held
+    bench.ask("small")
+    bench.look(3)
+    assert (0, []) == (bench.tries, bench.there())
+    assert said in bench.told.notes[-1]
+
+    bench.held = frozenset()
+    bench.look(3)
+    assert ["1g.5gb"] * 7 == bench.there()
 
 
 def test_a_trouble_after_a_success_is_tried_again_as_soon_as_the_first_was(bench: Bench) -> None:

@@ -30,9 +30,14 @@ class Pods:
     heard: set[str] = field(default_factory=set)
     synced: bool = True
     away: bool = False
+    # those of whose end it has not heard
+    ended: list[Pod] = field(default_factory=list)
 
     def all_known(self) -> Sequence[Pod]:
-        return [pod for name, pod in self.stored.items() if name in self.heard]
+        return [*self.ended, *(pod for name, pod in self.stored.items() if name in self.heard)]
+
+    def ended_unheard(self, name: str) -> None:
+        self.ended.append(self.stored.pop(name))
 
     def read(self, name: PodName, *, deadline: float) -> Pod | None:
         del deadline
@@ -184,3 +189,18 @@ def test_a_container_that_starts_again_keeps_its_instance_and_what_another_pod_h
         bench.ensure(thief, "1g.5gb", 5)
     assert Reason.NO_MIG_ROOM is refused.value.reason
     assert before == bench.there()
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_a_holder_that_has_ended_unheard_keeps_nobody_waiting(bench: Bench, *, away: bool) -> None:
+    first = bench.pods.add("first", "3g.20gb", 4)
+    bench.ensure(first, "3g.20gb", 4)
+    second = bench.pods.add("second", "1g.5gb", 5)
+    bench.pods.ended_unheard("first")
+    bench.pods.away = away
+    if away:
+        with pytest.raises(RefusedError, match=r"pod default/first holds 3g\.20gb at 4"):
+            bench.ensure(second, "1g.5gb", 5)
+    bench.pods.away = False
+    bench.ensure(second, "1g.5gb", 5)
+    assert {5: "1g.5gb"} == {start: profile for start, (profile, _) in bench.there().items()}

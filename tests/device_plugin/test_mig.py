@@ -340,7 +340,10 @@ class TestDynamic:
         node.api.delete_pod("p")
         kubelet.wait(lambda: kubelet.allocatable(NAMES.mig("1g.10gb")) == 14, "instances of both")
 
-    def test_after_a_reboot_mig_mode_is_switched_on_for_pods_that_hold_instances(self, dynamic: Cut) -> None:
+    @pytest.mark.parametrize("api_away", [False, True])
+    def test_after_a_reboot_mig_mode_is_switched_on_for_pods_that_hold_instances(
+        self, dynamic: Cut, *, api_away: bool
+    ) -> None:
         h100 = {"model": "NVIDIA H100 80GB HBM3", "memory": "80GiB", "mig": "false"}
         dynamic.start(h100, resource=NAMES.mig("1g.10gb"))
         grant = placed("1g.5gb", 0)
@@ -349,8 +352,13 @@ class TestDynamic:
         dynamic.node.stop_plugin()
         with dynamic.state.change() as state:
             state.modes, state.instances = {}, []  # neither outlives a reboot
-        dynamic.start(resource=NAMES.mig("1g.10gb"))
-        assert [True] == dynamic.modes()
+        if api_away:
+            dynamic.node.api.stop()
+        dynamic.node.start_plugin(wait=False)
+        if api_away:
+            assert [False] == dynamic.modes(), "nobody can tell what pods hold"
+            dynamic.node.api.start()
+        dynamic.wait(lambda: dynamic.modes() == [True], "MIG mode")
 
     def test_a_name_that_another_plugin_serves_is_not_taken_by_an_edit_either(self, static: Cut) -> None:
         static.node.write_gpus([A100, {"memory": "80GiB"}])

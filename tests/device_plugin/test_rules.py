@@ -1,12 +1,20 @@
 """Which family and mode each GPU is in: the first rule that names it decides."""
 
+from collections.abc import Iterable
+
 import pytest
 
 from cotenant.contract.configuration import ConfigurationError, DevicePluginConfiguration, GPURule, convert
 from cotenant.contract.inventory import Family, Mode
-from device_plugin.families.assignment import Assignment
+from cotenant.contract.pods import Pod
+from cotenant.contract.units import device_ids, id_prefix
+from device_plugin.admission.identity import Devices, PodName
+from device_plugin.families.assignment import Assignment, held
 from device_plugin.families.rules import Assigned, assign
 from device_plugin.nvml import PhysicalGPU
+from tests.builders import NAMES, a_grant, a_pod
+from tests.device_plugin.node import uuid
+from tests.device_plugin.test_mig import placed
 
 A100, T4 = "NVIDIA A100-SXM4-40GB", "Tesla T4"
 
@@ -82,6 +90,57 @@ def test_a_rule_that_cannot_be_is_refused_by_its_path(rule: str, sentence: str) 
     with pytest.raises(ConfigurationError) as refused:
         convert(f"gpus: [{rule}]", DevicePluginConfiguration)
     assert sentence in str(refused.value).replace("...", "0")
+
+
+class TestHeld:
+    """Who holds a GPU is told by grants and by the kubelet, each of which may know more than the other."""
+
+    @staticmethod
+    def held(ids: Iterable[str], resource: str = NAMES.gpu_mem, *pods: Pod) -> frozenset[str] | None:
+        listed = [Devices(PodName("default", "p"), resource, frozenset(ids))]
+        return held(pods, NAMES, listed, ["GPU-0", "GPU-1"], {"MIG-1": "GPU-1"})
+
+    @pytest.mark.parametrize(
+        ("expected", "ids", "resource"),
+        [
+            ({"GPU-0"}, device_ids("GPU-0", 2), NAMES.gpu_mem),
+            ({"GPU-1"}, [f"{id_prefix('GPU-1')}-1g.5gb.me-0"], NAMES.mig("1g.5gb+me")),
+            ({"GPU-1"}, ["MIG-1::3"], NAMES.mig("1g.5gb")),
+            ({"GPU-1"}, ["MIG-1"], "nvidia.com/gpu"),
+            ({"GPU-0"}, ["GPU-0::1"], "nvidia.com/gpu.shared"),
+            # of an instance that nobody knows by now it may be any
+            (None, ["MIG-2"], NAMES.mig("1g.5gb")),
+            (None, ["MIG-2"], "nvidia.com/gpu"),
+        ],
+    )
+    def test_by_the_ids_of_a_pod_that_the_watch_does_not_show(
+        self, expected: set[str] | None, ids: list[str], resource: str
+    ) -> None:
+        assert expected == self.held(ids, resource)
+
+    def test_an_instance_that_is_not_read_yet_is_of_the_gpu_that_its_grant_names(self) -> None:
+        grant = a_grant(placed("1g.5gb", 0, instance="MIG-2"))
+        pod = a_pod().named("p").asking("1", of=NAMES.mig("1g.5gb")).bound_to("gpu-1", grant).build()
+        assert {uuid(0)} == self.held(["MIG-2"], NAMES.mig("1g.5gb"), pod)
+
+    def test_instances_of_another_plugin_keep_none_of_ours(self) -> None:
+        pod = a_pod().named("p").asking("1", of=NAMES.mig("1g.5gb")).build()
+        assert frozenset() == self.held(["MIG-2"], NAMES.mig("1g.5gb"), pod)
+
+    @pytest.mark.parametrize(
+        ("resource", "ids"),
+        [(NAMES.gpu_mem, device_ids("GPU-0", 2)), (NAMES.mig("1g.5gb"), [f"{id_prefix('GPU-1')}-1g.5gb-0"])],
+    )
+    def test_by_anything_but_instances_that_are_made(self, resource: str, ids: list[str]) -> None:
+        grant = a_grant(placed("1g.5gb", 0, gpu=1))
+        pod = a_pod().named("p").asking("1", of=NAMES.mig("1g.5gb")).bound_to("gpu-1", grant).build()
+        expected = frozenset({"GPU-0"} if resource == NAMES.gpu_mem else ())
+        listed = [Devices(PodName("default", "p"), resource, frozenset(ids))]
+        assert expected == held([pod], NAMES, listed, ["GPU-0", "GPU-1"], {}, dynamic=False)
+
+    def test_a_grant_that_cannot_be_read_may_be_of_any(self) -> None:
+        pod = a_pod().named("p").asking("1", of=NAMES.gpu_mem).bound_to("gpu-1", "{not json").build()
+        assert self.held([], NAMES.gpu_mem, pod) is None
 
 
 class TestAssignment:

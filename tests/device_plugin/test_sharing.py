@@ -158,6 +158,18 @@ class TestOnANode:
             expected = {"nvidia.com/gpu": 4, NAMES.gpu_mem: 16}
             node.kubelet.wait(lambda: node.kubelet.devices.capacity()[1] == expected, "both resources")
 
+    def test_a_gpu_stays_whose_pod_the_watch_has_not_shown(self) -> None:
+        with Node(["16GiB"] * 2) as node:
+            node.api.freeze_watches()
+            pod = node.add_pod("p", container_grant(gpus=[0], units=8))
+            node.kubelet.add(node.api.pod("p"))
+            node.running(pod)
+            node.edit(self.SHARED)
+            assert node.api.wait_until(lambda: any("stays in family memory" in e["note"] for e in node.api.events()))
+            node.api.freeze_watches(frozen=False)
+            node.kubelet.finish(pod)
+            node.wait_published("of two families", lambda i: [str(g.family) for g in i.gpus] == ["replicas", "memory"])
+
     def test_a_bad_edit_is_an_event_of_the_node_and_changes_nothing(self) -> None:
         with Node(["16GiB"] * 2) as node:
             node.edit("gpus: [{family: memroy}]")
