@@ -255,9 +255,8 @@ def test_a_kubelet_killed_while_containers_are_about_to_start_starts_each_once(g
     running = []
     for name in names:
         seen = ground.settled(name)
-        if (
-            phase(seen) == "Failed"
-        ):  # admitted anew before the plugin had registered: nothing of ours can be done about it
+        if phase(seen) == "Failed":
+            # admitted anew before the plugin had registered: nothing of ours can be done about it
             assert UNREGISTERED.search(why_failed(seen)), why_failed(seen)
         else:
             assert 0 == seen["status"]["containerStatuses"][0]["restartCount"]

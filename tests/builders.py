@@ -28,6 +28,7 @@ from cotenant.contract.inventory import (
 )
 from cotenant.contract.names import Names
 from cotenant.contract.pods import Pod
+from cotenant.contract.request import PodRequest, parse
 from cotenant.contract.units import GIB, parse_bytes
 from extender.ledger import Node
 
@@ -134,6 +135,13 @@ def _container(name: str, limits: Json | None, requests: Json | None) -> Json:
 
 def a_pod() -> PodBuilder:
     return PodBuilder()
+
+
+def request_of(pod: PodBuilder | Pod) -> PodRequest:
+    """Read what a pod asks, in units of a GiB."""
+    request = parse(pod if isinstance(pod, Pod) else pod.build(), NAMES, GIB)
+    assert request is not None
+    return request
 
 
 @dataclass(frozen=True)

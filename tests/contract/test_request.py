@@ -13,7 +13,7 @@ from cotenant.contract.names import Names
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import ContainerRequest, PodRequest, RequestError, Wishes, parse
 from cotenant.contract.units import GIB, MIB
-from tests.builders import a_pod
+from tests.builders import a_pod, request_of
 
 if TYPE_CHECKING:
     from tests.builders import PodBuilder
@@ -24,12 +24,6 @@ MEMORY = NAMES.gpu_mem
 
 def read(pod: PodBuilder, unit_bytes: int = GIB) -> PodRequest | None:
     return parse(pod.build(), NAMES, unit_bytes)
-
-
-def request_of(pod: PodBuilder) -> PodRequest:
-    request = read(pod)
-    assert request is not None
-    return request
 
 
 class TestReading:

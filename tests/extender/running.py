@@ -76,6 +76,14 @@ def add(api: ApiServer, *nodes: NodeBuilder) -> None:
         api.create(NODES, node.as_json())
 
 
+def nominee(api: ApiServer, name: str, namespace: str = "default") -> str | None:
+    """Say which node a pod is nominated to."""
+    pod = api.pod(name, namespace=namespace)
+    assert pod is not None
+    node: str | None = pod["status"].get("nominatedNodeName")
+    return node
+
+
 def filter_args(pod: Json, *nodes: str) -> Json:
     """Ask as kube-scheduler 1.36 does with nodeCacheCapable."""
     return {"Pod": pod, "Nodes": None, "NodeNames": list(nodes)}

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from cotenant.contract.configuration import ConfigurationError, ExtenderConfiguration, convert
-from cotenant.contract.request import PodRequest, parse
 from cotenant.contract.units import GIB
 from extender.ledger import Ledger
 from extender.placement.learning import Learner
@@ -16,16 +15,10 @@ from extender.placement.ranking import Rankings
 from extender.policies import POLICIES
 from extender.policies.mix import Mix, PodClass
 from extender.verbs.judge import Judge
-from tests.builders import NAMES, PodBuilder, a_grant, a_node, a_pod, granted
+from tests.builders import NAMES, PodBuilder, a_grant, a_node, a_pod, granted, request_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-def request_of(pod: PodBuilder) -> PodRequest:
-    request = parse(pod.build(), NAMES, GIB)
-    assert request is not None
-    return request
 
 
 class Learning:

@@ -15,9 +15,8 @@ from extender.cluster.nominator import Nominator
 from extender.ledger import Ledger
 from extender.placement.tenants import Tenants
 from extender.verbs.judge import Judge
-from tests.builders import NAMES, a_node, a_pod
-from tests.extender.running import PATIENCE, submit
-from tests.extender.test_threads import request_of
+from tests.builders import NAMES, a_node, a_pod, request_of
+from tests.extender.running import PATIENCE, nominee, submit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,14 +59,7 @@ class Ground:
         self.ledger.observe_node(a_node(name).with_gpu("1GiB").build())
         self.look(a_pod().named(name).asking(1), sampled=frozenset({name}))
         self.now += 0.06
-        assert self.api.wait_until(lambda: self.nominee(name) == name, PATIENCE)
-
-    def nominee(self, name: str, namespace: str = "default") -> str | None:
-        """Say which node a pod is nominated to."""
-        pod = self.api.pod(name, namespace=namespace)
-        assert pod is not None
-        node: str | None = pod["status"].get("nominatedNodeName")
-        return node
+        assert self.api.wait_until(lambda: nominee(self.api, name) == name, PATIENCE)
 
 
 @pytest.fixture
@@ -84,12 +76,12 @@ def test_news_bring_a_nomination_however_late_they_are(ground: Ground) -> None:
     ground.look(a_pod().named("waits").asking(8))
     for seconds in (0.05, 0.5, 2, 5, 10, 10, 10, 300):
         ground.pass_time(seconds)
-    assert ground.nominee("waits") is None
+    assert nominee(ground.api, "waits") is None
 
     ground.ledger.observe_node(a_node("n1").with_gpu("10GiB").build())
     ground.pass_time(10)
 
-    assert "n1" == ground.nominee("waits")
+    assert "n1" == nominee(ground.api, "waits")
 
 
 def test_late_news_of_a_node_outside_of_the_sample_bring_a_nomination_too(ground: Ground) -> None:
@@ -100,7 +92,7 @@ def test_late_news_of_a_node_outside_of_the_sample_bring_a_nomination_too(ground
     ground.ledger.observe_node(a_node("n1").with_gpu("10GiB").build())
     ground.pass_time(0.5)
 
-    assert "n1" == ground.nominee("waits")
+    assert "n1" == nominee(ground.api, "waits")
 
 
 def test_a_nomination_that_could_not_be_written_is_tried_again(ground: Ground) -> None:
@@ -108,11 +100,11 @@ def test_a_nomination_that_could_not_be_written_is_tried_again(ground: Ground) -
     ground.api.faults.refuse(500, method="PATCH", path="/pods/waits/status", times=1)
     ground.look(a_pod().named("waits").asking(8))
     ground.pass_time(0.05)
-    assert ground.nominee("waits") is None
+    assert nominee(ground.api, "waits") is None
 
     ground.pass_time(0.5)
 
-    assert "n1" == ground.nominee("waits")
+    assert "n1" == nominee(ground.api, "waits")
 
 
 def test_what_a_namespaces_limit_leaves_has_one_nominee_at_a_time(ground: Ground) -> None:
@@ -124,7 +116,7 @@ def test_what_a_namespaces_limit_leaves_has_one_nominee_at_a_time(ground: Ground
 
     ground.pass_time(0.05)
 
-    assert [None, "n1"] == sorted((ground.nominee(name, "team") for name in ("a", "b")), key=str)
+    assert [None, "n1"] == sorted((nominee(ground.api, name, "team") for name in ("a", "b")), key=str)
 
 
 @pytest.mark.parametrize(("policy", "expected"), [("Never", ""), ("PreemptLowerPriority", "n1")])
@@ -137,7 +129,7 @@ def test_a_nomination_in_vain_is_taken_from_a_pod_from_which_kube_scheduler_take
 
     ground.pass_time(0.05)
 
-    assert expected == ground.nominee("waits")
+    assert expected == nominee(ground.api, "waits")
 
 
 def test_where_too_many_wait_the_one_that_has_waited_for_longest_gives_way(ground: Ground) -> None:

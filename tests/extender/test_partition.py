@@ -14,7 +14,6 @@ from cotenant.contract.environment import VISIBLE_DEVICES, injected
 from cotenant.contract.grant import Grant, decode
 from cotenant.contract.inventory import MIG, MIGProfile
 from cotenant.contract.reasons import Reason
-from cotenant.contract.request import PodRequest, parse
 from cotenant.contract.units import GIB, MIB
 from extender.inspect.explain import explain
 from extender.ledger import Hold, Ledger, NodeView
@@ -22,7 +21,7 @@ from extender.placement.fit import Placement, grant, place
 from extender.placement.partition import ROOM, Aim
 from extender.placement.ranking import Rankings
 from extender.verbs.judge import Judge
-from tests.builders import NAMES, NodeBuilder, PodBuilder, a_node, a_pod, an_instance
+from tests.builders import NAMES, NodeBuilder, PodBuilder, a_node, a_pod, an_instance, request_of
 
 PROFILES = ["1g.5gb", "2g.10gb", "3g.20gb", "4g.20gb", "7g.40gb"]
 
@@ -32,12 +31,6 @@ def asking(*profiles: str, name: str = "p", **wishes: str) -> PodBuilder:
     for profile in profiles:
         pod = pod.asking("1", of=NAMES.mig(profile))
     return pod
-
-
-def request_of(pod: PodBuilder) -> PodRequest:
-    request = parse(pod.build(), NAMES, GIB)
-    assert request is not None
-    return request
 
 
 @dataclass

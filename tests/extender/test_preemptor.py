@@ -16,9 +16,8 @@ from extender.cluster.evictions import Evictions
 from extender.cluster.preemptor import Preemptor
 from extender.ledger import Ledger
 from extender.placement.preemption import Neighbour, Victims, least
-from tests.builders import NAMES, a_node, a_pod
-from tests.extender.running import Running, eventually, filter_args, submit
-from tests.extender.test_threads import request_of
+from tests.builders import NAMES, a_node, a_pod, request_of
+from tests.extender.running import Running, eventually, filter_args, nominee, submit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,11 +71,6 @@ def told(api: ApiServer) -> set[tuple[str, str]]:
     return {(event["regarding"]["name"], event["reason"]) for event in api.events()}
 
 
-def nominated(api: ApiServer, name: str) -> str | None:
-    found: str | None = (api.pod(name) or {}).get("status", {}).get("nominatedNodeName")
-    return found
-
-
 def end(api: ApiServer, name: str) -> None:
     """End a terminating pod for good, which is the kubelet's part."""
     api.delete_pod(name, grace=0)
@@ -104,7 +98,7 @@ class TestOptIn:
         vip = create(api, "vip", 6, priority=10)
         refused(extender, vip)
 
-        assert eventually(lambda: nominated(api, "vip") == "n1")
+        assert eventually(lambda: nominee(api, "vip") == "n1")
         ((victim, status),) = evictions(api)
         assert 201 == status
         assert eventually(lambda: {(victim, "GPUMemoryPreempted"), ("vip", "GPUMemoryPreempting")} <= told(api))
@@ -155,8 +149,8 @@ class TestOptIn:
         # one that may preempt comes later, and is seen to first
         resident(api, extender, "c", 4)
         refused(extender, create(api, "vip", 4 + 6, priority=20))
-        assert eventually(lambda: nominated(api, "vip"))
-        assert nominated(api, "waits") is None
+        assert eventually(lambda: nominee(api, "vip"))
+        assert nominee(api, "waits") is None
 
     def test_who_would_fit_once_pods_that_are_ending_have_ended_evicts_nobody(
         self, api: ApiServer, start: Callable[..., Running]
@@ -202,7 +196,7 @@ class TestWhatKeepsIt:
         refused(extender, create(api, "vip", 6, priority=10))
         assert eventually(lambda: ("vip", reason) in told(api))
         assert extender.metric("cotenant_pods_promised") == 0
-        assert nominated(api, "vip") is None
+        assert nominee(api, "vip") is None
 
     def test_no_more_go_in_a_minute_than_are_allowed(self, api: ApiServer, start: Callable[..., Running]) -> None:
         extender = start(preemptFragmented={**AT_ONCE, "perMinute": 1})
@@ -221,7 +215,7 @@ class TestWhatKeepsIt:
         for name in ("a", "b"):
             resident(api, extender, name, 6)
         refused(extender, create(api, "vip", 6, priority=10))
-        assert eventually(lambda: nominated(api, "vip"))
+        assert eventually(lambda: nominee(api, "vip"))
         ((victim, _),) = evictions(api)
         end(api, victim)
         end(api, "vip")
@@ -233,7 +227,7 @@ class TestWhatKeepsIt:
         for name in ("a", "b"):
             resident(api, extender, name, 6)
         refused(extender, create(api, "vip", 6, priority=10))
-        assert eventually(lambda: nominated(api, "vip"))
+        assert eventually(lambda: nominee(api, "vip"))
         end(api, evictions(api)[0][0])
         other = create(api, "other", 10)
         assert eventually(lambda: extender.fitting(other, "n1") == ["n1"])
@@ -245,10 +239,10 @@ class TestWhatKeepsIt:
         for name in ("a", "b"):
             resident(api, extender, name, 6)
         refused(extender, create(api, "vip", 6, priority=10))
-        assert eventually(lambda: nominated(api, "vip"))
+        assert eventually(lambda: nominee(api, "vip"))
         api.patch(PODS, "vip", {"status": {"nominatedNodeName": None}}, namespace="default", subresource="status")
         end(api, evictions(api)[0][0])
-        assert eventually(lambda: nominated(api, "vip") == "n1")
+        assert eventually(lambda: nominee(api, "vip") == "n1")
 
     def test_a_binding_that_is_refused_leaves_the_promise_and_one_that_is_taken_ends_it(
         self, api: ApiServer, start: Callable[..., Running]
@@ -258,7 +252,7 @@ class TestWhatKeepsIt:
             resident(api, extender, name, 6)
         vip = create(api, "vip", 6, priority=10)
         refused(extender, vip)
-        assert eventually(lambda: nominated(api, "vip"))
+        assert eventually(lambda: nominee(api, "vip"))
         end(api, evictions(api)[0][0])
         assert eventually(lambda: extender.fitting(vip, "n1") == ["n1"])
         api.faults.refuse(403, path="/binding")
@@ -284,8 +278,8 @@ class TestMIG:
         # one of them is of its own priority, and one of a higher one
         other = create(api, "other", 0, mig="7g.40gb", priority=10)
         refused(extender, other, "m")
-        assert eventually(lambda: nominated(api, "other") == "m")
-        assert nominated(api, "vip") is None
+        assert eventually(lambda: nominee(api, "other") == "m")
+        assert nominee(api, "vip") is None
         assert {f"one-{n}" for n in range(4)} == {name for name, _ in evictions(api)}
         for n in range(4):
             end(api, f"one-{n}")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cotenant.contract.inventory import Mode
 from cotenant.contract.reasons import Reason
-from cotenant.contract.request import PodRequest, RequestError, parse
+from cotenant.contract.request import RequestError
 from cotenant.contract.units import GIB
 from extender.ledger import Hold, Ledger, NodeView
 from extender.placement.choices import Pool
@@ -25,7 +25,7 @@ from extender.policies.fragmentation import Fragmentation
 from extender.policies.mix import Mix, PodClass
 from extender.policies.table import Table
 from extender.verbs.judge import Judge
-from tests.builders import NAMES, NodeBuilder, PodBuilder, a_grant, a_node, a_pod, granted
+from tests.builders import NAMES, NodeBuilder, PodBuilder, a_grant, a_node, a_pod, granted, request_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -45,12 +45,6 @@ MIX = Mix.of(
 
 # one for nodes and GPUs, or one for each
 POLICY = st.sampled_from(sorted(POLICIES)) | st.tuples(*2 * [st.sampled_from(sorted(POLICIES))]).map("/".join)
-
-
-def request_of(pod: PodBuilder) -> PodRequest:
-    request = parse(pod.build(), NAMES, GIB)
-    assert request is not None
-    return request
 
 
 @dataclass

@@ -11,7 +11,7 @@ import pytest
 
 from cotenant.contract.configuration import ConfigurationError, ExtenderConfiguration, NamespaceLimits, convert
 from cotenant.contract.reasons import Reason
-from cotenant.contract.request import PodRequest, RequestError, parse
+from cotenant.contract.request import RequestError
 from cotenant.contract.units import GIB
 from extender.admission import Settings, mutate, validating_review
 from extender.admission.review import KIND
@@ -20,8 +20,8 @@ from extender.placement.fit import Placement, grant, place
 from extender.placement.tenants import Tenants
 from tests.admission import json_patch
 from tests.admission.settings import SETTINGS
-from tests.builders import NAMES, NodeBuilder, PodBuilder, a_grant, a_node, a_pod, granted
-from tests.extender.running import PATIENCE, Running, add, eventually, submit
+from tests.builders import NAMES, NodeBuilder, PodBuilder, a_grant, a_node, a_pod, granted, request_of
+from tests.extender.running import PATIENCE, Running, add, eventually, nominee, submit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,12 +32,6 @@ if TYPE_CHECKING:
 def tenants(**limits: dict[str, Any]) -> Tenants:
     found = msgspec.convert({name.replace("_", "-"): one for name, one in limits.items()}, dict[str, NamespaceLimits])
     return Tenants(found, NAMES)
-
-
-def asked(pod: PodBuilder) -> PodRequest:
-    request = parse(pod.build(), NAMES, GIB)
-    assert request is not None
-    return request
 
 
 def view(node: NodeBuilder, *pods: PodBuilder) -> NodeView:
@@ -66,19 +60,19 @@ class TestWhatCounts:
     )
     def test_what_a_pod_asks_is_what_it_is_charged(self, pod: PodBuilder, gpus: int, gib: int) -> None:
         limits = tenants(team={"gpus": gpus, "gpuMemory": f"{gib}GiB"})
-        assert limits.excess("team", asked(pod), Use()) is None
+        assert limits.excess("team", request_of(pod), Use()) is None
         ledger = Ledger(NAMES, GIB)
         ledger.observe_node(a_node("n").with_gpus(8).build())
-        placed = place(view(a_node("n").with_gpus(8)), asked(pod))
+        placed = place(view(a_node("n").with_gpus(8)), request_of(pod))
         assert isinstance(placed, Placement)
-        bound = pod.in_namespace("team").bound_to("n", grant(asked(pod), placed))
+        bound = pod.in_namespace("team").bound_to("n", grant(request_of(pod), placed))
         ledger.observe_pod(bound.build())
         assert Use(bytes=gib * GIB, gpus=gpus, pods=1) == ledger.use_of("team")
         ledger.pod_gone(bound.build().uid)
         assert {} == ledger.uses()
 
     def test_a_gpu_for_the_pod_alone_counts_whole_as_large_as_it_is_on_the_node(self) -> None:
-        alone = asked(a_pod().asking(8).wishing(isolation="exclusive"))
+        alone = request_of(a_pod().asking(8).wishing(isolation="exclusive"))
         limits = tenants(team={"gpuMemory": "80GiB"})
         assert limits.excess("team", alone, Use(), view(a_node("n").with_gpus(2, "80GiB"))) is None
         excess = limits.excess("team", alone, Use(), view(a_node("n").with_gpus(2, "141GiB")))
@@ -86,7 +80,7 @@ class TestWhatCounts:
         assert 141 * GIB == excess.asked
 
     def test_a_gpu_for_the_pod_alone_is_one_that_is_empty_where_there_is_one(self) -> None:
-        alone = asked(a_pod().asking(8).wishing(isolation="exclusive"))
+        alone = request_of(a_pod().asking(8).wishing(isolation="exclusive"))
         limits = tenants(team={"gpuMemory": "40GiB"})
         node = a_node("n").with_gpu("24GiB").with_gpu("80GiB")
         assert limits.excess("team", alone, Use(), view(node)) is None
@@ -97,7 +91,7 @@ class TestWhatCounts:
         assert 80 * GIB == excess.asked
 
     def test_a_mig_instance_counts_by_what_it_has_on_the_node(self) -> None:
-        small = asked(a_pod().with_container({"nvidia.com/mig-3g.20gb": "1"}))
+        small = request_of(a_pod().with_container({"nvidia.com/mig-3g.20gb": "1"}))
         limits = tenants(team={"gpuMemory": "10GiB", "gpus": 1})
         # 3g.20gb of an A100 40GB has 19.6 GiB
         excess = limits.excess("team", small, Use(), view(a_node("n").with_mig()))
@@ -133,19 +127,19 @@ class TestWhatIsNeverAllowed:
     )
     def test_it_is_refused_with_a_sentence(self, limits: dict[str, Any], pod: PodBuilder, sentence: str) -> None:
         with pytest.raises(RequestError) as refused:
-            tenants(team=limits).hold("team", asked(pod))
+            tenants(team=limits).hold("team", request_of(pod))
         assert Reason.NAMESPACE_LIMIT is refused.value.reason
         assert sentence in str(refused.value)
 
     def test_a_mig_instance_is_strict_without_a_word(self) -> None:
-        instance = asked(a_pod().with_container({"nvidia.com/mig-3g.20gb": "1"}))
+        instance = request_of(a_pod().with_container({"nvidia.com/mig-3g.20gb": "1"}))
         assert instance == tenants(team={"isolations": ["strict"]}).hold("team", instance)
 
     def test_the_star_is_for_namespaces_that_are_not_named(self) -> None:
         limits = Tenants(msgspec.convert({"*": {"gpus": 0}, "team": {}}, dict[str, NamespaceLimits]), NAMES)
-        assert asked(a_pod().asking(8)) == limits.hold("team", asked(a_pod().asking(8)))
+        assert request_of(a_pod().asking(8)) == limits.hold("team", request_of(a_pod().asking(8)))
         with pytest.raises(RequestError, match="namespace other may hold 0 GPUs"):
-            limits.hold("other", asked(a_pod().asking(8)))
+            limits.hold("other", request_of(a_pod().asking(8)))
 
     def test_the_webhook_says_it_when_the_pod_is_created(self) -> None:
         settings: Settings = msgspec.structs.replace(SETTINGS, tenants=tenants(team={"gpuMemory": "16GiB"}))
@@ -170,14 +164,6 @@ class TestWhatIsNeverAllowed:
 
         assert "namespace team may hold 16 GiB of GPU memory" in sentence("team")
         assert "" == sentence("other")
-
-
-def nominee(api: ApiServer, name: str, namespace: str) -> str | None:
-    """Say which node the pod is nominated to."""
-    pod = api.pod(name, namespace=namespace)
-    assert pod is not None
-    node: str | None = pod["status"].get("nominatedNodeName")
-    return node
 
 
 class TestTheWayOfAPod:
@@ -256,7 +242,7 @@ class TestTheWayOfAPod:
         assert [] == limited.fitting(submit(api, alone), *crowd)
 
         # one after the other: when the second is nominated, the first was looked at
-        assert api.wait_until(lambda: nominee(api, "alone", "default") == "n3", PATIENCE)
+        assert api.wait_until(lambda: nominee(api, "alone") == "n3", PATIENCE)
         assert nominee(api, "alone", "team") is None
 
     def test_many_binds_at_once_do_not_pass_it(self, api: ApiServer, limited: Running) -> None:

@@ -16,7 +16,6 @@ from cotenant.contract.configuration import FragmentedPreemption, Writer
 from cotenant.contract.overuse import Overuser, OveruseReport
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
-from cotenant.contract.request import PodRequest, parse
 from cotenant.contract.units import GIB
 from cotenant.standins.api_rules import PODS
 from cotenant.threads import Threads
@@ -35,7 +34,7 @@ from extender.verbs.judge import Judge
 from extender.verbs.lessons import Lessons
 from extender.verbs.victims import Search
 from extender.verbs.wire import BindArgs
-from tests.builders import NAMES, a_node, a_pod
+from tests.builders import NAMES, a_node, a_pod, request_of
 from tests.extender.running import Running, eventually, submit
 
 if TYPE_CHECKING:
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
 
     from cotenant.cluster import Cluster
     from cotenant.contract.grant import Grant
+    from cotenant.contract.request import PodRequest
     from cotenant.standins.api_server import ApiServer
     from extender.ledger import NodeView
 
@@ -321,12 +321,6 @@ def granted(view: NodeView, units: int) -> Grant:
     placed = place(view, request)
     assert isinstance(placed, Placement)
     return grant(request, placed)
-
-
-def request_of(pod: Pod) -> PodRequest:
-    found = parse(pod, NAMES, GIB)
-    assert found is not None
-    return found
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

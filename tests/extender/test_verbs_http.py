@@ -12,7 +12,18 @@ from cotenant import __version__
 from cotenant.contract.reasons import Reason
 from cotenant.standins.api_rules import NODES, PODS
 from tests.builders import NAMES, a_grant, a_node, a_pod, granted
-from tests.extender.running import PATIENCE, Answer, Running, add, bind_args, call, eventually, filter_args, submit
+from tests.extender.running import (
+    PATIENCE,
+    Answer,
+    Running,
+    add,
+    bind_args,
+    call,
+    eventually,
+    filter_args,
+    nominee,
+    submit,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -493,12 +504,6 @@ class TestNomination:
         add(api, *(a_node(name).with_gpus(1, "2GiB") for name in names))
         return names
 
-    def nominated(self, api: ApiServer, name: str) -> str | None:
-        pod = api.pod(name)
-        assert pod is not None
-        node: str | None = pod["status"].get("nominatedNodeName")
-        return node
-
     def test_a_pod_that_fits_outside_of_the_sample_is_nominated_there(
         self, api: ApiServer, crowd: list[str], start: Callable[..., Running]
     ) -> None:
@@ -506,7 +511,7 @@ class TestNomination:
 
         assert [] == extender.fitting(submit(api, a_pod().asking(8)), *crowd)
 
-        assert api.wait_until(lambda: self.nominated(api, "p") == "n1", PATIENCE)
+        assert api.wait_until(lambda: nominee(api, "p") == "n1", PATIENCE)
         assert eventually(lambda: extender.metric('cotenant_nominations_total{why="outside_sample"}') == 1.0)
 
     def test_a_node_has_one_nominee_at_a_time(
@@ -518,13 +523,13 @@ class TestNomination:
         for pod in pods:
             assert [] == extender.fitting(pod, *crowd)
 
-        assert api.wait_until(lambda: self.nominated(api, "p1"), PATIENCE)
-        assert {"n1", "n2"} == {self.nominated(api, "p0"), self.nominated(api, "p1")}
+        assert api.wait_until(lambda: nominee(api, "p1"), PATIENCE)
+        assert {"n1", "n2"} == {nominee(api, "p0"), nominee(api, "p1")}
 
-        first = self.nominated(api, "p0")
+        first = nominee(api, "p0")
         assert first is not None
         assert "" == extender.bind(pods[0], first)
-        assert api.wait_until(lambda: self.nominated(api, "p2") is not None, PATIENCE)
+        assert api.wait_until(lambda: nominee(api, "p2") is not None, PATIENCE)
 
     def test_a_pod_refused_for_old_news_is_nominated_once_the_news_is_here(
         self, api: ApiServer, start: Callable[..., Running]
@@ -535,11 +540,11 @@ class TestNomination:
         assert "" == extender.bind(ends, "n1")
         waits = submit(api, a_pod().named("waits").asking(20).wishing(gpu_count=2))  # 10 on each of two of 10
         assert [] == extender.fitting(waits, "n1")
-        assert self.nominated(api, "waits") is None
+        assert nominee(api, "waits") is None
 
         api.set_phase("ends", "Succeeded")
 
-        assert api.wait_until(lambda: self.nominated(api, "waits") == "n1", PATIENCE)
+        assert api.wait_until(lambda: nominee(api, "waits") == "n1", PATIENCE)
         assert eventually(lambda: extender.metric('cotenant_nominations_total{why="freed"}') == 1.0)
 
     def test_preemptions_own_nomination_is_left_alone(
@@ -554,8 +559,8 @@ class TestNomination:
         extender.filter(submit(api, a_pod().named("ours").asking(8)), *crowd)
 
         # one after the other: when ours is nominated, theirs was looked at
-        assert api.wait_until(lambda: self.nominated(api, "ours") == "n1", PATIENCE)
-        assert "small-3" == self.nominated(api, "theirs")
+        assert api.wait_until(lambda: nominee(api, "ours") == "n1", PATIENCE)
+        assert "small-3" == nominee(api, "theirs")
 
     def test_a_whole_small_cluster_is_no_sample(
         self, api: ApiServer, crowd: list[str], start: Callable[..., Running]
@@ -565,8 +570,8 @@ class TestNomination:
         extender.filter(submit(api, a_pod().named("few").asking(8)), *crowd[:99])
         extender.filter(submit(api, a_pod().named("many").asking(8)), *crowd)
 
-        assert api.wait_until(lambda: self.nominated(api, "many") == "n1", PATIENCE)
-        assert self.nominated(api, "few") is None
+        assert api.wait_until(lambda: nominee(api, "many") == "n1", PATIENCE)
+        assert nominee(api, "few") is None
 
     def test_a_pod_that_fits_nowhere_is_nominated_nowhere(
         self, api: ApiServer, crowd: list[str], start: Callable[..., Running]
@@ -576,8 +581,8 @@ class TestNomination:
         extender.filter(submit(api, a_pod().named("huge").asking(80)), *crowd)
         extender.filter(submit(api, a_pod().named("fine").asking(8)), *crowd)
 
-        assert api.wait_until(lambda: self.nominated(api, "fine") == "n1", PATIENCE)
-        assert self.nominated(api, "huge") is None
+        assert api.wait_until(lambda: nominee(api, "fine") == "n1", PATIENCE)
+        assert nominee(api, "huge") is None
 
 
 def test_two_extenders_agree_from_the_api_alone(api: ApiServer, start: Callable[..., Running]) -> None:
