@@ -207,6 +207,14 @@ class Api:
             if error.code != http.HTTPStatus.NOT_FOUND:
                 raise
 
+    def delete_pods(self, *, timeout_s: float = 120.0) -> None:
+        """Delete what pods are left in `default`, those that no kubelet would end at once, and wait for their end."""
+        left = self.list("Pod", namespace="default")
+        for pod in left:
+            self.delete("Pod", pod["metadata"]["name"], grace_s=None if "nodeName" in pod["spec"] else 0)
+        for pod in left:
+            self.wait("Pod", pod["metadata"]["name"], lambda seen: seen is None, saying="its end", timeout_s=timeout_s)
+
     def bind(
         self,
         pod: str,

@@ -19,10 +19,7 @@ def api(control_plane: ControlPlane) -> Iterator[Api]:
     """A client as admin; the pods that a test leaves are deleted after it."""
     client = control_plane.api()
     yield client
-    for left in client.list("Pod", namespace="default"):
-        client.delete("Pod", left["metadata"]["name"], grace_s=None if "nodeName" in left["spec"] else 0)
-    for left in client.list("Pod", namespace="default"):
-        client.wait("Pod", left["metadata"]["name"], lambda seen: seen is None, saying="its end")
+    client.delete_pods()
 
 
 def running(seen: Object | None) -> bool:

@@ -113,10 +113,7 @@ def ground(
         control_plane.scheduling(extender.scheduler_config()),
     ):
         yield Ground(api, real_node, plugin)
-        for left in api.list("Pod", namespace="default"):
-            api.delete("Pod", left["metadata"]["name"])
-        for left in api.list("Pod", namespace="default"):
-            api.wait("Pod", left["metadata"]["name"], lambda seen: seen is None, saying="its end", timeout_s=60)
+        api.delete_pods()
 
 
 def test_an_ill_gpu_gets_no_new_pod_its_running_one_goes_on_and_once_well_it_is_used_again(ground: Ground) -> None:

@@ -58,10 +58,7 @@ def ground(control_plane: ControlPlane, api: Api, real_node: RealNode, tmp_path:
         plugin,
     ):
         yield Ground(api, real_node, extender, plugin)
-        for left in api.list("Pod", namespace="default"):
-            api.delete("Pod", left["metadata"]["name"])
-        for left in api.list("Pod", namespace="default"):
-            api.wait("Pod", left["metadata"]["name"], lambda seen: seen is None, saying="its end", timeout_s=120)
+        api.delete_pods()
 
 
 def asking(name: str, *units: int, init: int = 0, annotations: dict[str, str] | None = None) -> Object:

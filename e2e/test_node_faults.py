@@ -39,10 +39,7 @@ def ground(control_plane: ControlPlane, real_node: RealNode, tmp_path: Path) -> 
         plugin,
     ):
         yield Ground(api, real_node, extender, plugin)
-        for left in api.list("Pod", namespace="default"):
-            api.delete("Pod", left["metadata"]["name"])
-        for left in api.list("Pod", namespace="default"):
-            api.wait("Pod", left["metadata"]["name"], lambda seen: seen is None, saying="its end", timeout_s=120)
+        api.delete_pods()
 
 
 def lasting(name: str, units: int) -> Object:

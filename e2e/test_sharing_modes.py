@@ -40,10 +40,7 @@ def api(control_plane: ControlPlane) -> Iterator[Api]:
     client = control_plane.api()
     with policies.installed(client):
         yield client
-        for left in client.list("Pod", namespace="default"):
-            client.delete("Pod", left["metadata"]["name"], grace_s=None if "nodeName" in left["spec"] else 0)
-        for left in client.list("Pod", namespace="default"):
-            client.wait("Pod", left["metadata"]["name"], lambda seen: seen is None, saying="its end", timeout_s=120)
+        client.delete_pods()
 
 
 @pytest.fixture
