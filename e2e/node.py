@@ -182,7 +182,7 @@ class RealNode:
             leftovers.remove_cgroup(_CGROUP)  # of a run that was killed: the lock is ours now
             leftovers.make_cgroup(_CGROUP)
             self._start_containerd()
-            self._import_images()
+            self.import_images()
             self.start_kubelet()
             self.control_plane.api().wait("Node", self.name, _is_ready, saying="Ready", timeout_s=90)
         except BaseException:
@@ -239,22 +239,17 @@ state = "{self._state}"
         )
         self._containerd.wait_ready(lambda: _runs_pods(self._socket))
 
-    def _import_images(self) -> None:
+    def import_images(self) -> None:
+        """Have the images of all containers in the node's store."""
         archive = self.directory / "busybox.tar"
         image.write_archive(archive, busybox=find_program("busybox"))
         # --local: ctr itself unpacks, into the snapshotter that it is told; the daemon would take its default.
-        daemon = ["--address", str(self._socket), "--namespace", _CONTAINERD_NAMESPACE]
-        command = [
-            str(find_program("ctr")),
-            *daemon,
-            "images",
-            "import",
-            "--local",
-            "--snapshotter",
-            "native",
-        ]
         for one in (archive, *self._images):
-            subprocess.run([*command, str(one)], check=True, capture_output=True)
+            self._ctr("images", "import", "--local", "--snapshotter", "native", str(one))
+
+    def _ctr(self, *command: str) -> None:
+        daemon = ["--address", str(self._socket), "--namespace", _CONTAINERD_NAMESPACE]
+        subprocess.run([str(find_program("ctr")), *daemon, *command], check=True, capture_output=True)
 
     def start_kubelet(self) -> None:
         """Start the kubelet and wait until it says it is healthy."""
@@ -316,11 +311,12 @@ state = "{self._state}"
             self._containerd.kill()
         self._start_containerd()
 
-    def reboot(self, *, keep_checkpoint: bool) -> None:
+    def reboot(self, *, keep_checkpoint: bool, keep_images: bool = True) -> None:
         """Lose what a machine loses that reboots: every process, mounts, /run; disks stay.
 
         The kubelet's checkpoint of who holds which devices is on disk; *keep_checkpoint* False is a node whose disk was
-        lost or wiped. Plugins are not ours to end, nor to start again.
+        lost or wiped; without *keep_images* no container starts until import_images(). Plugins are not ours to end, nor
+        to start again.
         """
         self.kill_kubelet()
         leftovers.kill_cgroup(_CGROUP)
@@ -334,6 +330,8 @@ state = "{self._state}"
         if not keep_checkpoint:
             (DEVICE_PLUGINS / "kubelet_internal_checkpoint").unlink(missing_ok=True)
         self._start_containerd()
+        if not keep_images:
+            self._ctr("images", "remove", image.BUSYBOX)
         self.start_kubelet()
 
     def kubelet_cpu_seconds(self) -> float:

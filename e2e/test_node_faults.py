@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from cotenant.cli.main import main
 from cotenant.contract import grant as grants
 from e2e import policies
 from e2e.agreement import GPU_MEM, GRANT, disagreements, expected, phase
@@ -67,6 +69,11 @@ def held_back(seen: Object | None) -> bool:
     return any("no devices found allocated" in one["state"].get("waiting", {}).get("message", "") for one in statuses)
 
 
+def fits_nowhere(seen: Object | None) -> bool:
+    conditions = (seen or {}).get("status", {}).get("conditions") or []
+    return any((one["type"], one["reason"]) == ("PodScheduled", "Unschedulable") for one in conditions)
+
+
 @pytest.mark.parametrize("checkpoint", ["kept", "lost"])
 def test_after_a_reboot_a_pod_has_the_gpu_of_its_grant_again_or_holds_nothing(ground: Ground, checkpoint: str) -> None:
     names = [f"p{n}" for n in range(4)]
@@ -122,6 +129,36 @@ def test_after_a_reboot_a_pod_has_the_gpu_of_its_grant_again_or_holds_nothing(gr
         disagreements(ground.node, fresh, lambda node, seen, name: node.environment(seen, name))[0] - len(more),
         [],
     )
+
+
+def test_after_a_new_disk_pods_whose_images_come_after_the_plugin_are_held_back_and_their_successors_run(
+    ground: Ground, control_plane: ControlPlane
+) -> None:
+    names = [f"p{n}" for n in range(4)]
+    for name in names:
+        ground.api.create(lasting(name, 35))
+    for name in names:
+        ground.running(name)
+
+    ground.plugin.kill()
+    ground.node.reboot(keep_checkpoint=False, keep_images=False)
+    ground.plugin.start()
+    ground.node.import_images()
+
+    for name in names:
+        ground.api.wait("Pod", name, held_back, saying="to be held back", timeout_s=120)
+    told = CliRunner().invoke(main, ["doctor", f"--kubeconfig={control_plane.kubeconfig()}"])
+    assert "default/p0, default/p1, default/p2 and 1 more" in told.output
+    # what they were granted stays theirs
+    ground.api.create(lasting("fifth", 35))
+    ground.api.wait("Pod", "fifth", fits_nowhere, saying="to wait")
+
+    ground.api.delete_pods()
+    for name in names:
+        ground.api.create(lasting(name, 35))
+    for name in names:
+        ground.running(name)
+    assert dict.fromkeys(names, 35) == held(ground.node)
 
 
 def test_a_container_runtime_that_is_killed_disturbs_nobody_and_serves_the_next(ground: Ground) -> None:

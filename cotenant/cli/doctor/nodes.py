@@ -15,6 +15,8 @@ from cotenant.contract.units import format_bytes, parse_quantity
 BROKEN, SUSPECT = Severity.BROKEN, Severity.SUSPECT
 # The kubelet's word for what it has no room for (pkg/kubelet/lifecycle), other than our own resource.
 _OUT_OF = re.compile(r"OutOf(cpu|memory|pods|ephemeral-storage)$")
+# And of a container whose pod it admitted before it knew the resource (cm/devicemanager/manager.go).
+_NO_DEVICES = "no devices found allocated in local cache"
 _CLOCK_SECONDS = 60.0
 _LOGS = "kubectl -n {} logs -l app.kubernetes.io/component=device-plugin --prefix"
 
@@ -219,6 +221,26 @@ def _pods_without_grant(facts: Facts) -> Said:
             f"the grants of pods cannot be read: {some(unreadable)}",
             ("delete these pods, and see that the policy cotenant-grants is installed"),
         )
+
+
+@check("held-back")
+def _held_back(facts: Facts) -> Said:
+    held = [
+        f"{pod['metadata'].get('namespace')}/{_name(pod)}"
+        for pod in facts.of("pods")
+        if facts.names.grant in annotations(pod)
+        and any(_NO_DEVICES in _waits_for(status) for status in pod.get("status", {}).get("containerStatuses") or ())
+    ]
+    if held:
+        yield (
+            BROKEN,
+            f"pods were admitted by a kubelet that had lost its checkpoint, so that they never start: {some(held)}",
+            "delete them; their controllers make others",
+        )
+
+
+def _waits_for(status: Json) -> str:
+    return str((status.get("state", {}).get("waiting") or {}).get("message") or "")
 
 
 @check("cpu-raced")
