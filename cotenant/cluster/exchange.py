@@ -70,7 +70,8 @@ class Exchange:
         request = _request(method, target, {"Host": self._host, **fields}, body)
         line = self._line(min(timeout, _CONNECT_TIMEOUT_SECONDS))
         try:
-            line.sock.settimeout(timeout)
+            if line.sock.gettimeout() != timeout:
+                line.sock.settimeout(timeout)
             # in one write, so that the server wakes up once
             line.sock.sendall(request)
             answer, keep = _read(line.source)

@@ -68,7 +68,7 @@ class Bodies(Generic[C]):
             return _too_long(path, length, most), _drained(source, length)
         if not self._take(connection, length):
             return self._no_room(), _drained(source, length)
-        body = source.read(length)
+        body = source.read(length) or b""
         self._sent(connection)
         if len(body) < length:
             raise BadRequestError("the body ends before its Content-Length")

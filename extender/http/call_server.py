@@ -11,6 +11,8 @@ import contextlib
 import http
 import queue
 import socket
+import ssl
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -218,9 +220,8 @@ class CallServer:
 
     def _converse(self, connection: socket.socket) -> None:
         try:
-            connection.settimeout(_IDLE_SECONDS if self._certificates is None else _HANDSHAKE_SECONDS)
             connection = self._secured(connection)
-            connection.settimeout(_IDLE_SECONDS)
+            _wait_at_most(connection, _IDLE_SECONDS)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with cast("BinaryIO", connection.makefile("rb", _BUFFER)) as source:
                 while not self._stopping.is_set() and self._one(connection, source):
@@ -238,6 +239,7 @@ class CallServer:
         """Shake hands where there are certificates; in the connection's own thread, so that nobody else waits."""
         if self._certificates is None:
             return connection
+        connection.settimeout(_HANDSHAKE_SECONDS)
         secured = self._certificates.context().wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
         self._be_known_as(secured, connection)
         try:
@@ -286,6 +288,20 @@ class CallServer:
         with self._guard:
             self._silent.pop(connection, None)
         return self._answer(Request(head.method, head.path, head.query, head.fields, body)), whole
+
+
+def _wait_at_most(connection: socket.socket, seconds: int) -> None:
+    """Bound each silence of the client.
+
+    The kernel does, where it can: for a timeout of Python's own each read is two calls, behind each of which the thread
+    has to get the interpreter again. What OpenSSL reads it would read again.
+    """
+    if isinstance(connection, ssl.SSLSocket):
+        connection.settimeout(seconds)
+        return
+    connection.settimeout(None)
+    for limit in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        connection.setsockopt(socket.SOL_SOCKET, limit, struct.pack("ll", seconds, 0))
 
 
 def _shut(connection: socket.socket, how: int) -> None:
