@@ -62,6 +62,8 @@ class Rules:
         # what the file said at the start, without flags
         self._at_start = first
         self._file = file
+        # what the settings were read from
+        self._text: str | None = None
         self._nvidia = Path(nvidia_config) if nvidia_config else None
         self._tell = tell
         self._seen: tuple[str, ...] | None = None
@@ -107,19 +109,25 @@ class Rules:
 
     def _texts(self, labels: Mapping[str, str]) -> tuple[str, str, str, str]:
         """Read all that decides, as text: our file, the label, and the name and text of NVIDIA's file."""
-        ours = "" if self._file is None else _text(self._file)
+        ours = "" if self._file is None else self._follow(self._file)
         path = self._nvidia_file(labels)
         return ours, labels.get(self._first.names.profile, ""), str(path or ""), "" if path is None else _text(path)
 
-    def _read(self, texts: tuple[str, str, str, str]) -> tuple[Sharing, list[str]]:
-        ours, label, path, theirs = texts
-        if self._file is not None and (self._seen is None or ours != self._seen[0]):
+    def _follow(self, file: Path) -> str:
+        """Have the settings that our file says, whatever becomes of them: which profiles there are is asked first."""
+        text = _text(file)
+        if text != self._text:
             try:
-                self._settings = configuration.convert(ours, DevicePluginConfiguration)
+                self._settings = configuration.convert(text, DevicePluginConfiguration)
             except ConfigurationError as error:
-                raise ConfigurationError(f"{self._file}: {error}") from error
-            if self._seen is None:
+                raise ConfigurationError(f"{file}: {error}") from error
+            if self._text is None:
                 self._at_start = self._settings
+            self._text = text
+        return text
+
+    def _read(self, texts: tuple[str, str, str, str]) -> tuple[Sharing, list[str]]:
+        _, label, path, theirs = texts
         settings = self._settings
         warnings = self._until_restart(settings)
         rules, packed, strategy = settings.gpus, False, None

@@ -116,6 +116,24 @@ class TestLabels:
         told.families({LABEL: "dev"})
         assert ["replicas:8"] == told.families({LABEL: "prod"})
 
+    def test_an_edit_that_was_bad_for_the_label_is_forgotten_with_it(self, tmp_path: Path) -> None:
+        good = "gpus: [{family: replicas, replicas: 2}]\nprofiles: {dev: [{family: replicas, replicas: 8}]}"
+        told = Told(tmp_path, good)
+        told.families({LABEL: "dev"})
+        told.file.write_text("gpus: [{family: replicas, replicas: 3}]")
+        assert ["replicas:8"] == told.families({LABEL: "dev"})
+        told.file.write_text(good)
+        assert ["replicas:8"] == told.families({LABEL: "dev"})
+        assert ["replicas:2"] == told.families()
+
+    def test_a_profile_that_comes_after_its_label_is_taken_beside_nvidias_files(self, tmp_path: Path) -> None:
+        config_map(tmp_path / "map", 1, default=SLICED)
+        told = Told(tmp_path, self.PROFILES, str(tmp_path / "map"))
+        assert ["replicas:4", "replicas:1"] == told.families()
+        assert ["replicas:4", "replicas:1"] == told.families({LABEL: "prod"})
+        told.file.write_text("profiles: {prod: [{indices: [0]}]}")
+        assert ["memory:1", "replicas:4", "replicas:1"] == told.families({LABEL: "prod"})
+
     def test_nvidias_label_selects_from_nvidias_config_map(self, tmp_path: Path) -> None:
         config_map(tmp_path / "map", 1, **{"tesla-t4": SLICED, "a100-40gb": SLICED.replace("4", "8")})
         told = Told(tmp_path, nvidia=str(tmp_path / "map"))
