@@ -122,6 +122,7 @@ class NVML:
         self._handles: dict[int, Any] = {}
         self._profiles: dict[int, tuple[MIGProfile, ...]] = {}
         self._known: dict[int, PhysicalGPU] = {}
+        self._count = 0
         # the last look could read none of the GPUs, where it is not that they are lost, or that the driver hangs
         self.blind = False
 
@@ -168,6 +169,11 @@ class NVML:
             count: int = self._patience.one("count", partial(self.call, pynvml.nvmlDeviceGetCount))
         except (pynvml.NVMLError, Unanswered) as error:
             raise NVMLUnavailableError(sentence(error)) from error
+        if count != self._count:
+            # a GPU that is removed or comes back moves those behind it, and what is kept by index would be another's
+            self._count = count
+            self._handles.clear()
+            self._profiles.clear()
         answers = self._patience.ask({index: partial(self._read, index) for index in range(count)})
         errors = [answer for answer in answers.values() if isinstance(answer, pynvml.NVMLError)]
         reasons = [error for error in errors if error.value not in _LOST]
@@ -176,11 +182,14 @@ class NVML:
             raise NVMLUnavailableError(f"none of the {count} GPUs can be read: {sentence(reasons[0])}")
         for index, answer in answers.items():
             if isinstance(answer, PhysicalGPU):
-                self._known[index] = self._with_memory(answer)
+                read = self._with_memory(answer)
+                self._known = {at: gpu for at, gpu in self._known.items() if gpu.uuid != read.uuid} | {index: read}
             elif index in self._known:
                 lost = isinstance(answer, pynvml.NVMLError) and answer.value in _LOST
                 if lost:
-                    self._handles.pop(index, None)  # what comes back after a reset may have another
+                    # what comes back after a reset may have another, or be another one
+                    self._handles.pop(index, None)
+                    self._profiles.pop(index, None)
                 self._known[index] = msgspec.structs.replace(self._known[index], fault=sentence(answer), lost=lost)
             else:
                 log.warning("nvml.gpu_unreadable", index=index, fault=sentence(answer))
@@ -366,8 +375,8 @@ class NVML:
 
     def _with_memory(self, gpu: PhysicalGPU) -> PhysicalGPU:
         """Give a GPU that does not tell its memory what it last said, as where MIG mode was switched on meanwhile."""
-        before = self._known.get(gpu.index)
-        if gpu.total_bytes or before is None or before.uuid != gpu.uuid:
+        before = next((known for known in self._known.values() if known.uuid == gpu.uuid), None)
+        if gpu.total_bytes or before is None:
             return gpu
         return msgspec.structs.replace(gpu, total_bytes=before.total_bytes, reserved_bytes=before.reserved_bytes)
 

@@ -125,6 +125,18 @@ def test_a_gpu_that_is_no_longer_listed_is_a_fault(file: Path) -> None:
     ]
 
 
+def test_gpus_behind_one_that_is_removed_move_up_and_back_again(file: Path) -> None:
+    one, two, three = (f"{{model: {model}, memory: 8GiB, uuid: GPU-{model}}}" for model in ("A30", "H100", "B200"))
+    file.write_text(f"gpus: [{one}, {two}, {three}]")
+    nvml = NVML.open(fake=file)
+    nvml.gpus()
+    file.write_text(f"gpus: [{two}, {three}]")
+    assert [("GPU-H100", 0, ""), ("GPU-B200", 1, "")] == [(gpu.uuid, gpu.index, gpu.fault) for gpu in nvml.gpus()]
+    file.write_text(f"gpus: [{one}, {two}, {three}]")
+    assert ["GPU-A30", "GPU-H100", "GPU-B200"] == [gpu.uuid for gpu in nvml.gpus()]
+    assert ["", "", ""] == [gpu.fault for gpu in nvml.gpus()]
+
+
 def test_a_broken_file_leaves_a_running_library_as_it_was(file: Path) -> None:
     file.write_text("gpus: [{model: A, memory: 8GiB}]")
     nvml = NVML.open(fake=file)
