@@ -4,7 +4,7 @@ A ConfigMap that is mounted changes by a symlink that is swapped; so what counts
 then, and not the time or the inode of a file.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -75,16 +75,19 @@ class Rules:
         """Tell whether a label of the node has a say."""
         return bool(self._settings.profiles) or (self._nvidia is not None and self._nvidia.is_dir())
 
-    def look(self, labels: Mapping[str, str]) -> Sharing:
+    def look(self, labels: Mapping[str, str], fits: Callable[[Sharing], None] = lambda _: None) -> Sharing:
         """Give the rules that files and *labels* of the node say now, or where these are bad, the last good ones.
 
-        Raises ConfigurationError where there are no good ones yet.
+        *fits* raises ConfigurationError for others that this node cannot offer. Raises it where there are no good ones
+        yet.
         """
         try:
             texts = self._texts(labels)
             if self._sharing is not None and texts == self._seen:
                 return self._sharing
             found, warnings = self._read(texts)
+            if self._sharing is not None:
+                fits(found)
         except ConfigurationError as error:
             if self._sharing is None:
                 raise
