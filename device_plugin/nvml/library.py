@@ -1,6 +1,7 @@
 """Reads NVML through pynvml, so that one bad GPU hides no other and a missing answer is no wrong answer."""
 
 import ctypes
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -119,6 +120,8 @@ class NVML:
         self._mig_minors: Callable[[], str] = mig.MINORS.read_text
         self._capability_path: Callable[[str], str] = str
         self._patience = Patience(patience)
+        # under load the walk through a GPU's instances takes up to 10 s (NVIDIA's DRA driver, nvlib.go)
+        self._long_patience = Patience(4 * patience)
         self._handles: dict[int, Any] = {}
         self._profiles: dict[int, tuple[MIGProfile, ...]] = {}
         self._known: dict[int, PhysicalGPU] = {}
@@ -278,9 +281,15 @@ class NVML:
             return found
 
     def mig_instances(self, index: int) -> tuple[mig.GPUInstance, ...]:
-        """Read which GPU instances there are on the GPU of that index; raise MIGError."""
+        """Read which GPU instances there are on the GPU of that index; raise MIGError.
+
+        Asked with patience, as all GPUs are looked at one after the other. What makes or destroys one is waited for, as
+        nobody knows what it would still do.
+        """
+        key = ("instances", index, threading.get_ident())
         with _about_mig(f"the MIG instances of GPU {index} cannot be read"):
-            return mig.instances(self.call, self.handle(index), self._mig_profiles(index))
+            found: tuple[mig.GPUInstance, ...] = self._long_patience.one(key, partial(self._mig_instances, index))
+            return found
 
     def create_mig_instance(self, index: int, profile: str, start: int) -> None:
         """Make a GPU instance with its compute instance; raise MIGError."""
@@ -327,6 +336,9 @@ class NVML:
                 raise MIGError(f"{what}: this model needs a reset for it: {way}")
             if status:
                 raise pynvml.NVMLError(status)
+
+    def _mig_instances(self, index: int) -> tuple[mig.GPUInstance, ...]:
+        return mig.instances(self.call, self.handle(index), self._mig_profiles(index))
 
     def _mig_profiles(self, index: int) -> tuple[MIGProfile, ...]:
         # what a GPU can be cut into does not change while the driver is loaded
@@ -417,6 +429,8 @@ def _about_mig(what: str) -> Iterator[None]:
         in_use = error.value == pynvml.NVML_ERROR_IN_USE
         known = {pynvml.NVML_ERROR_IN_USE: "it is in use", pynvml.NVML_ERROR_NO_PERMISSION: MIG_UNPRIVILEGED}
         raise MIGError(f"{what}: {known.get(error.value) or sentence(error)}", in_use=in_use) from error
+    except Unanswered as error:
+        raise MIGError(f"{what}: {sentence(error)}") from error
 
 
 def _system_path(minor: int) -> str:
