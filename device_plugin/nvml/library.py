@@ -56,11 +56,7 @@ class NVMLUnavailableError(Exception):
 
 
 class MIGError(Exception):
-    """Say what could not be done with a GPU instance, and why; *in_use* is what ends when a process does."""
-
-    def __init__(self, sentence: str, *, in_use: bool = False) -> None:
-        super().__init__(sentence)
-        self.in_use = in_use
+    """Say what could not be done with a GPU instance, and why."""
 
 
 class PhysicalGPU(msgspec.Struct, frozen=True, kw_only=True):
@@ -426,9 +422,8 @@ def _about_mig(what: str) -> Iterator[None]:
     try:
         yield
     except pynvml.NVMLError as error:
-        in_use = error.value == pynvml.NVML_ERROR_IN_USE
         known = {pynvml.NVML_ERROR_IN_USE: "it is in use", pynvml.NVML_ERROR_NO_PERMISSION: MIG_UNPRIVILEGED}
-        raise MIGError(f"{what}: {known.get(error.value) or sentence(error)}", in_use=in_use) from error
+        raise MIGError(f"{what}: {known.get(error.value) or sentence(error)}") from error
     except Unanswered as error:
         raise MIGError(f"{what}: {sentence(error)}") from error
 
