@@ -181,7 +181,9 @@ class NVML:
             raise NVMLUnavailableError(f"none of the {count} GPUs can be read: {sentence(reasons[0])}")
         for index, answer in answers.items():
             if isinstance(answer, PhysicalGPU):
-                read = self._with_memory(answer)
+                read, before = self._with_memory(answer), self._known.get(index)
+                if before is not None and before.mig_enabled is not read.mig_enabled:
+                    self._profiles.pop(index, None)
                 self._known = {at: gpu for at, gpu in self._known.items() if gpu.uuid != read.uuid} | {index: read}
             elif index in self._known:
                 lost = isinstance(answer, pynvml.NVMLError) and answer.value in _LOST
@@ -326,6 +328,7 @@ class NVML:
         what = f"MIG mode of GPU {index} cannot be switched {'on' if on else 'off'}"
         with _about_mig(what):
             status = mig.switch(self.call, self.handle(index), on=on)
+            self._profiles.pop(index, None)
             if status == pynvml.NVML_ERROR_RESET_REQUIRED:
                 # a reset alone would not bring it
                 way = f"drain it, and `nvidia-smi -i {index} -mig {int(on)}`"
@@ -337,7 +340,7 @@ class NVML:
         return mig.instances(self.call, self.handle(index), self._mig_profiles(index))
 
     def _mig_profiles(self, index: int) -> tuple[MIGProfile, ...]:
-        # what a GPU can be cut into does not change while the driver is loaded
+        # nvml.h promises that they stay as they are as long as the MIG mode does (nvmlDeviceGetGpuInstanceProfileInfo)
         if index not in self._profiles:
             self._profiles[index] = mig.profiles(self.call, self.handle(index))
         return self._profiles[index]

@@ -246,6 +246,20 @@ class TestMIGProfiles:
         got = self.profiles(file, board, fail=f"nvmlDeviceGetGpuInstanceProfileInfoV: {code}")
         assert {profile.profile for profile in boards()[board].profiles} == set(got)
 
+    @pytest.mark.parametrize("by_us", [True, False])
+    def test_they_are_read_anew_when_mig_mode_changes(self, file: Path, *, by_us: bool) -> None:
+        gpu = "model: A, memory: 80GiB, board"
+        file.write_text(f"gpus: [{{{gpu}: A30-24GB}}]")
+        nvml = NVML.open(fake=file)
+        nvml.gpus()
+        before = nvml.mig_profiles(0)
+        file.write_text(f"gpus: [{{{gpu}: A100-SXM4-40GB, mig: {not by_us}}}]")
+        if by_us:
+            nvml.set_mig_mode(0, on=True)
+        else:
+            nvml.gpus()
+        assert before != nvml.mig_profiles(0)
+
     def test_a_gpu_without_mig_has_none(self, file: Path) -> None:
         file.write_text("gpus: [{model: Tesla T4, memory: 16GiB}]")
         nvml = NVML.open(fake=file)
