@@ -369,7 +369,7 @@ class DevicePlugin:
                     unit_bytes=self._configuration.unit_bytes,
                     reserve_per_gpu=self._configuration.reserve_per_gpu_bytes,
                     mig=self._partitioning.cut,
-                    unfit=self._partitioning.unfit | self._mps.unfit,
+                    unfit=self._partitioning.unfit | self._mps.unfit | self._assignment.unfit,
                     daemon=self._daemon,
                 )
             )
