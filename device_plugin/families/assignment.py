@@ -68,7 +68,8 @@ class Assignment:
         self.unfit = dict.fromkeys(due - self._announced, "it is about to be shared in another way, by an edit")
         self._announced = frozenset(due)
         as_they_were = stay | self.unfit.keys()
-        self.of = {uuid: now[uuid] if uuid in as_they_were else how for uuid, how in wanted.items()}
+        # beside those that are gone for now, which pods may hold still
+        self.of = self.of | {uuid: now[uuid] if uuid in as_they_were else how for uuid, how in wanted.items()}
 
     def _now(self, uuid: str, wanted: Assigned) -> Assigned:
         """Say how a GPU is, or was before this plugin: then what is not known of it is as *wanted*."""

@@ -227,6 +227,16 @@ class TestAssignment:
         assignment.update([gpu(0), gpu(1)], shares)
         assert Family.REPLICAS is assignment.how(gpu(0)).family
 
+    def test_a_gpu_that_was_gone_while_rules_changed_stays_as_its_pods_have_it(self) -> None:
+        assignment = Assignment(lambda: frozenset({"GPU-1"}), list[str]().append)
+        shares = [GPURule(family=Family.REPLICAS, replicas=4)]
+        assignment.update([gpu(0), gpu(1)], [])
+        for _ in range(2):
+            assignment.update([gpu(0)], shares)
+        for _ in range(2):
+            assignment.update([gpu(0), gpu(1)], shares)
+        assert [Family.REPLICAS, Family.MEMORY] == [assignment.how(gpu(n)).family for n in (0, 1)]
+
     def test_at_a_first_start_rules_apply_at_once(self) -> None:
         assignment = Assignment(lambda: frozenset({"GPU-0"}), list[str]().append)
         assert not assignment.recall(None)
