@@ -2,13 +2,48 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from cotenant.contract.inventory import GPU
+from cotenant.contract.configuration import ConfigurationError, DevicePluginConfiguration, GPURule
+from cotenant.contract.inventory import GPU, Family
+from cotenant.contract.units import counted, usable_bytes
 from device_plugin.admission.ids import MAX_IDS, TooManyIdsError, advertised
 from device_plugin.families.partitions import Offered
 from device_plugin.families.replicas import Replicas, Shares, offered
-from device_plugin.families.rules import Assigned
+from device_plugin.families.rules import Assigned, assign
 from device_plugin.kubelet.resource import Resource
 from device_plugin.kubelet.service import Allocator
+from device_plugin.nvml import PhysicalGPU
+
+# A GPU is seven instances at most, whatever the board.
+_INSTANCES = 7
+
+
+def refuse_too_many(gpus: Sequence[PhysicalGPU], rules: Sequence[GPURule], settings: DevicePluginConfiguration) -> None:
+    """Raise ConfigurationError where *gpus* under *rules* would be more device ids than a kubelet handles.
+
+    Asked before anything is done by the rules. MIG GPUs count as if they were cut as finely as any can be.
+    """
+    count = 0
+    for gpu in gpus:
+        how = assign(gpu, rules)
+        if how.family is Family.MEMORY:
+            count += (
+                usable_bytes(
+                    total=gpu.total_bytes,
+                    reserved=gpu.reserved_bytes,
+                    reserve_per_gpu=settings.reserve_per_gpu_bytes,
+                    unit_bytes=settings.unit_bytes,
+                )
+                // settings.unit_bytes
+            )
+        elif how.family is Family.REPLICAS:
+            count += how.replicas
+        elif how.family is Family.MIG_STATIC:
+            count += _INSTANCES * max([how.replicas, *dict(how.profiles).values()])
+    if count > MAX_IDS:
+        raise ConfigurationError(
+            f"{counted(len(gpus), 'GPU')} would be {count} device ids, but a kubelet handles {MAX_IDS} well: have "
+            "fewer replicas"
+        )
 
 
 class Offers:

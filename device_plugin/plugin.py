@@ -41,7 +41,7 @@ from device_plugin.metrics import Metrics, Snapshot
 from device_plugin.mps.keeper import MPSKeeper
 from device_plugin.mps.plan import max_clients, name_of, pipe_of, plans
 from device_plugin.nvml import NVML, NVMLUnavailableError, PhysicalGPU
-from device_plugin.offers import Offers
+from device_plugin.offers import Offers, refuse_too_many
 from device_plugin.publisher import Publisher
 from device_plugin.serving import HTTPServing
 from device_plugin.sharing import Rules, Sharing
@@ -353,7 +353,9 @@ class DevicePlugin:
 
     def _assign(self, gpus: tuple[PhysicalGPU, ...]) -> None:
         """Take over the rules that hold now, before GPUs that are new to them are shown."""
-        self._sharing = self._rules.look(self._labels)
+        self._sharing = self._rules.look(
+            self._labels, lambda sharing: refuse_too_many(gpus, sharing.rules, self._configuration)
+        )
         with self._showing:
             self._assignment.update(gpus, self._sharing.rules)
 
@@ -367,7 +369,7 @@ class DevicePlugin:
                     unit_bytes=self._configuration.unit_bytes,
                     reserve_per_gpu=self._configuration.reserve_per_gpu_bytes,
                     mig=self._partitioning.cut,
-                    unfit=self._partitioning.unfit | self._mps.unfit,
+                    unfit=self._partitioning.unfit | self._mps.unfit | self._assignment.unfit,
                     daemon=self._daemon,
                 )
             )

@@ -4,7 +4,7 @@ A ConfigMap that is mounted changes by a symlink that is swapped; so what counts
 then, and not the time or the inode of a file.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -62,6 +62,8 @@ class Rules:
         # what the file said at the start, without flags
         self._at_start = first
         self._file = file
+        # what the settings were read from
+        self._text: str | None = None
         self._nvidia = Path(nvidia_config) if nvidia_config else None
         self._tell = tell
         self._seen: tuple[str, ...] | None = None
@@ -73,16 +75,19 @@ class Rules:
         """Tell whether a label of the node has a say."""
         return bool(self._settings.profiles) or (self._nvidia is not None and self._nvidia.is_dir())
 
-    def look(self, labels: Mapping[str, str]) -> Sharing:
+    def look(self, labels: Mapping[str, str], fits: Callable[[Sharing], None] = lambda _: None) -> Sharing:
         """Give the rules that files and *labels* of the node say now, or where these are bad, the last good ones.
 
-        Raises ConfigurationError where there are no good ones yet.
+        *fits* raises ConfigurationError for others that this node cannot offer. Raises it where there are no good ones
+        yet.
         """
         try:
             texts = self._texts(labels)
             if self._sharing is not None and texts == self._seen:
                 return self._sharing
             found, warnings = self._read(texts)
+            if self._sharing is not None:
+                fits(found)
         except ConfigurationError as error:
             if self._sharing is None:
                 raise
@@ -107,19 +112,25 @@ class Rules:
 
     def _texts(self, labels: Mapping[str, str]) -> tuple[str, str, str, str]:
         """Read all that decides, as text: our file, the label, and the name and text of NVIDIA's file."""
-        ours = "" if self._file is None else _text(self._file)
+        ours = "" if self._file is None else self._follow(self._file)
         path = self._nvidia_file(labels)
         return ours, labels.get(self._first.names.profile, ""), str(path or ""), "" if path is None else _text(path)
 
-    def _read(self, texts: tuple[str, str, str, str]) -> tuple[Sharing, list[str]]:
-        ours, label, path, theirs = texts
-        if self._file is not None and (self._seen is None or ours != self._seen[0]):
+    def _follow(self, file: Path) -> str:
+        """Have the settings that our file says, whatever becomes of them: which profiles there are is asked first."""
+        text = _text(file)
+        if text != self._text:
             try:
-                self._settings = configuration.convert(ours, DevicePluginConfiguration)
+                self._settings = configuration.convert(text, DevicePluginConfiguration)
             except ConfigurationError as error:
-                raise ConfigurationError(f"{self._file}: {error}") from error
-            if self._seen is None:
+                raise ConfigurationError(f"{file}: {error}") from error
+            if self._text is None:
                 self._at_start = self._settings
+            self._text = text
+        return text
+
+    def _read(self, texts: tuple[str, str, str, str]) -> tuple[Sharing, list[str]]:
+        _, label, path, theirs = texts
         settings = self._settings
         warnings = self._until_restart(settings)
         rules, packed, strategy = settings.gpus, False, None

@@ -31,7 +31,11 @@ class Assignment:
         self._tell = tell
         self._said: dict[str, Assigned] = {}
         self._before: Mapping[str, Assigned] = {}
+        # those that were to change at the look before this one, and that nobody held
+        self._announced: frozenset[str] = frozenset()
         self.of: dict[str, Assigned] = {}
+        # why GPUs may get no new pods: they are about to change
+        self.unfit: dict[str, str] = {}
 
     def recall(self, before: Mapping[str, Assigned] | None) -> bool:
         """Take over how a plugin *before* this one had the GPUs, by UUID; tell whether that is known."""
@@ -43,7 +47,11 @@ class Assignment:
         return self.of.get(gpu.uuid, Assigned())
 
     def update(self, gpus: Sequence[PhysicalGPU], rules: Sequence[GPURule]) -> None:
-        """Assign *gpus* by *rules*; one in use stays as it is until its pods have ended."""
+        """Assign *gpus* by *rules*; one in use stays as it is until its pods have ended.
+
+        One that nobody holds gets no new pods for one look, and changes at the next, when what was under way has shown
+        itself: between the question who holds it and the word to the kubelet a pod could be given it as it was.
+        """
         wanted = {gpu.uuid: assign(gpu, rules) for gpu in gpus}
         now = {uuid: self._now(uuid, how) for uuid, how in wanted.items()}
         changed = {uuid for uuid, how in wanted.items() if now[uuid] != how}
@@ -55,7 +63,13 @@ class Assignment:
                 stays = f"GPU {uuid} stays in {_named(now[uuid])}, until {whose} have ended"
                 self._tell(f"{stays}; then it goes to {_named(wanted[uuid])}")
         self._said = {uuid: wanted[uuid] for uuid in stay}
-        self.of = {uuid: now[uuid] if uuid in stay else how for uuid, how in wanted.items()}
+        # at a start nothing is under way: without a plugin no container is given anything
+        due = {uuid for uuid in changed - stay if uuid in self.of and _kind(now[uuid]) != _kind(wanted[uuid])}
+        self.unfit = dict.fromkeys(due - self._announced, "it is about to be shared in another way, by an edit")
+        self._announced = frozenset(due)
+        as_they_were = stay | self.unfit.keys()
+        # beside those that are gone for now, which pods may hold still
+        self.of = self.of | {uuid: now[uuid] if uuid in as_they_were else how for uuid, how in wanted.items()}
 
     def _now(self, uuid: str, wanted: Assigned) -> Assigned:
         """Say how a GPU is, or was before this plugin: then what is not known of it is as *wanted*."""

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 
@@ -34,6 +35,14 @@ _BACK_OFF_SECONDS = (20.0, 1200.0)
 
 class _Refused(Exception):  # noqa: N818 - not an error of ours
     """Say why a geometry is not applied now."""
+
+
+class _Failure(NamedTuple):
+    """Say why a GPU could not be cut, and until when it is left alone, *pause* seconds after that."""
+
+    why: str
+    pause: float
+    until: float
 
 
 class Cutter:
@@ -68,10 +77,8 @@ class Cutter:
         self._clock = clock
         # what was asked for last: the geometry's name, and the file's text
         self._asked: tuple[str, str] | None = None
-        # why a cut failed, and how long to wait after it; it is not tried again before then
-        self._failure = ""
-        self._pause = 0.0
-        self._not_before = 0.0
+        # the cuts that failed, by their GPU's UUID
+        self._failed: dict[str, _Failure] = {}
         # what was said last of each state since somebody asked for something else, or got it
         self._told: dict[str, str] = {}
         # the GPUs that were published as unfit at an earlier look, by UUID
@@ -111,7 +118,7 @@ class Cutter:
         except (OSError, UnicodeError) as error:
             raise _Refused(f"{self._file}: cannot be read: {error}") from error
         if (wanted, text) != self._asked:
-            self._asked, self._pause, self._not_before, self._told = (wanted, text), 0.0, 0.0, {}
+            self._asked, self._failed, self._told = (wanted, text), {}, {}
         geometries = mig_parted.parse(text)
         cuttable = [
             CutGPU(
@@ -125,29 +132,44 @@ class Cutter:
         cuts = mig_parted.plan(geometries, wanted, cuttable)
         if not cuts:
             raise _Refused("it names no GPU of family mig-static")
-        due = {gpu.uuid: gpu for gpu in gpus if gpu.uuid in cuts and not self._is_so(gpu, cuts[gpu.uuid])}
-        if not due:
-            return self._done()
-        self._refuse_held(due)
-        if self._clock() < self._not_before:
-            raise _Refused(self._failure)
-        if not due.keys() <= self._announced:
-            self._announced = frozenset(due)
+        return self._advance({gpu.uuid: gpu for gpu in gpus if gpu.uuid in cuts}, cuts)
+
+    def _advance(self, gpus: Mapping[str, PhysicalGPU], cuts: Mapping[str, Cut]) -> bool:
+        """Cut the GPUs that were announced, or announce those that can be cut; tell whether all are as wanted."""
+        due, refusals = {}, []
+        for uuid, gpu in gpus.items():
+            try:
+                if not self._is_so(gpu, cuts[uuid]):
+                    due[uuid] = gpu
+            except MIGError as error:
+                refusals.append(str(error))
+        self._failed = {uuid: failure for uuid, failure in self._failed.items() if uuid in due}
+        users = self._users(due) if due else {}
+        now = self._clock()
+        resting = {uuid for uuid, failure in self._failed.items() if now < failure.until}
+        ready = due.keys() - users.keys() - resting
+        if not ready <= self._announced:
+            self._announced = frozenset(ready)
             return False
+        self._announced = frozenset()
+        for uuid in sorted(ready):
+            self._try(due[uuid], cuts[uuid], now)
+        if users:
+            refusals.append(_used([due[uuid] for uuid in users], sorted(frozenset().union(*users.values()))))
+        refusals += [failure.why for failure in self._failed.values()]
+        if refusals:
+            raise _Refused("; ".join(refusals))
+        return True
+
+    def _try(self, gpu: PhysicalGPU, cut: Cut, now: float) -> None:
+        """Cut a GPU; where that fails, the others are cut all the same."""
+        before = self._failed.pop(gpu.uuid, None)
         try:
-            for uuid, gpu in due.items():
-                self._cut(gpu, cuts[uuid])
+            self._cut(gpu, cut)
         except MIGError as error:
             first, most = _BACK_OFF_SECONDS
-            self._pause = min(2 * self._pause, most) or first
-            self._not_before = self._clock() + self._pause
-            self._failure = f"{error}; it is tried again, ever more seldom"
-            raise _Refused(self._failure) from error
-        return self._done()
-
-    def _done(self) -> bool:
-        self._announced, self._pause, self._not_before = frozenset(), 0.0, 0.0
-        return True
+            pause = min(2 * before.pause, most) if before is not None else first
+            self._failed[gpu.uuid] = _Failure(f"{error}; it is tried again, ever more seldom", pause, now + pause)
 
     def _is_so(self, gpu: PhysicalGPU, cut: Cut) -> bool:
         there = self._nvml.mig_instances(gpu.index) if gpu.mig_enabled else ()
@@ -155,38 +177,39 @@ class Cutter:
         wanted = sorted(one.profile for one in cut.instances)
         return bool(gpu.mig_enabled) == cut.enabled and profiles == wanted and all(one.uuid for one in there)
 
-    def _refuse_held(self, due: Mapping[str, PhysicalGPU]) -> None:
+    def _users(self, due: Mapping[str, PhysicalGPU]) -> dict[str, set[str]]:
+        """Name the pods that use any of the GPUs *due*, by these; raise _Refused where that cannot be told."""
         pods = self._pods()
         if pods is None:
             raise _Refused("the pods of this node are not known yet")
-        holding = sorted(pod.key for pod in pods if not pod.ended and self._holds(pod, due))
-        if not holding:
+        users: dict[str, set[str]] = {}
+        for pod in (pod for pod in pods if not pod.ended):
+            for uuid in self._uses(pod, due):
+                users.setdefault(uuid, set()).add(pod.key)
+        if users.keys() < due.keys():
             held = self._held()
             if held is None:
                 raise _Refused("which pods use its GPUs cannot be told; it is tried again")
-            holding = [] if held.isdisjoint(due) else ["some that only the kubelet knows by now"]
-        if holding:
-            more = f" and {len(holding) - _PODS_NAMED} more" if len(holding) > _PODS_NAMED else ""
-            raise _Refused(
-                f"GPU {', '.join(str(gpu.index) for gpu in due.values())} would have to be cut anew, which pods use: "
-                f"{', '.join(holding[:_PODS_NAMED])}{more}; it is tried again when they have ended"
-            )
+            for uuid in held & due.keys():
+                users.setdefault(uuid, {"some that only the kubelet knows by now"})
+        return users
 
-    def _holds(self, pod: Pod, due: Mapping[str, PhysicalGPU]) -> bool:
+    def _uses(self, pod: Pod, due: Mapping[str, PhysicalGPU]) -> Collection[str]:
+        """Name those of the GPUs *due* that a pod uses, or may use."""
         whole = set(self._whole())
         if any(
             whole & ((container.resources and container.resources.limits) or {}).keys()
             for container, _ in pod.start_order
         ):
-            return True
+            return due.keys()
         text = pod.annotations.get(self._names.grant)
         if text is None:
-            return False
+            return ()
         try:
             grant = grants.decode(text)
         except GrantError:
-            return any(asks(container, self._names) is not None for container, _ in pod.start_order)
-        return any(share.uuid in due for container in grant.containers for share in container.gpus)
+            return due.keys() if any(asks(one, self._names) is not None for one, _ in pod.start_order) else ()
+        return due.keys() & {share.uuid for container in grant.containers for share in container.gpus}
 
     def _cut(self, gpu: PhysicalGPU, cut: Cut) -> None:
         """Bring one GPU there, as far as it is not there yet: an earlier attempt may have ended half-way."""
@@ -216,3 +239,11 @@ class Cutter:
         (log.warning if failed else log.info)("mig.geometry", state=state, why=sentence)
         reason = "MIGGeometryRefused" if failed else "MIGGeometry"
         self._events.about_node(reason, _ACTION, sentence, normal=not failed)
+
+
+def _used(gpus: Iterable[PhysicalGPU], pods: Sequence[str]) -> str:
+    more = f" and {len(pods) - _PODS_NAMED} more" if len(pods) > _PODS_NAMED else ""
+    return (
+        f"GPU {', '.join(str(gpu.index) for gpu in gpus)} would have to be cut anew, which pods use: "
+        f"{', '.join(pods[:_PODS_NAMED])}{more}; it is tried again when they have ended"
+    )

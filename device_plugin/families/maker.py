@@ -78,7 +78,8 @@ class Maker:
         self._pods = pods
         self._names = names
         self._gpus = gpus
-        self._lock = threading.Lock()
+        # by UUID: to make an instance takes a second or so, and a driver that hangs on one GPU is to hold up no other
+        self._locks: dict[str, threading.Lock] = {}
 
     def ensure(self, pod: Pod, grant: ContainerGrant) -> None:
         """Have the granted instance there, with a CDI spec that names it; raise RefusedError where that cannot be now.
@@ -91,7 +92,7 @@ class Maker:
                 Reason.BAD_GRANT, f"container {grant.name} was granted an instance of a GPU that is not here", pod
             )
         wanted = grant.mig.instance
-        with self._lock:
+        with self._lock(gpu.uuid):
             try:
                 self._ensure(pod, gpu, wanted)
             except (MIGError, CapabilityError, OSError) as error:
@@ -109,9 +110,9 @@ class Maker:
         unexplained: dict[str, tuple[MIGInstance, ...]] = {}
         if not self._pods.synced:
             return unexplained
-        with self._lock:
-            held = self._held()
-            for uuid, gpu in self._gpus().items():
+        held = self._held()
+        for uuid, gpu in self._gpus().items():
+            with self._lock(uuid):
                 try:
                     found = self._nvml.mig_instances(gpu.index)
                 except MIGError as error:
@@ -124,10 +125,13 @@ class Maker:
                 ]
                 # what a granted pod will have made in a moment is not there yet, and has no spec either
                 self._specs.remove_others(uuid, [one.instance for one in stays])
-                odd = tuple(one.instance for one in stays if held is not None and not self._is_held(uuid, one, held))
-                if odd:
-                    unexplained[uuid] = odd
+            odd = tuple(one.instance for one in stays if held is not None and not self._is_held(uuid, one, held))
+            if odd:
+                unexplained[uuid] = odd
         return unexplained
+
+    def _lock(self, uuid: str) -> threading.Lock:
+        return self._locks.setdefault(uuid, threading.Lock())
 
     def _ensure(self, pod: Pod, gpu: PhysicalGPU, wanted: MIGInstance) -> None:
         found = self._nvml.mig_instances(gpu.index)

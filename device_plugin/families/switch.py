@@ -33,26 +33,21 @@ class Switch:
         self._assigned = assigned
         self._held = held
         self._tell = tell
-        # those that were of the family at the look before this one
-        self._announced: frozenset[str] = frozenset()
         self._said: dict[str, str] = {}
 
     def look(self, gpus: Iterable[PhysicalGPU], *, starting: bool = False) -> bool:
         """Switch on what can be; tell whether anything was.
 
-        A GPU that has come to the family while the plugin runs is switched at the look after, when what was under way
-        as it changed has shown itself. At the start nothing is under way, and what pods hold in another way is not of
-        the family.
+        Nothing is under way by then: a GPU comes to the family only after a look at which it got no new pods, and is
+        unhealthy in it while the mode is off. At the start what pods hold in another way is not of the family.
         """
         due = [gpu for gpu in gpus if self._is_due(gpu)]
-        ready = [gpu for gpu in due if starting or gpu.uuid in self._announced]
-        self._announced = frozenset(gpu.uuid for gpu in due)
-        self._said = {uuid: why for uuid, why in self._said.items() if uuid in self._announced}
-        if not ready:
+        self._said = {gpu.uuid: self._said[gpu.uuid] for gpu in due if gpu.uuid in self._said}
+        if not due:
             return False
         held = frozenset() if starting else self._held()
         switched = False
-        for gpu in ready:
+        for gpu in due:
             why = self._objection(gpu, held) or self._switch_on(gpu)
             switched = switched or not why
             if why and self._said.get(gpu.uuid) != why:

@@ -26,6 +26,8 @@ class Listener:
         self._retry_seconds = retry_seconds
         self._lock = threading.Lock()
         self._gpus: tuple[PhysicalGPU, ...] = ()
+        # those that were lost since it was last asked for, back by now or not
+        self._lost: frozenset[str] = frozenset()
         self._stopping = threading.Event()
         self._loop = THREADS.of("gpu events", self._run)
 
@@ -37,6 +39,7 @@ class Listener:
         """Take the GPUs whose events count."""
         with self._lock:
             self._gpus = tuple(gpus)
+            self._lost |= {gpu.uuid for gpu in gpus if gpu.lost}
 
     def retire(self) -> None:
         """End after the wait under way; return at once."""
@@ -63,7 +66,9 @@ class Listener:
     def _listen(self, events: Events) -> None:
         while not self._stopping.is_set():
             with self._lock:
-                gpus = self._gpus
+                gpus, lost, self._lost = self._gpus, self._lost, frozenset()
+            for uuid in lost:
+                events.lose(uuid)
             for gpu in gpus:
                 if not gpu.fault:
                     events.follow(gpu.index, gpu.uuid)

@@ -208,10 +208,16 @@ class MPSKeeper:
             _asked(self._nvml.set_exclusive, self._index(uuid))
 
     def restore(self, modes: Mapping[str, int]) -> None:
-        """Set compute modes, of GPUs that are still there; raise MPSError."""
+        """Set compute modes, of GPUs that are still there; raise MPSError where one could not be, after all others."""
+        problems = []
         for uuid, mode in modes.items():
             if uuid in self._gpus:
-                _asked(self._nvml.set_compute_mode, self._gpus[uuid].index, mode)
+                try:
+                    _asked(self._nvml.set_compute_mode, self._gpus[uuid].index, mode)
+                except MPSError as error:
+                    problems.append(str(error))
+        if problems:
+            raise MPSError("; ".join(problems))
 
     def _index(self, uuid: str) -> int:
         gpu = self._gpus.get(uuid)

@@ -80,6 +80,10 @@ class Events:
             log.info("nvml.no_events", gpu=uuid, error=str(error))
         self._settled.add(uuid)
 
+    def lose(self, uuid: str) -> None:
+        """Ask anew for the events of a GPU that is lost, once it is followed again: it comes back by another handle."""
+        self._settled.discard(uuid)
+
     def wait(self, milliseconds: int) -> GPUEvent | None:
         """Give the next event, None when none comes within *milliseconds*; raise EventsError."""
         data = pynvml.c_nvmlEventData_t()

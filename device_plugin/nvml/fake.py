@@ -198,6 +198,8 @@ class FakeLibrary(HealthSymbols, MIGFunctions):
             return
         self._gpus, self._cuda_version = found.each(), found.cuda_version
         self._happened.compare((gpu.uuid, gpu) for gpu in self._gpus)
+        # whoever wants to hear of one that comes back has to say so again
+        self._registered -= {gpu.uuid for gpu in self._gpus if gpu.lost}
 
     def _on_device(self, symbol: str, function: Callable[..., int | None], arguments: tuple[Any, ...]) -> int:
         # A handle is index + 1: null is no device.

@@ -1,6 +1,7 @@
 """Reads NVML through pynvml, so that one bad GPU hides no other and a missing answer is no wrong answer."""
 
 import ctypes
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -55,11 +56,7 @@ class NVMLUnavailableError(Exception):
 
 
 class MIGError(Exception):
-    """Say what could not be done with a GPU instance, and why; *in_use* is what ends when a process does."""
-
-    def __init__(self, sentence: str, *, in_use: bool = False) -> None:
-        super().__init__(sentence)
-        self.in_use = in_use
+    """Say what could not be done with a GPU instance, and why."""
 
 
 class PhysicalGPU(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,9 +116,12 @@ class NVML:
         self._mig_minors: Callable[[], str] = mig.MINORS.read_text
         self._capability_path: Callable[[str], str] = str
         self._patience = Patience(patience)
+        # under load the walk through a GPU's instances takes up to 10 s (NVIDIA's DRA driver, nvlib.go)
+        self._long_patience = Patience(4 * patience)
         self._handles: dict[int, Any] = {}
         self._profiles: dict[int, tuple[MIGProfile, ...]] = {}
         self._known: dict[int, PhysicalGPU] = {}
+        self._count = 0
         # the last look could read none of the GPUs, where it is not that they are lost, or that the driver hangs
         self.blind = False
 
@@ -168,6 +168,11 @@ class NVML:
             count: int = self._patience.one("count", partial(self.call, pynvml.nvmlDeviceGetCount))
         except (pynvml.NVMLError, Unanswered) as error:
             raise NVMLUnavailableError(sentence(error)) from error
+        if count != self._count:
+            # a GPU that is removed or comes back moves those behind it, and what is kept by index would be another's
+            self._count = count
+            self._handles.clear()
+            self._profiles.clear()
         answers = self._patience.ask({index: partial(self._read, index) for index in range(count)})
         errors = [answer for answer in answers.values() if isinstance(answer, pynvml.NVMLError)]
         reasons = [error for error in errors if error.value not in _LOST]
@@ -176,11 +181,16 @@ class NVML:
             raise NVMLUnavailableError(f"none of the {count} GPUs can be read: {sentence(reasons[0])}")
         for index, answer in answers.items():
             if isinstance(answer, PhysicalGPU):
-                self._known[index] = self._with_memory(answer)
+                read, before = self._with_memory(answer), self._known.get(index)
+                if before is not None and before.mig_enabled is not read.mig_enabled:
+                    self._profiles.pop(index, None)
+                self._known = {at: gpu for at, gpu in self._known.items() if gpu.uuid != read.uuid} | {index: read}
             elif index in self._known:
                 lost = isinstance(answer, pynvml.NVMLError) and answer.value in _LOST
                 if lost:
-                    self._handles.pop(index, None)  # what comes back after a reset may have another
+                    # what comes back after a reset may have another, or be another one
+                    self._handles.pop(index, None)
+                    self._profiles.pop(index, None)
                 self._known[index] = msgspec.structs.replace(self._known[index], fault=sentence(answer), lost=lost)
             else:
                 log.warning("nvml.gpu_unreadable", index=index, fault=sentence(answer))
@@ -269,9 +279,15 @@ class NVML:
             return found
 
     def mig_instances(self, index: int) -> tuple[mig.GPUInstance, ...]:
-        """Read which GPU instances there are on the GPU of that index; raise MIGError."""
+        """Read which GPU instances there are on the GPU of that index; raise MIGError.
+
+        Asked with patience, as all GPUs are looked at one after the other. What makes or destroys one is waited for, as
+        nobody knows what it would still do.
+        """
+        key = ("instances", index, threading.get_ident())
         with _about_mig(f"the MIG instances of GPU {index} cannot be read"):
-            return mig.instances(self.call, self.handle(index), self._mig_profiles(index))
+            found: tuple[mig.GPUInstance, ...] = self._long_patience.one(key, partial(self._mig_instances, index))
+            return found
 
     def create_mig_instance(self, index: int, profile: str, start: int) -> None:
         """Make a GPU instance with its compute instance; raise MIGError."""
@@ -312,6 +328,7 @@ class NVML:
         what = f"MIG mode of GPU {index} cannot be switched {'on' if on else 'off'}"
         with _about_mig(what):
             status = mig.switch(self.call, self.handle(index), on=on)
+            self._profiles.pop(index, None)
             if status == pynvml.NVML_ERROR_RESET_REQUIRED:
                 # a reset alone would not bring it
                 way = f"drain it, and `nvidia-smi -i {index} -mig {int(on)}`"
@@ -319,8 +336,11 @@ class NVML:
             if status:
                 raise pynvml.NVMLError(status)
 
+    def _mig_instances(self, index: int) -> tuple[mig.GPUInstance, ...]:
+        return mig.instances(self.call, self.handle(index), self._mig_profiles(index))
+
     def _mig_profiles(self, index: int) -> tuple[MIGProfile, ...]:
-        # what a GPU can be cut into does not change while the driver is loaded
+        # nvml.h promises that they stay as they are as long as the MIG mode does (nvmlDeviceGetGpuInstanceProfileInfo)
         if index not in self._profiles:
             self._profiles[index] = mig.profiles(self.call, self.handle(index))
         return self._profiles[index]
@@ -366,8 +386,8 @@ class NVML:
 
     def _with_memory(self, gpu: PhysicalGPU) -> PhysicalGPU:
         """Give a GPU that does not tell its memory what it last said, as where MIG mode was switched on meanwhile."""
-        before = self._known.get(gpu.index)
-        if gpu.total_bytes or before is None or before.uuid != gpu.uuid:
+        before = next((known for known in self._known.values() if known.uuid == gpu.uuid), None)
+        if gpu.total_bytes or before is None:
             return gpu
         return msgspec.structs.replace(gpu, total_bytes=before.total_bytes, reserved_bytes=before.reserved_bytes)
 
@@ -405,9 +425,10 @@ def _about_mig(what: str) -> Iterator[None]:
     try:
         yield
     except pynvml.NVMLError as error:
-        in_use = error.value == pynvml.NVML_ERROR_IN_USE
         known = {pynvml.NVML_ERROR_IN_USE: "it is in use", pynvml.NVML_ERROR_NO_PERMISSION: MIG_UNPRIVILEGED}
-        raise MIGError(f"{what}: {known.get(error.value) or sentence(error)}", in_use=in_use) from error
+        raise MIGError(f"{what}: {known.get(error.value) or sentence(error)}") from error
+    except Unanswered as error:
+        raise MIGError(f"{what}: {sentence(error)}") from error
 
 
 def _system_path(minor: int) -> str:

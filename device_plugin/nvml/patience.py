@@ -42,7 +42,7 @@ class Patience:
     def one(self, key: Hashable, question: Callable[[], Any]) -> Any:
         """Ask one question; raise what it raises, or Unanswered."""
         answer = self.ask({key: question})[key]
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             raise answer
         return answer
 
@@ -50,7 +50,7 @@ class Patience:
         answer: Any
         try:
             answer = question()
-        except Exception as error:  # noqa: BLE001 - handed to whoever asked
+        except BaseException as error:  # noqa: BLE001 - handed to whoever asked
             answer = error
         with self._changed:
             self._out.discard(key)

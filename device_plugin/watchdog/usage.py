@@ -1,7 +1,7 @@
 """Adds up what each container uses of each GPU, and holds it against its grant; pure."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -53,14 +53,15 @@ class Account(msgspec.Struct, frozen=True):
 def account(
     processes: Mapping[str, Iterable[GPUProcess]],
     origin: Callable[[int], Origin | None],
-    pods: Iterable[Pod],
+    pods: Collection[Pod],
     names: Names,
 ) -> Account:
     """Attribute *processes*, by UUID of their GPU, to the containers of *pods*.
 
     *origin* tells the pod of a process; it raises LookupError for one that has ended, or that is our own.
     """
-    known = {pod.annotations.get(_STATIC_UID, pod.uid): pod for pod in pods}
+    # UIDs win: anybody may write that annotation on a pod, and is neither to hide it so nor to take another's place
+    known = {pod.annotations.get(_STATIC_UID, ""): pod for pod in pods} | {pod.uid: pod for pod in pods}
     sums: Counter[tuple[str, str, str]] = Counter()
     strangers: list[Stranger] = []
     for gpu, listed in processes.items():

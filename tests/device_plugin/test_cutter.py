@@ -62,8 +62,11 @@ class Bench:
             clock=lambda: self.now,
         )
 
-    def write(self, more: str = "") -> None:
-        self.gpus.write_text(f"gpus: [{{model: NVIDIA A100-SXM4-40GB, memory: 40GiB, uuid: GPU-0, mig: true, {more}}}]")
+    def write(self, *more: str) -> None:
+        """Have one GPU, or as many as are told what they have besides."""
+        each = [f"uuid: GPU-{index}, {text}" for index, text in enumerate(more or ("",))]
+        lines = [f"- {{model: NVIDIA A100-SXM4-40GB, memory: 40GiB, mig: true, {text}}}\n" for text in each]
+        self.gpus.write_text("gpus:\n" + "".join(lines))
 
     def ask(self, geometry: str) -> None:
         self.cutter.noticed(NodeMetadata(name="gpu-1", labels={NAMES.mig_config: geometry}))
@@ -74,8 +77,8 @@ class Bench:
             self.cutter.look(self.nvml.gpus())
             self.tries += bool(self.cutter.announced)
 
-    def there(self) -> list[str]:
-        return [one.profile for one in self.nvml.mig_instances(0)]
+    def there(self, index: int = 0) -> list[str]:
+        return [one.profile for one in self.nvml.mig_instances(index)]
 
 
 @pytest.fixture
@@ -184,3 +187,34 @@ def test_a_trouble_after_a_success_is_tried_again_as_soon_as_the_first_was(bench
     bench.now += 20
     bench.look(3)
     assert ["1g.5gb"] * 7 == bench.there()
+
+
+@pytest.mark.parametrize("refusing", [REFUSING, "fail: {nvmlDeviceGetGpuInstances: 999}"], ids=["cut", "read"])
+def test_a_gpu_that_cannot_be_cut_keeps_no_other_from_it(bench: Bench, refusing: str) -> None:
+    bench.write(refusing, "")
+    bench.ask("small")
+    bench.look(3)
+    assert ["1g.5gb"] * 7 == bench.there(1)
+    assert "failed" == bench.told.state
+
+    bench.write("", "")
+    bench.now += 20
+    bench.look(3)
+    assert ["1g.5gb"] * 7 == bench.there(0)
+    assert "success" == bench.told.state
+
+
+def test_gpus_that_nobody_uses_are_cut_while_pods_use_another(bench: Bench) -> None:
+    bench.write("", "", REFUSING)
+    bench.held = frozenset({"GPU-0"})
+    bench.ask("small")
+    bench.look(3)
+    assert [0, 7, 0] == [len(bench.there(index)) for index in range(3)]
+    assert "failed" == bench.told.state
+    assert "GPU 0 would have to be cut anew, which pods use" in bench.told.notes[-1]
+    assert "of GPU 2: NVML says" in bench.told.notes[-1]
+
+    # and is not kept waiting by the one that NVML refuses to cut
+    bench.held = frozenset()
+    bench.look(3)
+    assert [7, 7, 0] == [len(bench.there(index)) for index in range(3)]

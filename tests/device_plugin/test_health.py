@@ -84,6 +84,15 @@ class TestXIDs:
             assert ("Running", held) == (node.kubelet.phase(running), node.ids(running))
             assert None is annotation(node, NAMES.gpu_faults)
 
+    def test_one_of_a_gpu_that_was_lost_and_has_come_back_is_heard(self) -> None:
+        with Node(config=QUICK) as node:
+            node.write_gpus([{"lost": True}, {}])
+            unhealthy(node, 0)
+            node.write_gpus([{}, {}])
+            unhealthy(node)
+            node.write_gpus([{"xids": [79]}, {}])
+            unhealthy(node, 0)
+
     def test_an_applications_own_one_changes_nothing(self) -> None:
         with Node() as node:
             node.write_gpus([{"xids": [13, 31, 43]}, {"xids": [79]}])

@@ -1,5 +1,6 @@
 """The maker of MIG instances is killed at every call of NVML; whatever it left, the next one puts right."""
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from device_plugin.families.maker import Maker
 from device_plugin.nvml import NVML
 from device_plugin.nvml.fake_mig import CrashError, Fault, StateFile
 from tests.builders import NAMES, a_grant, a_pod
-from tests.device_plugin.node import uuid
+from tests.device_plugin.node import SECONDS, uuid
 from tests.device_plugin.test_mig import placed
 
 A100 = f"gpus: [{{model: NVIDIA A100-SXM4-40GB, memory: 40GiB, mig: true, uuid: {uuid(0)}}}]"
@@ -204,3 +205,26 @@ def test_a_holder_that_has_ended_unheard_keeps_nobody_waiting(bench: Bench, *, a
     bench.pods.away = False
     bench.ensure(second, "1g.5gb", 5)
     assert {5: "1g.5gb"} == {start: profile for start, (profile, _) in bench.there().items()}
+
+
+def test_a_gpu_whose_driver_hangs_holds_up_no_instance_of_another(bench: Bench) -> None:
+    def write(first: str) -> None:
+        one = "model: NVIDIA A100-SXM4-40GB, memory: 40GiB, mig: true"
+        bench.file.write_text(f"gpus: [{{{one}, uuid: {uuid(0)}, {first}}}, {{{one}, uuid: {uuid(1)}}}]")
+
+    write("")
+    maker = bench.maker()
+    waits, goes_on = bench.pods.add("waits", "1g.5gb", 6), bench.pods.add("goes-on", "1g.5gb", 6)
+    write("hang: true")
+    hung = threading.Thread(target=maker.ensure, args=(waits, placed("1g.5gb", 6, name="main-0")), daemon=True)
+    hung.start()
+    other = threading.Thread(
+        target=maker.ensure, args=(goes_on, placed("1g.5gb", 6, gpu=1, name="main-0")), daemon=True
+    )
+    other.start()
+    other.join(SECONDS)
+    assert [uuid(1)] == [one.gpu for one in bench.state.read().instances]
+
+    write("")
+    hung.join(SECONDS)
+    assert {uuid(0), uuid(1)} == {one.gpu for one in bench.state.read().instances}

@@ -245,6 +245,18 @@ class TestDynamic:
         assert (unwell,) == ill(dynamic.node.wait_published("anything", bool))
         dynamic.node.wait_published("well again", lambda inventory: not ill(inventory))
 
+    def test_a_gpu_whose_driver_hangs_takes_no_pods_and_holds_up_none_of_the_others(self, dynamic: Cut) -> None:
+        node = dynamic.node
+        node.patience = 0.1
+        dynamic.start(A100, A100)
+        node.write_gpus([{**A100, "hang": True}, A100])
+        found = node.wait_published("unhealthy", lambda i: i.gpus[0].health is Health.UNHEALTHY)
+        assert Health.HEALTHY is found.gpus[1].health
+        # and the other one is still cared for
+        node.write_gpus([{**A100, "hang": True}, {**A100, "lost": True}])
+        node.wait_published("lost", lambda i: "fallen off the bus" in i.gpus[1].detail)
+        node.write_gpus([A100, A100])
+
     def test_what_is_in_the_way_and_in_use_holds_the_pod_back_until_it_ends(self, dynamic: Cut) -> None:
         dynamic.start(A100)
         first = dynamic.add("p", placed("1g.5gb", 5))

@@ -620,6 +620,14 @@ class TestInUse:
         until(lambda: not pair.said("group-one"), "the first GPU to be served")
         assert [EXCLUSIVE, DEFAULT] == [gpu.compute_mode for gpu in pair.nvml.gpus()]
 
+    def test_a_gpu_gets_its_compute_mode_back_though_another_of_its_group_is_lost(self, pair: Ground) -> None:
+        pair.keep(self.BOTH)
+        until(lambda: not pair.said("group-one", 1), "both GPUs to be served")
+        lost = f"{{model: Fake, memory: 80GiB, uuid: {uuid(0)}, lost: true}}"
+        (pair.folder / "gpus.yaml").write_text(f"gpus: [{lost}, {{model: Fake, memory: 80GiB, uuid: {uuid(1)}}}]")
+        pair.keep()
+        assert DEFAULT == pair.nvml.gpus()[1].compute_mode
+
     def test_a_daemon_whose_gpu_is_gone_says_so_when_it_is_to_be_started_again(self, pair: Ground) -> None:
         pair.used = None
         lost, pair.keeper = pair.keeper, pair.new_keeper()

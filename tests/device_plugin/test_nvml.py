@@ -125,6 +125,18 @@ def test_a_gpu_that_is_no_longer_listed_is_a_fault(file: Path) -> None:
     ]
 
 
+def test_gpus_behind_one_that_is_removed_move_up_and_back_again(file: Path) -> None:
+    one, two, three = (f"{{model: {model}, memory: 8GiB, uuid: GPU-{model}}}" for model in ("A30", "H100", "B200"))
+    file.write_text(f"gpus: [{one}, {two}, {three}]")
+    nvml = NVML.open(fake=file)
+    nvml.gpus()
+    file.write_text(f"gpus: [{two}, {three}]")
+    assert [("GPU-H100", 0, ""), ("GPU-B200", 1, "")] == [(gpu.uuid, gpu.index, gpu.fault) for gpu in nvml.gpus()]
+    file.write_text(f"gpus: [{one}, {two}, {three}]")
+    assert ["GPU-A30", "GPU-H100", "GPU-B200"] == [gpu.uuid for gpu in nvml.gpus()]
+    assert ["", "", ""] == [gpu.fault for gpu in nvml.gpus()]
+
+
 def test_a_broken_file_leaves_a_running_library_as_it_was(file: Path) -> None:
     file.write_text("gpus: [{model: A, memory: 8GiB}]")
     nvml = NVML.open(fake=file)
@@ -233,6 +245,20 @@ class TestMIGProfiles:
     def test_a_driver_that_tells_no_names_gives_the_same(self, file: Path, board: str, code: int) -> None:
         got = self.profiles(file, board, fail=f"nvmlDeviceGetGpuInstanceProfileInfoV: {code}")
         assert {profile.profile for profile in boards()[board].profiles} == set(got)
+
+    @pytest.mark.parametrize("by_us", [True, False])
+    def test_they_are_read_anew_when_mig_mode_changes(self, file: Path, *, by_us: bool) -> None:
+        gpu = "model: A, memory: 80GiB, board"
+        file.write_text(f"gpus: [{{{gpu}: A30-24GB}}]")
+        nvml = NVML.open(fake=file)
+        nvml.gpus()
+        before = nvml.mig_profiles(0)
+        file.write_text(f"gpus: [{{{gpu}: A100-SXM4-40GB, mig: {not by_us}}}]")
+        if by_us:
+            nvml.set_mig_mode(0, on=True)
+        else:
+            nvml.gpus()
+        assert before != nvml.mig_profiles(0)
 
     def test_a_gpu_without_mig_has_none(self, file: Path) -> None:
         file.write_text("gpus: [{model: Tesla T4, memory: 16GiB}]")

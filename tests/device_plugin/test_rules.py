@@ -167,12 +167,14 @@ class TestAssignment:
         assignment = Assignment(lambda: used, told.append)
         assignment.update(gpus, self.rules(("pair", [0, 1])))
 
-        assignment.update(gpus, self.rules(*then))
+        for _ in range(2):
+            assignment.update(gpus, self.rules(*then))
         assert stay == [assignment.how(one).group for one in gpus]
         assert told
 
         used = frozenset()
-        assignment.update(gpus, self.rules(*then))
+        for _ in range(2):
+            assignment.update(gpus, self.rules(*then))
         assert [assignment.how(one) for one in gpus] == [assign(one, self.rules(*then)) for one in gpus]
 
     @pytest.mark.parametrize("used", [frozenset({"GPU-0"}), None], ids=["held", "nobody-can-tell"])
@@ -189,7 +191,8 @@ class TestAssignment:
         assert [DYNAMIC, Assigned(mode=Mode.MPS)] == [assignment.how(one) for one in gpus]
 
         now = frozenset()
-        assignment.update(gpus, self.rules(("", [0, 1])))
+        for _ in range(2):
+            assignment.update(gpus, self.rules(("", [0, 1])))
         assert [Assigned(mode=Mode.MPS)] * 2 == [assignment.how(one) for one in gpus]
 
     def test_what_an_inventory_does_not_tell_is_as_the_rules_have_it(self) -> None:
@@ -202,6 +205,37 @@ class TestAssignment:
         # also by an edit
         assignment.update([gpu()], [GPURule(family=Family.REPLICAS, replicas=4)])
         assert Assigned(Family.REPLICAS, resource="nvidia.com/gpu", replicas=4) == assignment.how(gpu())
+
+    def test_a_gpu_that_a_pod_is_given_as_it_is_about_to_change_stays(self) -> None:
+        used: frozenset[str] = frozenset()
+        assignment = Assignment(lambda: used, list[str]().append)
+        assignment.update([gpu(0), gpu(1)], [])
+        shares = [GPURule(family=Family.REPLICAS, replicas=4)]
+
+        assignment.update([gpu(0), gpu(1)], shares)
+        assert [Family.MEMORY] * 2 == [assignment.how(gpu(n)).family for n in (0, 1)]
+        assert {"GPU-0", "GPU-1"} == assignment.unfit.keys()
+
+        used = frozenset({"GPU-0"})
+        assignment.update([gpu(0), gpu(1)], shares)
+        assert [Family.MEMORY, Family.REPLICAS] == [assignment.how(gpu(n)).family for n in (0, 1)]
+        assert {} == assignment.unfit
+
+        used = frozenset()
+        assignment.update([gpu(0), gpu(1)], shares)
+        assert {"GPU-0"} == assignment.unfit.keys()
+        assignment.update([gpu(0), gpu(1)], shares)
+        assert Family.REPLICAS is assignment.how(gpu(0)).family
+
+    def test_a_gpu_that_was_gone_while_rules_changed_stays_as_its_pods_have_it(self) -> None:
+        assignment = Assignment(lambda: frozenset({"GPU-1"}), list[str]().append)
+        shares = [GPURule(family=Family.REPLICAS, replicas=4)]
+        assignment.update([gpu(0), gpu(1)], [])
+        for _ in range(2):
+            assignment.update([gpu(0)], shares)
+        for _ in range(2):
+            assignment.update([gpu(0), gpu(1)], shares)
+        assert [Family.REPLICAS, Family.MEMORY] == [assignment.how(gpu(n)).family for n in (0, 1)]
 
     def test_at_a_first_start_rules_apply_at_once(self) -> None:
         assignment = Assignment(lambda: frozenset({"GPU-0"}), list[str]().append)

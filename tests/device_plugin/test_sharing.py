@@ -9,6 +9,7 @@ import pytest
 
 from cotenant.cluster import writes
 from cotenant.contract.configuration import ConfigurationError, DevicePluginConfiguration, convert
+from cotenant.contract.inventory import Family, Health
 from device_plugin.sharing import Rules
 from tests.device_plugin.node import NAMES, NODE, Node, container_grant
 from tests.device_plugin.test_nvidia_config import ANY
@@ -116,6 +117,24 @@ class TestLabels:
         told.families({LABEL: "dev"})
         assert ["replicas:8"] == told.families({LABEL: "prod"})
 
+    def test_an_edit_that_was_bad_for_the_label_is_forgotten_with_it(self, tmp_path: Path) -> None:
+        good = "gpus: [{family: replicas, replicas: 2}]\nprofiles: {dev: [{family: replicas, replicas: 8}]}"
+        told = Told(tmp_path, good)
+        told.families({LABEL: "dev"})
+        told.file.write_text("gpus: [{family: replicas, replicas: 3}]")
+        assert ["replicas:8"] == told.families({LABEL: "dev"})
+        told.file.write_text(good)
+        assert ["replicas:8"] == told.families({LABEL: "dev"})
+        assert ["replicas:2"] == told.families()
+
+    def test_a_profile_that_comes_after_its_label_is_taken_beside_nvidias_files(self, tmp_path: Path) -> None:
+        config_map(tmp_path / "map", 1, default=SLICED)
+        told = Told(tmp_path, self.PROFILES, str(tmp_path / "map"))
+        assert ["replicas:4", "replicas:1"] == told.families()
+        assert ["replicas:4", "replicas:1"] == told.families({LABEL: "prod"})
+        told.file.write_text("profiles: {prod: [{indices: [0]}]}")
+        assert ["memory:1", "replicas:4", "replicas:1"] == told.families({LABEL: "prod"})
+
     def test_nvidias_label_selects_from_nvidias_config_map(self, tmp_path: Path) -> None:
         config_map(tmp_path / "map", 1, **{"tesla-t4": SLICED, "a100-40gb": SLICED.replace("4", "8")})
         told = Told(tmp_path, nvidia=str(tmp_path / "map"))
@@ -178,6 +197,18 @@ class TestOnANode:
             assert "Node" == event["regarding"]["kind"]
             assert "gpus[0].family: unknown value 'memroy'" in event["note"]
             node.kubelet.wait(lambda: node.kubelet.allocatable(NAMES.gpu_mem) == 32, "the units")
+
+    def test_an_edit_that_would_make_too_many_ids_changes_nothing_and_health_is_told_all_the_same(self) -> None:
+        with Node(["16GiB"] * 6) as node:
+            node.edit("inventoryInterval: 0.05\ngpus: [{family: replicas, replicas: 1000}]")
+            assert node.api.wait_until(lambda: any(e["reason"] == "BadConfiguration" for e in node.api.events()))
+            node.write_gpus([{"memory": "16GiB", "lost": index == 2} for index in range(6)])
+            node.wait_published("unwell", lambda i: [g.health for g in i.gpus].count(Health.UNHEALTHY) == 1)
+            node.kubelet.wait(lambda: node.kubelet.allocatable(NAMES.gpu_mem) == 80, "the units of five GPUs")
+            assert ["memory"] * 6 == self.families(node)
+            node.edit("inventoryInterval: 0.05\ngpus: [{family: replicas, replicas: 10}]")
+            node.wait_published("shared", lambda i: all(gpu.family is Family.REPLICAS for gpu in i.gpus))
+            assert 1 == [event["reason"] for event in node.api.events()].count("BadConfiguration")
 
     def test_the_nodes_label_is_read_at_the_start_and_followed(self) -> None:
         profiles = "profiles: {dev: [{family: replicas, replicas: 8}], two: [{family: replicas, replicas: 2}]}"

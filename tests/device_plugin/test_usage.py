@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -102,6 +103,15 @@ def test_a_static_pod_is_known_by_the_hash_that_its_cgroup_has() -> None:
     pod = holding("p", {GPU: GIB}).annotated({"kubernetes.io/config.hash": "ab" * 16})
     found = look([pod], {GPU: [(1, GIB)]}, {1: Origin("ab" * 16)})
     assert ([], ["p"]) == ([*found.strangers], [one.pod.metadata.name for one in found.usages])
+
+
+@pytest.mark.parametrize("forged", ["ab" * 16, "uid-of-victim", ""])
+def test_a_pod_that_claims_to_be_a_static_one_hides_nothing_and_nobody(forged: str) -> None:
+    greedy = holding("greedy", {GPU: GIB}).annotated({"kubernetes.io/config.hash": forged})
+    for pods in ([greedy, holding("victim", {GPU: GIB})], [holding("victim", {GPU: GIB}), greedy]):
+        found = look(pods, {GPU: [(1, GIB), (2, 70 * GIB)]}, {1: of("victim"), 2: of("greedy")})
+        assert () == found.strangers
+        assert {"victim": GIB, "greedy": 70 * GIB} == {one.pod.metadata.name: one.used_bytes for one in found.usages}
 
 
 def test_processes_of_no_pod_and_of_pods_that_are_gone_are_strangers_and_those_that_ended_are_nobody() -> None:
