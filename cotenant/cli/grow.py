@@ -10,9 +10,8 @@ from urllib.parse import quote
 
 import click
 import msgspec
-import yaml
 
-from cotenant.cli import inspection
+from cotenant.cli import inspection, manifests
 from cotenant.cluster import ApiError, ClusterError, connect
 from cotenant.contract.names import Names
 from cotenant.contract.reasons import Reason
@@ -71,9 +70,7 @@ def run(
     futile = objection(told.fitting, told.nodes)
     if futile:
         raise click.ClickException(f"{namespace}/{name}: {told.summary}; {futile}")
-    click.echo(
-        yaml.safe_dump_all([_CLASS, twin(pod, refused, image=image, minutes=minutes)], sort_keys=False), nl=False
-    )
+    click.echo(manifests.written([_CLASS, twin(pod, refused, image=image, minutes=minutes)]), nl=False)
 
 
 def objection(fitting: int, nodes: Iterable[NodeVerdict]) -> str:

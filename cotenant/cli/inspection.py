@@ -8,8 +8,8 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import click
 import msgspec
-import yaml
 
+from cotenant.cli import manifests
 from cotenant.cluster import ApiError, ClusterError, Unreachable, connect, namespace_of
 from cotenant.cluster.errors import error_of
 from extender.inspect.rows import MixPage, NamespacePage, NodePage, PodExplanation, PodPage
@@ -136,7 +136,7 @@ def _document(value: object, output: str) -> str:
     if output == "json":
         return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"
     if output == "yaml":
-        return yaml.safe_dump(msgspec.to_builtins(value), sort_keys=False, allow_unicode=True)
+        return manifests.written([msgspec.to_builtins(value)])
     return ""
 
 

@@ -210,7 +210,9 @@ def migrate(
     """
     from cotenant.cli.migrate import command  # noqa: PLC0415 - YAML takes a while to import
 
-    texts = command.read(files)
+    documents = command.read(files)
     sys.exit(
-        command.run(texts, unit=unit, gpu_memory=gpu_memory, replicas=replicas, keep_limits=keep_limits, strict=strict)
+        command.run(
+            documents, unit=unit, gpu_memory=gpu_memory, replicas=replicas, keep_limits=keep_limits, strict=strict
+        )
     )

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 import msgspec
-import yaml
 
+from cotenant.cli import manifests
 from cotenant.cli.plan_tables import fit_table, largest_table, moves_table, needed_table
 from cotenant.cli.simulate import read_scene, sentences
 from cotenant.cli.snapshot import complain, read_live, told
@@ -79,10 +79,7 @@ def wanted(*, file: Path | None, replicas: int | None, found: Scene, **asked: An
         if any(value is not None and value != () for value in asked.values()):
             raise click.UsageError("give either --file or what a pod asks")
         try:
-            objects = [one for one in yaml.safe_load_all(file.read_text(encoding="utf-8")) if one is not None]
-            pod, count = read_template(objects, found.document)
-        except yaml.YAMLError as error:
-            raise click.ClickException(f"{file}: is not valid YAML: {' '.join(str(error).split())}") from error
+            pod, count = read_template(manifests.read(file.read_text(encoding="utf-8")), found.document)
         except (OSError, ValueError) as error:
             raise click.ClickException(f"{file}: {error}") from error
         return Wanted(pod, replicas if replicas is not None else count)

@@ -337,7 +337,7 @@ class TestCommand:
         [
             ("kind: Deployment", "the Deployment has no spec.template"),
             ("kind: ConfigMap", "expected one Pod or workload that asks cotenant.io/gpu-mem, found 0"),
-            ("a: [", "web.yaml: is not valid YAML: while parsing a flow node expected the node content, but found"),
+            ("a: [", "web.yaml: is not valid YAML: line 1, column 5: while parsing a flow node expected"),
             (
                 "{kind: Pod, spec: {containers: [{name: c, resources: {limits: {cotenant.io/gpu-mem: 0}}}]}}",
                 "container c asks cotenant.io/gpu-mem: 0; ask for 1 unit or more",

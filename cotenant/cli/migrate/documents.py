@@ -1,12 +1,12 @@
 """Find pods in manifests of any kind, and write them anew in our words."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
-import yaml
 
+from cotenant.cli import manifests
 from cotenant.cli.migrate.kai import KAI, ask_of, is_kais, queue
 from cotenant.cli.migrate.systems import SYSTEMS, Ask, Json, Note, Options, System, ask, wishes
 from cotenant.contract.configuration import ConfigurationError
@@ -22,17 +22,12 @@ class Migrated(msgspec.Struct, frozen=True):
     changed: int
 
 
-def migrated(texts: Iterable[str], options: Options) -> Migrated:
-    """Migrate all documents of some YAML texts together; raise ConfigurationError for one that is no YAML.
+def migrated(documents: Iterable[Any], options: Options) -> Migrated:
+    """Migrate documents together; what is no mapping is no manifest, and left out.
 
     NVIDIA's sharing configuration among them says how many shares a GPU had, and is itself turned into ours.
     """
-    found: list[Json] = []
-    for text in texts:
-        try:
-            found += [one for one in yaml.safe_load_all(text) if isinstance(one, dict)]
-        except yaml.YAMLError as error:
-            raise ConfigurationError(f"is not valid YAML: {' '.join(str(error).split())}") from error
+    found: list[Json] = [one for one in documents if isinstance(one, dict)]
     notes: list[tuple[str, str]] = []
     kept: list[Json] = []
     sharings = [(one, sharing) for one in found if (sharing := _sharing(one)) is not None]
@@ -67,12 +62,13 @@ def _sharing(one: Json) -> Json | None:
         return sharing
     for text in _mapping(one.get("data")).values() if one.get("kind") == "ConfigMap" else ():
         try:
-            inner = yaml.safe_load(text)
-        except (yaml.YAMLError, AttributeError, TypeError):
+            documents = manifests.read(text) if isinstance(text, str) else ()
+        except ConfigurationError:
             continue
-        if isinstance(inner, dict) and isinstance(inner.get("sharing"), dict):
-            found: Json = inner["sharing"]
-            return found
+        for inner in documents:
+            if isinstance(inner, dict) and isinstance(inner.get("sharing"), dict):
+                found: Json = inner["sharing"]
+                return found
     return None
 
 
@@ -255,8 +251,3 @@ def _leave(spec: Json, system: System) -> Iterator[Note]:
                 yield Note(
                     f"container {container.get('name')} sets {name}: take it out, admission refuses or nobody reads it"
                 )
-
-
-def written(documents: Iterable[Mapping[str, Any]]) -> str:
-    """Write documents as YAML."""
-    return yaml.safe_dump_all([dict(one) for one in documents], sort_keys=False, allow_unicode=True, width=120)
