@@ -169,28 +169,34 @@ def _nearness(node: str, refused: Mapping[str, Reason], lacking: Mapping[str, in
 
 
 def _counted(order: Sequence[NodeView], refused: Mapping[str, Reason], request: PodRequest) -> tuple[ReasonCount, ...]:
-    counted = Counter(refused[view.name] for view in order if view.name in refused)
-    first: dict[Reason, NodeView] = {}
+    refusing: dict[Reason, list[NodeView]] = {}
     for view in order:
         if view.name in refused:
-            first.setdefault(refused[view.name], view)
+            refusing.setdefault(refused[view.name], []).append(view)
     return tuple(
-        ReasonCount(reason=reason, sentence=reason.sentence, nodes=count, best=_best(first[reason], reason, request))
-        for reason, count in counted.most_common()
+        ReasonCount(reason=reason, sentence=reason.sentence, nodes=len(views), best=_best(views, reason, request))
+        for reason, views in sorted(refusing.items(), key=lambda item: -len(item[1]))
     )
 
 
-def _best(view: NodeView, reason: Reason, request: PodRequest) -> str:
-    """Name the GPU of a node that comes closest."""
-    if reason not in {Reason.NO_GPU_FITS, Reason.TOO_LARGE}:
+def _best(views: Sequence[NodeView], reason: Reason, request: PodRequest) -> str:
+    """Name the GPU that comes closest, of nodes that stand in the order of what they lack."""
+    if reason is Reason.TOO_LARGE:  # which no freed byte helps, so that their order says nothing
+        sizes = {
+            (view.name, state.gpu.index): state.gpu.usable_bytes
+            for view in views
+            for state in view.healthy
+            if is_wished(state, request.wishes)
+        }
+        node, gpu = max(sizes, key=lambda where: sizes[where], default=("", 0))
+        return f"{node} GPU {gpu} has {format_bytes(sizes[node, gpu])} in all" if node else ""
+    if reason is not Reason.NO_GPU_FITS:
         return ""
+    view = views[0]
     open_to = [state for state in view.healthy if is_wished(state, request.wishes)]
     if not open_to:
         return ""
-    if reason is Reason.NO_GPU_FITS and len(pieces(request)) * request.wishes.gpu_count > 1:
+    if len(pieces(request)) * request.wishes.gpu_count > 1:
         return f"{view.name} lacks {format_bytes(_shortfall(view, request) or 0)}"
-    if reason is Reason.TOO_LARGE:
-        largest = max(open_to, key=lambda state: state.gpu.usable_bytes)
-        return f"{view.name} GPU {largest.gpu.index} has {format_bytes(largest.gpu.usable_bytes)} in all"
     freest = max(open_to, key=lambda state: state.free_bytes)
     return f"{view.name} GPU {freest.gpu.index} has {format_bytes(freest.free_bytes)} free"

@@ -67,6 +67,14 @@ class TestReasons:
         assert [Reason.NO_GPU_FITS] * 2 == [gpu.reason for gpu in verdict.gpus]
         assert (Reason.NO_GPU_FITS, 1 * GIB) == (verdict.reason, verdict.shortfall_bytes)
 
+    def test_what_no_gpu_can_hold_is_told_the_largest_gpu_of_all_nodes(self) -> None:
+        cluster = Cluster(a_node("a").with_gpus(2, "10GiB"), a_node("b").with_gpu("10GiB").with_gpu("40GiB"))
+
+        told = cluster.explain(a_pod().asking(50)).reasons
+
+        expected = [(Reason.TOO_LARGE, 2, "b GPU 1 has 40 GiB in all")]
+        assert expected == [(one.reason, one.nodes, one.best) for one in told]
+
     def test_each_gpu_has_a_reason_of_its_own(self) -> None:
         node = a_node("n").with_gpu("4GiB").with_gpu("10GiB").with_gpu("10GiB").unhealthy(1)
         verdict = Cluster(node).holding("a", "n", 2, 6).node(a_pod().asking(5), "n")
