@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from cotenant.cli import inspection, manifests
-from cotenant.cluster import ApiError, ClusterError, connect
+from cotenant.cluster import ClusterError, connect
 from cotenant.contract.names import Names
 from cotenant.contract.reasons import Reason
 from extender.inspect.explain import NodeVerdict
@@ -65,7 +65,7 @@ def run(
             path = f"/api/v1/namespaces/{quote(namespace, safe='')}/pods/{quote(name, safe='')}"
             pod = msgspec.json.decode(cluster.get(path, timeout=_TIMEOUT_SECONDS).body)
     except ClusterError as error:
-        raise click.ClickException(error.message if isinstance(error, ApiError) else str(error)) from error
+        raise click.ClickException(error.sentence) from error
     refused = [node.node for node in told.nodes if isinstance(node.reason, Reason)]
     futile = objection(told.fitting, told.nodes)
     if futile:

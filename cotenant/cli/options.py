@@ -1,7 +1,10 @@
 """Options that several commands have: which cluster, and which extender in it."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, MutableMapping
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -20,8 +23,27 @@ def examples(*lines: str) -> str:
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
+def _warned(_logger: Any, level: str, line: MutableMapping[str, Any]) -> str:
+    """Make a sentence of a warning, and nothing of what is only said to be looked up later."""
+    import structlog  # noqa: PLC0415
+
+    if level not in {"warning", "error", "critical"}:
+        raise structlog.DropEvent
+    more = ", ".join(str(value) for key, value in line.items() if key != "event")
+    return f"{level}: {line['event']}" + (f" ({more})" if more else "")
+
+
 def which_cluster(function: Command) -> Command:
-    """Add the options that say which cluster, and as whom."""
+    """Add the options that say which cluster, and as whom; what the client logs stays off standard output."""
+
+    @wraps(function)
+    def logging(**options: Any) -> None:
+        import structlog  # noqa: PLC0415 - a third of a second, which the commands without a cluster do not need
+
+        # asked for at each line, as tests have another one by then
+        structlog.configure(processors=[_warned], logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
+        function(**options)
+
     for option in (
         click.option("--context", metavar="NAME", help="A context of the kubeconfig instead of the current one."),
         click.option(
@@ -33,8 +55,8 @@ def which_cluster(function: Command) -> Command:
             help="Which cluster, and as whom.",
         ),
     ):
-        function = option(function)
-    return function
+        logging = option(logging)
+    return logging
 
 
 def _namespaced(_context: click.Context, _option: click.Parameter, service: str) -> str:

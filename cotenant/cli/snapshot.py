@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from cotenant.cli.simulate import check_folders, sentences
-from cotenant.cluster import ApiError, Cluster, ClusterError, connect
+from cotenant.cluster import Cluster, ClusterError, connect
 from cotenant.cluster.listing import every
 from cotenant.contract import inventory as inventories
 from cotenant.contract.names import Names
@@ -48,7 +48,7 @@ def told() -> Iterator[None]:
         try:
             yield
         except ClusterError as error:
-            raise click.ClickException(error.message if isinstance(error, ApiError) else str(error)) from error
+            raise click.ClickException(error.sentence) from error
 
 
 def read_live(live: Cluster, domain: str) -> Taken:

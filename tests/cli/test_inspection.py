@@ -95,7 +95,43 @@ class TestCommands:
         assert "in namespace 'team-a'" in cotenant("explain", "nobody", *here).output
         assert "in namespace 'team-b'" in cotenant("explain", "nobody", "-n", "team-b", *here).output
         elsewhere = cotenant("inspect", "nodes", *here, "--service", "kube-system/http:cotenant-extender:serve")
-        assert (1, 'Error: services "cotenant-extender" not found\n') == (elsewhere.exit_code, elsewhere.output)
+        said = 'Error: services "cotenant-extender" not found: name it by --service where Cotenant was installed'
+        assert (1, said) == (elsewhere.exit_code, elsewhere.output[: len(said)])
+
+    @pytest.mark.parametrize(
+        ("code", "said", "then"),
+        [
+            (
+                503,
+                'no endpoints available for service "http:cotenant-extender:serve"',
+                "see kubectl -n cotenant-system",
+            ),
+            (503, "error trying to reach service: dial tcp 10.0.0.9:9481: i/o timeout", "the extender does not run"),
+            (
+                403,
+                'services "http:cotenant-extender:serve" is forbidden: User "ada" cannot get resource "services/proxy"',
+                "the Role cotenant-viewer of namespace cotenant-system allows it",
+            ),
+            (401, "Unauthorized", "the kubeconfig's credentials are missing, wrong or expired"),
+        ],
+    )
+    def test_where_the_extender_is_not_reached_it_is_said_what_to_do(
+        self, tmp_path: Path, code: int, said: str, then: str
+    ) -> None:
+        with ApiServer() as api:
+            api.faults.refuse(code, message=said, path="/proxy/", times=2)  # it tries again with credentials read anew
+            result = cotenant("explain", "train", "--kubeconfig", api.kubeconfig(tmp_path / "config", user="ada"))
+        assert 1 == result.exit_code
+        assert result.output.startswith(f"Error: {said}: ")
+        assert then in result.output
+
+    def test_what_the_client_warns_of_is_not_among_what_is_printed(self, proxy: ServiceProxy, tmp_path: Path) -> None:
+        config = Path(proxy.kubeconfig(tmp_path / "config"))
+        config.write_text(config.read_text().replace("token: t", "username: u"))
+        result = cotenant("inspect", "nodes", "-o", "json", "--kubeconfig", str(config), "--context", "here")
+        assert ["n1", "n2"] == [node["node"] for node in msgspec.json.decode(result.stdout)["items"]]
+        said = f"warning: no credentials were found, requests are anonymous (the kubeconfig file {config})\n"
+        assert said == result.stderr
 
     @pytest.mark.parametrize(
         ("server", "why"),
@@ -242,6 +278,33 @@ class TestPlugin:
         status, said, called = kubectl.gpumem("nodes", COTENANT_SERVICE="foo")
         assert (2, []) == (status, called)
         assert "COTENANT_SERVICE=foo is no NAMESPACE/SCHEME:NAME:PORT" in said
+
+    @pytest.mark.parametrize("command", [("nodes",), ("pods", "-A", "-o", "csv"), ("top",)])
+    @pytest.mark.parametrize(
+        ("said", "then"),
+        [
+            ('(ServiceUnavailable): no endpoints available for service "http:cotenant-extender:serve"', "does not run"),
+            ('(NotFound): services "cotenant-extender" not found', "name it by COTENANT_SERVICE"),
+            (
+                '(Forbidden): services "http:cotenant-extender:serve" is forbidden: User "ada"',
+                "the Role cotenant-viewer",
+            ),
+        ],
+    )
+    def test_where_the_extender_is_not_reached_it_says_what_to_do(
+        self, tmp_path: Path, command: tuple[str, ...], said: str, then: str
+    ) -> None:
+        script = tmp_path / "kubectl"
+        script.write_text(
+            f"#!/bin/sh\ncase \"$*\" in *'get pods'*) ;; *) echo 'Error from server {said}' >&2; exit 1 ;; esac\n"
+        )
+        script.chmod(0o755)
+        done = run_plugin(tmp_path, *command)
+        assert (1, "") == (done.returncode, done.stdout)
+        first, second = done.stderr.splitlines()
+        assert f"Error from server {said}" == first
+        assert second.startswith("kubectl gpumem: ")
+        assert then in second
 
     @pytest.mark.parametrize(("units", "status"), [(3, 0), (11, 1)])
     def test_simulate_has_admission_ready_the_pod_and_ends_as_it_fits(
