@@ -51,7 +51,7 @@ def run(
     *,
     namespace: str,
     server: str | None,
-    kubeconfig: str,
+    kubeconfig: str | None,
     context: str | None,
     service: str,
     image: str,

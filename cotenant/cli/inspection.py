@@ -69,7 +69,7 @@ def by_url(server: str) -> Ask:
     return ask
 
 
-def by_proxy(kubeconfig: str, context: str | None, service: str) -> Ask:
+def by_proxy(kubeconfig: str | None, context: str | None, service: str) -> Ask:
     """Ask through the API server's proxy to a Service, with the user's own rights."""
     namespace, _, name = service.partition("/")
     cluster = connect(kubeconfig, context=context, pool_size=1)
@@ -159,13 +159,13 @@ def _document(value: object, output: str) -> str:
     return ""
 
 
-def current_namespace(*, kubeconfig: str, context: str | None, **_: str | None) -> str:
+def current_namespace(*, kubeconfig: str | None, context: str | None, **_: str | None) -> str:
     """Name the namespace that kubectl would take."""
     return namespace_of(kubeconfig, context=context)
 
 
 def answer(
-    make: Callable[[Ask], str], *, server: str | None, kubeconfig: str, context: str | None, service: str
+    make: Callable[[Ask], str], *, server: str | None, kubeconfig: str | None, context: str | None, service: str
 ) -> None:
     """Ask where the options say and print the answer; end with status 1 and a sentence where none comes."""
     try:

@@ -172,7 +172,7 @@ def grow(*, pod: str, namespace: str | None, image: str, minutes: int, **where: 
 )
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", help="How to print.")
 @which_extender
-def doctor(*, output: str, service: str, context: str | None, kubeconfig: str) -> None:
+def doctor(*, output: str, service: str, context: str | None, kubeconfig: str | None) -> None:
     """Check how a cluster is wired: scheduler, extender, admission, nodes, plugins, pods. Says what to do.
 
     Only reads. Ends with status 1 if something is broken.

@@ -1,5 +1,6 @@
 """Options that several commands have: which cluster, and which extender in it."""
 
+import os
 import sys
 from collections.abc import Callable, MutableMapping
 from functools import wraps
@@ -13,6 +14,8 @@ Command = Callable[..., None]
 # As manifests/second-scheduler and manifests/attached name it.
 SERVICE = "cotenant-system/http:cotenant-extender:serve"
 
+
+_OWN_KUBECONFIG = "~/.kube/config"
 
 # of a command or a group, and so of all below it
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -33,6 +36,12 @@ def _warned(_logger: Any, level: str, line: MutableMapping[str, Any]) -> str:
     return f"{level}: {line['event']}" + (f" ({more})" if more else "")
 
 
+def _ours_in_a_pod(_context: click.Context, _option: click.Parameter, kubeconfig: str) -> str | None:
+    """Name no file in a pod that has none: it is somebody by its service account, to kubectl too."""
+    missing = kubeconfig == _OWN_KUBECONFIG and not Path(kubeconfig).expanduser().exists()
+    return None if missing and os.environ.get("KUBERNETES_SERVICE_HOST") else kubeconfig
+
+
 def which_cluster(function: Command) -> Command:
     """Add the options that say which cluster, and as whom; what the client logs stays off standard output."""
 
@@ -49,8 +58,9 @@ def which_cluster(function: Command) -> Command:
         click.option(
             "--kubeconfig",
             envvar="KUBECONFIG",
-            default=str(Path("~/.kube/config")),
+            default=_OWN_KUBECONFIG,
             show_default=True,
+            callback=_ours_in_a_pod,
             metavar="FILE",
             help="Which cluster, and as whom.",
         ),

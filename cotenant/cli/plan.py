@@ -35,9 +35,9 @@ _POLL_SECONDS = 0.5
 class Source:
     """Know where the cluster is read from: a snapshot, or live."""
 
-    def __init__(self, *, snapshot: Path | None, kubeconfig: str, context: str | None, domain: str) -> None:
+    def __init__(self, *, snapshot: Path | None, kubeconfig: str | None, context: str | None, domain: str) -> None:
         self._snapshot = snapshot
-        self._kubeconfig = str(Path(kubeconfig).expanduser())
+        self._kubeconfig = kubeconfig
         self._context = context
         self._domain = domain
 

@@ -19,10 +19,10 @@ from cotenant.simulator import document
 from cotenant.simulator.snapshot import Taken, take
 
 
-def snapshot(*, kubeconfig: str, context: str | None, domain: str, out: Path) -> None:
+def snapshot(*, kubeconfig: str | None, context: str | None, domain: str, out: Path) -> None:
     """Write what a live cluster has and holds."""
     check_folders(out)
-    with told(), connect(str(Path(kubeconfig).expanduser()), context=context, pool_size=1) as live:
+    with told(), connect(kubeconfig, context=context, pool_size=1) as live:
         taken = read_live(live, domain)
         document.write(taken.document, out)
     complain(taken)

@@ -125,6 +125,13 @@ class TestCommands:
         assert result.output.startswith(f"Error: {said}: ")
         assert then in result.output
 
+    def test_in_a_pod_without_a_kubeconfig_the_service_account_is_taken(self, tmp_path: Path) -> None:
+        pod = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": "1"}
+        environment = {**pod, "HOME": str(tmp_path), "KUBECONFIG": None}
+        for command in (["doctor"], ["explain", "train"], ["snapshot", "--out", str(tmp_path / "cluster.json")]):
+            result = CliRunner().invoke(main, command, env=environment)
+            assert "Error: the pod's service account cannot be used: Service token file" in result.output
+
     def test_what_the_client_warns_of_is_not_among_what_is_printed(self, proxy: ServiceProxy, tmp_path: Path) -> None:
         config = Path(proxy.kubeconfig(tmp_path / "config"))
         config.write_text(config.read_text().replace("token: t", "username: u"))
