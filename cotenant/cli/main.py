@@ -88,17 +88,18 @@ def inspect_nodes(*, output: str, query: str, everything: bool, **where: Any) ->
 @inspect.command(
     "pods",
     short_help="Show every pod: where it is, or why it waits.",
-    epilog=examples("cotenant inspect pods -n team-a", "cotenant inspect pods -o json"),
+    epilog=examples("cotenant inspect pods --state waiting", "cotenant inspect pods -n team-a -o json"),
 )
 @click.option("-o", "--output", type=_TABLE_OUTPUTS, default="table", help="How to print; csv has plain bytes.")
 @click.option("-n", "--namespace", default="", metavar="NAME", help="Only pods of this namespace; else of all.")
+@click.option("--state", type=click.Choice(["waiting", "binding", "bound", "ungranted"]), help="Only pods that are so.")
 @click.option("--filter", "query", default="", metavar="TEXT", help="Only pods whose name or node has it.")
 @_source
-def inspect_pods(*, output: str, namespace: str, query: str, **where: Any) -> None:
+def inspect_pods(*, output: str, namespace: str, state: str | None, query: str, **where: Any) -> None:
     """Show every pod that asks for GPU memory: where it is and what it holds, or why it waits."""
     from cotenant.cli import inspection  # noqa: PLC0415 - the Kubernetes client takes a second to import
 
-    asked = {"filter": query, "namespace": namespace}
+    asked = {"filter": query, "namespace": namespace, "state": state or "all"}
     inspection.answer(lambda ask: inspection.pods(ask, output, asked), **where)
 
 

@@ -58,7 +58,7 @@ def pods_table(page: PodPage, *, wide: bool = False) -> str:
     """Show pods, one a line."""
     rows = [(*_PODS, *(_PODS_WIDE if wide else ())), *(_pod_line(pod, wide=wide) for pod in page.items)]
     lines = [*columns(rows), *_more(page.remaining, page.continue_, "pods")]
-    return "\n".join(lines) + "\n" if page.items else "No pods ask for GPU memory.\n"
+    return "\n".join(lines) + "\n" if page.items else "No pods found that ask for GPU memory.\n"
 
 
 def namespaces_table(page: NamespacePage) -> str:

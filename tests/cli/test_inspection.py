@@ -66,6 +66,12 @@ class TestCommands:
         assert "10 GiB fit now on n1 GPU 1" in result.output
         assert Reason.TOO_LARGE.sentence in result.output
 
+    def test_pods_of_one_state_are_listed_alone(self, extender: Running) -> None:
+        server = ("--server", extender.other_address)
+        for state, names in (("waiting", ["waits"]), ("bound", ["train"]), ("ungranted", [])):
+            result = cotenant("inspect", "pods", "--state", state, "-o", "json", *server)
+            assert names == [pod["name"] for pod in msgspec.json.decode(result.output)["items"]]
+
     def test_pods_can_be_read_by_programs(self, extender: Running) -> None:
         said = {}
         for output in ("json", "yaml", "csv"):
@@ -240,6 +246,8 @@ class TestPlugin:
             (("nodes",), "/v1/nodes?as=table", "CLUSTER: 2 nodes, 4 GPUs"),
             (("nodes", "-o", "wide", "--filter", "n2"), "/v1/nodes?as=wide", "GPU-n2-1"),
             (("pods", "-A", "-ocsv"), "/v1/pods?as=csv", "default,train,"),
+            (("pods", "-A", "--state", "waiting"), "/v1/pods?as=table", "team-a      waits   waiting"),
+            (("pods", "-A", "--state=ungranted"), "/v1/pods?as=table", "No pods found that ask for GPU memory."),
             (("pods", "-A", "--output=yaml"), "/v1/pods?as=yaml", "name: train"),
             (("explain", "waits"), "/v1/explain/team-a/waits?as=table", "team-a/waits asks 11 GiB: waiting"),
             (("explain", "pod/train", "--namespace=default"), "/v1/explain/default/train?", "holds 6 GiB of GPU 0"),
@@ -273,6 +281,7 @@ class TestPlugin:
             (("explain",), "explain which pod?"),
             (("nodes", "-o", "xml"), "-o xml is none of wide, json, yaml, csv"),
             (("nodes", "--filter"), "--filter needs a value"),
+            (("top", "-o", "json"), "top prints a table; kubectl gpumem nodes -o json has what is in use"),
             (("nodes", "--what"), "unknown flag --what"),
         ],
     )
@@ -343,13 +352,13 @@ class TestPlugin:
         script.write_text(
             '#!/bin/sh\ncase "$*" in\n'
             "*'get pods'*) ;;\n"
-            f"*/nodes?as=csv*'&continue=n1') cat <<'EOF'\n{last}EOF\n;;\n"
-            f"*/nodes?as=csv*'&continue=') cat <<'EOF'\n{first}EOF\n;;\n"
+            f"*/nodes?as=csv*'&filter=n&continue=n1') cat <<'EOF'\n{last}EOF\n;;\n"
+            f"*/nodes?as=csv*'&filter=n&continue=') cat <<'EOF'\n{first}EOF\n;;\n"
             "*) exit 1 ;;\nesac\n"
         )
         script.chmod(0o755)
-        assert whole == run_plugin(tmp_path, "nodes", "-o", "csv", shell=shell).stdout
-        table = run_plugin(tmp_path, "top", shell=shell).stdout.splitlines()[1:]
+        assert whole == run_plugin(tmp_path, "nodes", "-o", "csv", "--filter", "n", shell=shell).stdout
+        table = run_plugin(tmp_path, "top", "--filter=n", shell=shell).stdout.splitlines()[1:]
         assert ["n1", "n1", "n2", "n2"] == [line.split()[0] for line in table]
 
     def test_top_joins_what_is_used_with_what_was_given_away(self, extender: Running, tmp_path: Path) -> None:
