@@ -189,8 +189,7 @@ def _gone(live: Cluster, move: Move) -> bool:
 def nodes(
     *,
     trace: Path | None,
-    nodes_csv: Path | None,
-    pods_csv: Path | None,
+    csv: tuple[Path, Path],
     like: str,
     choices: Choices,
     wait: float,
@@ -199,7 +198,7 @@ def nodes(
     output: str,
 ) -> None:
     """Say how many nodes of a kind a trace needs."""
-    jobs, mix, make_ledger = _from_trace(trace, like) if trace else _from_csv(nodes_csv, pods_csv, like, seed)
+    jobs, mix, make_ledger = _from_trace(trace, like) if trace else _from_csv(*csv, like, seed)
 
     def scheduler(count: int) -> Scheduler:
         names = [f"{like}-{n:06}" for n in range(count)]
@@ -244,9 +243,7 @@ def _copy(node: NodeEntry, name: str, unit_bytes: int) -> NodeEntry:
     )
 
 
-def _from_csv(nodes_csv: Path | None, pods_csv: Path | None, like: str, seed: int) -> tuple[list[Job], Mix, Any]:
-    if nodes_csv is None or pods_csv is None:
-        raise click.UsageError("give either --nodes and --pods, or --trace")
+def _from_csv(nodes_csv: Path, pods_csv: Path, like: str, seed: int) -> tuple[list[Job], Mix, Any]:
     with sentences():
         found = read_nodes(nodes_csv)
         pods = read_pods(pods_csv, found)

@@ -323,6 +323,7 @@ class TestCommand:
             (["fit", "--gpu-mem", "3", "--cpu", "-5"], "expected an amount such as 4, 500m or 16Gi, not '-5'"),
             (["moves", "--gpu-mem", "3", "--memory", "800GB"], "expected an amount such as 4, 500m or 16Gi, not '800"),
             (["fit", "--gpu-mem", "3", "--policy", "best"], "'best' is none of"),
+            (["moves", "--patience", "nan"], "'nan' is not a number."),
             (["moves", "--apply"], "--apply goes with a live cluster"),
         ],
     )
@@ -397,4 +398,5 @@ class TestNodes:
 
         assert "4 nodes like kind" in run("nodes", *files, "--like", "kind").output
         assert "has no node 'other'" in run("nodes", *files, "--like", "other").output
-        assert "give either --nodes and --pods, or --trace" in run("nodes", "--like", "kind").output
+        for wrong in ((), files[:2], (*files, "--trace", __file__)):
+            assert "give either --nodes and --pods, or --trace" in run("nodes", *wrong, "--like", "kind").output
