@@ -73,6 +73,19 @@ class TestAmounts:
         units, wishes = asked(a_pod({"nvidia.com/gpu": 1, "nvidia.com/gpucores": 0}))
         assert (1, "exclusive") == (units, wishes[NAMES.isolation])
 
+    def test_hamis_scheduler_gives_a_whole_gpu_by_its_plain_name(self) -> None:
+        pod = yaml.safe_load(a_pod({"nvidia.com/gpu": 1}))
+        pod["spec"]["schedulerName"] = "hami-scheduler"
+        units, wishes = asked(written([pod]))
+        assert (1, "exclusive") == (units, wishes[NAMES.isolation])
+
+        del pod["spec"]["schedulerName"]
+        pod["spec"]["containers"].append({"name": "part", "resources": {"limits": {"nvidia.com/gpumem": 3000}}})
+        result = migrate(written([pod]))
+        limits = [one["resources"]["limits"] for one in yaml.safe_load(result.stdout)["spec"]["containers"]]
+        assert [{NAMES.gpu_mem: 1}, {NAMES.gpu_mem: 3}] == limits
+        assert "each gets one for itself" in result.stderr
+
     def test_a_percentage_needs_the_gpus_memory(self) -> None:
         pod = a_pod({"nvidia.com/gpu": 1, "nvidia.com/gpumem-percentage": 50})
         # half of 80
@@ -127,6 +140,23 @@ class TestAmounts:
         assert "nvidia.com/nouse-gputype: T4 is not kept" in result.stderr
         annotations = yaml.safe_load(result.stdout)["metadata"]["annotations"]
         assert {"mine": "kept", NAMES.policy: "spread"} == annotations
+
+    @pytest.mark.parametrize(
+        "document",
+        [
+            {"kind": "ResourceQuota", "spec": {"hard": {"requests.nvidia.com/gpumem": 100000}}},
+            {
+                "kind": "List",
+                "items": [{"kind": "LimitRange", "spec": {"limits": [{"max": {"nvidia.com/gpumem": 1}}]}}],
+            },
+            {"kind": "InferenceService", "spec": {"model": {"resources": {"limits": {"nvidia.com/gpumem": 3000}}}}},
+        ],
+    )
+    def test_what_another_system_is_asked_outside_of_pods_is_told(self, document: dict[str, Any]) -> None:
+        result = migrate(written([document, yaml.safe_load(a_pod({"nvidia.com/gpumem": 3000}))]), "--strict")
+        assert 1 == result.exit_code
+        assert f"{document['kind']}/?: nvidia.com/gpumem is left as it is: it stands in no pod" in result.stderr
+        assert "Pod/p: nvidia.com/gpumem is left" not in result.stderr
 
     def test_pods_of_nobody_and_whole_gpus_are_left_alone(self) -> None:
         for limits, said in (({"cpu": 1}, "nothing was changed"), ({"nvidia.com/gpu": 1}, "is left as it is")):

@@ -8,9 +8,10 @@ import msgspec
 
 from cotenant.cli import manifests
 from cotenant.cli.migrate.kai import KAI, ask_of, is_kais, queue
-from cotenant.cli.migrate.systems import SYSTEMS, Ask, Json, Note, Options, System, ask, wishes
+from cotenant.cli.migrate.systems import HAMI, NAMES, SYSTEMS, Ask, Json, Note, Options, System, ask, wishes
 from cotenant.contract.configuration import ConfigurationError
 
+_WHOLE = "nvidia.com/gpu"
 _WITH_QUEUES = frozenset({"volcano", "kai-scheduler"})
 
 
@@ -46,6 +47,7 @@ def migrated(documents: Iterable[Any], options: Options) -> Migrated:
             changed += touched
         if changed > before:
             notes += [(_where(one), note.sentence) for note in _leave_volcano(ours)]
+        notes += [(_where(one), note.sentence) for note in _left(ours)]
         kept.append(ours)
     return Migrated(tuple(kept), tuple(dict.fromkeys(notes)), changed)
 
@@ -108,15 +110,37 @@ def _templates(value: Any) -> Iterator[Json]:
             yield from _templates(inner)
 
 
+def _left(one: Json) -> Iterator[Note]:
+    """Tell of what another system is asked outside of pods: by a quota, or an object of which pods are made."""
+    # whole GPUs may go on under the plain name
+    names = sorted({key.removeprefix("requests.").removeprefix("limits.") for key in _keys(one)} & NAMES - {_WHOLE})
+    if names:
+        yield Note(f"{', '.join(names)} is left as it is: it stands in no pod, so see to it by hand")
+
+
+def _keys(value: Any) -> Iterator[str]:
+    """Yield the keys of a document, but for those within pods."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield str(key)
+            if not (key == "spec" and isinstance(inner, dict) and isinstance(inner.get("containers"), list)):
+                yield from _keys(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _keys(inner)
+
+
 def _containers(spec: Json) -> list[Json]:
     listed = (spec[key] for key in ("initContainers", "containers") if isinstance(spec.get(key), list))
     return [one for part in listed for one in part if isinstance(one, dict)]
 
 
-def _systems(containers: Iterable[Json]) -> list[System]:
+def _systems(containers: Iterable[Json], scheduler: object) -> list[System]:
     """List the systems that containers ask; NVIDIA's alone, since the others' pods may name its resource too."""
     named = {name for container in containers for name in _amounts(container)}
     found = [system for system in SYSTEMS if named & set(system.resources)]
+    if named & {_WHOLE} and scheduler == HAMI.scheduler and HAMI not in found:
+        found.append(HAMI)  # by this name it gives a whole GPU
     return [system for system in found if system.name != "NVIDIA"] or found
 
 
@@ -135,13 +159,14 @@ def _rewrite(template: Json, options: Options) -> tuple[list[Note], int]:
     if is_kais(_annotations(template)):
         return _rewrite_kais(template, options)
     containers = _containers(spec)
-    systems = _systems(containers)
+    systems = _systems(containers, spec.get("schedulerName"))
     if not systems:
         return [], 0
     system = systems[0]
     notes: list[Note] = []
     asks: list[Ask] = []
-    asking = [container for container in containers if set(_amounts(container)) & set(system.resources)]
+    theirs = {*system.resources, _WHOLE} if system is HAMI else {*system.resources}
+    asking = [container for container in containers if set(_amounts(container)) & theirs]
     for container in asking:
         found, said = ask(system, _amounts(container), options)
         notes += said
@@ -174,7 +199,7 @@ def _annotations(template: Json) -> dict[str, str]:
 
 def _ask_ours(container: Json, system: System, units: int, options: Options) -> None:
     resources = container["resources"] = _mapping(container.get("resources"))
-    theirs = {*system.resources, "nvidia.com/gpu"}
+    theirs = {*system.resources, _WHOLE}
     for section in ("limits", "requests"):
         if isinstance(resources.get(section), dict):
             resources[section] = {k: v for k, v in resources[section].items() if k not in theirs}
@@ -200,6 +225,10 @@ def _rewrite_pod(template: Json, system: System, asks: list[Ask], options: Optio
         yield Note(f"its containers ask for different shares of cores, {sorted(percents)}; none is kept")
     if any(one.whole for one in asks):
         kept[names.isolation] = "exclusive"
+        if not all(one.whole for one in asks):
+            yield Note(
+                "one of its containers asked a whole GPU: exclusive is the pod's wish, so each gets one for itself"
+            )
     elif options.keep_limits:
         kept[names.isolation] = "limited"
     elif any(one.limited for one in asks):

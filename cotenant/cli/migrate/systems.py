@@ -56,6 +56,14 @@ class System(msgspec.Struct, frozen=True):
 
 _OF_HAMI = ("CUDA_DEVICE_MEMORY_LIMIT", "CUDA_DEVICE_SM_LIMIT", "CUDA_TASK_PRIORITY", "GPU_CORE_UTILIZATION_POLICY")
 
+HAMI = System(
+    "HAMi",
+    ("nvidia.com/gpumem", "nvidia.com/gpumem-percentage", "nvidia.com/gpucores", "nvidia.com/priority"),
+    scheduler="hami-scheduler",
+    node_labels=("gpu",),
+    variables=_OF_HAMI,
+)
+
 SYSTEMS = (
     System(
         "gpushare",
@@ -72,24 +80,18 @@ SYSTEMS = (
         scheduler="volcano",
         variables=_OF_HAMI,  # whose library it uses
     ),
-    System(
-        "HAMi",
-        ("nvidia.com/gpumem", "nvidia.com/gpumem-percentage", "nvidia.com/gpucores", "nvidia.com/priority"),
-        scheduler="hami-scheduler",
-        node_labels=("gpu",),
-        variables=_OF_HAMI,
-    ),
+    HAMI,
     # last: HAMi's pods ask for nvidia.com/gpu as well
     System("NVIDIA", ("nvidia.com/gpu", "nvidia.com/gpu.shared")),
 )
 
 
-_NAMES = frozenset(name for system in SYSTEMS for name in system.resources)
+NAMES = frozenset(name for system in SYSTEMS for name in system.resources)
 
 
 def ask(system: System, amounts: Mapping[str, Any], options: Options) -> tuple[Ask | None, list[Note]]:
     """Say in our words what a container of *system* asked for; None, with why, where that cannot be said."""
-    asked = {name: _whole(value) for name, value in amounts.items() if name in _NAMES}
+    asked = {name: _whole(value) for name, value in amounts.items() if name in NAMES}
     whole = {name: amount for name, amount in asked.items() if amount is not None}
     if len(whole) < len(asked):
         odd = {name: amounts[name] for name in asked if name not in whole}
