@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from cotenant.cli.options import Command, examples, which_cluster
+from cotenant.cli.options import Command, examples, names_of_domain, which_cluster
 
 
 class Numbers(click.FloatRange):
@@ -250,10 +250,7 @@ def churn(**options: Any) -> None:
 
 def _live(function: Command) -> Command:
     """Add the options that say which cluster to read."""
-    domain = click.option(
-        "--domain", default="cotenant.io", show_default=True, help="Prefix of resources and annotations."
-    )
-    return which_cluster(domain(function))
+    return which_cluster(names_of_domain(function))
 
 
 def _source(function: Command) -> Command:
@@ -321,7 +318,7 @@ def plan() -> None:
 def _planning(options: dict[str, Any]) -> Any:
     from cotenant.cli.plan import Source  # noqa: PLC0415
 
-    return Source(**{name: options.pop(name) for name in ("snapshot", "kubeconfig", "context", "domain")})
+    return Source(**{name: options.pop(name) for name in ("snapshot", "kubeconfig", "context", "names")})
 
 
 @plan.command(

@@ -49,6 +49,7 @@ _CLASS = {
 def run(
     name: str,
     *,
+    names: Names,
     namespace: str,
     server: str | None,
     kubeconfig: str | None,
@@ -67,13 +68,13 @@ def run(
     except ClusterError as error:
         raise click.ClickException(error.sentence) from error
     refused = [node.node for node in told.nodes if isinstance(node.reason, Reason)]
-    futile = objection(told.fitting, told.nodes)
+    futile = objection(told.fitting, told.nodes, names)
     if futile:
         raise click.ClickException(f"{namespace}/{name}: {told.summary}; {futile}")
-    click.echo(manifests.written([_CLASS, twin(pod, refused, image=image, minutes=minutes)]), nl=False)
+    click.echo(manifests.written([_CLASS, twin(pod, refused, names, image=image, minutes=minutes)]), nl=False)
 
 
-def objection(fitting: int, nodes: Iterable[NodeVerdict]) -> str:
+def objection(fitting: int, nodes: Iterable[NodeVerdict], names: Names) -> str:
     """Say why another node like those that are there would not take the pod; "" where one would."""
     refused = [node for node in nodes if isinstance(node.reason, Reason)]
     if fitting or not refused:
@@ -82,21 +83,20 @@ def objection(fitting: int, nodes: Iterable[NodeVerdict]) -> str:
         return ""
     unlike = "another node like these would not hold it"
     if any(node.reason is Reason.TOO_LARGE for node in refused):
-        return f"{unlike}: split it over several GPUs with {Names().gpu_count}, or add GPUs that are larger"
+        return f"{unlike}: split it over several GPUs with {names.gpu_count}, or add GPUs that are larger"
     return f"{unlike}, be it empty: ask for what they have, or add nodes of another kind"
 
 
-def twin(pod: Json, refused: list[str], *, image: str, minutes: int) -> Json:
+def twin(pod: Json, refused: list[str], names: Names, *, image: str, minutes: int) -> Json:
     """Make the pod's twin: its GPU request, wishes and placing, on none of the nodes *refused*, for some *minutes*."""
-    domains = Names()
     spec, metadata = pod["spec"], pod["metadata"]
     wishes = {
         key: value
         for key, value in (metadata.get("annotations") or {}).items()
-        if key in {domains.isolation, domains.gpu_model, domains.gpu_count, domains.policy}
+        if key in {names.isolation, names.gpu_model, names.gpu_count, names.policy}
     }
     containers = [
-        {"name": one["name"], "image": image, "resources": _asked(one.get("resources") or {})}
+        {"name": one["name"], "image": image, "resources": _asked(one.get("resources") or {}, names)}
         for one in spec["containers"]
     ]
     elsewhere = {"key": _HOSTNAME, "operator": "NotIn", "values": sorted(refused)}
@@ -129,11 +129,10 @@ def twin(pod: Json, refused: list[str], *, image: str, minutes: int) -> Json:
     }
 
 
-def _asked(resources: Mapping[str, Any]) -> Json:
+def _asked(resources: Mapping[str, Any], names: Names) -> Json:
     """Give what a container asks, whether as limits or as requests alone; what admission has added is added anew."""
-    managed = Names().managed
     return {
-        kind: {name: amount for name, amount in (resources.get(kind) or {}).items() if name != managed}
+        kind: {name: amount for name, amount in (resources.get(kind) or {}).items() if name != names.managed}
         for kind in ("limits", "requests")
         if resources.get(kind)
     }

@@ -8,7 +8,7 @@ import click
 from cotenant import __version__
 from cotenant.cli.capacity import COMMANDS
 from cotenant.cli.mig import mig
-from cotenant.cli.options import HELP, Command, examples, which_extender
+from cotenant.cli.options import HELP, Command, examples, names_of_domain, which_extender
 
 _TABLE_OUTPUTS = click.Choice(["table", "wide", "json", "yaml", "csv"])
 _TEXT_OUTPUTS = click.Choice(["table", "wide", "json", "yaml"])
@@ -151,8 +151,9 @@ def explain(*, pod: str, namespace: str | None, output: str, **where: Any) -> No
 @click.option(
     "--minutes", default=30, show_default=True, type=click.IntRange(1, 10_000), help="How long its twin may run."
 )
+@names_of_domain
 @_source
-def grow(*, pod: str, namespace: str | None, image: str, minutes: int, **where: Any) -> None:
+def grow(*, pod: str, names: Any, namespace: str | None, image: str, minutes: int, **where: Any) -> None:
     """Print what has an autoscaler add a node for POD, which waits because free memory lies in pieces.
 
     The autoscaler counts sums, so it thinks that POD fits. Its twin asks the same and may run on none of the nodes
@@ -164,7 +165,7 @@ def grow(*, pod: str, namespace: str | None, image: str, minutes: int, **where: 
 
     name = pod.removeprefix("pods/").removeprefix("pod/")
     of = namespace or inspection.current_namespace(**where)
-    growing.run(name, namespace=of, image=image, minutes=minutes, **where)
+    growing.run(name, names=names, namespace=of, image=image, minutes=minutes, **where)
 
 
 @main.command(

@@ -76,6 +76,25 @@ def _namespaced(_context: click.Context, _option: click.Parameter, service: str)
     return service
 
 
+def _names(_context: click.Context, _option: click.Parameter, domain: str) -> Any:
+    from cotenant.contract.names import Names  # noqa: PLC0415
+
+    try:
+        return Names(domain)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+names_of_domain = click.option(
+    "--domain",
+    "names",
+    default="cotenant.io",
+    show_default=True,
+    callback=_names,
+    help="Prefix of resources and annotations.",
+)
+
+
 def which_extender(function: Command) -> Command:
     """Add the options that say which cluster's extender, reached through the API server's proxy."""
     service = click.option(

@@ -16,6 +16,7 @@ from cotenant.cli.simulate import read_scene, sentences
 from cotenant.cli.snapshot import complain, read_live, told
 from cotenant.cluster import ApiError, Cluster, NotFound, connect
 from cotenant.cluster.writes import evict, get_pod
+from cotenant.contract.names import Names
 from cotenant.contract.request import PodRequest, RequestError
 from cotenant.simulator import capacity, cluster, document
 from cotenant.simulator.document import Asking, NodeEntry, PodEntry
@@ -35,18 +36,18 @@ _POLL_SECONDS = 0.5
 class Source:
     """Know where the cluster is read from: a snapshot, or live."""
 
-    def __init__(self, *, snapshot: Path | None, kubeconfig: str | None, context: str | None, domain: str) -> None:
+    def __init__(self, *, snapshot: Path | None, kubeconfig: str | None, context: str | None, names: Names) -> None:
         self._snapshot = snapshot
         self._kubeconfig = kubeconfig
         self._context = context
-        self._domain = domain
+        self._names = names
 
     def scene(self) -> Scene:
         """Read the cluster."""
         if self._snapshot is not None:
             return read_scene(self._snapshot)
         with told(), self.connect() as live:
-            taken = read_live(live, self._domain)
+            taken = read_live(live, self._names)
         complain(taken)
         if not taken.document.nodes:
             raise click.ClickException("no node of this cluster has an inventory, so there is nothing to plan")
