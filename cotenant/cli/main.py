@@ -188,12 +188,14 @@ def doctor(*, output: str, service: str, context: str | None, kubeconfig: str | 
     short_help="Turn other systems' manifests into ours.",
     epilog=examples(
         "cotenant migrate deployment.yaml > ours.yaml",
-        "helm template RELEASE | cotenant migrate --gpu-memory 80GiB --strict -",
+        "helm template RELEASE | cotenant migrate --gpu-memory 79GiB --strict -",
     ),
 )
 @click.argument("files", nargs=-1, required=True, type=click.File(encoding="utf-8"))
 @click.option("--unit", default="1GiB", show_default=True, metavar="SIZE", help="What one gpu-mem is worth here.")
-@click.option("--gpu-memory", metavar="SIZE", help="Memory of the GPUs that the pods ran on, where they ask for parts.")
+@click.option(
+    "--gpu-memory", metavar="SIZE", help="What a GPU has for pods, such as 79GiB of 80 GB: where they ask parts."
+)
 @click.option("--replicas", type=click.IntRange(1), help="How many shares NVIDIA's plugin made of a GPU.")
 @click.option("--keep-limits", is_flag=True, help="Ask for isolation: limited where the other system held limits.")
 @click.option("--strict", is_flag=True, help="End with status 1 if anything is not kept.")

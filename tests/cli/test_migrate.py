@@ -23,7 +23,7 @@ from cotenant.contract.units import GIB
 from tests.docs.markdown import DOCS, blocks
 
 PAGES = sorted((DOCS / "moving-in").glob("[!i]*.md"))
-FLAGS = {"nvidia": ["--gpu-memory", "40GiB"], "kai": ["--gpu-memory", "79GiB"]}
+FLAGS = {"nvidia": ["--gpu-memory", "39GiB"], "kai": ["--gpu-memory", "79GiB"]}
 NAMES = Names()
 
 
@@ -90,6 +90,8 @@ class TestAmounts:
         pod = a_pod({"nvidia.com/gpu": 1, "nvidia.com/gpumem-percentage": 50})
         # half of 80
         assert 40 == asked(pod, "--gpu-memory", "80GiB")[0]
+        # 39.5, and two of them go on one GPU
+        assert 39 == asked(pod, "--gpu-memory", "79GiB")[0]
         result = migrate(pod, "--strict")
         assert (1, yaml.safe_load(pod)) == (result.exit_code, yaml.safe_load(result.stdout))
         assert "say with --gpu-memory" in result.stderr
@@ -157,6 +159,13 @@ class TestAmounts:
         assert 1 == result.exit_code
         assert f"{document['kind']}/?: nvidia.com/gpumem is left as it is: it stands in no pod" in result.stderr
         assert "Pod/p: nvidia.com/gpumem is left" not in result.stderr
+
+    def test_a_pod_whose_containers_ask_different_numbers_of_gpus_is_left_whole(self) -> None:
+        pod = yaml.safe_load(a_pod({"nvidia.com/gpu": 2, "nvidia.com/gpumem": 3000}))
+        pod["spec"]["containers"].append({"name": "one", "resources": {"limits": {"nvidia.com/gpumem": 3000}}})
+        result = migrate(written([pod]))
+        assert pod == yaml.safe_load(result.stdout)
+        assert "its containers ask different numbers of GPUs" in result.stderr
 
     def test_pods_of_nobody_and_whole_gpus_are_left_alone(self) -> None:
         for limits, said in (({"cpu": 1}, "nothing was changed"), ({"nvidia.com/gpu": 1}, "is left as it is")):

@@ -173,6 +173,8 @@ def _rewrite(template: Json, options: Options) -> tuple[list[Note], int]:
         if found is None:
             return notes, 0  # left whole as it is: half of a pod in our words would be worse than none
         asks.append(found)
+    if len({one.gpus for one in asks}) > 1:
+        return [Note("its containers ask different numbers of GPUs, and gpu-count is the pod's: ask by hand")], 0
     if len(systems) > 1:
         names = " and ".join(one.name for one in systems)
         return [Note(f"asks {names} in one pod: leave out what it asks of all but one")], 0
@@ -214,11 +216,9 @@ def _rewrite_pod(template: Json, system: System, asks: list[Ask], options: Optio
     before = _annotations(template)
     kept, theirs, said = wishes(before, names)
     yield from said
-    counts, percents = {one.gpus for one in asks}, {one.percent for one in asks if one.percent}
-    if counts != {1}:
-        kept[names.gpu_count] = str(max(counts))
-        if len(counts) > 1:
-            yield Note("its containers ask for different numbers of GPUs; here all of a pod's have one: see gpu-count")
+    percents = {one.percent for one in asks if one.percent}
+    if asks[0].gpus > 1:
+        kept[names.gpu_count] = str(asks[0].gpus)
     if len(percents) == 1:
         kept[names.compute_percent] = str(*percents)
     elif percents:

@@ -132,15 +132,19 @@ def _gpushare(amounts: Mapping[str, int], options: Options) -> tuple[Ask | None,
 def _sliced(count: int, amount: int, percentage: int, percent: int, options: Options) -> tuple[Ask | None, list[Note]]:
     """Read *count* virtual GPUs of *amount* bytes, or of a *percentage*; neither is the whole GPU."""
     notes = []
-    if percentage and not amount:
+    percentage = 0 if amount else percentage
+    if percentage:
         if options.gpu_bytes is None:
             return None, [Note(f"{percentage} percent of a GPU's memory: say with --gpu-memory how much that is")]
         amount = options.gpu_bytes * percentage // 100
     if not amount:
         return Ask(units=count, gpus=count, whole=True), []
-    each = _units(amount, options)
-    if each * options.unit_bytes != amount:
-        notes.append(Note(f"{format_bytes(amount)} a GPU are rounded up to {format_bytes(each * options.unit_bytes)}"))
+    # a part is rounded down: two halves of 79 GiB would not be on one GPU any more
+    each = max(1, amount // options.unit_bytes) if percentage else _units(amount, options)
+    given = each * options.unit_bytes
+    if given != amount:
+        which = "up" if given > amount else "down"
+        notes.append(Note(f"{format_bytes(amount)} a GPU are rounded {which} to {format_bytes(given)}"))
     if percent:
         notes.append(Note(f"{percent} percent of a GPU's cores: kept as a wish, enforced on GPUs under MPS only"))
     return Ask(each * count, gpus=count, percent=percent or None, limited=True), notes
