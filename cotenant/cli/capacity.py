@@ -269,7 +269,12 @@ def _asking(function: Command) -> Command:
         click.option("--cpu", callback=_amount, metavar="AMOUNT", help="CPU it asks, such as 4 or 500m."),
         click.option("--gpu-count", type=click.IntRange(1, 64), help="Over how many GPUs its units are split."),
         click.option("--gpu-mem", type=click.IntRange(1), metavar="UNITS", help="Units of GPU memory it asks."),
-        click.option("-f", "--file", type=FILE, help="A manifest instead: a Pod, Deployment, StatefulSet, Job, ..."),
+        click.option(
+            "-f",
+            "--file",
+            type=click.File(encoding="utf-8"),
+            help="A manifest instead, - for standard input: a Pod, Deployment, StatefulSet, Job, ...",
+        ),
     ):
         function = option(function)
     return function

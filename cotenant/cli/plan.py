@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import IO, Any
 
 import click
 import msgspec
@@ -74,15 +74,15 @@ class Wanted(msgspec.Struct, frozen=True):
             raise click.ClickException(f"{self.pod.name}: {error}") from error
 
 
-def wanted(*, file: Path | None, replicas: int | None, found: Scene, **asked: Any) -> Wanted | None:
+def wanted(*, file: IO[str] | None, replicas: int | None, found: Scene, **asked: Any) -> Wanted | None:
     """Read what is asked for, from a manifest or from options; None where neither asks anything."""
     if file is not None:
         if any(value is not None and value != () for value in asked.values()):
             raise click.UsageError("give either --file or what a pod asks")
         try:
-            pod, count = read_template(manifests.read(file.read_text(encoding="utf-8")), found.document)
+            pod, count = read_template(manifests.read(file.read()), found.document)
         except (OSError, ValueError) as error:
-            raise click.ClickException(f"{file}: {error}") from error
+            raise click.ClickException(f"{file.name}: {error}") from error
         return Wanted(pod, replicas if replicas is not None else count)
     if asked["gpu_mem"] is None:
         if any(value is not None and value != () for value in asked.values()):

@@ -261,6 +261,8 @@ class TestCommand:
             "the next one fits on none of 1 node:\n       1 no single GPU has the requested memory free" in done.output
         )
         assert 0 == run("fit", "--snapshot", snapshot, "-f", str(tmp_path / "web.yaml"), "--replicas", "2").exit_code
+        text = (tmp_path / "web.yaml").read_text()
+        assert done.output == CliRunner().invoke(main, ["plan", "fit", "--snapshot", snapshot, "-f", "-"], text).output
 
     def test_the_extenders_profiles_and_pools_hold_with_its_configuration(self, tmp_path: Path) -> None:
         pool = a_node("n0", 10, 10, labels={"pool": "calm"}), a_node("n1", 10, 10)
