@@ -2,13 +2,26 @@
 
 from collections.abc import Callable
 from functools import wraps
-from math import inf
+from math import inf, isnan
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from cotenant.cli.options import Command, examples, which_cluster
+from cotenant.cli.options import Command, examples, names_of_domain, which_cluster
+
+
+class Numbers(click.FloatRange):
+    """Refuse what is no number (nan) as well: it is neither less than a limit nor more."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read a number within the range."""
+        number = super().convert(value, param, ctx)
+        if isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
+
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 OUT = click.Path(dir_okay=False, writable=True, path_type=Path)
@@ -64,6 +77,12 @@ def _loads(_context: click.Context, _option: click.Parameter, text: str) -> list
     if not loads or not all(0 < load <= 1000 for load in loads):  # noqa: PLR2004
         raise click.BadParameter(f"expected percents such as 70,80,90, not {text!r}")
     return list(dict.fromkeys(loads))
+
+
+def _either(trace: Path | None, *csv: Path | None) -> None:
+    """Refuse both kinds of trace at once, and less than one."""
+    if any(csv) if trace is not None else None in csv:
+        raise click.UsageError("give either --nodes and --pods, or --trace")
 
 
 def _policy(function: Command) -> Command:
@@ -125,7 +144,7 @@ def _sweeping(function: Command) -> Command:
 @click.option("--sequence", type=FILE, help="The order of arrival, and of nodes that are equal; else drawn by --seed.")
 @_policy
 @click.option("--seed", default=1, show_default=True, type=int, help="Of the order in which pods arrive.")
-@click.option("--ratio", default=1.3, show_default=True, type=click.FloatRange(0, 10), help="Load, in clusters.")
+@click.option("--ratio", default=1.3, show_default=True, type=Numbers(0, 10), help="Load, in clusters.")
 @click.option("--sample", is_flag=True, help="Show the policy only the nodes that kube-scheduler would.")
 @click.option("--afresh", is_flag=True, help="With --trace: place pods anew that have a place.")
 @click.option("--learn", is_flag=True, help="With --trace: learn the mix of pods as the extender does.")
@@ -141,9 +160,8 @@ def simulate(**options: Any) -> None:
     """
     from cotenant.cli import simulate as simulation  # noqa: PLC0415
 
-    csv, trace = (options["nodes"], options["pods"]), options.pop("trace")
-    if any(csv) if trace is not None else None in csv:
-        raise click.UsageError("give either --nodes and --pods, or --trace")
+    trace = options.pop("trace")
+    _either(trace, options["nodes"], options["pods"])
     if trace is None:
         for name in ("afresh", "learn"):
             if options.pop(name):
@@ -153,9 +171,11 @@ def simulate(**options: Any) -> None:
             raise click.UsageError("policies by profile and node pool go with --trace: these files name neither")
         simulation.run(policy=choices.default, **options)
         return
+    given = click.get_current_context().get_parameter_source
     for name in ("nodes", "pods", "sequence", "ratio"):
-        if options.pop(name) and name == "sequence":
-            raise click.UsageError("--sequence goes with --nodes and --pods")
+        options.pop(name)
+        if given(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name} goes with --nodes and --pods")
     simulation.run_trace(trace=trace, **options)
 
 
@@ -171,7 +191,7 @@ def simulate(**options: Any) -> None:
     help="Folder of <trace>_<seed>.txt, the orders of arrival; else drawn.",
 )
 @_policies
-@click.option("--ratio", default=1.3, show_default=True, type=click.FloatRange(0, 10), help="Load, in clusters.")
+@click.option("--ratio", default=1.3, show_default=True, type=Numbers(0, 10), help="Load, in clusters.")
 @click.option("--sample", is_flag=True, help="Show policies only the nodes that kube-scheduler would.")
 @_picture("--latency", "Draw how long choosing a node took")
 @_picture("--strips", "Draw every GPU under each policy")
@@ -197,7 +217,7 @@ def sweep(**options: Any) -> None:
 )
 @_policies
 @click.option("--loads", default="70,80,90,100,110", show_default=True, callback=_loads, help="Percents of the GPUs.")
-@click.option("--hours", default=48.0, show_default=True, type=click.FloatRange(0.1, 10_000), help="How long to play.")
+@click.option("--hours", default=48.0, show_default=True, type=Numbers(0.1, 10_000), help="How long to play.")
 @click.option(
     "--every",
     default=1,
@@ -206,7 +226,7 @@ def sweep(**options: Any) -> None:
     help="Keep one of so many nodes of each kind.",
 )
 @click.option("--together", is_flag=True, help="A pod drawn lives as long as it did in the trace, not as another did.")
-@click.option("--longest", default=inf, type=click.FloatRange(0.01), metavar="HOURS", help="Have no pod live longer.")
+@click.option("--longest", default=inf, type=Numbers(0.01), metavar="HOURS", help="Have no pod live longer.")
 @click.option(
     "--drift", type=FILE, help="CSV of pods that take the place of --pods bit by bit, all of them in the end."
 )
@@ -230,10 +250,7 @@ def churn(**options: Any) -> None:
 
 def _live(function: Command) -> Command:
     """Add the options that say which cluster to read."""
-    domain = click.option(
-        "--domain", default="cotenant.io", show_default=True, help="Prefix of resources and annotations."
-    )
-    return which_cluster(domain(function))
+    return which_cluster(names_of_domain(function))
 
 
 def _source(function: Command) -> Command:
@@ -252,7 +269,12 @@ def _asking(function: Command) -> Command:
         click.option("--cpu", callback=_amount, metavar="AMOUNT", help="CPU it asks, such as 4 or 500m."),
         click.option("--gpu-count", type=click.IntRange(1, 64), help="Over how many GPUs its units are split."),
         click.option("--gpu-mem", type=click.IntRange(1), metavar="UNITS", help="Units of GPU memory it asks."),
-        click.option("-f", "--file", type=FILE, help="A manifest instead: a Pod, Deployment, StatefulSet, Job, ..."),
+        click.option(
+            "-f",
+            "--file",
+            type=click.File(encoding="utf-8"),
+            help="A manifest instead, - for standard input: a Pod, Deployment, StatefulSet, Job, ...",
+        ),
     ):
         function = option(function)
     return function
@@ -301,7 +323,7 @@ def plan() -> None:
 def _planning(options: dict[str, Any]) -> Any:
     from cotenant.cli.plan import Source  # noqa: PLC0415
 
-    return Source(**{name: options.pop(name) for name in ("snapshot", "kubeconfig", "context", "domain")})
+    return Source(**{name: options.pop(name) for name in ("snapshot", "kubeconfig", "context", "names")})
 
 
 @plan.command(
@@ -350,9 +372,7 @@ def plan_largest(**options: Any) -> None:
 @click.option("--most", default=10, show_default=True, type=click.IntRange(1, 10_000), help="At most so many moves.")
 @click.option("--priority", default=0, show_default=True, type=int, help="Move no pod of a higher priority.")
 @click.option("--apply", is_flag=True, help="Evict the pods, one after the other; stop at the first refusal.")
-@click.option(
-    "--patience", default=300.0, show_default=True, type=click.FloatRange(0), help="Seconds for an evicted pod to go."
-)
+@click.option("--patience", default=300.0, show_default=True, type=Numbers(0), help="Seconds for an evicted pod to go.")
 @_policy
 @_output
 def plan_moves(**options: Any) -> None:
@@ -376,7 +396,7 @@ def plan_moves(**options: Any) -> None:
 @click.option("--pods", "pods_csv", type=FILE, help=_PODS)
 @click.option("--like", required=True, metavar="NAME", help="A node of the trace: how many of its kind are needed?")
 @_policy
-@click.option("--wait", default=0.0, show_default=True, type=click.FloatRange(0), help="Seconds a pod may wait.")
+@click.option("--wait", default=0.0, show_default=True, type=Numbers(0), help="Seconds a pod may wait.")
 @click.option("--most", default=10_000, show_default=True, type=click.IntRange(1, 100_000), help="Try no more nodes.")
 @click.option("--seed", default=1, show_default=True, type=int, help="Of the order of pods without times.")
 @_output
@@ -384,7 +404,9 @@ def plan_nodes(**options: Any) -> None:
     """Say how many nodes of one kind a trace needs. Pods of a CSV trace all come, and none leaves."""
     from cotenant.cli import plan as planning  # noqa: PLC0415
 
-    planning.nodes(**options)
+    csv = options.pop("nodes_csv"), options.pop("pods_csv")
+    _either(options["trace"], *csv)
+    planning.nodes(csv=csv, **options)
 
 
 COMMANDS = (simulate, sweep, churn, snapshot, plan)

@@ -10,10 +10,9 @@ from urllib.parse import quote
 
 import click
 import msgspec
-import yaml
 
-from cotenant.cli import inspection
-from cotenant.cluster import ApiError, ClusterError, connect
+from cotenant.cli import inspection, manifests
+from cotenant.cluster import ClusterError, connect
 from cotenant.contract.names import Names
 from cotenant.contract.reasons import Reason
 from extender.inspect.explain import NodeVerdict
@@ -50,9 +49,10 @@ _CLASS = {
 def run(
     name: str,
     *,
+    names: Names,
     namespace: str,
     server: str | None,
-    kubeconfig: str,
+    kubeconfig: str | None,
     context: str | None,
     service: str,
     image: str,
@@ -66,17 +66,15 @@ def run(
             path = f"/api/v1/namespaces/{quote(namespace, safe='')}/pods/{quote(name, safe='')}"
             pod = msgspec.json.decode(cluster.get(path, timeout=_TIMEOUT_SECONDS).body)
     except ClusterError as error:
-        raise click.ClickException(error.message if isinstance(error, ApiError) else str(error)) from error
+        raise click.ClickException(error.sentence) from error
     refused = [node.node for node in told.nodes if isinstance(node.reason, Reason)]
-    futile = objection(told.fitting, told.nodes)
+    futile = objection(told.fitting, told.nodes, names)
     if futile:
         raise click.ClickException(f"{namespace}/{name}: {told.summary}; {futile}")
-    click.echo(
-        yaml.safe_dump_all([_CLASS, twin(pod, refused, image=image, minutes=minutes)], sort_keys=False), nl=False
-    )
+    click.echo(manifests.written([_CLASS, twin(pod, refused, names, image=image, minutes=minutes)]), nl=False)
 
 
-def objection(fitting: int, nodes: Iterable[NodeVerdict]) -> str:
+def objection(fitting: int, nodes: Iterable[NodeVerdict], names: Names) -> str:
     """Say why another node like those that are there would not take the pod; "" where one would."""
     refused = [node for node in nodes if isinstance(node.reason, Reason)]
     if fitting or not refused:
@@ -85,21 +83,20 @@ def objection(fitting: int, nodes: Iterable[NodeVerdict]) -> str:
         return ""
     unlike = "another node like these would not hold it"
     if any(node.reason is Reason.TOO_LARGE for node in refused):
-        return f"{unlike}: split it over several GPUs with {Names().gpu_count}, or add GPUs that are larger"
+        return f"{unlike}: split it over several GPUs with {names.gpu_count}, or add GPUs that are larger"
     return f"{unlike}, be it empty: ask for what they have, or add nodes of another kind"
 
 
-def twin(pod: Json, refused: list[str], *, image: str, minutes: int) -> Json:
+def twin(pod: Json, refused: list[str], names: Names, *, image: str, minutes: int) -> Json:
     """Make the pod's twin: its GPU request, wishes and placing, on none of the nodes *refused*, for some *minutes*."""
-    domains = Names()
     spec, metadata = pod["spec"], pod["metadata"]
     wishes = {
         key: value
         for key, value in (metadata.get("annotations") or {}).items()
-        if key in {domains.isolation, domains.gpu_model, domains.gpu_count, domains.policy}
+        if key in {names.isolation, names.gpu_model, names.gpu_count, names.policy}
     }
     containers = [
-        {"name": one["name"], "image": image, "resources": _asked(one.get("resources") or {})}
+        {"name": one["name"], "image": image, "resources": _asked(one.get("resources") or {}, names)}
         for one in spec["containers"]
     ]
     elsewhere = {"key": _HOSTNAME, "operator": "NotIn", "values": sorted(refused)}
@@ -132,11 +129,10 @@ def twin(pod: Json, refused: list[str], *, image: str, minutes: int) -> Json:
     }
 
 
-def _asked(resources: Mapping[str, Any]) -> Json:
+def _asked(resources: Mapping[str, Any], names: Names) -> Json:
     """Give what a container asks, whether as limits or as requests alone; what admission has added is added anew."""
-    managed = Names().managed
     return {
-        kind: {name: amount for name, amount in (resources.get(kind) or {}).items() if name != managed}
+        kind: {name: amount for name, amount in (resources.get(kind) or {}).items() if name != names.managed}
         for kind in ("limits", "requests")
         if resources.get(kind)
     }

@@ -1,5 +1,6 @@
 """`cotenant inspect` and `cotenant explain`: ask a running extender, and print what it says."""
 
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -8,8 +9,8 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import click
 import msgspec
-import yaml
 
+from cotenant.cli import manifests
 from cotenant.cluster import ApiError, ClusterError, Unreachable, connect, namespace_of
 from cotenant.cluster.errors import error_of
 from extender.inspect.rows import MixPage, NamespacePage, NodePage, PodExplanation, PodPage
@@ -28,6 +29,15 @@ from extender.inspect.tables import (
 # The most that the extender gives at a time; all pages are asked for, one after the other.
 PAGE = 1000
 _TIMEOUT_SECONDS = 30.0
+
+# Said by the API server where it cannot hand a request on (K/pkg/registry/core/service/storage; apimachinery).
+_OF_THE_PROXY = {
+    re.compile("^services .* not found"): "name it by --service where Cotenant was installed under another name",
+    re.compile("^services .* is forbidden"): "the Role cotenant-viewer of namespace {} allows it",
+    re.compile("^(no endpoints available for|error trying to reach) service"): (
+        "the extender does not run, or is not ready; see kubectl -n {} get pods, and cotenant doctor"
+    ),
+}
 
 T = TypeVar("T")
 Page = TypeVar("Page", NodePage, PodPage, NamespacePage, PodExplanation)
@@ -59,12 +69,21 @@ def by_url(server: str) -> Ask:
     return ask
 
 
-def by_proxy(kubeconfig: str, context: str | None, service: str) -> Ask:
+def by_proxy(kubeconfig: str | None, context: str | None, service: str) -> Ask:
     """Ask through the API server's proxy to a Service, with the user's own rights."""
     namespace, _, name = service.partition("/")
     cluster = connect(kubeconfig, context=context, pool_size=1)
     root = f"/api/v1/namespaces/{quote(namespace, safe='')}/services/{quote(name, safe=':')}/proxy/v1"
-    return lambda path, query: cluster.get(f"{root}/{path}", query=query, timeout=_TIMEOUT_SECONDS).body
+
+    def ask(path: str, query: dict[str, str]) -> bytes:
+        try:
+            return cluster.get(f"{root}/{path}", query=query, timeout=_TIMEOUT_SECONDS).body
+        except ApiError as error:
+            # what the extender itself answers is left as it is
+            advice = next((advice for said, advice in _OF_THE_PROXY.items() if said.search(error.message)), "")
+            raise (Unreachable(f"{error.message}: {advice.format(namespace)}") if advice else error) from error
+
+    return ask
 
 
 def nodes(ask: Ask, output: str, query: dict[str, str]) -> str:
@@ -136,21 +155,21 @@ def _document(value: object, output: str) -> str:
     if output == "json":
         return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"
     if output == "yaml":
-        return yaml.safe_dump(msgspec.to_builtins(value), sort_keys=False, allow_unicode=True)
+        return manifests.written([msgspec.to_builtins(value)])
     return ""
 
 
-def current_namespace(*, kubeconfig: str, context: str | None, **_: str | None) -> str:
+def current_namespace(*, kubeconfig: str | None, context: str | None, **_: str | None) -> str:
     """Name the namespace that kubectl would take."""
     return namespace_of(kubeconfig, context=context)
 
 
 def answer(
-    make: Callable[[Ask], str], *, server: str | None, kubeconfig: str, context: str | None, service: str
+    make: Callable[[Ask], str], *, server: str | None, kubeconfig: str | None, context: str | None, service: str
 ) -> None:
     """Ask where the options say and print the answer; end with status 1 and a sentence where none comes."""
     try:
         ask = by_url(server) if server else by_proxy(kubeconfig, context, service)
         click.echo(make(ask), nl=False)
     except ClusterError as error:
-        raise click.ClickException(error.message if isinstance(error, ApiError) else str(error)) from error
+        raise click.ClickException(error.sentence) from error

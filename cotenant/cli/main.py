@@ -8,7 +8,7 @@ import click
 from cotenant import __version__
 from cotenant.cli.capacity import COMMANDS
 from cotenant.cli.mig import mig
-from cotenant.cli.options import HELP, Command, examples, which_extender
+from cotenant.cli.options import HELP, Command, examples, names_of_domain, which_extender
 
 _TABLE_OUTPUTS = click.Choice(["table", "wide", "json", "yaml", "csv"])
 _TEXT_OUTPUTS = click.Choice(["table", "wide", "json", "yaml"])
@@ -88,17 +88,18 @@ def inspect_nodes(*, output: str, query: str, everything: bool, **where: Any) ->
 @inspect.command(
     "pods",
     short_help="Show every pod: where it is, or why it waits.",
-    epilog=examples("cotenant inspect pods -n team-a", "cotenant inspect pods -o json"),
+    epilog=examples("cotenant inspect pods --state waiting", "cotenant inspect pods -n team-a -o json"),
 )
 @click.option("-o", "--output", type=_TABLE_OUTPUTS, default="table", help="How to print; csv has plain bytes.")
 @click.option("-n", "--namespace", default="", metavar="NAME", help="Only pods of this namespace; else of all.")
+@click.option("--state", type=click.Choice(["waiting", "binding", "bound", "ungranted"]), help="Only pods that are so.")
 @click.option("--filter", "query", default="", metavar="TEXT", help="Only pods whose name or node has it.")
 @_source
-def inspect_pods(*, output: str, namespace: str, query: str, **where: Any) -> None:
+def inspect_pods(*, output: str, namespace: str, state: str | None, query: str, **where: Any) -> None:
     """Show every pod that asks for GPU memory: where it is and what it holds, or why it waits."""
     from cotenant.cli import inspection  # noqa: PLC0415 - the Kubernetes client takes a second to import
 
-    asked = {"filter": query, "namespace": namespace}
+    asked = {"filter": query, "namespace": namespace, "state": state or "all"}
     inspection.answer(lambda ask: inspection.pods(ask, output, asked), **where)
 
 
@@ -150,8 +151,9 @@ def explain(*, pod: str, namespace: str | None, output: str, **where: Any) -> No
 @click.option(
     "--minutes", default=30, show_default=True, type=click.IntRange(1, 10_000), help="How long its twin may run."
 )
+@names_of_domain
 @_source
-def grow(*, pod: str, namespace: str | None, image: str, minutes: int, **where: Any) -> None:
+def grow(*, pod: str, names: Any, namespace: str | None, image: str, minutes: int, **where: Any) -> None:
     """Print what has an autoscaler add a node for POD, which waits because free memory lies in pieces.
 
     The autoscaler counts sums, so it thinks that POD fits. Its twin asks the same and may run on none of the nodes
@@ -163,7 +165,7 @@ def grow(*, pod: str, namespace: str | None, image: str, minutes: int, **where: 
 
     name = pod.removeprefix("pods/").removeprefix("pod/")
     of = namespace or inspection.current_namespace(**where)
-    growing.run(name, namespace=of, image=image, minutes=minutes, **where)
+    growing.run(name, names=names, namespace=of, image=image, minutes=minutes, **where)
 
 
 @main.command(
@@ -172,7 +174,7 @@ def grow(*, pod: str, namespace: str | None, image: str, minutes: int, **where: 
 )
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", help="How to print.")
 @which_extender
-def doctor(*, output: str, service: str, context: str | None, kubeconfig: str) -> None:
+def doctor(*, output: str, service: str, context: str | None, kubeconfig: str | None) -> None:
     """Check how a cluster is wired: scheduler, extender, admission, nodes, plugins, pods. Says what to do.
 
     Only reads. Ends with status 1 if something is broken.
@@ -186,12 +188,14 @@ def doctor(*, output: str, service: str, context: str | None, kubeconfig: str) -
     short_help="Turn other systems' manifests into ours.",
     epilog=examples(
         "cotenant migrate deployment.yaml > ours.yaml",
-        "helm template RELEASE | cotenant migrate --gpu-memory 80GiB --strict -",
+        "helm template RELEASE | cotenant migrate --gpu-memory 79GiB --strict -",
     ),
 )
 @click.argument("files", nargs=-1, required=True, type=click.File(encoding="utf-8"))
 @click.option("--unit", default="1GiB", show_default=True, metavar="SIZE", help="What one gpu-mem is worth here.")
-@click.option("--gpu-memory", metavar="SIZE", help="Memory of the GPUs that the pods ran on, where they ask for parts.")
+@click.option(
+    "--gpu-memory", metavar="SIZE", help="What a GPU has for pods, such as 79GiB of 80 GB: where they ask parts."
+)
 @click.option("--replicas", type=click.IntRange(1), help="How many shares NVIDIA's plugin made of a GPU.")
 @click.option("--keep-limits", is_flag=True, help="Ask for isolation: limited where the other system held limits.")
 @click.option("--strict", is_flag=True, help="End with status 1 if anything is not kept.")
@@ -210,7 +214,9 @@ def migrate(
     """
     from cotenant.cli.migrate import command  # noqa: PLC0415 - YAML takes a while to import
 
-    texts = command.read(files)
+    documents = command.read(files)
     sys.exit(
-        command.run(texts, unit=unit, gpu_memory=gpu_memory, replicas=replicas, keep_limits=keep_limits, strict=strict)
+        command.run(
+            documents, unit=unit, gpu_memory=gpu_memory, replicas=replicas, keep_limits=keep_limits, strict=strict
+        )
     )

@@ -1,7 +1,11 @@
 """Options that several commands have: which cluster, and which extender in it."""
 
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, MutableMapping
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -10,6 +14,8 @@ Command = Callable[..., None]
 # As manifests/second-scheduler and manifests/attached name it.
 SERVICE = "cotenant-system/http:cotenant-extender:serve"
 
+
+_OWN_KUBECONFIG = "~/.kube/config"
 
 # of a command or a group, and so of all below it
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -20,21 +26,47 @@ def examples(*lines: str) -> str:
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
+def _warned(_logger: Any, level: str, line: MutableMapping[str, Any]) -> str:
+    """Make a sentence of a warning, and nothing of what is only said to be looked up later."""
+    import structlog  # noqa: PLC0415
+
+    if level not in {"warning", "error", "critical"}:
+        raise structlog.DropEvent
+    more = ", ".join(str(value) for key, value in line.items() if key != "event")
+    return f"{level}: {line['event']}" + (f" ({more})" if more else "")
+
+
+def _ours_in_a_pod(_context: click.Context, _option: click.Parameter, kubeconfig: str) -> str | None:
+    """Name no file in a pod that has none: it is somebody by its service account, to kubectl too."""
+    missing = kubeconfig == _OWN_KUBECONFIG and not Path(kubeconfig).expanduser().exists()
+    return None if missing and os.environ.get("KUBERNETES_SERVICE_HOST") else kubeconfig
+
+
 def which_cluster(function: Command) -> Command:
-    """Add the options that say which cluster, and as whom."""
+    """Add the options that say which cluster, and as whom; what the client logs stays off standard output."""
+
+    @wraps(function)
+    def logging(**options: Any) -> None:
+        import structlog  # noqa: PLC0415 - a third of a second, which the commands without a cluster do not need
+
+        # asked for at each line, as tests have another one by then
+        structlog.configure(processors=[_warned], logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
+        function(**options)
+
     for option in (
         click.option("--context", metavar="NAME", help="A context of the kubeconfig instead of the current one."),
         click.option(
             "--kubeconfig",
             envvar="KUBECONFIG",
-            default=str(Path("~/.kube/config")),
+            default=_OWN_KUBECONFIG,
             show_default=True,
+            callback=_ours_in_a_pod,
             metavar="FILE",
             help="Which cluster, and as whom.",
         ),
     ):
-        function = option(function)
-    return function
+        logging = option(logging)
+    return logging
 
 
 def _namespaced(_context: click.Context, _option: click.Parameter, service: str) -> str:
@@ -42,6 +74,25 @@ def _namespaced(_context: click.Context, _option: click.Parameter, service: str)
     if not namespace or not name or "/" in name:
         raise click.BadParameter(f"expected NAMESPACE/SCHEME:NAME:PORT, such as {SERVICE}, not {service!r}")
     return service
+
+
+def _names(_context: click.Context, _option: click.Parameter, domain: str) -> Any:
+    from cotenant.contract.names import Names  # noqa: PLC0415
+
+    try:
+        return Names(domain)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+names_of_domain = click.option(
+    "--domain",
+    "names",
+    default="cotenant.io",
+    show_default=True,
+    callback=_names,
+    help="Prefix of resources and annotations.",
+)
 
 
 def which_extender(function: Command) -> Command:

@@ -5,17 +5,18 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import IO, Any
 
 import click
 import msgspec
-import yaml
 
+from cotenant.cli import manifests
 from cotenant.cli.plan_tables import fit_table, largest_table, moves_table, needed_table
 from cotenant.cli.simulate import read_scene, sentences
 from cotenant.cli.snapshot import complain, read_live, told
 from cotenant.cluster import ApiError, Cluster, NotFound, connect
 from cotenant.cluster.writes import evict, get_pod
+from cotenant.contract.names import Names
 from cotenant.contract.request import PodRequest, RequestError
 from cotenant.simulator import capacity, cluster, document
 from cotenant.simulator.document import Asking, NodeEntry, PodEntry
@@ -35,18 +36,18 @@ _POLL_SECONDS = 0.5
 class Source:
     """Know where the cluster is read from: a snapshot, or live."""
 
-    def __init__(self, *, snapshot: Path | None, kubeconfig: str, context: str | None, domain: str) -> None:
+    def __init__(self, *, snapshot: Path | None, kubeconfig: str | None, context: str | None, names: Names) -> None:
         self._snapshot = snapshot
-        self._kubeconfig = str(Path(kubeconfig).expanduser())
+        self._kubeconfig = kubeconfig
         self._context = context
-        self._domain = domain
+        self._names = names
 
     def scene(self) -> Scene:
         """Read the cluster."""
         if self._snapshot is not None:
             return read_scene(self._snapshot)
         with told(), self.connect() as live:
-            taken = read_live(live, self._domain)
+            taken = read_live(live, self._names)
         complain(taken)
         if not taken.document.nodes:
             raise click.ClickException("no node of this cluster has an inventory, so there is nothing to plan")
@@ -73,18 +74,15 @@ class Wanted(msgspec.Struct, frozen=True):
             raise click.ClickException(f"{self.pod.name}: {error}") from error
 
 
-def wanted(*, file: Path | None, replicas: int | None, found: Scene, **asked: Any) -> Wanted | None:
+def wanted(*, file: IO[str] | None, replicas: int | None, found: Scene, **asked: Any) -> Wanted | None:
     """Read what is asked for, from a manifest or from options; None where neither asks anything."""
     if file is not None:
         if any(value is not None and value != () for value in asked.values()):
             raise click.UsageError("give either --file or what a pod asks")
         try:
-            objects = [one for one in yaml.safe_load_all(file.read_text(encoding="utf-8")) if one is not None]
-            pod, count = read_template(objects, found.document)
-        except yaml.YAMLError as error:
-            raise click.ClickException(f"{file}: is not valid YAML: {' '.join(str(error).split())}") from error
+            pod, count = read_template(manifests.read(file.read()), found.document)
         except (OSError, ValueError) as error:
-            raise click.ClickException(f"{file}: {error}") from error
+            raise click.ClickException(f"{file.name}: {error}") from error
         return Wanted(pod, replicas if replicas is not None else count)
     if asked["gpu_mem"] is None:
         if any(value is not None and value != () for value in asked.values()):
@@ -192,8 +190,7 @@ def _gone(live: Cluster, move: Move) -> bool:
 def nodes(
     *,
     trace: Path | None,
-    nodes_csv: Path | None,
-    pods_csv: Path | None,
+    csv: tuple[Path, Path],
     like: str,
     choices: Choices,
     wait: float,
@@ -202,7 +199,7 @@ def nodes(
     output: str,
 ) -> None:
     """Say how many nodes of a kind a trace needs."""
-    jobs, mix, make_ledger = _from_trace(trace, like) if trace else _from_csv(nodes_csv, pods_csv, like, seed)
+    jobs, mix, make_ledger = _from_trace(trace, like) if trace else _from_csv(*csv, like, seed)
 
     def scheduler(count: int) -> Scheduler:
         names = [f"{like}-{n:06}" for n in range(count)]
@@ -247,9 +244,7 @@ def _copy(node: NodeEntry, name: str, unit_bytes: int) -> NodeEntry:
     )
 
 
-def _from_csv(nodes_csv: Path | None, pods_csv: Path | None, like: str, seed: int) -> tuple[list[Job], Mix, Any]:
-    if nodes_csv is None or pods_csv is None:
-        raise click.UsageError("give either --nodes and --pods, or --trace")
+def _from_csv(nodes_csv: Path, pods_csv: Path, like: str, seed: int) -> tuple[list[Job], Mix, Any]:
     with sentences():
         found = read_nodes(nodes_csv)
         pods = read_pods(pods_csv, found)

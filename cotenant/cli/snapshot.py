@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from cotenant.cli.simulate import check_folders, sentences
-from cotenant.cluster import ApiError, Cluster, ClusterError, connect
+from cotenant.cluster import Cluster, ClusterError, connect
 from cotenant.cluster.listing import every
 from cotenant.contract import inventory as inventories
 from cotenant.contract.names import Names
@@ -19,11 +19,11 @@ from cotenant.simulator import document
 from cotenant.simulator.snapshot import Taken, take
 
 
-def snapshot(*, kubeconfig: str, context: str | None, domain: str, out: Path) -> None:
+def snapshot(*, kubeconfig: str | None, context: str | None, names: Names, out: Path) -> None:
     """Write what a live cluster has and holds."""
     check_folders(out)
-    with told(), connect(str(Path(kubeconfig).expanduser()), context=context, pool_size=1) as live:
-        taken = read_live(live, domain)
+    with told(), connect(kubeconfig, context=context, pool_size=1) as live:
+        taken = read_live(live, names)
         document.write(taken.document, out)
     complain(taken)
     found = taken.document
@@ -48,15 +48,11 @@ def told() -> Iterator[None]:
         try:
             yield
         except ClusterError as error:
-            raise click.ClickException(error.message if isinstance(error, ApiError) else str(error)) from error
+            raise click.ClickException(error.sentence) from error
 
 
-def read_live(live: Cluster, domain: str) -> Taken:
-    """Read a live cluster; raise ClusterError, and click.BadParameter for a domain that is none."""
-    try:
-        names = Names(domain)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--domain") from error
+def read_live(live: Cluster, names: Names) -> Taken:
+    """Read a live cluster; raise ClusterError."""
     nodes = [bytes(raw) for raw in every(live, "/api/v1/nodes")]
     return take(
         nodes,

@@ -12,20 +12,16 @@ import os
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 from urllib.parse import urlencode, urlsplit
 
 import structlog
 import urllib3
+import yaml
 from kubernetes.client import ApiClient, Configuration
-from kubernetes.config import (
-    ConfigException,
-    list_kube_config_contexts,
-    load_incluster_config,
-    load_kube_config,
-)
+from kubernetes.config import ConfigException, load_incluster_config, load_kube_config
 from urllib3.exceptions import (
     ConnectTimeoutError,
     HTTPError,
@@ -48,6 +44,7 @@ JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC_MERGE_PATCH = "application/strategic-merge-patch+json"
 
+_POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _CONNECT_TIMEOUT_SECONDS = 5.0
 _FIRST_ERROR = 400
 # The client looks through the environment for proxies whenever it is asked for the token of a kubeconfig file: 0.06 ms.
@@ -70,20 +67,23 @@ class Reply(NamedTuple):
 def connect(kubeconfig: str | None = None, *, context: str | None = None, pool_size: int = 16) -> "Cluster":
     """Find the API server and the credentials for it; send nothing yet.
 
-    *kubeconfig* is a file, and *context* one of its contexts instead of the current one; None means the service account
-    of the pod that we run in. The user's own ~/.kube/config is never fallen back to: a daemon started in the wrong
-    place would act on whatever cluster was last looked at. *pool_size* is the number of idle connections kept; more are
-    opened when more threads ask at once.
+    *kubeconfig* is a file, or several as $KUBECONFIG may have them, and *context* one of its contexts instead of the
+    current one; None means the service account of the pod that we run in. The user's own ~/.kube/config is never fallen
+    back to: a daemon started in the wrong place would act on whatever cluster was last looked at. *pool_size* is the
+    number of idle connections kept; more are opened when more threads ask at once.
 
     Raises:
         NoCluster: with a sentence that names what is missing.
 
     """
     if kubeconfig is not None:
-        path = Path(kubeconfig).expanduser()
-        if not path.is_file():
-            raise NoCluster(f"the kubeconfig file {path} does not exist: name one with --kubeconfig; a pod needs none")
-        return Cluster(_FromFile(path, context, pool_size))
+        files = _files(kubeconfig)
+        if not files:
+            raise NoCluster(
+                f"the kubeconfig file {kubeconfig} does not exist, or is no file: name one with --kubeconfig;"
+                " a pod needs none"
+            )
+        return Cluster(_FromFile(files, context, pool_size))
     if not os.environ.get("KUBERNETES_SERVICE_HOST"):
         raise NoCluster(
             "no API server is known: no kubeconfig file was given, and KUBERNETES_SERVICE_HOST is not set, so this is"
@@ -92,16 +92,32 @@ def connect(kubeconfig: str | None = None, *, context: str | None = None, pool_s
     return Cluster(_FromPod(pool_size))
 
 
-def namespace_of(kubeconfig: str, *, context: str | None = None) -> str:
-    """Name the namespace that a kubeconfig's context is for, as kubectl takes it; "default" where none is said."""
+def namespace_of(kubeconfig: str | None, *, context: str | None = None) -> str:
+    """Name the namespace that a kubeconfig's context, or our pod, is for, as kubectl takes it; else "default"."""
     try:
-        contexts, current = list_kube_config_contexts(  # type: ignore[no-untyped-call]
-            str(Path(kubeconfig).expanduser())
-        )
-        asked = current if context is None else next(one for one in contexts if one["name"] == context)
-        return str(asked["context"].get("namespace") or "default")
+        if kubeconfig is None:
+            return _POD_NAMESPACE.read_text().strip()
+        current, namespaces = _contexts(_files(kubeconfig))
+        return namespaces[context or current] or "default"
     except Exception:  # noqa: BLE001 - it indexes whatever the file holds; who connects with that is told
         return "default"
+
+
+def _files(kubeconfig: str) -> list[str]:
+    """List the files that are named and there; kubectl too looks over the others."""
+    named = (Path(one).expanduser() for one in kubeconfig.split(os.pathsep) if one)
+    return [str(path) for path in named if path.is_file()]
+
+
+def _contexts(files: Iterable[str]) -> tuple[str, dict[str, str]]:
+    """Read the current context, and each one's namespace; of several files the first that says something counts."""
+    current, namespaces = "", dict[str, str]()
+    for file in files:
+        found = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+        current = current or found.get("current-context") or ""
+        for one in found.get("contexts") or ():
+            namespaces.setdefault(one["name"], one["context"].get("namespace") or "")
+    return current, namespaces
 
 
 class _Source:
@@ -129,17 +145,19 @@ class _Source:
 
 
 class _FromFile(_Source):
-    def __init__(self, path: Path, context: str | None, pool_size: int) -> None:
+    def __init__(self, files: list[str], context: str | None, pool_size: int) -> None:
         super().__init__(pool_size)
-        self._path = path
+        self._files = files
         self._context = context
 
     def __str__(self) -> str:
-        return f"the kubeconfig file {self._path}"
+        return f"the kubeconfig file {os.pathsep.join(self._files)}"
 
     def read_into(self, configuration: Any) -> None:
+        # of several files the client takes the last one's current context, kubectl the first's: another cluster
+        context = self._context or (_contexts(self._files)[0] if len(self._files) > 1 else None)
         load_kube_config(  # type: ignore[no-untyped-call]
-            str(self._path), context=self._context, client_configuration=configuration, persist_config=False
+            os.pathsep.join(self._files), context=context, client_configuration=configuration, persist_config=False
         )
         if not configuration.api_key and not configuration.cert_file:
             # An exec plugin that fails is only logged by the client, which then goes on without credentials.

@@ -19,6 +19,11 @@ class ClusterError(Exception):
 
     outcome_unknown: bool = False
 
+    @property
+    def sentence(self) -> str:
+        """Say what happened to a person, without the status of HTTP."""
+        return str(self)
+
 
 class Unreachable(ClusterError):
     """Be raised when no answer came: no connection, a timeout, or a connection lost on the way."""
@@ -54,9 +59,19 @@ class ApiError(ClusterError):
     def __str__(self) -> str:
         return f"{self.message} ({self.status} {self.reason})"
 
+    @property
+    def sentence(self) -> str:
+        """Give the server's own."""
+        return self.message
+
 
 class Unauthorized(ApiError):
     """401: the credentials are missing, wrong or expired."""
+
+    @property
+    def sentence(self) -> str:
+        """Say more than the server, which has one word for it."""
+        return f"{self.message}: the kubeconfig's credentials are missing, wrong or expired"
 
 
 class Forbidden(ApiError):

@@ -18,6 +18,9 @@ from extender.ledger import GPUState, Hold, MIGState, NodeView
 from extender.placement import partition
 from extender.placement.fit import is_wished, largest, objection, pieces
 
+# So many of what could be wished for are named, where none of it is what a pod wishes.
+_NAMED = 8
+
 
 class GPUVerdict(msgspec.Struct, frozen=True, rename="camel"):
     """Say whether one GPU alone could take the largest piece of the pod, and how many bytes it lacks if not."""
@@ -48,7 +51,10 @@ class NodeVerdict(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class ReasonCount(msgspec.Struct, frozen=True):
-    """Say how many nodes a reason holds for; *best* names the one that lacks the least, where bytes would help."""
+    """Say how many nodes a reason holds for.
+
+    *best* names the one that lacks the least, where bytes would help, and what there is of what was called by a name.
+    """
 
     reason: Reason
     sentence: str
@@ -169,28 +175,54 @@ def _nearness(node: str, refused: Mapping[str, Reason], lacking: Mapping[str, in
 
 
 def _counted(order: Sequence[NodeView], refused: Mapping[str, Reason], request: PodRequest) -> tuple[ReasonCount, ...]:
-    counted = Counter(refused[view.name] for view in order if view.name in refused)
-    first: dict[Reason, NodeView] = {}
+    refusing: dict[Reason, list[NodeView]] = {}
     for view in order:
         if view.name in refused:
-            first.setdefault(refused[view.name], view)
+            refusing.setdefault(refused[view.name], []).append(view)
     return tuple(
-        ReasonCount(reason=reason, sentence=reason.sentence, nodes=count, best=_best(first[reason], reason, request))
-        for reason, count in counted.most_common()
+        ReasonCount(reason=reason, sentence=reason.sentence, nodes=len(views), best=_best(views, reason, request))
+        for reason, views in sorted(refusing.items(), key=lambda item: -len(item[1]))
     )
 
 
-def _best(view: NodeView, reason: Reason, request: PodRequest) -> str:
-    """Name the GPU of a node that comes closest."""
-    if reason not in {Reason.NO_GPU_FITS, Reason.TOO_LARGE}:
-        return ""
+def _best(views: Sequence[NodeView], reason: Reason, request: PodRequest) -> str:
+    """Name what comes closest, of nodes that stand in the order of what they lack, or what there is by its names."""
+    if reason is Reason.NO_GPU_FITS:
+        return _freest(views[0], request)
+    if reason is Reason.TOO_LARGE:
+        return _largest(views, request)
+    if reason is Reason.NO_SUCH_GPU and request.wishes.models:
+        gpus = [state.gpu for view in views for state in view.gpus]
+        return _there_are(gpu.model for gpu in gpus + [state.gpu for view in views for state in view.mig])
+    if reason is Reason.NO_MIG_PROFILE:
+        cut = [state.gpu.mig for view in views for state in view.mig if state.gpu.mig is not None]
+        return _there_are(profile.name for mig in cut for profile in mig.profiles)
+    return ""
+
+
+def _freest(view: NodeView, request: PodRequest) -> str:
     open_to = [state for state in view.healthy if is_wished(state, request.wishes)]
     if not open_to:
         return ""
-    if reason is Reason.NO_GPU_FITS and len(pieces(request)) * request.wishes.gpu_count > 1:
+    if len(pieces(request)) * request.wishes.gpu_count > 1:
         return f"{view.name} lacks {format_bytes(_shortfall(view, request) or 0)}"
-    if reason is Reason.TOO_LARGE:
-        largest = max(open_to, key=lambda state: state.gpu.usable_bytes)
-        return f"{view.name} GPU {largest.gpu.index} has {format_bytes(largest.gpu.usable_bytes)} in all"
     freest = max(open_to, key=lambda state: state.free_bytes)
     return f"{view.name} GPU {freest.gpu.index} has {format_bytes(freest.free_bytes)} free"
+
+
+def _largest(views: Sequence[NodeView], request: PodRequest) -> str:
+    """Look at all nodes: no freed byte helps them, so that their order says nothing."""
+    sizes = {
+        (view.name, state.gpu.index): state.gpu.usable_bytes
+        for view in views
+        for state in view.healthy
+        if is_wished(state, request.wishes)
+    }
+    node, gpu = max(sizes, key=lambda where: sizes[where], default=("", 0))
+    return f"{node} GPU {gpu} has {format_bytes(sizes[node, gpu])} in all" if node else ""
+
+
+def _there_are(names: Iterable[str]) -> str:
+    """List names, and only a few of many."""
+    known = sorted(set(names))
+    return f"there are {', '.join(known[:_NAMED])}" + (", ..." if len(known) > _NAMED else "") if known else ""

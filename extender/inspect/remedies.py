@@ -142,13 +142,15 @@ class Search:
         anything = msgspec.structs.replace(wishes, models=(), uuids=(), isolation=Isolation.NONE)
         if anything == wishes:
             return
+        named = ("gpu-model", wishes.models), ("gpu-uuid", wishes.uuids), ("isolation", wishes.isolation)
+        said = " and ".join(name for name, value in named if value and value is not Isolation.NONE)
         relaxed = msgspec.structs.replace(self._request, wishes=anything)
         for view in self._order:
             if self._refused[view.name] in _WISHED_AWAY | UNTIL_A_POD_ENDS:
                 placed = place(view, relaxed)
                 if isinstance(placed, Placement):
                     gpus = indices(placed)
-                    what = f"it fits on {place_name(view.name, gpus)} without its wishes for a GPU or isolation"
+                    what = f"it fits on {place_name(view.name, gpus)} without its {said}"
                     yield Change("wished", what, view.name, gpus)
                     return
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from cotenant.contract.inventory import Health, Mode
+from cotenant.contract.reasons import Reason
 from cotenant.contract.units import counted, format_bytes
 from extender.inspect.rows import (
     Expected,
@@ -58,7 +59,7 @@ def pods_table(page: PodPage, *, wide: bool = False) -> str:
     """Show pods, one a line."""
     rows = [(*_PODS, *(_PODS_WIDE if wide else ())), *(_pod_line(pod, wide=wide) for pod in page.items)]
     lines = [*columns(rows), *_more(page.remaining, page.continue_, "pods")]
-    return "\n".join(lines) + "\n" if page.items else "No pods ask for GPU memory.\n"
+    return "\n".join(lines) + "\n" if page.items else "No pods found that ask for GPU memory.\n"
 
 
 def namespaces_table(page: NamespacePage) -> str:
@@ -124,7 +125,8 @@ def explanation_table(told: PodExplanation, *, wide: bool = False) -> str:
     if not nowhere:
         lines.append(f"  {_plain(told.summary)}")
     for count in told.reasons:
-        best = f" (best: {count.best})" if count.best else ""
+        closest = "best: " if count.reason in {Reason.NO_GPU_FITS, Reason.TOO_LARGE} else ""
+        best = f" ({closest}{count.best})" if count.best else ""
         lines.append(_plain(f"  {count.nodes} node{'s' if count.nodes != 1 else ''}: {count.sentence}{best}"))
     if told.changes:
         lines.append("  would help:")

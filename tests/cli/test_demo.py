@@ -14,9 +14,11 @@ from typing import NamedTuple
 from urllib.request import urlopen
 
 import pytest
+from click.testing import CliRunner
 
 from cotenant import __version__
 from cotenant.cli.demo.children import Children, DemoError
+from cotenant.cli.main import main
 
 COTENANT = Path(sysconfig.get_path("scripts")) / "cotenant"
 # far beyond what a busy machine needs; only a demo that hangs comes near it
@@ -65,6 +67,7 @@ class Run(NamedTuple):
     status: int
     pods: set[str]
     kubeconfig_was_there: bool
+    answer: str
     left_running: list[int]
     left_in_folder: list[str]
 
@@ -80,14 +83,15 @@ def run(folder: Folder) -> Run:
     while not (lines and lines[-1].startswith("  logs ")):
         lines.append(process.stdout.readline())
         assert lines[-1], f"it ended before it served:\n{''.join(lines)}"
-    served = {line[2:12].strip(): line[13:].strip() for line in lines[-5:]}
+    served = {line[2:12].strip(): line[13:].strip() for line in lines[-6:]}
     with urlopen(served["API server"]) as answer:
         pods = {pod["metadata"]["name"] for pod in json.load(answer)["items"]}
     kubeconfig_was_there = Path(served["kubeconfig"]).is_file()
+    answer = CliRunner().invoke(main, ["explain", "whale", "--kubeconfig", served["kubeconfig"]]).output
     started = children(process)
     process.terminate()
     process.communicate(timeout=PATIENCE_SECONDS)
-    return Run("".join(lines), process.returncode, pods, kubeconfig_was_there, alive(started), folder.left)
+    return Run("".join(lines), process.returncode, pods, kubeconfig_was_there, answer, alive(started), folder.left)
 
 
 class TestOutcome:
@@ -143,6 +147,10 @@ class TestOutcome:
             f"rerank waits: 0/4 nodes are available: 1 no single GPU has the requested memory free, {insufficient}"
             in text
         )
+
+    def test_why_it_waits_can_be_asked_as_of_a_cluster(self, run: Run) -> None:
+        assert "default/whale asks 150 GiB: waiting, fits on none of 4 GPU nodes" in run.answer
+        assert "best: gpu-h200-1 GPU 0 has 139 GiB in all" in run.answer
 
     def test_a_pod_that_takes_what_it_was_not_given_is_refused(self, run: Run) -> None:
         assert "sneaky is refused: admission webhook" in " ".join(run.text.split())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cotenant.cli.grow import PRIORITY_CLASS, objection, twin
+from cotenant.contract.names import Names
 from tests.builders import NAMES, a_node, a_pod
 from tests.extender.test_explain import Cluster
 
@@ -14,9 +15,9 @@ if TYPE_CHECKING:
     from tests.builders import NodeBuilder, PodBuilder
 
 
-def made(pod: PodBuilder, **spec: Any) -> Any:
+def made(pod: PodBuilder, names: Names = NAMES, **spec: Any) -> Any:
     body = pod.as_json()
-    return twin({**body, "spec": {**body["spec"], **spec}}, ["n2", "n1"], image="pause", minutes=5)
+    return twin({**body, "spec": {**body["spec"], **spec}}, ["n2", "n1"], names, image="pause", minutes=5)
 
 
 def terms(one: Any) -> Any:
@@ -47,6 +48,15 @@ def test_it_asks_the_same_of_another_node_and_runs_nothing() -> None:
     assert [{"matchExpressions": [ELSEWHERE]}] == terms(one)
 
 
+def test_under_another_domain_it_wishes_the_same_too() -> None:
+    ours = Names("gpu.example.com")
+    wishes = {ours.gpu_model: "T4", ours.gpu_count: "2"}
+    limits = {"limits": {ours.gpu_mem: "8", ours.managed: "0"}}
+    one = made(a_pod().annotated(wishes), ours, containers=[{"name": "main", "resources": limits}])
+    assert wishes == one["metadata"]["annotations"]
+    assert {"limits": {ours.gpu_mem: "8"}} == one["spec"]["containers"][0]["resources"]
+
+
 @pytest.mark.parametrize(
     ("expected", "nodes", "pod"),
     [
@@ -64,7 +74,7 @@ def test_where_an_equal_node_would_refuse_the_pod_too_none_is_asked_for(
 ) -> None:
     cluster = Cluster(*nodes).holding("p", "a", 0, 1)
     told = cluster.explain(pod)
-    said = objection(len(told.fitting), [cluster.node(pod, view.name) for view, _ in told.order])
+    said = objection(len(told.fitting), [cluster.node(pod, view.name) for view, _ in told.order], NAMES)
     assert (bool(expected), True) == (bool(said), expected in said)
 
 

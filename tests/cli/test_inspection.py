@@ -66,6 +66,12 @@ class TestCommands:
         assert "10 GiB fit now on n1 GPU 1" in result.output
         assert Reason.TOO_LARGE.sentence in result.output
 
+    def test_pods_of_one_state_are_listed_alone(self, extender: Running) -> None:
+        server = ("--server", extender.other_address)
+        for state, names in (("waiting", ["waits"]), ("bound", ["train"]), ("ungranted", [])):
+            result = cotenant("inspect", "pods", "--state", state, "-o", "json", *server)
+            assert names == [pod["name"] for pod in msgspec.json.decode(result.output)["items"]]
+
     def test_pods_can_be_read_by_programs(self, extender: Running) -> None:
         said = {}
         for output in ("json", "yaml", "csv"):
@@ -95,7 +101,50 @@ class TestCommands:
         assert "in namespace 'team-a'" in cotenant("explain", "nobody", *here).output
         assert "in namespace 'team-b'" in cotenant("explain", "nobody", "-n", "team-b", *here).output
         elsewhere = cotenant("inspect", "nodes", *here, "--service", "kube-system/http:cotenant-extender:serve")
-        assert (1, 'Error: services "cotenant-extender" not found\n') == (elsewhere.exit_code, elsewhere.output)
+        said = 'Error: services "cotenant-extender" not found: name it by --service where Cotenant was installed'
+        assert (1, said) == (elsewhere.exit_code, elsewhere.output[: len(said)])
+
+    @pytest.mark.parametrize(
+        ("code", "said", "then"),
+        [
+            (
+                503,
+                'no endpoints available for service "http:cotenant-extender:serve"',
+                "see kubectl -n cotenant-system",
+            ),
+            (503, "error trying to reach service: dial tcp 10.0.0.9:9481: i/o timeout", "the extender does not run"),
+            (
+                403,
+                'services "http:cotenant-extender:serve" is forbidden: User "ada" cannot get resource "services/proxy"',
+                "the Role cotenant-viewer of namespace cotenant-system allows it",
+            ),
+            (401, "Unauthorized", "the kubeconfig's credentials are missing, wrong or expired"),
+        ],
+    )
+    def test_where_the_extender_is_not_reached_it_is_said_what_to_do(
+        self, tmp_path: Path, code: int, said: str, then: str
+    ) -> None:
+        with ApiServer() as api:
+            api.faults.refuse(code, message=said, path="/proxy/", times=2)  # it tries again with credentials read anew
+            result = cotenant("explain", "train", "--kubeconfig", api.kubeconfig(tmp_path / "config", user="ada"))
+        assert 1 == result.exit_code
+        assert result.output.startswith(f"Error: {said}: ")
+        assert then in result.output
+
+    def test_in_a_pod_without_a_kubeconfig_the_service_account_is_taken(self, tmp_path: Path) -> None:
+        pod = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": "1"}
+        environment = {**pod, "HOME": str(tmp_path), "KUBECONFIG": None}
+        for command in (["doctor"], ["explain", "train"], ["snapshot", "--out", str(tmp_path / "cluster.json")]):
+            result = CliRunner().invoke(main, command, env=environment)
+            assert "Error: the pod's service account cannot be used: Service token file" in result.output
+
+    def test_what_the_client_warns_of_is_not_among_what_is_printed(self, proxy: ServiceProxy, tmp_path: Path) -> None:
+        config = Path(proxy.kubeconfig(tmp_path / "config"))
+        config.write_text(config.read_text().replace("token: t", "username: u"))
+        result = cotenant("inspect", "nodes", "-o", "json", "--kubeconfig", str(config), "--context", "here")
+        assert ["n1", "n2"] == [node["node"] for node in msgspec.json.decode(result.stdout)["items"]]
+        said = f"warning: no credentials were found, requests are anonymous (the kubeconfig file {config})\n"
+        assert said == result.stderr
 
     @pytest.mark.parametrize(
         ("server", "why"),
@@ -197,6 +246,8 @@ class TestPlugin:
             (("nodes",), "/v1/nodes?as=table", "CLUSTER: 2 nodes, 4 GPUs"),
             (("nodes", "-o", "wide", "--filter", "n2"), "/v1/nodes?as=wide", "GPU-n2-1"),
             (("pods", "-A", "-ocsv"), "/v1/pods?as=csv", "default,train,"),
+            (("pods", "-A", "--state", "waiting"), "/v1/pods?as=table", "team-a      waits   waiting"),
+            (("pods", "-A", "--state=ungranted"), "/v1/pods?as=table", "No pods found that ask for GPU memory."),
             (("pods", "-A", "--output=yaml"), "/v1/pods?as=yaml", "name: train"),
             (("explain", "waits"), "/v1/explain/team-a/waits?as=table", "team-a/waits asks 11 GiB: waiting"),
             (("explain", "pod/train", "--namespace=default"), "/v1/explain/default/train?", "holds 6 GiB of GPU 0"),
@@ -230,6 +281,7 @@ class TestPlugin:
             (("explain",), "explain which pod?"),
             (("nodes", "-o", "xml"), "-o xml is none of wide, json, yaml, csv"),
             (("nodes", "--filter"), "--filter needs a value"),
+            (("top", "-o", "json"), "top prints a table; kubectl gpumem nodes -o json has what is in use"),
             (("nodes", "--what"), "unknown flag --what"),
         ],
     )
@@ -242,6 +294,33 @@ class TestPlugin:
         status, said, called = kubectl.gpumem("nodes", COTENANT_SERVICE="foo")
         assert (2, []) == (status, called)
         assert "COTENANT_SERVICE=foo is no NAMESPACE/SCHEME:NAME:PORT" in said
+
+    @pytest.mark.parametrize("command", [("nodes",), ("pods", "-A", "-o", "csv"), ("top",)])
+    @pytest.mark.parametrize(
+        ("said", "then"),
+        [
+            ('(ServiceUnavailable): no endpoints available for service "http:cotenant-extender:serve"', "does not run"),
+            ('(NotFound): services "cotenant-extender" not found', "name it by COTENANT_SERVICE"),
+            (
+                '(Forbidden): services "http:cotenant-extender:serve" is forbidden: User "ada"',
+                "the Role cotenant-viewer",
+            ),
+        ],
+    )
+    def test_where_the_extender_is_not_reached_it_says_what_to_do(
+        self, tmp_path: Path, command: tuple[str, ...], said: str, then: str
+    ) -> None:
+        script = tmp_path / "kubectl"
+        script.write_text(
+            f"#!/bin/sh\ncase \"$*\" in *'get pods'*) ;; *) echo 'Error from server {said}' >&2; exit 1 ;; esac\n"
+        )
+        script.chmod(0o755)
+        done = run_plugin(tmp_path, *command)
+        assert (1, "") == (done.returncode, done.stdout)
+        first, second = done.stderr.splitlines()
+        assert f"Error from server {said}" == first
+        assert second.startswith("kubectl gpumem: ")
+        assert then in second
 
     @pytest.mark.parametrize(("units", "status"), [(3, 0), (11, 1)])
     def test_simulate_has_admission_ready_the_pod_and_ends_as_it_fits(
@@ -273,13 +352,13 @@ class TestPlugin:
         script.write_text(
             '#!/bin/sh\ncase "$*" in\n'
             "*'get pods'*) ;;\n"
-            f"*/nodes?as=csv*'&continue=n1') cat <<'EOF'\n{last}EOF\n;;\n"
-            f"*/nodes?as=csv*'&continue=') cat <<'EOF'\n{first}EOF\n;;\n"
+            f"*/nodes?as=csv*'&filter=n&continue=n1') cat <<'EOF'\n{last}EOF\n;;\n"
+            f"*/nodes?as=csv*'&filter=n&continue=') cat <<'EOF'\n{first}EOF\n;;\n"
             "*) exit 1 ;;\nesac\n"
         )
         script.chmod(0o755)
-        assert whole == run_plugin(tmp_path, "nodes", "-o", "csv", shell=shell).stdout
-        table = run_plugin(tmp_path, "top", shell=shell).stdout.splitlines()[1:]
+        assert whole == run_plugin(tmp_path, "nodes", "-o", "csv", "--filter", "n", shell=shell).stdout
+        table = run_plugin(tmp_path, "top", "--filter=n", shell=shell).stdout.splitlines()[1:]
         assert ["n1", "n1", "n2", "n2"] == [line.split()[0] for line in table]
 
     def test_top_joins_what_is_used_with_what_was_given_away(self, extender: Running, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from cotenant.cluster import (
     Unauthorized,
     Unreachable,
     connect,
+    namespace_of,
 )
 from cotenant.cluster.errors import error_of
 from cotenant.standins.api_server import ApiServer
@@ -46,8 +47,28 @@ class TestConnect:
     """What is missing is named."""
 
     def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
-        with pytest.raises(NoCluster, match=r"absent does not exist: name one with --kubeconfig"):
+        with pytest.raises(NoCluster, match=r"absent does not exist, or is no file: name one with --kubeconfig"):
             connect(str(tmp_path / "absent"))
+
+    def test_of_several_files_the_first_current_context_counts_as_to_kubectl(self, tmp_path: Path) -> None:
+        with ApiServer() as api, ApiServer() as other:
+            api.add_node("first")
+            other.add_node("last")
+            first = a_kubeconfig(tmp_path / "first", api.url, {"token": "t"})
+            last = Path(a_kubeconfig(tmp_path / "last", other.url, {"token": "t"}))
+            last.write_text(last.read_text().replace('"c"', '"d"'))
+            several = f"{tmp_path / 'absent'}:{first}:{last}"
+            for context, node in ((None, "first"), ("d", "last")):
+                with connect(several, context=context) as cluster:
+                    names = [one["metadata"]["name"] for one in json.loads(cluster.get("/api/v1/nodes").body)["items"]]
+                assert [node] == names
+
+    def test_the_namespace_is_that_of_the_context_be_none_current(self, tmp_path: Path) -> None:
+        for name in "ab":
+            contexts = [{"name": name, "context": {"cluster": "c", "namespace": f"team-{name}"}}]
+            (tmp_path / name).write_text(json.dumps({"contexts": contexts}))
+        several = f"{tmp_path / 'a'}:{tmp_path / 'b'}"
+        assert ["team-a", "team-b", "default"] == [namespace_of(several, context=name) for name in ("a", "b", None)]
 
     @pytest.mark.parametrize(
         "text", ["", "[]", "{}", "current-context: nobody", "a: [", "7", "current-context: c\ncontexts: 5"]

@@ -26,6 +26,7 @@ from cotenant.contract.names import ALIASES_IN_GIB, ALIASES_IN_MIB, Names
 from cotenant.contract.overuse import WatchdogSettings
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import MAX_GPUS
+from cotenant.contract.units import GIB
 from device_plugin.admission.ids import MAX_IDS
 from device_plugin.coexistence.watch import ForeignCollector
 from device_plugin.main import main as device_plugin
@@ -40,6 +41,19 @@ from tests.docs.markdown import DOCS, blocks, section, tables
 
 NAMES = Names()
 ROOT = DOCS.parent
+
+
+def test_how_many_pods_go_on_a_gpu_is_what_boards_and_units_say() -> None:
+    clients = 48
+    rows = tables(section("isolation.md", "How many go on one GPU"))[0]
+    for name in ("A100-SXM4-80GB", "H100-SXM5-80GB"):
+        profiles = [one.profile for one in board(name).profiles if "+" not in one.name]
+        usable = max(one.bytes for one in profiles) // GIB
+        for asks, *told in rows:
+            units = int(asks.removesuffix(" GiB"))
+            cut = max((one for one in profiles if one.bytes >= units * GIB), key=lambda one: one.max_instances)
+            mig = f"{cut.max_instances} of {cut.name}, {cut.compute_slices}/7 each"
+            assert [str(usable // units), str(min(clients, usable // units)), mig, "1"] == told
 
 
 def first_column(rows: list[list[str]]) -> list[str]:

@@ -67,6 +67,25 @@ class TestReasons:
         assert [Reason.NO_GPU_FITS] * 2 == [gpu.reason for gpu in verdict.gpus]
         assert (Reason.NO_GPU_FITS, 1 * GIB) == (verdict.reason, verdict.shortfall_bytes)
 
+    def test_what_no_gpu_can_hold_is_told_the_largest_gpu_of_all_nodes(self) -> None:
+        cluster = Cluster(a_node("a").with_gpus(2, "10GiB"), a_node("b").with_gpu("10GiB").with_gpu("40GiB"))
+
+        told = cluster.explain(a_pod().asking(50)).reasons
+
+        expected = [(Reason.TOO_LARGE, 2, "b GPU 1 has 40 GiB in all")]
+        assert expected == [(one.reason, one.nodes, one.best) for one in told]
+
+    def test_who_calls_a_model_or_profile_by_no_name_of_one_is_told_the_names(self) -> None:
+        models = ["T4", "L4", "T4", *(f"X{n}" for n in range(8))]
+        cluster = Cluster(*(a_node(f"n{n}").with_gpu(model=model) for n, model in enumerate(models)))
+        (told,) = cluster.explain(a_pod().asking(5).wishing(gpu_model="B200")).reasons
+        # of ten, the first eight
+        assert (Reason.NO_SUCH_GPU, "there are L4, T4, X0, X1, X2, X3, X4, X5, ...") == (told.reason, told.best)
+
+        (told,) = Cluster(a_node("n").with_mig()).explain(a_pod().asking(1, of=NAMES.mig("3g.40gb"))).reasons
+        assert Reason.NO_MIG_PROFILE == told.reason
+        assert "there are 1g.10gb, 1g.5gb, 1g.5gb+me, 2g.10gb, 3g.20gb, 4g.20gb, 7g.40gb" == told.best
+
     def test_each_gpu_has_a_reason_of_its_own(self) -> None:
         node = a_node("n").with_gpu("4GiB").with_gpu("10GiB").with_gpu("10GiB").unhealthy(1)
         verdict = Cluster(node).holding("a", "n", 2, 6).node(a_pod().asking(5), "n")
@@ -172,7 +191,7 @@ class TestChanges:
     def test_a_wish_that_no_gpu_grants_may_be_given_up(self) -> None:
         pod = a_pod().asking(5).wishing(gpu_model="B200")
         (said,) = Cluster(a_node("n").with_gpu()).changes(pod, "wished")
-        assert "it fits on n GPU 0 without its wishes for a GPU or isolation" == said
+        assert "it fits on n GPU 0 without its gpu-model" == said
 
     def test_clients_of_mps_that_stand_in_the_way_are_named(self) -> None:
         cluster = Cluster(a_node("n").with_gpus(1, "10GiB").under_mps(max_clients=2))

@@ -261,6 +261,8 @@ class TestCommand:
             "the next one fits on none of 1 node:\n       1 no single GPU has the requested memory free" in done.output
         )
         assert 0 == run("fit", "--snapshot", snapshot, "-f", str(tmp_path / "web.yaml"), "--replicas", "2").exit_code
+        text = (tmp_path / "web.yaml").read_text()
+        assert done.output == CliRunner().invoke(main, ["plan", "fit", "--snapshot", snapshot, "-f", "-"], text).output
 
     def test_the_extenders_profiles_and_pools_hold_with_its_configuration(self, tmp_path: Path) -> None:
         pool = a_node("n0", 10, 10, labels={"pool": "calm"}), a_node("n1", 10, 10)
@@ -323,6 +325,7 @@ class TestCommand:
             (["fit", "--gpu-mem", "3", "--cpu", "-5"], "expected an amount such as 4, 500m or 16Gi, not '-5'"),
             (["moves", "--gpu-mem", "3", "--memory", "800GB"], "expected an amount such as 4, 500m or 16Gi, not '800"),
             (["fit", "--gpu-mem", "3", "--policy", "best"], "'best' is none of"),
+            (["moves", "--patience", "nan"], "'nan' is not a number."),
             (["moves", "--apply"], "--apply goes with a live cluster"),
         ],
     )
@@ -337,7 +340,7 @@ class TestCommand:
         [
             ("kind: Deployment", "the Deployment has no spec.template"),
             ("kind: ConfigMap", "expected one Pod or workload that asks cotenant.io/gpu-mem, found 0"),
-            ("a: [", "web.yaml: is not valid YAML: while parsing a flow node expected the node content, but found"),
+            ("a: [", "web.yaml: is not valid YAML: line 1, column 5: while parsing a flow node expected"),
             (
                 "{kind: Pod, spec: {containers: [{name: c, resources: {limits: {cotenant.io/gpu-mem: 0}}}]}}",
                 "container c asks cotenant.io/gpu-mem: 0; ask for 1 unit or more",
@@ -397,4 +400,5 @@ class TestNodes:
 
         assert "4 nodes like kind" in run("nodes", *files, "--like", "kind").output
         assert "has no node 'other'" in run("nodes", *files, "--like", "other").output
-        assert "give either --nodes and --pods, or --trace" in run("nodes", "--like", "kind").output
+        for wrong in ((), files[:2], (*files, "--trace", __file__)):
+            assert "give either --nodes and --pods, or --trace" in run("nodes", *wrong, "--like", "kind").output

@@ -288,6 +288,7 @@ class TestCommand:
         [
             (["--nodes", __file__], "give either --nodes and --pods, or --trace"),
             (["--sequence", __file__], "--sequence goes with --nodes and --pods"),
+            (["--ratio", "1.3"], "--ratio goes with --nodes and --pods"),
             (["--policy", "binpack/worst"], "'worst' is none of balanced"),
             (["--strips", "x.svg"], "--strips goes with --nodes and --pods"),
         ],

@@ -15,6 +15,7 @@ import structlog
 
 from cotenant.cli.demo.children import Children, DemoError
 from cotenant.cli.demo.scene import Node
+from cotenant.cli.options import SERVICE
 from cotenant.cluster import Cluster, connect
 from cotenant.contract import inventory as inventories
 from cotenant.contract.inventory import Family, Health, Inventory, InventoryError
@@ -128,6 +129,7 @@ class Stage:
         )
         self.serve = ready[2]
         self.verbs = ready[1] or self.serve
+        self.api.services[SERVICE.replace("/", "/services/")] = self.serve
         self.extender = OverheardExtender(f"http://{self.verbs}")
         self._closing.callback(self.extender.close)
         self.api.store.admit = Webhooks(f"http://{self.serve}/admission", user="you")

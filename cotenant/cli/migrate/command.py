@@ -1,31 +1,34 @@
 """The command line of `cotenant migrate`."""
 
-from collections.abc import Iterable, Mapping
-from typing import IO
+from collections.abc import Iterable
+from typing import IO, Any
 
 import click
 
-from cotenant.cli.migrate.documents import migrated, written
+from cotenant.cli import manifests
+from cotenant.cli.migrate.documents import migrated
 from cotenant.cli.migrate.systems import Options
 from cotenant.contract.configuration import ConfigurationError
 from cotenant.contract.units import MIB, parse_bytes
 
 
-def read(files: Iterable[IO[str]]) -> dict[str, str]:
-    """Read files by their names; raise click.ClickException for one that is no text."""
-    texts = {}
+def read(files: Iterable[IO[str]]) -> list[Any]:
+    """Read the documents of some files; raise click.ClickException for one that is no text, or no YAML."""
+    documents: list[Any] = []
     for file in files:
         try:
-            texts[file.name] = file.read()
+            documents += manifests.read(file.read())
+        except ConfigurationError as error:
+            raise click.ClickException(f"{file.name}: {error}") from error
         except UnicodeDecodeError as error:
             raise click.ClickException(
                 f"{file.name}: is not text in UTF-8: {error.reason} at byte {error.start}"
             ) from error
-    return texts
+    return documents
 
 
 def run(
-    texts: Mapping[str, str],
+    documents: Iterable[Any],
     *,
     unit: str,
     gpu_memory: str | None,
@@ -40,11 +43,8 @@ def run(
         replicas=replicas,
         keep_limits=keep_limits,
     )
-    try:
-        result = migrated(texts.values(), options)
-    except ConfigurationError as error:
-        raise click.ClickException(f"{', '.join(texts)}: {error}") from error
-    click.echo(written(result.documents), nl=False)
+    result = migrated(documents, options)
+    click.echo(manifests.written(result.documents), nl=False)
     for where, sentence in result.notes:
         click.echo(f"{where}: {sentence}", err=True)
     if not result.changed and result.notes:

@@ -1,16 +1,17 @@
 """Find pods in manifests of any kind, and write them anew in our words."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
-import yaml
 
+from cotenant.cli import manifests
 from cotenant.cli.migrate.kai import KAI, ask_of, is_kais, queue
-from cotenant.cli.migrate.systems import SYSTEMS, Ask, Json, Note, Options, System, ask, wishes
+from cotenant.cli.migrate.systems import HAMI, NAMES, SYSTEMS, Ask, Json, Note, Options, System, ask, wishes
 from cotenant.contract.configuration import ConfigurationError
 
+_WHOLE = "nvidia.com/gpu"
 _WITH_QUEUES = frozenset({"volcano", "kai-scheduler"})
 
 
@@ -22,17 +23,12 @@ class Migrated(msgspec.Struct, frozen=True):
     changed: int
 
 
-def migrated(texts: Iterable[str], options: Options) -> Migrated:
-    """Migrate all documents of some YAML texts together; raise ConfigurationError for one that is no YAML.
+def migrated(documents: Iterable[Any], options: Options) -> Migrated:
+    """Migrate documents together; what is no mapping is no manifest, and left out.
 
     NVIDIA's sharing configuration among them says how many shares a GPU had, and is itself turned into ours.
     """
-    found: list[Json] = []
-    for text in texts:
-        try:
-            found += [one for one in yaml.safe_load_all(text) if isinstance(one, dict)]
-        except yaml.YAMLError as error:
-            raise ConfigurationError(f"is not valid YAML: {' '.join(str(error).split())}") from error
+    found: list[Json] = [one for one in documents if isinstance(one, dict)]
     notes: list[tuple[str, str]] = []
     kept: list[Json] = []
     sharings = [(one, sharing) for one in found if (sharing := _sharing(one)) is not None]
@@ -51,6 +47,7 @@ def migrated(texts: Iterable[str], options: Options) -> Migrated:
             changed += touched
         if changed > before:
             notes += [(_where(one), note.sentence) for note in _leave_volcano(ours)]
+        notes += [(_where(one), note.sentence) for note in _left(ours)]
         kept.append(ours)
     return Migrated(tuple(kept), tuple(dict.fromkeys(notes)), changed)
 
@@ -67,12 +64,13 @@ def _sharing(one: Json) -> Json | None:
         return sharing
     for text in _mapping(one.get("data")).values() if one.get("kind") == "ConfigMap" else ():
         try:
-            inner = yaml.safe_load(text)
-        except (yaml.YAMLError, AttributeError, TypeError):
+            documents = manifests.read(text) if isinstance(text, str) else ()
+        except ConfigurationError:
             continue
-        if isinstance(inner, dict) and isinstance(inner.get("sharing"), dict):
-            found: Json = inner["sharing"]
-            return found
+        for inner in documents:
+            if isinstance(inner, dict) and isinstance(inner.get("sharing"), dict):
+                found: Json = inner["sharing"]
+                return found
     return None
 
 
@@ -112,15 +110,37 @@ def _templates(value: Any) -> Iterator[Json]:
             yield from _templates(inner)
 
 
+def _left(one: Json) -> Iterator[Note]:
+    """Tell of what another system is asked outside of pods: by a quota, or an object of which pods are made."""
+    # whole GPUs may go on under the plain name
+    names = sorted({key.removeprefix("requests.").removeprefix("limits.") for key in _keys(one)} & NAMES - {_WHOLE})
+    if names:
+        yield Note(f"{', '.join(names)} is left as it is: it stands in no pod, so see to it by hand")
+
+
+def _keys(value: Any) -> Iterator[str]:
+    """Yield the keys of a document, but for those within pods."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield str(key)
+            if not (key == "spec" and isinstance(inner, dict) and isinstance(inner.get("containers"), list)):
+                yield from _keys(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _keys(inner)
+
+
 def _containers(spec: Json) -> list[Json]:
     listed = (spec[key] for key in ("initContainers", "containers") if isinstance(spec.get(key), list))
     return [one for part in listed for one in part if isinstance(one, dict)]
 
 
-def _systems(containers: Iterable[Json]) -> list[System]:
+def _systems(containers: Iterable[Json], scheduler: object) -> list[System]:
     """List the systems that containers ask; NVIDIA's alone, since the others' pods may name its resource too."""
     named = {name for container in containers for name in _amounts(container)}
     found = [system for system in SYSTEMS if named & set(system.resources)]
+    if named & {_WHOLE} and scheduler == HAMI.scheduler and HAMI not in found:
+        found.append(HAMI)  # by this name it gives a whole GPU
     return [system for system in found if system.name != "NVIDIA"] or found
 
 
@@ -139,19 +159,22 @@ def _rewrite(template: Json, options: Options) -> tuple[list[Note], int]:
     if is_kais(_annotations(template)):
         return _rewrite_kais(template, options)
     containers = _containers(spec)
-    systems = _systems(containers)
+    systems = _systems(containers, spec.get("schedulerName"))
     if not systems:
         return [], 0
     system = systems[0]
     notes: list[Note] = []
     asks: list[Ask] = []
-    asking = [container for container in containers if set(_amounts(container)) & set(system.resources)]
+    theirs = {*system.resources, _WHOLE} if system is HAMI else {*system.resources}
+    asking = [container for container in containers if set(_amounts(container)) & theirs]
     for container in asking:
         found, said = ask(system, _amounts(container), options)
         notes += said
         if found is None:
             return notes, 0  # left whole as it is: half of a pod in our words would be worse than none
         asks.append(found)
+    if len({one.gpus for one in asks}) > 1:
+        return [Note("its containers ask different numbers of GPUs, and gpu-count is the pod's: ask by hand")], 0
     if len(systems) > 1:
         names = " and ".join(one.name for one in systems)
         return [Note(f"asks {names} in one pod: leave out what it asks of all but one")], 0
@@ -178,7 +201,7 @@ def _annotations(template: Json) -> dict[str, str]:
 
 def _ask_ours(container: Json, system: System, units: int, options: Options) -> None:
     resources = container["resources"] = _mapping(container.get("resources"))
-    theirs = {*system.resources, "nvidia.com/gpu"}
+    theirs = {*system.resources, _WHOLE}
     for section in ("limits", "requests"):
         if isinstance(resources.get(section), dict):
             resources[section] = {k: v for k, v in resources[section].items() if k not in theirs}
@@ -193,17 +216,19 @@ def _rewrite_pod(template: Json, system: System, asks: list[Ask], options: Optio
     before = _annotations(template)
     kept, theirs, said = wishes(before, names)
     yield from said
-    counts, percents = {one.gpus for one in asks}, {one.percent for one in asks if one.percent}
-    if counts != {1}:
-        kept[names.gpu_count] = str(max(counts))
-        if len(counts) > 1:
-            yield Note("its containers ask for different numbers of GPUs; here all of a pod's have one: see gpu-count")
+    percents = {one.percent for one in asks if one.percent}
+    if asks[0].gpus > 1:
+        kept[names.gpu_count] = str(asks[0].gpus)
     if len(percents) == 1:
         kept[names.compute_percent] = str(*percents)
     elif percents:
         yield Note(f"its containers ask for different shares of cores, {sorted(percents)}; none is kept")
     if any(one.whole for one in asks):
         kept[names.isolation] = "exclusive"
+        if not all(one.whole for one in asks):
+            yield Note(
+                "one of its containers asked a whole GPU: exclusive is the pod's wish, so each gets one for itself"
+            )
     elif options.keep_limits:
         kept[names.isolation] = "limited"
     elif any(one.limited for one in asks):
@@ -255,8 +280,3 @@ def _leave(spec: Json, system: System) -> Iterator[Note]:
                 yield Note(
                     f"container {container.get('name')} sets {name}: take it out, admission refuses or nobody reads it"
                 )
-
-
-def written(documents: Iterable[Mapping[str, Any]]) -> str:
-    """Write documents as YAML."""
-    return yaml.safe_dump_all([dict(one) for one in documents], sort_keys=False, allow_unicode=True, width=120)

@@ -56,6 +56,14 @@ class System(msgspec.Struct, frozen=True):
 
 _OF_HAMI = ("CUDA_DEVICE_MEMORY_LIMIT", "CUDA_DEVICE_SM_LIMIT", "CUDA_TASK_PRIORITY", "GPU_CORE_UTILIZATION_POLICY")
 
+HAMI = System(
+    "HAMi",
+    ("nvidia.com/gpumem", "nvidia.com/gpumem-percentage", "nvidia.com/gpucores", "nvidia.com/priority"),
+    scheduler="hami-scheduler",
+    node_labels=("gpu",),
+    variables=_OF_HAMI,
+)
+
 SYSTEMS = (
     System(
         "gpushare",
@@ -72,24 +80,18 @@ SYSTEMS = (
         scheduler="volcano",
         variables=_OF_HAMI,  # whose library it uses
     ),
-    System(
-        "HAMi",
-        ("nvidia.com/gpumem", "nvidia.com/gpumem-percentage", "nvidia.com/gpucores", "nvidia.com/priority"),
-        scheduler="hami-scheduler",
-        node_labels=("gpu",),
-        variables=_OF_HAMI,
-    ),
+    HAMI,
     # last: HAMi's pods ask for nvidia.com/gpu as well
     System("NVIDIA", ("nvidia.com/gpu", "nvidia.com/gpu.shared")),
 )
 
 
-_NAMES = frozenset(name for system in SYSTEMS for name in system.resources)
+NAMES = frozenset(name for system in SYSTEMS for name in system.resources)
 
 
 def ask(system: System, amounts: Mapping[str, Any], options: Options) -> tuple[Ask | None, list[Note]]:
     """Say in our words what a container of *system* asked for; None, with why, where that cannot be said."""
-    asked = {name: _whole(value) for name, value in amounts.items() if name in _NAMES}
+    asked = {name: _whole(value) for name, value in amounts.items() if name in NAMES}
     whole = {name: amount for name, amount in asked.items() if amount is not None}
     if len(whole) < len(asked):
         odd = {name: amounts[name] for name in asked if name not in whole}
@@ -130,15 +132,19 @@ def _gpushare(amounts: Mapping[str, int], options: Options) -> tuple[Ask | None,
 def _sliced(count: int, amount: int, percentage: int, percent: int, options: Options) -> tuple[Ask | None, list[Note]]:
     """Read *count* virtual GPUs of *amount* bytes, or of a *percentage*; neither is the whole GPU."""
     notes = []
-    if percentage and not amount:
+    percentage = 0 if amount else percentage
+    if percentage:
         if options.gpu_bytes is None:
             return None, [Note(f"{percentage} percent of a GPU's memory: say with --gpu-memory how much that is")]
         amount = options.gpu_bytes * percentage // 100
     if not amount:
         return Ask(units=count, gpus=count, whole=True), []
-    each = _units(amount, options)
-    if each * options.unit_bytes != amount:
-        notes.append(Note(f"{format_bytes(amount)} a GPU are rounded up to {format_bytes(each * options.unit_bytes)}"))
+    # a part is rounded down: two halves of 79 GiB would not be on one GPU any more
+    each = max(1, amount // options.unit_bytes) if percentage else _units(amount, options)
+    given = each * options.unit_bytes
+    if given != amount:
+        which = "up" if given > amount else "down"
+        notes.append(Note(f"{format_bytes(amount)} a GPU are rounded {which} to {format_bytes(given)}"))
     if percent:
         notes.append(Note(f"{percent} percent of a GPU's cores: kept as a wish, enforced on GPUs under MPS only"))
     return Ask(each * count, gpus=count, percent=percent or None, limited=True), notes
