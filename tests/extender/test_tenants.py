@@ -98,6 +98,16 @@ class TestWhatCounts:
         assert excess is not None
         assert "namespace team may hold 10 GiB of GPU memory" in excess.sentence
 
+    @pytest.mark.parametrize("isolation", ["none", "limited", "strict"])
+    def test_two_mig_instances_are_two_gpus_before_they_are_granted_and_after(self, isolation: str) -> None:
+        pod = a_pod().asking(1, of=NAMES.mig("1g.5gb")).asking(1, of=NAMES.mig("1g.5gb")).wishing(isolation=isolation)
+        placed = place(view(a_node("n").with_mig()), request_of(pod))
+        assert isinstance(placed, Placement)
+        assert 2 == grant(request_of(pod), placed).gpus
+        # else filter lets through what bind refuses, again and again
+        with pytest.raises(RequestError):
+            tenants(team={"gpus": 1}).hold("team", request_of(pod))
+
     def test_a_pod_with_a_grant_that_cannot_be_read_counts_as_the_most_that_it_can_hold(self) -> None:
         ledger = Ledger(NAMES, GIB)
         ledger.observe_pod(a_pod().in_namespace("team").asking(3).asking(4).bound_to("n", "no grant").build())
