@@ -8,7 +8,8 @@ import structlog
 from cotenant.cluster import Change, Cluster, Reflector, Unreadable
 from cotenant.contract.pods import Metadata, Pod
 from cotenant.contract.reasons import Reason
-from extender.ledger import Ledger, Node
+from extender.cluster import pods
+from extender.ledger import Hold, Ledger, Node
 
 _log = structlog.get_logger(__name__)
 
@@ -16,6 +17,8 @@ _log = structlog.get_logger(__name__)
 # last one ended costs the API server little, and where pods come and go no watch is ever silent for so long. client-go
 # finds a dead connection out after 45 s (HTTP/2 pings); a pod that waits for room that is there is to wait 30.
 _SILENCE_SECONDS = 15.0
+# For one pod, while the watch waits.
+_REQUEST_SECONDS = 4.0
 
 # Told of a pod that breaks the rules: its UID, namespace/name, why, and a sentence.
 Complain = Callable[[str, str, Reason, str], None]
@@ -51,9 +54,9 @@ class Feed:
         self.nodes: Reflector[Node] = Reflector(
             cluster, "/api/v1/nodes", Node, nodes, by_page=nodes.take_page, silence=_SILENCE_SECONDS
         )
-        pods = _Pods(ledger, complain, onlooker)
+        sink = _Pods(cluster, ledger, complain, onlooker)
         self.pods: Reflector[Pod] = Reflector(
-            cluster, "/api/v1/pods", Pod, pods, mark=ledger.mark, by_page=pods.take_page, silence=_SILENCE_SECONDS
+            cluster, "/api/v1/pods", Pod, sink, mark=ledger.mark, by_page=sink.take_page, silence=_SILENCE_SECONDS
         )
 
     def start(self) -> None:
@@ -114,7 +117,8 @@ class _Nodes:
 
 
 class _Pods:
-    def __init__(self, ledger: Ledger, complain: Complain, onlooker: Onlooker) -> None:
+    def __init__(self, cluster: Cluster, ledger: Ledger, complain: Complain, onlooker: Onlooker) -> None:
+        self._cluster = cluster
         self._ledger = ledger
         self._complain = complain
         self._onlooker = onlooker
@@ -127,9 +131,15 @@ class _Pods:
         return [Pod(metadata=Metadata(name="", uid=pod.uid)) for pod in objects]
 
     def replaced(self, objects: list[Pod], started: int, unreadable: list[Unreadable]) -> None:
-        unread = [pod.uid for pod in unreadable if pod.uid]
-        for uid in self._ledger.pods_replaced((), started, [*(pod.uid for pod in objects), *unread]):
+        listed = {*(pod.uid for pod in objects), *(pod.uid for pod in unreadable if pod.uid)}
+        for uid in self._ledger.pods_replaced((), started, listed):
             self._onlooker.pod_gone(uid)
+        # One that was given its place while the LIST was on its way has come after it, and the watch will tell of it;
+        # or it had gone before it, and nothing ever would. Should the API server not say which, all are listed again.
+        for hold in self._ledger.holds():
+            if hold.since > started and hold.uid not in listed and not self._exists(hold):
+                self._ledger.pod_gone(hold.uid)
+                self._onlooker.pod_gone(hold.uid)
         for hold in self._ledger.holds():
             if hold.problem:
                 self._complain(hold.uid, hold.key, Reason.BAD_GRANT, hold.problem)
@@ -152,6 +162,11 @@ class _Pods:
     def unreadable(self, change: Change, obj: Unreadable) -> None:
         if change == "DELETED" and obj.uid:
             self._ledger.pod_gone(obj.uid)
+
+    def _exists(self, hold: Hold) -> bool:
+        namespace, _, name = hold.key.partition("/")
+        found = pods.read(self._cluster, namespace=namespace, name=name, uid=hold.uid, timeout=_REQUEST_SECONDS)
+        return found is not None
 
     def _ungranted(self, uid: str, key: str) -> None:
         self._complain(

@@ -333,8 +333,9 @@ class Ledger:
     def pods_replaced(self, pods: Iterable[Pod], started: int, others: Iterable[str] = ()) -> list[str]:
         """Take over a LIST of all pods that was asked for after *started*, a mark(); name by UID those that are gone.
 
-        A pod that is not in it is, unless it was assumed later: the list may be older than such a pod. *others*, by
-        UID, were in it too: taken over page by page before, or unreadable, so that they keep what they hold.
+        A pod that is not in it is, unless it was assumed later: the list may be older than such a pod, or it has gone
+        before; who lists finds that out. *others*, by UID, were in it too: taken over page by page before, or
+        unreadable, so that they keep what they hold.
         """
         with self._lock:
             listed = set(others)
