@@ -16,7 +16,7 @@ from extender.ledger import Hold, NodeView
 from extender.placement.fit import Placement, grant, place
 from extender.placement.preemption import Budget, Neighbour, Requirement, Selector, victims
 from tests.builders import NAMES, a_node, a_pod
-from tests.extender.running import Running, eventually, submit
+from tests.extender.running import PATIENCE, Running, eventually, submit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -220,6 +220,20 @@ class TestVerb:
         answer = extender.post("/preempt", {"Pod": pod, "NodeNameToMetaVictims": meta})
         assert 503 == answer.status
         assert answer.body.startswith(b"preempt: ")
+
+    def test_nobody_is_evicted_before_it_is_known_who_holds_what(
+        self, api: ApiServer, start: Callable[..., Running]
+    ) -> None:
+        victim = submit(api, a_pod().named("low").asking(4))
+        hold = api.faults.hold(method="GET", path=r"/api/v1/pods\?")
+        starting = start(wait=False)
+        assert hold.reached.wait(PATIENCE)
+        assert eventually(lambda: starting.ledger.view("n1"))
+
+        answered = self.ask(starting, 6, [victim])
+        hold.release()
+
+        assert {} == answered
 
     def test_what_is_no_json_is_refused_with_a_sentence(self, extender: Running) -> None:
         answer = extender.post("/preempt", b"[")
