@@ -542,6 +542,11 @@ class TestPolicies:
     def test_spread_takes_the_emptiest(self) -> None:
         assert ("a", [1]) == self.best(self.two_nodes(), a_pod().asking(2), "spread")
 
+    def test_spread_takes_the_smallest_gpu_for_who_wants_one_alone(self) -> None:
+        # which is what filter holds to the limit of the pod's namespace: bind would refuse the larger one
+        node = Cluster().with_node(a_node("n").with_gpu("20GiB").with_gpu("10GiB"))
+        assert ("n", [1]) == self.best(node, a_pod().asking(2).wishing(isolation="exclusive"), "spread")
+
     def test_packing_leaves_empty_gpus_alone(self) -> None:
         assert ("b", [0]) == self.best(self.two_nodes(), a_pod().asking(3), "packing")
 
