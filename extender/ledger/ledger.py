@@ -271,6 +271,18 @@ class Ledger:
             if hold is not None and hold.stage is Stage.ASSUMED and pod.spec.node_name:
                 self.observe_pod(pod)
 
+    def undo(self, hold: Hold, pod: Pod) -> None:
+        """Take over a read of a pod, made since it held *hold* as bound, that shows it bound nowhere.
+
+        So the API server's data are those of a backup, and what it held is another's to have; unless it has been given
+        a place again since.
+        """
+        with self._lock:
+            if hold.stage is Stage.BOUND and not pod.spec.node_name and self._holds.get(pod.uid) == hold:
+                self._leave(pod.uid)
+                self._drop(pod.uid)
+                self.observe_pod(pod)
+
     # --- what the watch tells ---
 
     def observe_node(self, node: Node) -> None:

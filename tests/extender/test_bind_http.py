@@ -402,6 +402,39 @@ class TestWhileListing:
         assert ["default/p"] == [hold.key for hold in extender.ledger.holds()]
 
 
+class TestBackup:
+    """An API server that comes back with the data of a backup has unbound what was bound since."""
+
+    def test_a_pod_bound_since_holds_nothing_and_may_go_anywhere(
+        self, api: ApiServer, extender: Running, pod: Json
+    ) -> None:
+        restore = api.back_up()
+        assert "" == extender.bind(pod, "n1")
+        assert eventually(lambda: [Stage.BOUND] == [hold.stage for hold in extender.ledger.holds()])
+        restore()
+        api.writes.clear()
+
+        assert eventually(lambda: extender.ledger.holds() == [])
+        assert ["n1", "n2"] == extender.fitting(pod, "n1", "n2")
+        assert "" == extender.bind(pod, "n2")
+        assert "n2" == bound_to(api, "p")
+
+    def test_a_bind_that_comes_before_the_extender_has_heard_of_it_is_made_again(
+        self, api: ApiServer, extender: Running, pod: Json
+    ) -> None:
+        restore = api.back_up()
+        assert "" == extender.bind(pod, "n1")
+        assert eventually(lambda: extender.ledger.waiting(pod["metadata"]["uid"]) is None)
+        listing = api.faults.hold(method="GET", path=r"/api/v1/pods\?.*limit=500")
+        restore()
+        api.writes.clear()
+        assert listing.reached.wait(PATIENCE)
+
+        assert "" == extender.bind(pod, "n1")
+        listing.release()
+        assert "n1" == bound_to(api, "p")
+
+
 class TestSignal:
     """SIGTERM ends the program: no new calls, those under way to their end."""
 

@@ -302,6 +302,19 @@ class TestDoubt:
 
         assert [10, 10] == free(ledger)
 
+    def test_a_read_that_shows_it_bound_no_more_frees_it_unless_it_was_bound_again_since(self, ledger: Ledger) -> None:
+        unbound = a_pod().asking(8).build()
+        ledger.observe_pod(a_pod().asking(8).bound_to("n", EIGHT).build())
+        (first,) = ledger.holds()
+        ledger.undo(first, unbound)
+        assert [10, 10] == free(ledger)
+        assert ledger.waiting("uid-of-p") is not None
+
+        assume(ledger, a_pod().asking(8))
+        ledger.confirm("uid-of-p")
+        ledger.undo(first, unbound)
+        assert [2, 10] == free(ledger)
+
     def test_an_answer_after_the_pods_end_brings_nothing_back(self, ledger: Ledger) -> None:
         assume(ledger, a_pod().asking(8))
         ledger.pod_gone("uid-of-p")
