@@ -70,7 +70,7 @@ class Tenants:
         return self._limits.get(namespace) or self._limits.get(ANY_NAMESPACE)
 
     def hold(self, namespace: str, request: PodRequest) -> PodRequest:
-        """Give *request* kept to the models that the namespace may have.
+        """Give *request* kept to the models and the isolation that the namespace may have.
 
         Raises RequestError for what its pods may not ask, or could not have if they held nothing else.
         """
@@ -87,10 +87,13 @@ class Tenants:
         excess = self.excess(namespace, request, Use())
         if excess is not None:
             raise RequestError(Reason.NAMESPACE_LIMIT, f"{excess.constant}, even where they hold nothing")
-        if not limits.models:
-            return request
-        wishes = msgspec.structs.replace(request.wishes, within=limits.models)
-        return msgspec.structs.replace(request, wishes=wishes)
+        wishes = request.wishes
+        if limits.isolations and wishes.isolation not in limits.isolations:
+            # it counts as strict for its MIG instances, of which a share isolates nothing
+            wishes = msgspec.structs.replace(wishes, isolation=asked)
+        if limits.models:
+            wishes = msgspec.structs.replace(wishes, within=limits.models)
+        return request if wishes is request.wishes else msgspec.structs.replace(request, wishes=wishes)
 
     def excess(self, namespace: str, request: PodRequest, use: Use, view: NodeView | None = None) -> Excess | None:
         """Say which limit *request* exceeds beside what is in *use*; None where none.

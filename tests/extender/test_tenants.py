@@ -143,7 +143,14 @@ class TestWhatIsNeverAllowed:
 
     def test_a_mig_instance_is_strict_without_a_word(self) -> None:
         instance = request_of(a_pod().with_container({"nvidia.com/mig-3g.20gb": "1"}))
-        assert instance == tenants(team={"isolations": ["strict"]}).hold("team", instance)
+        assert "strict" == tenants(team={"isolations": ["strict"]}).hold("team", instance).wishes.isolation
+
+    def test_who_has_to_be_strict_gets_no_share_of_a_mig_instance(self) -> None:
+        asking = request_of(a_pod().asking(1, of=NAMES.mig("3g.20gb")))
+        shared = view(a_node("n").with_mig(static=["3g.20gb@0"]).with_shares("3g.20gb", 4))
+        strict, free = ({"isolations": found} for found in (["strict"], ["none", "strict"]))
+        assert Reason.ISOLATION_UNAVAILABLE is place(shared, tenants(team=strict).hold("team", asking))
+        assert isinstance(place(shared, tenants(team=free).hold("team", asking)), Placement)
 
     def test_the_star_is_for_namespaces_that_are_not_named(self) -> None:
         limits = Tenants(msgspec.convert({"*": {"gpus": 0}, "team": {}}, dict[str, NamespaceLimits]), NAMES)
