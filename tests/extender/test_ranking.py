@@ -696,6 +696,10 @@ class TestTypicalPods:
         assert [500, 400] == [pod.share_milli for pod, _ in mix.typical]
         assert 1 == pytest.approx(sum(frequency for _, frequency in mix.typical))
 
+    def test_it_does_not_matter_in_which_order_pods_came(self) -> None:
+        whole, alone = PodClass(1, 1, 1000), PodClass(1, 1, 1000, alone=True)
+        assert Mix.of([whole, alone]) == Mix.of([alone, whole])
+
     def test_no_pods_are_no_mix(self) -> None:
         assert () == Mix().typical
 
