@@ -98,6 +98,21 @@ class TestWhatCounts:
         assert excess is not None
         assert "namespace team may hold 10 GiB of GPU memory" in excess.sentence
 
+    @pytest.mark.parametrize("isolation", ["none", "strict"])
+    def test_a_mig_instance_counts_as_what_the_pod_would_get_where_it_may_be_a_share_or_whole(
+        self, isolation: str
+    ) -> None:
+        # a quarter of one on one GPU, whole on the other: by the least of both bind would refuse it, again and again
+        node = a_node("n").with_mig(static=["3g.20gb@0", "3g.20gb@4"]).with_shares("3g.20gb", 4)
+        node = node.with_mig(static=["3g.20gb@0"])
+        asking = request_of(a_pod().asking(1, of=NAMES.mig("3g.20gb")).wishing(isolation=isolation))
+        placed = place(view(node), asking)
+        assert isinstance(placed, Placement)
+
+        excess = tenants(team={"gpuMemory": "1GiB"}).excess("team", asking, Use(), view(node))
+        assert excess is not None
+        assert sum(grant(asking, placed).charges().values()) == excess.asked
+
     @pytest.mark.parametrize("isolation", ["none", "limited", "strict"])
     def test_two_mig_instances_are_two_gpus_before_they_are_granted_and_after(self, isolation: str) -> None:
         pod = a_pod().asking(1, of=NAMES.mig("1g.5gb")).asking(1, of=NAMES.mig("1g.5gb")).wishing(isolation=isolation)
