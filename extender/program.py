@@ -156,7 +156,7 @@ class Extender:
                 rejected=metrics.rejected,
             ),
             prioritize=Prioritize(judge),
-            preempt=Preempt(judge, search),
+            preempt=Preempt(judge, search, synced=self._feed.synced),
             bind=Bind(
                 self._ledger,
                 judge,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import msgspec
 
 from cotenant.contract.grant import Role, peak
-from cotenant.contract.pods import Pod, Quantity
+from cotenant.contract.pods import ContainerStatus, Pod, Quantity, Resources, Status
 from cotenant.contract.units import parse_milli
 
 
@@ -36,18 +36,20 @@ def requests(pod: Pod) -> Compute:
     """Count the CPU and memory that *pod* takes of a node, as kube-scheduler does.
 
     Main containers and sidecars together, or an init container beside the sidecars before it where that is more; the
-    pod's own amounts instead of both where it names any; its overhead on top (component-helpers/resource/helpers.go,
-    PodRequests).
+    pod's own amounts instead of both where it names any; its overhead on top. While they are resized in place, what is
+    asked or what is there still, whichever is more (component-helpers/resource/helpers.go, PodRequests).
     """
-    spec = pod.spec
+    spec, status = pod.spec, pod.status
+    told = {one.name: one for one in (*(status.init_container_statuses or ()), *(status.container_statuses or ()))}
     asked = [
-        (Role(role), _amounts(container.resources.requests))
+        # of init containers only sidecars are resized
+        (Role(role), _resized(container.resources, None if role == "init" else told.get(container.name), pod))
         for container, role in pod.start_order
         if container.resources is not None and container.resources.requests
     ]
     if not asked and spec.resources is None and spec.overhead is None:
         return NOTHING
-    whole = _amounts(spec.resources.requests if spec.resources else None)
+    whole = _resized(spec.resources, status, pod)
     overhead = _amounts(spec.overhead)
     counted = {**peak(asked), **whole}
     cpu, memory_milli = (counted.get(name, 0) + overhead.get(name, 0) for name in COUNTED)
@@ -58,6 +60,24 @@ def allocatable(amounts: Mapping[str, Quantity] | None) -> Compute:
     """Read what a node offers its pods; what is missing or unreadable counts as nothing."""
     read = _amounts(amounts)
     return _counted(read.get("cpu", 0), read.get("memory", 0) // 1000)
+
+
+def _resized(asked: Resources | None, status: ContainerStatus | Status | None, pod: Pod) -> dict[str, int]:
+    """Read what a container of *pod* takes, or all of it as a whole: the most of what is asked, in force and allocated.
+
+    A resize that the kubelet has refused, as the node could never hold it, asks nothing.
+    """
+    requested = asked.requests if asked is not None else None
+    wanted = _amounts(requested)
+    if not wanted or status is None or status.resources is None:
+        return wanted
+    there = status.resources.requests, status.allocated_resources
+    if there == (requested, requested):  # nearly every pod
+        return wanted
+    conditions = pod.status.conditions or ()
+    refused = any(one.type == "PodResizePending" and one.reason == "Infeasible" for one in conditions)
+    counted = [*map(_amounts, there), {} if refused else wanted]
+    return {name: max(amounts.get(name, 0) for amounts in counted) for name in wanted}
 
 
 def _counted(cpu_milli: int, memory_bytes: int) -> Compute:

@@ -60,20 +60,32 @@ class Metadata(msgspec.Struct, frozen=True, gc=False, rename="camel"):
 
 
 class ContainerStatus(msgspec.Struct, frozen=True, gc=False, rename="camel"):
-    """Hold how far a container has come."""
+    """Hold how far a container has come, and what it has, which may be resized in place."""
 
     name: str
     started: bool | None = None
     restart_count: int = 0
     container_id: str | None = msgspec.field(name="containerID", default=None)
+    resources: Resources | None = None
+    allocated_resources: dict[str, Quantity] | None = None
+
+
+class Condition(msgspec.Struct, frozen=True, gc=False):
+    """Hold one condition of a pod."""
+
+    type: str
+    reason: str | None = None
 
 
 class Status(msgspec.Struct, frozen=True, gc=False, rename="camel"):
-    """Hold how far a pod has come."""
+    """Hold how far a pod has come, and what it has as a whole."""
 
     phase: str | None = None
     reason: str | None = None
+    conditions: tuple[Condition, ...] | None = None
     nominated_node_name: str | None = None
+    resources: Resources | None = None
+    allocated_resources: dict[str, Quantity] | None = None
     container_statuses: tuple[ContainerStatus, ...] | None = None
     init_container_statuses: tuple[ContainerStatus, ...] | None = None
 

@@ -108,9 +108,10 @@ class PodRequest(msgspec.Struct, frozen=True):
 
         The kubelet hands an ordinary init container's device ids to the next container without asking us
         (devicemanager/manager.go, devicesToAllocate), so such a pod cannot change GPUs between containers. And a GPU
-        for the pod itself is for all of its containers.
+        for the pod itself is for all of its containers. MIG instances are each container's own, be they strict.
         """
-        return self.wishes.isolation.whole_gpu or any(container.role is Role.INIT for container in self.containers)
+        together = self.wishes.isolation.whole_gpu or any(container.role is Role.INIT for container in self.containers)
+        return together and not self.profiles
 
     @property
     def gpus(self) -> int:

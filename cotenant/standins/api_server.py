@@ -210,6 +210,10 @@ class ApiServer:
         """Forget the history: a watch or a list that is resumed gets a 410. Watches under way go on."""
         self.store.compact()
 
+    def back_up(self) -> Callable[[], None]:
+        """Give what has the API server come back with the objects of now, whatever happens until then."""
+        return self.store.back_up()
+
     def freeze_watches(self, *, frozen: bool = True) -> None:
         """Have all watches say nothing more, with their connections open, until they are thawed."""
         self.store.freeze(frozen)

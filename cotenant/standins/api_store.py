@@ -248,6 +248,19 @@ class Store:
             self.version += 1
             self._compacted = self.version
 
+    def back_up(self) -> Callable[[], None]:
+        """Give what makes all objects be as they are now again, as versions go on: etcdutl's --bump-revision."""
+        with self.changed:
+            saved = {resource: dict(objects) for resource, objects in self._objects.items()}
+
+        def restore() -> None:
+            with self.changed:
+                self._objects = {resource: dict(objects) for resource, objects in saved.items()}
+                self.compact()
+                self.cut()
+
+        return restore
+
     def _tell(self, change: Change) -> None:
         self._history.append(change)
         if len(self._history) > _HISTORY_MAX:

@@ -6,9 +6,10 @@ from typing import Protocol
 import structlog
 
 from cotenant.cluster import Change, Cluster, Reflector, Unreadable
-from cotenant.contract.pods import Metadata, Pod
+from cotenant.contract.pods import Metadata, Pod, Spec
 from cotenant.contract.reasons import Reason
-from extender.ledger import Ledger, Node
+from extender.cluster import pods
+from extender.ledger import Hold, Ledger, Node, Stage
 
 _log = structlog.get_logger(__name__)
 
@@ -16,6 +17,11 @@ _log = structlog.get_logger(__name__)
 # last one ended costs the API server little, and where pods come and go no watch is ever silent for so long. client-go
 # finds a dead connection out after 45 s (HTTP/2 pings); a pod that waits for room that is there is to wait 30.
 _SILENCE_SECONDS = 15.0
+# For one pod, while the watch waits.
+_REQUEST_SECONDS = 4.0
+
+# what is kept of a listed pod until all are here
+_BOUND, _UNBOUND = Spec(node_name="bound"), Spec()
 
 # Told of a pod that breaks the rules: its UID, namespace/name, why, and a sentence.
 Complain = Callable[[str, str, Reason, str], None]
@@ -51,9 +57,9 @@ class Feed:
         self.nodes: Reflector[Node] = Reflector(
             cluster, "/api/v1/nodes", Node, nodes, by_page=nodes.take_page, silence=_SILENCE_SECONDS
         )
-        pods = _Pods(ledger, complain, onlooker)
+        sink = _Pods(cluster, ledger, complain, onlooker)
         self.pods: Reflector[Pod] = Reflector(
-            cluster, "/api/v1/pods", Pod, pods, mark=ledger.mark, by_page=pods.take_page, silence=_SILENCE_SECONDS
+            cluster, "/api/v1/pods", Pod, sink, mark=ledger.mark, by_page=sink.take_page, silence=_SILENCE_SECONDS
         )
 
     def start(self) -> None:
@@ -114,22 +120,30 @@ class _Nodes:
 
 
 class _Pods:
-    def __init__(self, ledger: Ledger, complain: Complain, onlooker: Onlooker) -> None:
+    def __init__(self, cluster: Cluster, ledger: Ledger, complain: Complain, onlooker: Onlooker) -> None:
+        self._cluster = cluster
         self._ledger = ledger
         self._complain = complain
         self._onlooker = onlooker
 
     def take_page(self, objects: list[Pod]) -> list[Pod]:
-        """Take over part of a LIST, and keep who was in it."""
+        """Take over part of a LIST, and keep who was in it, and whether bound."""
         self._ledger.observe_pods(objects)
         for pod in objects:
             self._onlooker.pod_seen(pod.uid, pod.key, pod.metadata.annotations)
-        return [Pod(metadata=Metadata(name="", uid=pod.uid)) for pod in objects]
+        return [
+            Pod(metadata=Metadata(name="", uid=pod.uid), spec=_BOUND if pod.spec.node_name else _UNBOUND)
+            for pod in objects
+        ]
 
     def replaced(self, objects: list[Pod], started: int, unreadable: list[Unreadable]) -> None:
-        unread = [pod.uid for pod in unreadable if pod.uid]
-        for uid in self._ledger.pods_replaced((), started, [*(pod.uid for pod in objects), *unread]):
+        listed = {*(pod.uid for pod in objects), *(pod.uid for pod in unreadable if pod.uid)}
+        for uid in self._ledger.pods_replaced((), started, listed):
             self._onlooker.pod_gone(uid)
+        unbound = {pod.uid for pod in objects if not pod.spec.node_name}
+        for hold in self._ledger.holds():
+            if hold.uid not in listed or (hold.uid in unbound and hold.stage is Stage.BOUND):
+                self._look_again(hold)
         for hold in self._ledger.holds():
             if hold.problem:
                 self._complain(hold.uid, hold.key, Reason.BAD_GRANT, hold.problem)
@@ -152,6 +166,21 @@ class _Pods:
     def unreadable(self, change: Change, obj: Unreadable) -> None:
         if change == "DELETED" and obj.uid:
             self._ledger.pod_gone(obj.uid)
+
+    def _look_again(self, hold: Hold) -> None:
+        """Ask for a pod that a LIST does not show as the ledger has it, as it was given its place beside the LIST.
+
+        Mostly it is younger than the LIST, and the watch will tell of it. But it may have gone before the LIST, and
+        nothing ever would; or its bind was undone, where the API server was given the data of a backup. Should that not
+        be told now, ClusterError has all listed again.
+        """
+        namespace, _, name = hold.key.partition("/")
+        pod = pods.read(self._cluster, namespace=namespace, name=name, uid=hold.uid, timeout=_REQUEST_SECONDS)
+        if pod is None:
+            self._ledger.pod_gone(hold.uid)
+            self._onlooker.pod_gone(hold.uid)
+        else:
+            self._ledger.undo(hold, pod)
 
     def _ungranted(self, uid: str, key: str) -> None:
         self._complain(

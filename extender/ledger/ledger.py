@@ -271,6 +271,18 @@ class Ledger:
             if hold is not None and hold.stage is Stage.ASSUMED and pod.spec.node_name:
                 self.observe_pod(pod)
 
+    def undo(self, hold: Hold, pod: Pod) -> None:
+        """Take over a read of a pod, made since it held *hold* as bound, that shows it bound nowhere.
+
+        So the API server's data are those of a backup, and what it held is another's to have; unless it has been given
+        a place again since.
+        """
+        with self._lock:
+            if hold.stage is Stage.BOUND and not pod.spec.node_name and self._holds.get(pod.uid) == hold:
+                self._leave(pod.uid)
+                self._drop(pod.uid)
+                self.observe_pod(pod)
+
     # --- what the watch tells ---
 
     def observe_node(self, node: Node) -> None:
@@ -333,8 +345,9 @@ class Ledger:
     def pods_replaced(self, pods: Iterable[Pod], started: int, others: Iterable[str] = ()) -> list[str]:
         """Take over a LIST of all pods that was asked for after *started*, a mark(); name by UID those that are gone.
 
-        A pod that is not in it is, unless it was assumed later: the list may be older than such a pod. *others*, by
-        UID, were in it too: taken over page by page before, or unreadable, so that they keep what they hold.
+        A pod that is not in it is, unless it was assumed later: the list may be older than such a pod, or it has gone
+        before; who lists finds that out. *others*, by UID, were in it too: taken over page by page before, or
+        unreadable, so that they keep what they hold.
         """
         with self._lock:
             listed = set(others)

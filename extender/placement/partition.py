@@ -133,7 +133,7 @@ def least_bytes(view: NodeView, wishes: Wishes, profile: str) -> int:
             made = (
                 MIGInstance(profile=p.name, start=0, size=p.size) for p in state.geometry.profiles if p.name == name
             )
-            found += [_charged(Slot(state, one)) for one in (*there, *made)]
+            found += [charged(Slot(state, one)) for one in (*there, *made)]
     return min(found, default=0)
 
 
@@ -146,7 +146,7 @@ def _container(container: ContainerRequest, slot: Slot, asked: Isolation) -> Con
         role=container.role,
         family=state.gpu.family,
         mode=Mode.MIG,
-        gpus=(GPUShare(uuid=state.gpu.uuid, bytes=_charged(slot)),),
+        gpus=(GPUShare(uuid=state.gpu.uuid, bytes=charged(slot)),),
         units=1,
         mig=MIGPlacement(
             profile=instance.profile,
@@ -160,7 +160,7 @@ def _container(container: ContainerRequest, slot: Slot, asked: Isolation) -> Con
     )
 
 
-def _charged(slot: Slot) -> int:
+def charged(slot: Slot) -> int:
     """Count what a container is charged: of a share its part, so that all shares are no more than the instance."""
     return max(1, _bytes(slot) // slot.state.replicas(slot.instance.profile))
 

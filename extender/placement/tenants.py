@@ -70,7 +70,7 @@ class Tenants:
         return self._limits.get(namespace) or self._limits.get(ANY_NAMESPACE)
 
     def hold(self, namespace: str, request: PodRequest) -> PodRequest:
-        """Give *request* kept to the models that the namespace may have.
+        """Give *request* kept to the models and the isolation that the namespace may have.
 
         Raises RequestError for what its pods may not ask, or could not have if they held nothing else.
         """
@@ -87,15 +87,26 @@ class Tenants:
         excess = self.excess(namespace, request, Use())
         if excess is not None:
             raise RequestError(Reason.NAMESPACE_LIMIT, f"{excess.constant}, even where they hold nothing")
-        if not limits.models:
-            return request
-        wishes = msgspec.structs.replace(request.wishes, within=limits.models)
-        return msgspec.structs.replace(request, wishes=wishes)
+        wishes = request.wishes
+        if limits.isolations and wishes.isolation not in limits.isolations:
+            # it counts as strict for its MIG instances, of which a share isolates nothing
+            wishes = msgspec.structs.replace(wishes, isolation=asked)
+        if limits.models:
+            wishes = msgspec.structs.replace(wishes, within=limits.models)
+        return request if wishes is request.wishes else msgspec.structs.replace(request, wishes=wishes)
 
-    def excess(self, namespace: str, request: PodRequest, use: Use, view: NodeView | None = None) -> Excess | None:
+    def excess(
+        self,
+        namespace: str,
+        request: PodRequest,
+        use: Use,
+        view: NodeView | None = None,
+        aim: partition.Aim = partition.ROOM,
+    ) -> Excess | None:
         """Say which limit *request* exceeds beside what is in *use*; None where none.
 
-        Of a MIG instance or a GPU for the pod alone it is known on a node alone, *view*, what would be charged.
+        Of a MIG instance or a GPU for the pod alone it is known on a node alone, *view*, what would be charged; of an
+        instance by what the pod would get there by *aim*.
         """
         limits = self.of(namespace)
         if limits is None:
@@ -103,7 +114,7 @@ class Tenants:
         if limits.gpus is not None and use.gpus + request.gpus > limits.gpus:
             return Excess(namespace, "GPUs", limits.gpus, use.gpus, request.gpus)
         most = limits.gpu_memory_bytes
-        asked = least_bytes(request) if view is None else least_bytes_on(view, request)
+        asked = least_bytes(request) if view is None else least_bytes_on(view, request, aim)
         if most is not None and use.bytes + asked > most:
             return Excess(namespace, "GPU memory", most, use.bytes, asked)
         return None
@@ -132,10 +143,14 @@ def least_bytes(request: PodRequest) -> int:
     return sum(pieces(request)) * request.wishes.gpu_count if not request.profiles else 0
 
 
-def least_bytes_on(view: NodeView, request: PodRequest) -> int:
+def least_bytes_on(view: NodeView, request: PodRequest, aim: partition.Aim = partition.ROOM) -> int:
     """Count the least that *request* would be charged on one node just now, or where it does not fit, were it empty."""
     wishes = request.wishes
     if request.profiles:
+        # an instance may be whole on one GPU and a share on another: what bind would give is what counts
+        placed = partition.place(view, request, aim)
+        if not isinstance(placed, Reason):
+            return sum(map(partition.charged, placed))
         return sum(partition.least_bytes(view, wishes, profile) for profile in request.profiles)
     if not wishes.isolation.whole_gpu:
         return least_bytes(request)

@@ -67,11 +67,11 @@ def named(name: str) -> type[Policy]:
 
     Raises PolicyError with a sentence for a name that is none.
     """
-    node, _, gpu = name.partition("/")
-    for part in (node, gpu or node):
+    node, slash, gpu = name.partition("/")
+    for part in (node, gpu) if slash else (node,):
         if part not in POLICIES:
             raise PolicyError(f"{part[:64]!r} is none of {', '.join(sorted(POLICIES))}")
-    return Split.of(POLICIES[node], POLICIES[gpu]) if gpu and gpu != node else POLICIES[node]
+    return Split.of(POLICIES[node], POLICIES[gpu]) if slash and gpu != node else POLICIES[node]
 
 
 MAX_SCORE = 10

@@ -39,9 +39,9 @@ class Mix(msgspec.Struct, frozen=True, dict=True):
     def of(cls, pods: Iterable[PodClass]) -> Self:
         """Count pods."""
 
-        def key(item: tuple[PodClass, int]) -> tuple[int, int, int, int, str]:
-            pod_class, count = item
-            return count, pod_class.cpu_milli, pod_class.share_milli, pod_class.gpus, "|".join(pod_class.models)
+        def key(item: tuple[PodClass, int]) -> tuple[int, int, int, int, str, bool]:
+            c, count = item
+            return count, c.cpu_milli, c.share_milli, c.gpus, "|".join(c.models), c.alone
 
         counted = sorted(Counter(pods).items(), key=key, reverse=True)
         return cls(classes=tuple(c for c, _ in counted), counts=tuple(count for _, count in counted))

@@ -3,7 +3,7 @@
 from extender.policies import gpu_level
 from extender.policies.binpack import left_behind
 from extender.policies.policy import Ask, Policy
-from extender.policies.table import Bools, Floats, Ints
+from extender.policies.table import MILLI, Bools, Floats, Ints
 
 
 class Spread(Policy):
@@ -11,9 +11,10 @@ class Spread(Policy):
 
     name = "spread"
 
-    def gpus(self, rows: Ints, fits: Bools, ask: Ask) -> Ints:  # noqa: ARG002
-        """Choose the emptiest GPU."""
-        return gpu_level.emptiest(self.table.free_milli[rows], fits)
+    def gpus(self, rows: Ints, fits: Bools, ask: Ask) -> Ints:
+        """Choose the emptiest GPU; for a pod that takes all of one, and has no neighbours anywhere, the smallest."""
+        choose = gpu_level.emptiest if ask.share_milli < MILLI else gpu_level.tightest
+        return choose(self.table.free_milli[rows], fits)
 
     def weigh(self, rows: Ints, after: Ints, ask: Ask) -> Floats:
         """Count the milli left free on the GPUs taken, negative, (P, 1)."""

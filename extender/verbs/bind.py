@@ -112,10 +112,20 @@ class Bind:
         if hold.node != args.Node:
             return Refusal.of(args, Reason.UNSETTLED if hold.stage is Stage.ASSUMED else Reason.BOUND_ELSEWHERE)
         if hold.stage is Stage.BOUND:
-            return None
+            return self._bound(args, hold, deadline)
         # the outcome of an earlier bind is in doubt: the same Binding again finds out
         told = annotations(grants.decode(hold.grant), self._names)
         return self._binder.bind(args, told, hold, deadline=deadline, again=True)
+
+    def _bound(self, args: BindArgs, hold: Hold, deadline: float) -> Refusal | None:
+        """Find out whether a pod that was bound here is bound still, not undone by an API server with an old backup."""
+        pod = self._binder.read(args, deadline=deadline)
+        if isinstance(pod, Refusal):
+            return pod
+        if pod.spec.node_name:
+            return None
+        self._ledger.undo(hold, pod)
+        return self._bind(args, deadline)
 
     def _reserve(self, args: BindArgs, deadline: float) -> tuple[Hold, grants.Grant] | Refusal | None:
         """Reserve GPUs for the pod, and say which; None where it asks nothing of ours and needs none."""

@@ -129,15 +129,10 @@ class Filter:
         All failures but that of *resolvable* are unresolvable: in-tree preemption sees no single GPUs, and would evict
         pods in vain.
         """
-        if resolvable in failed:
-            resolved = {resolvable: failed.pop(resolvable)}
-            if args.whole is not None:
-                return FilterResult(Nodes=NodeList(items=[]), FailedNodes=resolved, FailedAndUnresolvableNodes=failed)
-            return FilterResult(NodeNames=[], FailedNodes=resolved, FailedAndUnresolvableNodes=failed)
+        resolved = {resolvable: failed.pop(resolvable)} if resolvable in failed else {}
         if args.whole is not None:
             items = [args.whole[name] for name in (args.candidates.names if fitting is None else fitting)]
-            return FilterResult(Nodes=NodeList(items=items), FailedAndUnresolvableNodes=failed)
-        if fitting is None:
-            # Mostly every node fits, and goes back in the bytes that it came as: 0.5 of 1.4 ms at 5,000 names.
-            return FilterResult(NodeNames=args.candidates.raw_names, FailedAndUnresolvableNodes=failed)
-        return FilterResult(NodeNames=fitting, FailedAndUnresolvableNodes=failed)
+            return FilterResult(Nodes=NodeList(items=items), FailedNodes=resolved, FailedAndUnresolvableNodes=failed)
+        # Mostly every node fits, and goes back in the bytes that it came as: 0.5 of 1.4 ms at 5,000 names.
+        names = args.candidates.raw_names if fitting is None else fitting
+        return FilterResult(NodeNames=names, FailedNodes=resolved, FailedAndUnresolvableNodes=failed)

@@ -169,7 +169,9 @@ class Judge:
         costs, refused = verdicts.costs.copy(), dict(verdicts.refused)
         for n, name in enumerate(candidates.names):
             view = self._ledger.view(name) if n not in refused else None
-            if view is not None and self.tenants.excess(namespace, request, use, view) is not None:
+            if view is None:
+                continue
+            if self.tenants.excess(namespace, request, use, view, self.aim(request, name)) is not None:
                 costs[n], refused[n] = np.inf, Reason.NAMESPACE_LIMIT
         return Verdicts(costs, refused, verdicts.places)
 

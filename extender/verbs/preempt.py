@@ -1,5 +1,7 @@
 """preempt: hold kube-scheduler's victims to single GPUs, and find better ones where they would not help."""
 
+from collections.abc import Callable
+
 from cotenant.contract.pods import Pod
 from cotenant.contract.request import PodRequest, RequestError
 from extender.verbs.judge import Judge
@@ -14,9 +16,10 @@ _SEARCHED_NODES = 8
 class Preempt:
     """Answer preempt."""
 
-    def __init__(self, judge: Judge, search: Search) -> None:
+    def __init__(self, judge: Judge, search: Search, *, synced: Callable[[], bool]) -> None:
         self._judge = judge
         self._search = search
+        self._synced = synced
 
     def __call__(self, args: PreemptionArgs) -> PreemptionResult:
         """Give for each node that evicting pods can free for the pod the victims that it takes.
@@ -25,6 +28,9 @@ class Preempt:
         are; if there is any such node, it is one of those. Else nodes are searched, a few of them, for pods of lower
         priority that do. Raises ClusterError where the API server cannot be asked.
         """
+        if not self._synced():
+            # a node whose pods are not known yet looks free
+            return PreemptionResult({})
         proposed = args.proposed()
         try:
             request = self._judge.request(args.Pod)

@@ -6,6 +6,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from cotenant.contract.inventory import Health
 from cotenant.contract.names import mig_suffix
 from cotenant.contract.request import PodRequest
 from extender.ledger import Ledger, MIGState, NodeView, Stage
@@ -90,7 +91,9 @@ class Search:
         if request.profiles:
             asked = Counter(request.profiles)
             return any(_advertised(view, profile) < count for profile, count in asked.items())
-        free = sum(state.free_bytes for state in view.gpus)
+        # units of an ill GPU are not allocatable; of what others use or is promised it knows nothing
+        well = sum(state.gpu.usable_bytes for state in view.gpus if state.gpu.health is Health.HEALTHY)
+        free = well - sum(state.held_bytes for state in view.gpus)
         return free < sum(container.share_bytes for container in request.containers) * request.wishes.gpu_count
 
     def _weighed(self, one: Neighbour) -> Neighbour:

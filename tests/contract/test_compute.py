@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from cotenant.contract.compute import NOTHING, Compute, allocatable, requests
-from cotenant.contract.pods import Pod
+from cotenant.contract.pods import Pod, Status
 from cotenant.contract.units import GIB, MIB, parse_milli
 
 
@@ -31,6 +31,19 @@ def a_pod(*main: dict[str, Any], init: tuple[dict[str, Any], ...] = (), **spec: 
         },
         Pod,
     )
+
+
+# one that asks 4 cores by its container, and one that does as a whole
+RESIZED = [a_pod({"cpu": 4}), a_pod({"cpu": 2}, resources={"requests": {"cpu": 4}})]
+
+
+def resizing(pod: Pod, in_force: dict[str, Any], allocated: dict[str, Any], *, refused: bool = False) -> Pod:
+    """The pod while its first main container, or the pod where it names amounts of its own, is resized in place."""
+    told = {"resources": {"requests": in_force}, "allocatedResources": allocated}
+    status = told if pod.spec.resources else {"containerStatuses": [{"name": "c0", **told}]}
+    reason = "Infeasible" if refused else "Deferred"
+    conditions = [{"type": "Ready"}, {"type": "PodResizePending", "reason": reason}]
+    return msgspec.structs.replace(pod, status=msgspec.convert({**status, "conditions": conditions}, Status))
 
 
 def milli(pod: Pod) -> int:
@@ -63,6 +76,22 @@ class TestRequests:
 
     def test_overhead_comes_on_top(self) -> None:
         assert 1250 == milli(a_pod({"cpu": 1}, overhead={"cpu": "250m"}))
+
+    @pytest.mark.parametrize("pod", RESIZED, ids=["container", "pod"])
+    def test_while_a_pod_is_resized_in_place_the_most_that_it_has_or_asks_counts(self, pod: Pod) -> None:
+        assert 4000 == milli(resizing(pod, {"cpu": 2}, {"cpu": 2}))
+        assert 6000 == milli(resizing(pod, {"cpu": 6}, {"cpu": 4}))
+        assert 6000 == milli(resizing(pod, {"cpu": 4}, {"cpu": 6}))
+        assert 4000 == milli(resizing(pod, {"cpu": 4}, {"cpu": 4}))
+
+    @pytest.mark.parametrize("pod", RESIZED, ids=["container", "pod"])
+    def test_a_resize_that_the_node_could_never_hold_asks_nothing(self, pod: Pod) -> None:
+        assert 3000 == milli(resizing(pod, {"cpu": 2}, {"cpu": 3}, refused=True))
+
+    def test_an_ordinary_init_container_is_not_resized(self) -> None:
+        pod = a_pod({}, init=({"cpu": 2},))
+
+        assert 2000 == milli(resizing(pod, {"cpu": 5}, {"cpu": 5}))
 
     def test_a_pod_that_asks_nothing_takes_nothing(self) -> None:
         assert NOTHING is requests(a_pod({}))

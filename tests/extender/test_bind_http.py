@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cotenant.contract.pods import Pod
+    from cotenant.standins.api_faults import Hold
     from cotenant.standins.api_server import ApiServer
     from tests.builders import Json
 
@@ -365,6 +366,73 @@ class TestRestart:
 
         # 2 GiB are left on one GPU of n1, none on the other
         assert ["n2"] == second.fitting(submit(api, a_pod().named("late").asking(3)), "n1", "n2")
+
+
+class TestWhileListing:
+    """What is bound while a LIST is on its way to the API server, after a watch that could not go on."""
+
+    @pytest.fixture
+    def listing(self, api: ApiServer, extender: Running) -> Hold:  # noqa: ARG002
+        """A LIST of pods that has yet to reach the API server."""
+        hold = api.faults.hold(method="GET", path=r"/api/v1/pods\?.*limit=500")
+        submit(api, a_pod().named("before"))
+        api.compact()
+        api.cut_watches()
+        assert hold.reached.wait(PATIENCE)
+        return hold
+
+    @pytest.mark.parametrize("answer", [200, 500])
+    def test_a_pod_that_has_gone_before_the_list_gives_its_memory_back(
+        self, api: ApiServer, extender: Running, listing: Hold, pod: Json, answer: int
+    ) -> None:
+        assert "" == extender.bind(pod, "n1")
+        api.delete_pod("p", grace=0)
+        if answer != 200:
+            api.faults.refuse(answer, method="GET", path="/pods/p$")
+        listing.release()
+
+        assert eventually(lambda: extender.ledger.holds() == [])
+
+    def test_a_pod_that_is_there_keeps_it(self, api: ApiServer, extender: Running, listing: Hold, pod: Json) -> None:
+        assert "" == extender.bind(pod, "n1")
+        listing.release()
+        after = submit(api, a_pod().named("after").asking(1))
+
+        assert eventually(lambda: extender.ledger.waiting(after["metadata"]["uid"]))
+        assert ["default/p"] == [hold.key for hold in extender.ledger.holds()]
+
+
+class TestBackup:
+    """An API server that comes back with the data of a backup has unbound what was bound since."""
+
+    def test_a_pod_bound_since_holds_nothing_and_may_go_anywhere(
+        self, api: ApiServer, extender: Running, pod: Json
+    ) -> None:
+        restore = api.back_up()
+        assert "" == extender.bind(pod, "n1")
+        assert eventually(lambda: [Stage.BOUND] == [hold.stage for hold in extender.ledger.holds()])
+        restore()
+        api.writes.clear()
+
+        assert eventually(lambda: extender.ledger.holds() == [])
+        assert ["n1", "n2"] == extender.fitting(pod, "n1", "n2")
+        assert "" == extender.bind(pod, "n2")
+        assert "n2" == bound_to(api, "p")
+
+    def test_a_bind_that_comes_before_the_extender_has_heard_of_it_is_made_again(
+        self, api: ApiServer, extender: Running, pod: Json
+    ) -> None:
+        restore = api.back_up()
+        assert "" == extender.bind(pod, "n1")
+        assert eventually(lambda: extender.ledger.waiting(pod["metadata"]["uid"]) is None)
+        listing = api.faults.hold(method="GET", path=r"/api/v1/pods\?.*limit=500")
+        restore()
+        api.writes.clear()
+        assert listing.reached.wait(PATIENCE)
+
+        assert "" == extender.bind(pod, "n1")
+        listing.release()
+        assert "n1" == bound_to(api, "p")
 
 
 class TestSignal:

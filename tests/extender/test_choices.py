@@ -115,9 +115,10 @@ class TestWhoseCounts:
         assert "calm-used" == ground.best(wish, "calm-used", "calm-empty")
         assert 0 == ground.gpu(wish, "calm-used")
 
-    def test_a_wish_for_no_policy_is_refused(self) -> None:
-        with pytest.raises(RequestError, match="'fastest' is none of"):
-            Ground().node("n", 0).costs(asking(5, policy="fastest"), "n")
+    @pytest.mark.parametrize("wish", ["fastest", "fgd/fastest", "fgd/"])
+    def test_a_wish_for_no_policy_is_refused(self, wish: str) -> None:
+        with pytest.raises(RequestError, match=f"'{wish.removeprefix('fgd/')}' is none of"):
+            Ground().node("n", 0).costs(asking(5, policy=wish), "n")
 
     def test_the_first_pool_that_has_a_node_counts_and_all_of_its_labels_must_match(self) -> None:
         pools = (Pool((("kind", "a"), ("pool", "x")), "spread"), Pool((("pool", "x"),), "binpack"))
@@ -200,6 +201,7 @@ class TestConfiguration:
             ("profilePolicies: {batch: x}", "profilePolicies.batch: 'x' is none of"),
             ("nodePools: [{labels: {a: b}, policy: spread}, {labels: {a: c}, policy: x}]", "nodePools[1].policy: 'x'"),
             ("shadow: x", "shadow: 'x' is none of"),
+            ("policy: fgd/", "policy: '' is none of"),
         ],
     )
     def test_a_policy_that_does_not_exist_stops_the_program(self, text: str, expected: str) -> None:

@@ -302,6 +302,19 @@ class TestDoubt:
 
         assert [10, 10] == free(ledger)
 
+    def test_a_read_that_shows_it_bound_no_more_frees_it_unless_it_was_bound_again_since(self, ledger: Ledger) -> None:
+        unbound = a_pod().asking(8).build()
+        ledger.observe_pod(a_pod().asking(8).bound_to("n", EIGHT).build())
+        (first,) = ledger.holds()
+        ledger.undo(first, unbound)
+        assert [10, 10] == free(ledger)
+        assert ledger.waiting("uid-of-p") is not None
+
+        assume(ledger, a_pod().asking(8))
+        ledger.confirm("uid-of-p")
+        ledger.undo(first, unbound)
+        assert [2, 10] == free(ledger)
+
     def test_an_answer_after_the_pods_end_brings_nothing_back(self, ledger: Ledger) -> None:
         assume(ledger, a_pod().asking(8))
         ledger.pod_gone("uid-of-p")
@@ -397,6 +410,16 @@ class TestUnreadable:
         ledger.observe_pod(pod.bound_to("n", "not json").build())
 
         assert [0, 0] == free(ledger)
+
+    @pytest.mark.parametrize("pod", [a_pod(), a_pod().asking(1, of="nvidia.com/mig-1g.5gb")])
+    def test_of_a_pod_that_asks_no_memory_it_takes_nothing_of_mps(self, ledger: Ledger, pod: PodBuilder) -> None:
+        # whoever may annotate pods would else close the node's daemons to all other users
+        ledger.observe_node(a_node("n").with_gpus(2, "10GiB").under_mps(max_clients=1).build())
+        ledger.observe_pod(pod.bound_to("n", "not json").build())
+
+        view = ledger.view("n")
+        assert view is not None
+        assert [(10 * GIB, 0, frozenset())] * 2 == [(gpu.free_bytes, gpu.clients, gpu.users) for gpu in view.gpus]
 
     def test_it_is_free_again_once_its_pod_is_gone(self, ledger: Ledger) -> None:
         ledger.observe_pod(a_pod().asking(3).bound_to("n", "not json").build())

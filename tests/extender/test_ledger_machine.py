@@ -52,11 +52,11 @@ class Flight:
 
 @dataclass
 class Listing:
-    """A LIST that was asked for and has not arrived yet."""
+    """A LIST that was asked for and has not arrived yet; it may wait before the API server takes it."""
 
     started: int
     step: int
-    pods: dict[str, PodBuilder]
+    pods: dict[str, PodBuilder] | None = None
 
 
 def containers_of(text: str) -> list[dict[str, Any]] | None:
@@ -444,15 +444,22 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.listing is None)
     @rule()
     def the_watch_breaks_and_a_list_is_asked_for(self) -> None:
-        self.listing = Listing(self.ledger.mark(), self.step, dict(self.stored))
+        self.listing = Listing(self.ledger.mark(), self.step)
+
+    @precondition(lambda self: self.listing is not None and self.listing.pods is None)
+    @rule()
+    def the_list_is_taken(self) -> None:
+        assert self.listing is not None
+        self.listing.pods = dict(self.stored)
         # the next watch goes on from the list
         self.pod_news.clear()
 
-    @precondition(lambda self: self.listing is not None)
+    @precondition(lambda self: self.listing is not None and self.listing.pods is not None)
     @rule(data=st.data())
     def the_list_arrives(self, data: st.DataObject) -> None:
         listing = self.listing
         assert listing is not None
+        assert listing.pods is not None
         self.listing = None
         unreadable = data.draw(st.sets(st.sampled_from(sorted(listing.pods)))) if listing.pods else set()
         self.unread |= unreadable
@@ -464,6 +471,10 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.untell(uid)
         for pod in readable.values():
             self.tell("MODIFIED", pod)
+        # those that it lacks all the same are asked for: they are younger, or went before it was taken
+        for uid in {hold.uid for hold in self.ledger.holds()} - set(listing.pods) - set(self.stored):
+            self.ledger.pod_gone(uid)
+            self.untell(uid)
 
     @rule(data=st.data())
     def the_extender_restarts(self, data: st.DataObject) -> None:

@@ -16,7 +16,7 @@ from extender.ledger import Hold, NodeView
 from extender.placement.fit import Placement, grant, place
 from extender.placement.preemption import Budget, Neighbour, Requirement, Selector, victims
 from tests.builders import NAMES, a_node, a_pod
-from tests.extender.running import Running, eventually, submit
+from tests.extender.running import PATIENCE, Running, eventually, submit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -150,16 +150,18 @@ class TestVerb:
         assert eventually(lambda: len(extender.ledger.holds()) == 4)
         return pods
 
-    def ask(self, extender: Running, units: int, victims: list[Json], priority: int = 10) -> dict[str, list[str]]:
-        """Ask with kube-scheduler's victims on n1; give those that come back, by node."""
+    def ask(
+        self, extender: Running, units: int, victims: list[Json], priority: int = 10, *, node: str = "n1"
+    ) -> dict[str, list[str]]:
+        """Ask with kube-scheduler's victims on a node; give those that come back, by node."""
         pod = a_pod().named("vip").asking(units).as_json()
         pod["metadata"]["uid"] = "vip"
         pod["spec"]["priority"] = priority
         meta = {"Pods": [{"UID": one["metadata"]["uid"]} for one in victims], "NumPDBViolations": 0}
-        answer = extender.post("/preempt", {"Pod": pod, "NodeNameToMetaVictims": {"n1": meta}})
+        answer = extender.post("/preempt", {"Pod": pod, "NodeNameToMetaVictims": {node: meta}})
         assert 200 == answer.status, answer.body
         return {
-            node: [one["UID"] for one in found["Pods"]] for node, found in answer.json["NodeNameToMetaVictims"].items()
+            name: [one["UID"] for one in found["Pods"]] for name, found in answer.json["NodeNameToMetaVictims"].items()
         }
 
     def test_victims_that_free_one_gpu_stay_as_they_are(self, extender: Running, residents: dict[str, Json]) -> None:
@@ -174,6 +176,17 @@ class TestVerb:
         sixes = {residents[name]["metadata"]["uid"] for name in ("a6", "b6")}
         (chosen,) = found["n1"]
         assert chosen in sixes
+
+    def test_an_empty_gpu_that_is_ill_has_nobody_evicted_in_vain(self, api: ApiServer, extender: Running) -> None:
+        # its units are not allocatable, so that kube-scheduler found 20 of 20 taken: 4 + 4 free its sum, one 6 a GPU
+        api.create(NODES, a_node("m").with_gpus(3, "10GiB").unhealthy(0).as_json())
+        assert eventually(lambda: extender.ledger.view("m"))
+        there = [submit(api, a_pod().named(f"p{n}").asking(units)) for n, units in enumerate((6, 4, 6, 4))]
+        assert [""] * 4 == [extender.bind(pod, "m") for pod in there]
+        uids = [pod["metadata"]["uid"] for pod in there]
+
+        (chosen,) = self.ask(extender, 6, [there[1], there[3]], node="m")["m"]
+        assert chosen in {uids[0], uids[2]}
 
     def test_a_whole_gpu_takes_both_of_its_pods(self, extender: Running, residents: dict[str, Json]) -> None:
         found = self.ask(extender, 10, [residents["a6"], residents["b4"]])
@@ -220,6 +233,20 @@ class TestVerb:
         answer = extender.post("/preempt", {"Pod": pod, "NodeNameToMetaVictims": meta})
         assert 503 == answer.status
         assert answer.body.startswith(b"preempt: ")
+
+    def test_nobody_is_evicted_before_it_is_known_who_holds_what(
+        self, api: ApiServer, start: Callable[..., Running]
+    ) -> None:
+        victim = submit(api, a_pod().named("low").asking(4))
+        hold = api.faults.hold(method="GET", path=r"/api/v1/pods\?")
+        starting = start(wait=False)
+        assert hold.reached.wait(PATIENCE)
+        assert eventually(lambda: starting.ledger.view("n1"))
+
+        answered = self.ask(starting, 6, [victim])
+        hold.release()
+
+        assert {} == answered
 
     def test_what_is_no_json_is_refused_with_a_sentence(self, extender: Running) -> None:
         answer = extender.post("/preempt", b"[")

@@ -542,6 +542,11 @@ class TestPolicies:
     def test_spread_takes_the_emptiest(self) -> None:
         assert ("a", [1]) == self.best(self.two_nodes(), a_pod().asking(2), "spread")
 
+    def test_spread_takes_the_smallest_gpu_for_who_wants_one_alone(self) -> None:
+        # which is what filter holds to the limit of the pod's namespace: bind would refuse the larger one
+        node = Cluster().with_node(a_node("n").with_gpu("20GiB").with_gpu("10GiB"))
+        assert ("n", [1]) == self.best(node, a_pod().asking(2).wishing(isolation="exclusive"), "spread")
+
     def test_packing_leaves_empty_gpus_alone(self) -> None:
         assert ("b", [0]) == self.best(self.two_nodes(), a_pod().asking(3), "packing")
 
@@ -690,6 +695,10 @@ class TestTypicalPods:
         # 90 + 6 = 96 of 100
         assert [500, 400] == [pod.share_milli for pod, _ in mix.typical]
         assert 1 == pytest.approx(sum(frequency for _, frequency in mix.typical))
+
+    def test_it_does_not_matter_in_which_order_pods_came(self) -> None:
+        whole, alone = PodClass(1, 1, 1000), PodClass(1, 1, 1000, alone=True)
+        assert Mix.of([whole, alone]) == Mix.of([alone, whole])
 
     def test_no_pods_are_no_mix(self) -> None:
         assert () == Mix().typical

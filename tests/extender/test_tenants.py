@@ -98,6 +98,31 @@ class TestWhatCounts:
         assert excess is not None
         assert "namespace team may hold 10 GiB of GPU memory" in excess.sentence
 
+    @pytest.mark.parametrize("isolation", ["none", "strict"])
+    def test_a_mig_instance_counts_as_what_the_pod_would_get_where_it_may_be_a_share_or_whole(
+        self, isolation: str
+    ) -> None:
+        # a quarter of one on one GPU, whole on the other: by the least of both bind would refuse it, again and again
+        node = a_node("n").with_mig(static=["3g.20gb@0", "3g.20gb@4"]).with_shares("3g.20gb", 4)
+        node = node.with_mig(static=["3g.20gb@0"])
+        asking = request_of(a_pod().asking(1, of=NAMES.mig("3g.20gb")).wishing(isolation=isolation))
+        placed = place(view(node), asking)
+        assert isinstance(placed, Placement)
+
+        excess = tenants(team={"gpuMemory": "1GiB"}).excess("team", asking, Use(), view(node))
+        assert excess is not None
+        assert sum(grant(asking, placed).charges().values()) == excess.asked
+
+    @pytest.mark.parametrize("isolation", ["none", "limited", "strict"])
+    def test_two_mig_instances_are_two_gpus_before_they_are_granted_and_after(self, isolation: str) -> None:
+        pod = a_pod().asking(1, of=NAMES.mig("1g.5gb")).asking(1, of=NAMES.mig("1g.5gb")).wishing(isolation=isolation)
+        placed = place(view(a_node("n").with_mig()), request_of(pod))
+        assert isinstance(placed, Placement)
+        assert 2 == grant(request_of(pod), placed).gpus
+        # else filter lets through what bind refuses, again and again
+        with pytest.raises(RequestError):
+            tenants(team={"gpus": 1}).hold("team", request_of(pod))
+
     def test_a_pod_with_a_grant_that_cannot_be_read_counts_as_the_most_that_it_can_hold(self) -> None:
         ledger = Ledger(NAMES, GIB)
         ledger.observe_pod(a_pod().in_namespace("team").asking(3).asking(4).bound_to("n", "no grant").build())
@@ -133,7 +158,14 @@ class TestWhatIsNeverAllowed:
 
     def test_a_mig_instance_is_strict_without_a_word(self) -> None:
         instance = request_of(a_pod().with_container({"nvidia.com/mig-3g.20gb": "1"}))
-        assert instance == tenants(team={"isolations": ["strict"]}).hold("team", instance)
+        assert "strict" == tenants(team={"isolations": ["strict"]}).hold("team", instance).wishes.isolation
+
+    def test_who_has_to_be_strict_gets_no_share_of_a_mig_instance(self) -> None:
+        asking = request_of(a_pod().asking(1, of=NAMES.mig("3g.20gb")))
+        shared = view(a_node("n").with_mig(static=["3g.20gb@0"]).with_shares("3g.20gb", 4))
+        strict, free = ({"isolations": found} for found in (["strict"], ["none", "strict"]))
+        assert Reason.ISOLATION_UNAVAILABLE is place(shared, tenants(team=strict).hold("team", asking))
+        assert isinstance(place(shared, tenants(team=free).hold("team", asking)), Placement)
 
     def test_the_star_is_for_namespaces_that_are_not_named(self) -> None:
         limits = Tenants(msgspec.convert({"*": {"gpus": 0}, "team": {}}, dict[str, NamespaceLimits]), NAMES)
