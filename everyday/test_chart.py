@@ -245,6 +245,14 @@ def test_values_reach_every_place_that_has_to_agree() -> None:
     assert "/data/kubelet/pod-resources" in {v["hostPath"]["path"] for v in plugin["volumes"] if "hostPath" in v}
 
 
+def test_who_may_reach_what_is_served_is_said_of_the_extender_and_of_the_plugins() -> None:
+    peers = [{"ipBlock": {"cidr": "192.0.2.0/28"}}]
+    found = objects(render(f'networkPolicy={{"enabled":true,"serveFrom":{json.dumps(peers)}}}'))
+    rules = {one["metadata"]["name"]: one["spec"]["ingress"] for one in found if one["kind"] == "NetworkPolicy"}
+    assert {"cotenant-scheduler", "cotenant-device-plugin"} == rules.keys()
+    assert [peers, peers] == [one[0]["from"] for one in rules.values()]
+
+
 def test_an_older_cluster_gets_the_webhook_with_a_certificate_that_fits() -> None:
     found = {(one["kind"], one["metadata"]["name"]): one for one in objects(render(kubernetes="v1.34.1"))}
     assert not any(kind == "MutatingAdmissionPolicy" for kind, _ in found)
@@ -265,6 +273,15 @@ def test_an_older_cluster_gets_the_webhook_with_a_certificate_that_fits() -> Non
     assert found["Deployment", "cotenant-scheduler"]["spec"]["template"]["spec"]["containers"][0]["image"].endswith(
         ":v1.34.1"
     )
+
+
+# its image may be one minor version older than the cluster
+@pytest.mark.parametrize(
+    ("kubernetes", "path"), [("v1.30.4", "/healthz"), ("v1.31.4", "/healthz"), ("v1.32.0", "/readyz")]
+)
+def test_a_kube_scheduler_of_before_1_31_is_asked_where_it_answers(kubernetes: str, path: str) -> None:
+    scheduler = pod_specs(objects(render(kubernetes=kubernetes)))["cotenant-scheduler"]["containers"][0]
+    assert path == scheduler["readinessProbe"]["httpGet"]["path"]
 
 
 @pytest.mark.parametrize("layout", ["second-scheduler", "attached"])

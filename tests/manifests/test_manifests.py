@@ -337,7 +337,7 @@ class TestPrograms:
                 # which of the replicas binds is a label that it sets itself
                 selector = {key: value for key, value in service["spec"]["selector"].items() if key != Names().writer}
                 assert selector.items() <= template["metadata"]["labels"].items()
-                assert {entry["targetPort"] for entry in service["spec"]["ports"]} <= ports.keys()
+                assert {entry["targetPort"] for entry in service["spec"]["ports"]} <= ports.keys() | set(ports.values())
             assert workload["spec"]["selector"]["matchLabels"] == template["metadata"]["labels"]
 
     def test_the_extender_serves_on_the_port_that_is_probed(self, layout: str, found: list[Object]) -> None:

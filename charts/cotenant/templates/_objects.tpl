@@ -97,6 +97,8 @@ their node since 1.32, without which a device plugin could write to no node at a
 {{- if eq .name "scheduler" -}}
 {{- $tag := $root.Values.scheduler.image.tag | default (regexFind "^v[0-9]+\\.[0-9]+\\.[0-9]+" $root.Capabilities.KubeVersion.Version) -}}
 {{- $_ := set . "image" (printf "%s:%s" $root.Values.scheduler.image.repository $tag) -}}
+{{- /* it may be one minor version older than the cluster, and before 1.31 has no /readyz */ -}}
+{{- if semverCompare "<1.32.0-0" $root.Capabilities.KubeVersion.Version }}{{ $_ := set .readinessProbe.httpGet "path" "/healthz" }}{{ end -}}
 {{- else -}}
 {{- $image := $root.Values.image -}}
 {{- $_ := set . "image" (ternary (printf "%s@%s" $image.repository $image.digest) (printf "%s:%s" $image.repository ($image.tag | default $root.Chart.AppVersion)) (ne $image.digest "")) -}}
@@ -131,12 +133,12 @@ their node since 1.32, without which a device plugin could write to no node at a
 {{- define "cotenant.network" -}}
 {{- $root := index . 0 -}}
 {{- range (index . 1).spec.ingress -}}
-{{- $port := (first .ports).port -}}
+{{- $port := (first .ports).port | toString -}}
 {{- if and (eq $port "verbs") $root.Values.networkPolicy.verbsFromCIDRs -}}
 {{- $peers := list -}}
 {{- range $root.Values.networkPolicy.verbsFromCIDRs }}{{ $peers = append $peers (dict "ipBlock" (dict "cidr" .)) }}{{ end -}}
 {{- $_ := set . "from" $peers -}}
-{{- else if and (eq $port "serve") $root.Values.networkPolicy.serveFrom -}}
+{{- else if and (has $port (list "serve" "9481")) $root.Values.networkPolicy.serveFrom -}}
 {{- $_ := set . "from" $root.Values.networkPolicy.serveFrom -}}
 {{- end -}}
 {{- end -}}
