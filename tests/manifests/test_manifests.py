@@ -123,6 +123,14 @@ class TestWebhook:
         assert webhook.tls is not None
         assert msgspec.structs.replace(webhook, tls=None) == extender_config("second-scheduler")
 
+    def test_applying_it_again_leaves_the_authority_that_was_put_in(self) -> None:
+        # kubectl leaves alone what a file does not name, and sets what it names, be it empty
+        found = list(build(MANIFESTS / "webhook"))
+        (mutating,) = of_kind(found, "MutatingWebhookConfiguration").values()
+        (validating,) = of_kind(found, "ValidatingWebhookConfiguration").values()
+        webhooks = [*mutating["webhooks"], *validating["webhooks"]]
+        assert [{"service"}] * 3 == [one["clientConfig"].keys() for one in webhooks]
+
     def test_whoever_asks_the_extender_asks_by_https(self) -> None:
         spec = pod_specs(list(build(MANIFESTS / "webhook")))["cotenant-scheduler"]
         probes = [
