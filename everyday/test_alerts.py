@@ -85,7 +85,11 @@ CASES: dict[str, tuple[Series, Series]] = {
         },
     ),
     "CotenantGPUErrors": (
-        {f'cotenant_gpu_xids_total{{{GPU},xid="79",class="fatal"}}': "0x50 1x10"},
+        # there is no such series before the first of them
+        {
+            f'cotenant_gpu_xids_total{{{GPU},xid="79",class="fatal"}}': "_x50 1x10",
+            f'cotenant_gpu_xids_total{{{GPU},xid="48",class="reset"}}': "1x60",
+        },
         {f'cotenant_gpu_xids_total{{{GPU},xid="79",class="fatal"}}': "1x60"},
     ),
     "CotenantDevicePluginNotRegistered": (
