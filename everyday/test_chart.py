@@ -253,6 +253,23 @@ def test_who_may_reach_what_is_served_is_said_of_the_extender_and_of_the_plugins
     assert [peers, peers] == [one[0]["from"] for one in rules.values()]
 
 
+@pytest.mark.parametrize("admission", ["policies", "webhook"])
+def test_the_prefix_of_mig_reaches_both_programs_and_admission(admission: str) -> None:
+    text = render('migDomain="cotenant.io"', f'admission="{admission}"', "devicePlugin.mig.enabled=true")
+    assert "nvidia.com/mig-" not in text
+    found = objects(text)
+    for workload, container in (("cotenant-scheduler", "extender"), ("cotenant-device-plugin", "device-plugin")):
+        (read,) = (
+            yaml.safe_load(file)
+            for path, file in mounted(found, workload, container).items()
+            if path.endswith(f"{container}-config.yaml")
+        )
+        assert "cotenant.io" == read["migDomain"]
+    kinds = {"policies": "AdmissionPolicy", "webhook": "WebhookConfiguration"}
+    asking = [one for one in found if one["kind"].endswith(kinds[admission]) and "/mig-" in json.dumps(one)]
+    assert 2 == len([one for one in asking if "startsWith('cotenant.io/mig-')" in json.dumps(one)])
+
+
 def test_an_older_cluster_gets_the_webhook_with_a_certificate_that_fits() -> None:
     found = {(one["kind"], one["metadata"]["name"]): one for one in objects(render(kubernetes="v1.34.1"))}
     assert not any(kind == "MutatingAdmissionPolicy" for kind, _ in found)

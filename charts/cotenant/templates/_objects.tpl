@@ -1,6 +1,6 @@
 {{/*
 Renders a file of the manifests: include "cotenant.file" (list $ "base/device-plugin.yaml").
-Domain and namespace are replaced in its text; what else values say is set in its objects, one kind after the other.
+Domains and namespace are replaced in its text; what else values say is set in its objects, one kind after the other.
 */}}
 {{- define "cotenant.file" -}}
 {{- $root := index . 0 -}}
@@ -31,7 +31,7 @@ their node since 1.32, without which a device plugin could write to no node at a
 {{- $path := printf "files/%s" (index . 1) -}}
 {{- $text := $root.Files.Get $path -}}
 {{- if not $text }}{{ fail (printf "%s is not in the chart: where links are not kept, package it with `helm package`" $path) }}{{ end -}}
-{{- $text | replace "cotenant-system" $root.Release.Namespace | replace "cotenant.io" $root.Values.domain -}}
+{{- $text | replace "cotenant-system" $root.Release.Namespace | replace "cotenant.io" $root.Values.domain | replace "nvidia.com/mig-" (printf "%s/mig-" $root.Values.migDomain) -}}
 {{- end }}
 
 {{- define "cotenant.adjust" -}}
