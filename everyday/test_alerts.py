@@ -20,6 +20,11 @@ GIB = 1 << 30
 Series = dict[str, str]
 CASES: dict[str, tuple[Series, Series]] = {
     "CotenantExtenderDown": ({}, {}),
+    "CotenantNobodyBinds": (
+        {'cotenant_writer{pod="a"}': "0x60", 'cotenant_writer{pod="b"}': "0x60"},
+        # one stands by
+        {'cotenant_writer{pod="a"}': "0x60", 'cotenant_writer{pod="b"}': "1x60"},
+    ),
     "CotenantCacheStale": (
         {'cotenant_watch_last_event_timestamp_seconds{resource="pods"}': "0x60"},
         # heard every minute
@@ -109,13 +114,14 @@ CASES: dict[str, tuple[Series, Series]] = {
 }
 
 
-# What is not told by two extenders alike: what plugins tell, and whether each extender hears the API server.
+# What is not told by two extenders alike: what plugins tell, whether each hears the API server, and which one binds.
 OF_EACH = (
     "cotenant_gpu_memory_used",
     "cotenant_gpu_xids",
     "cotenant_device_plugin",
     "cotenant_cache",
     "cotenant_watch",
+    "cotenant_writer",
 )
 
 
