@@ -469,6 +469,12 @@ class TestPrivileges:
         assert f"'{Names().writer}'" in policy["validations"][0]["expression"]
         assert "Fail" == policy["failurePolicy"]
 
+    def test_a_drain_of_many_nodes_leaves_one_of_the_two(self, found: list[Object]) -> None:
+        (deployment,) = of_kind(found, "Deployment").values()
+        (budget,) = (one["spec"] for one in of_kind(found, "PodDisruptionBudget").values())
+        assert deployment["spec"]["selector"] == budget["selector"]
+        assert (1, "AlwaysAllow") == (budget["maxUnavailable"], budget["unhealthyPodEvictionPolicy"])
+
     def test_the_lease_that_the_extender_follows_is_the_one_that_its_kube_scheduler_holds(self) -> None:
         election = scheduler_config("second-scheduler")["leaderElection"]
         writer = extender_config("second-scheduler").writer
