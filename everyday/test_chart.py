@@ -245,12 +245,32 @@ def test_values_reach_every_place_that_has_to_agree() -> None:
     assert "/data/kubelet/pod-resources" in {v["hostPath"]["path"] for v in plugin["volumes"] if "hostPath" in v}
 
 
-def test_who_may_reach_what_is_served_is_said_of_the_extender_and_of_the_plugins() -> None:
+@pytest.mark.parametrize(("layout", "policy"), [("second-scheduler", "scheduler"), ("attached", "extender")])
+def test_who_may_reach_what_is_served_is_said_of_the_extender_and_of_the_plugins(layout: str, policy: str) -> None:
     peers = [{"ipBlock": {"cidr": "192.0.2.0/28"}}]
-    found = objects(render(f'networkPolicy={{"enabled":true,"serveFrom":{json.dumps(peers)}}}'))
+    found = objects(render(f'layout="{layout}"', f'networkPolicy={{"enabled":true,"serveFrom":{json.dumps(peers)}}}'))
     rules = {one["metadata"]["name"]: one["spec"]["ingress"] for one in found if one["kind"] == "NetworkPolicy"}
-    assert {"cotenant-scheduler", "cotenant-device-plugin"} == rules.keys()
-    assert [peers, peers] == [one[0]["from"] for one in rules.values()]
+    assert {f"cotenant-{policy}", "cotenant-device-plugin"} == rules.keys()
+    assert [True, True] == [peers in [rule.get("from") for rule in ingress] for ingress in rules.values()]
+
+
+def test_links_of_alerts_stay_where_the_domain_of_resources_is_another() -> None:
+    found = objects(render('domain="gpu.example.com"', "monitoring.enabled=true"))
+    (rules,) = (one["spec"]["groups"][0]["rules"] for one in found if one["kind"] == "PrometheusRule")
+    assert {"https://cotenant.io/runbooks.html"} == {
+        one["annotations"]["runbook_url"].partition("#")[0] for one in rules
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (['layout="attached"', "extender.hostNetwork=true"], "set extender.configuration.verbsTLS"),
+        (['extender.configuration={"serve":"127.0.0.1:9999"}'], "extender.configuration.serve is 127.0.0.1:9999"),
+    ],
+)
+def test_an_extender_that_nobody_or_everybody_would_reach_is_refused(values: list[str], said: str) -> None:
+    assert said in render(*values, check=False)
 
 
 @pytest.mark.parametrize("admission", ["policies", "webhook"])

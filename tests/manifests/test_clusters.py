@@ -96,9 +96,8 @@ def test_what_pods_and_probes_reach_is_served_by_ipv4_and_by_ipv6(folder: str) -
 
 def test_no_service_and_no_network_policy_looks_for_a_port_by_a_name_that_a_sidecar_gives_it() -> None:
     # before 1.33 Kubernetes, and network plugins for longer, look for names among the main containers' alone
-    folders = ("second-scheduler", "attached", "webhook")
-    policies = documents(MANIFESTS / "network-policy" / "scheduler.yaml")
-    for found in ([*build(MANIFESTS / folder), *policies] for folder in folders):
+    for folders in (["second-scheduler", "network-policy"], ["attached"], ["webhook", "network-policy"]):
+        found = [one for folder in folders for one in build(MANIFESTS / folder)]
         workloads = [one["spec"]["template"] for one in found if one["kind"] in {"Deployment", "DaemonSet"}]
         for one in found:
             if one["kind"] == "Service":

@@ -31,7 +31,8 @@ their node since 1.32, without which a device plugin could write to no node at a
 {{- $path := printf "files/%s" (index . 1) -}}
 {{- $text := $root.Files.Get $path -}}
 {{- if not $text }}{{ fail (printf "%s is not in the chart: where links are not kept, package it with `helm package`" $path) }}{{ end -}}
-{{- $text | replace "cotenant-system" $root.Release.Namespace | replace "cotenant.io" $root.Values.domain | replace "nvidia.com/mig-" (printf "%s/mig-" $root.Values.migDomain) -}}
+{{- /* links to our pages stay */ -}}
+{{- $text | replace "cotenant-system" $root.Release.Namespace | replace "cotenant.io" $root.Values.domain | replace "nvidia.com/mig-" (printf "%s/mig-" $root.Values.migDomain) | replace (printf "https://%s" $root.Values.domain) "https://cotenant.io" -}}
 {{- end }}
 
 {{- define "cotenant.adjust" -}}
