@@ -353,6 +353,7 @@ def test_an_older_cluster_gets_the_policies_that_it_knows_and_as_many_replicas_a
         ('extender={"configuration":{"polcy":"binpack"}}', "additional properties 'polcy' not allowed"),
         ('unit="1GB"', "does not match pattern"),
         ('layout="first"', "value must be one of"),
+        ('schedulerName="default-scheduler"', "schedulerName"),
         ('devicePlugin={"configuration":{"inventoryInterval":0}}', "exclusiveMinimum"),
         ("replicas=2", "additional properties 'replicas' not allowed"),
     ],

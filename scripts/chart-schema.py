@@ -66,7 +66,8 @@ def schema() -> Schema:
         domain=_DOMAIN,
         migDomain=_DOMAIN,
         unit={"type": "string", "pattern": r"^[1-9][0-9]*(MiB|GiB)$"},
-        schedulerName={"type": "string", "minLength": 1},
+        # the cluster's own: two schedulers would both place every pod
+        schedulerName={"type": "string", "minLength": 1, "not": {"const": "default-scheduler"}},
         image=_object(
             repository=_TEXT,
             tag=_TEXT,
