@@ -273,6 +273,18 @@ def test_an_extender_that_nobody_or_everybody_would_reach_is_refused(values: lis
     assert said in render(*values, check=False)
 
 
+def test_who_signs_a_certificate_of_ones_own_is_left_to_cert_manager_where_helm_cannot_know() -> None:
+    annotations = {"cert-manager.io/inject-ca-from": f"{NAMESPACE}/webhook"}
+    values = {"existingSecret": "webhook-tls", "annotations": annotations}
+    found = objects(render(f"webhook={json.dumps(values)}", kubernetes="v1.34.1"))
+    hooks = [one for one in found if one["kind"].endswith("WebhookConfiguration")]
+    assert [annotations] * 2 == [one["metadata"]["annotations"] for one in hooks]
+    assert [{"service"}] * 3 == [one["clientConfig"].keys() for hook in hooks for one in hook["webhooks"]]
+    assert not any(one["kind"] == "Secret" for one in found)
+    volumes = pod_specs(found)["cotenant-scheduler"]["volumes"]
+    assert {"name": "tls", "secret": {"secretName": "webhook-tls"}} in volumes
+
+
 @pytest.mark.parametrize("admission", ["policies", "webhook"])
 def test_the_prefix_of_mig_reaches_both_programs_and_admission(admission: str) -> None:
     text = render('migDomain="cotenant.io"', f'admission="{admission}"', "devicePlugin.mig.enabled=true")

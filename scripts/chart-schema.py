@@ -89,7 +89,7 @@ def schema() -> Schema:
             runtimeClassName=_TEXT,
             **pods,
         ),
-        webhook=_object(existingSecret=_TEXT),
+        webhook=_object(existingSecret=_TEXT, annotations=_TEXTS),
         monitoring=_object(enabled=_FLAG, labels=_TEXTS, dashboardLabels=_TEXTS),
         networkPolicy=_object(enabled=_FLAG, serveFrom=_LIST, verbsFromCIDRs={"type": "array", "items": _TEXT}),
         viewer=_object(create=_FLAG),

@@ -53,8 +53,9 @@ their node since 1.32, without which a device plugin could write to no node at a
 {{- else if hasSuffix "AdmissionPolicy" $object.kind -}}
 {{- include "cotenant.policy" (list $root $object) -}}
 {{- else if hasSuffix "WebhookConfiguration" $object.kind -}}
-{{- $ca := include "cotenant.certificate" $root | fromYaml -}}
-{{- range $object.webhooks }}{{ $_ := set .clientConfig "caBundle" (index $ca "ca.crt") }}{{ end -}}
+{{- with $root.Values.webhook.annotations }}{{ $_ := set $object.metadata "annotations" . }}{{ end -}}
+{{- /* left out where it is not known, so that what cert-manager has put there stays */ -}}
+{{- with $ca := get (include "cotenant.certificate" $root | fromYaml) "ca.crt" }}{{ range $webhook := $object.webhooks }}{{ $_ := set $webhook.clientConfig "caBundle" $ca }}{{ end }}{{ end -}}
 {{- else if has $object.kind (list "ServiceMonitor" "PodMonitor" "PrometheusRule") -}}
 {{- $_ := set $object.metadata "labels" (merge (deepCopy $root.Values.monitoring.labels) $object.metadata.labels) -}}
 {{- if and (eq $object.kind "ServiceMonitor") (eq (include "cotenant.admission" $root) "webhook") -}}
