@@ -20,7 +20,7 @@ their node since 1.32, without which a device plugin could write to no node at a
 */}}
 {{- define "cotenant.tooNew" -}}
 {{- $object := index . 1 -}}
-{{- $since := get (dict "cotenant-writer" "1.30.0-0" "cotenant-device-plugin" "1.32.0-0") $object.metadata.name -}}
+{{- $since := get (dict "cotenant-writer" "1.30.0-0" "cotenant-extender" "1.30.0-0" "cotenant-device-plugin" "1.32.0-0") $object.metadata.name -}}
 {{- if and $since (hasPrefix "ValidatingAdmissionPolicy" $object.kind) -}}
 {{- if semverCompare (printf "<%s" $since) (index . 0).Capabilities.KubeVersion.Version }}yes{{ end -}}
 {{- end -}}
