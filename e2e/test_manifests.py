@@ -368,6 +368,24 @@ class TestExtendersRights:
         assert ground.granted(EXTENDER) == used | schedulers
         assert [] == refused
 
+    @pytest.mark.parametrize(
+        ("what", "change"),
+        [
+            ("an image", {"spec": {"containers": [{"name": "main", "image": "other"}]}}),
+            ("an annotation", {"metadata": {"annotations": {"other": "x"}}}),
+            ("a label", {"metadata": {"labels": {"other": "x"}}}),
+            ("a finalizer", {"metadata": {"finalizers": ["example.io/other"]}}),
+        ],
+    )
+    def test_of_the_pods_beside_it_it_writes_the_writers_label_and_nothing_else(
+        self, ground: Ground, what: str, change: Object
+    ) -> None:
+        name = what.replace(" ", "-")
+        ground.api.create(plain(name, namespace=NAMESPACE, nodeName="nowhere"))
+        with pytest.raises(ApiError, match="cannot patch" if ground.layout == "second-scheduler" else "nothing else"):
+            Api.from_kubeconfig(ground.kubeconfig(EXTENDER)).patch("Pod", name, change, namespace=NAMESPACE)
+        assert "other" not in json.dumps(ground.api.get("Pod", name, namespace=NAMESPACE))
+
     def test_it_may_evict_only_where_that_is_applied(self, ground: Ground) -> None:
         assert not may(ground, EXTENDER, "create", "pods/eviction")
         for one in build(MANIFESTS / "eviction"):

@@ -20,6 +20,11 @@ GIB = 1 << 30
 Series = dict[str, str]
 CASES: dict[str, tuple[Series, Series]] = {
     "CotenantExtenderDown": ({}, {}),
+    "CotenantNobodyBinds": (
+        {'cotenant_writer{pod="a"}': "0x60", 'cotenant_writer{pod="b"}': "0x60"},
+        # one stands by
+        {'cotenant_writer{pod="a"}': "0x60", 'cotenant_writer{pod="b"}': "1x60"},
+    ),
     "CotenantCacheStale": (
         {'cotenant_watch_last_event_timestamp_seconds{resource="pods"}': "0x60"},
         # heard every minute
@@ -85,7 +90,11 @@ CASES: dict[str, tuple[Series, Series]] = {
         },
     ),
     "CotenantGPUErrors": (
-        {f'cotenant_gpu_xids_total{{{GPU},xid="79",class="fatal"}}': "0x50 1x10"},
+        # there is no such series before the first of them
+        {
+            f'cotenant_gpu_xids_total{{{GPU},xid="79",class="fatal"}}': "_x50 1x10",
+            f'cotenant_gpu_xids_total{{{GPU},xid="48",class="reset"}}': "1x60",
+        },
         {f'cotenant_gpu_xids_total{{{GPU},xid="79",class="fatal"}}': "1x60"},
     ),
     "CotenantDevicePluginNotRegistered": (
@@ -103,6 +112,27 @@ CASES: dict[str, tuple[Series, Series]] = {
         {"cotenant_pods_waiting_longest_seconds": "600x60"},
     ),
 }
+
+
+# What is not told by two extenders alike: what plugins tell, whether each hears the API server, and which one binds.
+OF_EACH = (
+    "cotenant_gpu_memory_used",
+    "cotenant_gpu_xids",
+    "cotenant_device_plugin",
+    "cotenant_cache",
+    "cotenant_watch",
+    "cotenant_writer",
+)
+
+
+def by_both(series: Series) -> Series:
+    """Have a second extender tell what the first does."""
+    given: Series = {}
+    for key, values in series.items():
+        name, _, labels = key.removesuffix("}").partition("{")
+        pods = ("",) if name.startswith(OF_EACH) else ('pod="a"', 'pod="b"')
+        given |= {f"{name}{{{','.join(filter(None, (labels, pod)))}}}": values for pod in pods}
+    return given
 
 
 def rules() -> list[dict[str, Any]]:
@@ -143,7 +173,7 @@ def test_every_alert_fires_on_what_it_is_for_and_on_nothing_like_it(tmp_path: Pa
     groups = []
     for name, (firing, silent) in CASES.items():
         for series, fires in ((firing, True), (silent, False)):
-            given = series if name == "CotenantExtenderDown" and fires else WELL | series
+            given = by_both(series if name == "CotenantExtenderDown" and fires else WELL | series)
             alerts = [] if not fires else ["fires"]
             groups.append(
                 {
@@ -163,4 +193,49 @@ def test_every_alert_fires_on_what_it_is_for_and_on_nothing_like_it(tmp_path: Pa
     (tmp_path / "tests.yaml").write_text(
         yaml.safe_dump({"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": groups})
     )
+    promtool(tmp_path, "test", "rules", "tests.yaml")
+
+
+def test_what_two_extenders_both_tell_the_dashboard_shows_once(tmp_path: Path) -> None:
+    pod = 'namespace="team",pod="train",node="n1"'
+    series = {
+        'cotenant_cluster_memory_capacity_bytes{mode="mps",model="T4"}': f"{10 * GIB}x5",
+        'cotenant_cluster_memory_allocated_bytes{mode="mps",model="T4"}': f"{5 * GIB}x5",
+        "cotenant_pods": "1x5",
+        f"cotenant_gpu_memory_allocated_bytes{{{GPU}}}": f"{5 * GIB}x5",
+        f'cotenant_gpu_memory_capacity_bytes{{{GPU},model="T4",mode="mps"}}': f"{10 * GIB}x5",
+        f"cotenant_gpu_mps_clients{{{GPU}}}": "12x5",
+        f"cotenant_gpu_mps_clients_limit{{{GPU}}}": "48x5",
+        'cotenant_nodes{problem="none"}': "3x5",
+    }
+    # the second extender's own name is another label where Prometheus keeps the pods' names
+    held = {f'cotenant_pod_gpu_memory_bytes{{{pod},uuid="GPU-1",instance="{one}"}}': f"{5 * GIB}x5" for one in "ab"}
+    used = {'DCGM_FI_DEV_GPU_UTIL{UUID="GPU-1"}': "40x5"}
+    shown = {
+        "Capacity": ("{}", 10 * GIB),
+        "Allocated": ("{}", 0.5),
+        "Pods": ("{}", 1),
+        "Allocated per GPU": (f"{{{GPU}}}", 0.5),
+        "GPUs by share allocated": ('{share="0.5"}', 1),
+        "MPS clients": (f"{{{GPU}}}", 0.25),
+        "Pods that hold most": (f"{{{pod}}}", 5 * GIB),
+        "GPU use of the pods' GPUs": (f'{{{pod},uuid="GPU-1"}}', 40),
+        "Nodes, by problem": ('{problem="none"}', 3),
+    }
+    board = json.loads((MANIFESTS / "monitoring" / "dashboard.json").read_text())
+    panels = [panel for panel in board["panels"] if panel["type"] != "row"]
+    asked = {panel["title"]: panel["targets"][0]["expr"] for panel in panels if panel["title"] in shown}
+    group = {
+        "interval": "1m",
+        "input_series": [{"series": key, "values": values} for key, values in (by_both(series) | held | used).items()],
+        "promql_expr_test": [
+            {
+                "expr": asked[title].replace("$node", "n1|n2"),
+                "eval_time": "3m",
+                "exp_samples": [{"labels": labels, "value": value}],
+            }
+            for title, (labels, value) in shown.items()
+        ],
+    }
+    (tmp_path / "tests.yaml").write_text(yaml.safe_dump({"rule_files": ["rules.yaml"], "tests": [group]}))
     promtool(tmp_path, "test", "rules", "tests.yaml")

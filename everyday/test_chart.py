@@ -245,6 +245,63 @@ def test_values_reach_every_place_that_has_to_agree() -> None:
     assert "/data/kubelet/pod-resources" in {v["hostPath"]["path"] for v in plugin["volumes"] if "hostPath" in v}
 
 
+@pytest.mark.parametrize(("layout", "policy"), [("second-scheduler", "scheduler"), ("attached", "extender")])
+def test_who_may_reach_what_is_served_is_said_of_the_extender_and_of_the_plugins(layout: str, policy: str) -> None:
+    peers = [{"ipBlock": {"cidr": "192.0.2.0/28"}}]
+    found = objects(render(f'layout="{layout}"', f'networkPolicy={{"enabled":true,"serveFrom":{json.dumps(peers)}}}'))
+    rules = {one["metadata"]["name"]: one["spec"]["ingress"] for one in found if one["kind"] == "NetworkPolicy"}
+    assert {f"cotenant-{policy}", "cotenant-device-plugin"} == rules.keys()
+    assert [True, True] == [peers in [rule.get("from") for rule in ingress] for ingress in rules.values()]
+
+
+def test_links_of_alerts_stay_where_the_domain_of_resources_is_another() -> None:
+    found = objects(render('domain="gpu.example.com"', "monitoring.enabled=true"))
+    (rules,) = (one["spec"]["groups"][0]["rules"] for one in found if one["kind"] == "PrometheusRule")
+    assert {"https://cotenant.io/runbooks.html"} == {
+        one["annotations"]["runbook_url"].partition("#")[0] for one in rules
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (['layout="attached"', "extender.hostNetwork=true"], "set extender.configuration.verbsTLS"),
+        (['extender.configuration={"serve":"127.0.0.1:9999"}'], "extender.configuration.serve is 127.0.0.1:9999"),
+    ],
+)
+def test_an_extender_that_nobody_or_everybody_would_reach_is_refused(values: list[str], said: str) -> None:
+    assert said in render(*values, check=False)
+
+
+def test_who_signs_a_certificate_of_ones_own_is_left_to_cert_manager_where_helm_cannot_know() -> None:
+    annotations = {"cert-manager.io/inject-ca-from": f"{NAMESPACE}/webhook"}
+    values = {"existingSecret": "webhook-tls", "annotations": annotations}
+    found = objects(render(f"webhook={json.dumps(values)}", kubernetes="v1.34.1"))
+    hooks = [one for one in found if one["kind"].endswith("WebhookConfiguration")]
+    assert [annotations] * 2 == [one["metadata"]["annotations"] for one in hooks]
+    assert [{"service"}] * 3 == [one["clientConfig"].keys() for hook in hooks for one in hook["webhooks"]]
+    assert not any(one["kind"] == "Secret" for one in found)
+    volumes = pod_specs(found)["cotenant-scheduler"]["volumes"]
+    assert {"name": "tls", "secret": {"secretName": "webhook-tls"}} in volumes
+
+
+@pytest.mark.parametrize("admission", ["policies", "webhook"])
+def test_the_prefix_of_mig_reaches_both_programs_and_admission(admission: str) -> None:
+    text = render('migDomain="cotenant.io"', f'admission="{admission}"', "devicePlugin.mig.enabled=true")
+    assert "nvidia.com/mig-" not in text
+    found = objects(text)
+    for workload, container in (("cotenant-scheduler", "extender"), ("cotenant-device-plugin", "device-plugin")):
+        (read,) = (
+            yaml.safe_load(file)
+            for path, file in mounted(found, workload, container).items()
+            if path.endswith(f"{container}-config.yaml")
+        )
+        assert "cotenant.io" == read["migDomain"]
+    kinds = {"policies": "AdmissionPolicy", "webhook": "WebhookConfiguration"}
+    asking = [one for one in found if one["kind"].endswith(kinds[admission]) and "/mig-" in json.dumps(one)]
+    assert 2 == len([one for one in asking if "startsWith('cotenant.io/mig-')" in json.dumps(one)])
+
+
 def test_an_older_cluster_gets_the_webhook_with_a_certificate_that_fits() -> None:
     found = {(one["kind"], one["metadata"]["name"]): one for one in objects(render(kubernetes="v1.34.1"))}
     assert not any(kind == "MutatingAdmissionPolicy" for kind, _ in found)
@@ -267,6 +324,15 @@ def test_an_older_cluster_gets_the_webhook_with_a_certificate_that_fits() -> Non
     )
 
 
+# its image may be one minor version older than the cluster
+@pytest.mark.parametrize(
+    ("kubernetes", "path"), [("v1.30.4", "/healthz"), ("v1.31.4", "/healthz"), ("v1.32.0", "/readyz")]
+)
+def test_a_kube_scheduler_of_before_1_31_is_asked_where_it_answers(kubernetes: str, path: str) -> None:
+    scheduler = pod_specs(objects(render(kubernetes=kubernetes)))["cotenant-scheduler"]["containers"][0]
+    assert path == scheduler["readinessProbe"]["httpGet"]["path"]
+
+
 @pytest.mark.parametrize("layout", ["second-scheduler", "attached"])
 @pytest.mark.parametrize(
     ("kubernetes", "policies", "replicas"),
@@ -284,8 +350,10 @@ def test_an_older_cluster_gets_the_policies_that_it_knows_and_as_many_replicas_a
     layout: str, kubernetes: str, policies: set[str], replicas: int
 ) -> None:
     found = objects(render(f'layout="{layout}"', kubernetes=kubernetes))
+    # in the other layout it may write to no pod
+    expected = policies | ({"cotenant-extender"} if policies and layout == "attached" else set())
     for kind in ("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"):
-        assert policies == {one["metadata"]["name"] for one in found if one["kind"] == kind}
+        assert expected == {one["metadata"]["name"] for one in found if one["kind"] == kind}
     (deployment,) = (one["spec"] for one in found if one["kind"] == "Deployment")
     strategy = "RollingUpdate" if replicas == 2 else "Recreate"
     assert (replicas, strategy) == (deployment["replicas"], deployment["strategy"]["type"])
@@ -299,6 +367,7 @@ def test_an_older_cluster_gets_the_policies_that_it_knows_and_as_many_replicas_a
         ('extender={"configuration":{"polcy":"binpack"}}', "additional properties 'polcy' not allowed"),
         ('unit="1GB"', "does not match pattern"),
         ('layout="first"', "value must be one of"),
+        ('schedulerName="default-scheduler"', "schedulerName"),
         ('devicePlugin={"configuration":{"inventoryInterval":0}}', "exclusiveMinimum"),
         ("replicas=2", "additional properties 'replicas' not allowed"),
     ],

@@ -20,6 +20,7 @@ _FLAG: Schema = {"type": "boolean"}
 _ANY: Schema = {"type": "object"}
 _TEXTS: Schema = {"type": "object", "additionalProperties": _TEXT}
 _LIST: Schema = {"type": "array"}
+_DOMAIN: Schema = {"type": "string", "pattern": r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", "maxLength": 237}
 
 
 def _object(**properties: Schema) -> Schema:
@@ -37,7 +38,7 @@ def _configuration(kind: type[msgspec.Struct]) -> Schema:
     own = dict(parts.pop(name))
     own.pop("title", None)
     own.pop("description", None)
-    for key in ("domain", "unit", "schedulerName"):
+    for key in ("domain", "migDomain", "unit", "schedulerName"):
         own["properties"].pop(key, None)
     _DEFINITIONS.update(parts)
     return own
@@ -62,9 +63,11 @@ def schema() -> Schema:
     values = _object(
         layout=_one_of("second-scheduler", "attached"),
         admission=_one_of("auto", "policies", "webhook", "none"),
-        domain={"type": "string", "pattern": r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", "maxLength": 237},
+        domain=_DOMAIN,
+        migDomain=_DOMAIN,
         unit={"type": "string", "pattern": r"^[1-9][0-9]*(MiB|GiB)$"},
-        schedulerName={"type": "string", "minLength": 1},
+        # the cluster's own: two schedulers would both place every pod
+        schedulerName={"type": "string", "minLength": 1, "not": {"const": "default-scheduler"}},
         image=_object(
             repository=_TEXT,
             tag=_TEXT,
@@ -86,7 +89,7 @@ def schema() -> Schema:
             runtimeClassName=_TEXT,
             **pods,
         ),
-        webhook=_object(existingSecret=_TEXT),
+        webhook=_object(existingSecret=_TEXT, annotations=_TEXTS),
         monitoring=_object(enabled=_FLAG, labels=_TEXTS, dashboardLabels=_TEXTS),
         networkPolicy=_object(enabled=_FLAG, serveFrom=_LIST, verbsFromCIDRs={"type": "array", "items": _TEXT}),
         viewer=_object(create=_FLAG),

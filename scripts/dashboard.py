@@ -41,7 +41,21 @@ def _stat(title: str, unit: str, about: str, expression: str) -> Panel:
     return _panel("stat", title, unit, about, (expression, ""))
 
 
-_CAPACITY, _ALLOCATED = "cotenant_cluster_memory_capacity_bytes", "cotenant_cluster_memory_allocated_bytes"
+def _once(metric: str, *labels: str, of: str = "") -> str:
+    """Take what two extenders both tell once, by its labels."""
+    by = f" by ({', '.join(labels)}) " if labels else ""
+    return f"max{by}({metric}{of and '{' + of + '}'})"
+
+
+_GPU = ("node", "gpu", "uuid")
+_CAPACITY, _ALLOCATED = (
+    _once(f"cotenant_cluster_memory_{what}_bytes", "model", "mode") for what in ("capacity", "allocated")
+)
+_GPU_ALLOCATED = " / ".join(
+    _once(f"cotenant_gpu_memory_{what}_bytes", *_GPU, of=_NODE) for what in ("allocated", "capacity")
+)
+_GPU_CLIENTS = " / ".join(_once(f"cotenant_gpu_mps_{what}", *_GPU, of=_NODE) for what in ("clients", "clients_limit"))
+_OF_PODS = _once("cotenant_pod_gpu_memory_bytes", "namespace", "pod", "node", "uuid", of=_NODE)
 _VERB_P = (
     "histogram_quantile({}, sum by (le, verb)"
     " (rate(cotenant_extender_request_duration_seconds_bucket[$__rate_interval])))"
@@ -64,10 +78,10 @@ ROWS: list[tuple[str, int, list[Panel]]] = [
                 "Fragmentation",
                 "percentunit",
                 "Share of the free memory in pieces too small for pods of the sizes that run.",
-                "cotenant_fragmentation_ratio",
+                _once("cotenant_fragmentation_ratio"),
             ),
-            _stat("Pods", "short", "Pods that hold GPU memory.", "cotenant_pods"),
-            _stat("Waiting", "short", "Pods that ask for GPU memory and wait.", "cotenant_pods_waiting"),
+            _stat("Pods", "short", "Pods that hold GPU memory.", _once("cotenant_pods")),
+            _stat("Waiting", "short", "Pods that ask for GPU memory and wait.", _once("cotenant_pods_waiting")),
         ],
     ),
     (
@@ -87,24 +101,14 @@ ROWS: list[tuple[str, int, list[Panel]]] = [
                 "GPUs by share allocated",
                 "percentunit",
                 "How many GPUs are how full; needs gpuMetrics.",
-                (
-                    "count_values('share', round(cotenant_gpu_memory_allocated_bytes{" + _NODE + "}"
-                    " / on (node, gpu, uuid) cotenant_gpu_memory_capacity_bytes{" + _NODE + "}, 0.1))",
-                    "{{share}}",
-                ),
+                (f"count_values('share', round({_GPU_ALLOCATED}, 0.1))", "{{share}}"),
             ),
             _panel(
                 "timeseries",
                 "Allocated per GPU",
                 "percentunit",
                 "Choose nodes above; needs gpuMetrics.",
-                (
-                    (
-                        f"cotenant_gpu_memory_allocated_bytes{{{_NODE}}} / on (node, gpu, uuid)"
-                        f" cotenant_gpu_memory_capacity_bytes{{{_NODE}}}"
-                    ),
-                    "{{node}} GPU {{gpu}}",
-                ),
+                (_GPU_ALLOCATED, "{{node}} GPU {{gpu}}"),
                 max=1,
             ),
         ],
@@ -156,13 +160,7 @@ ROWS: list[tuple[str, int, list[Panel]]] = [
                 "MPS clients",
                 "percentunit",
                 "Containers of each GPU under MPS, of those that its daemon may serve; needs gpuMetrics.",
-                (
-                    (
-                        f"cotenant_gpu_mps_clients{{{_NODE}}}"
-                        f" / on (node, gpu, uuid) cotenant_gpu_mps_clients_limit{{{_NODE}}}"
-                    ),
-                    "{{node}} GPU {{gpu}}",
-                ),
+                (_GPU_CLIENTS, "{{node}} GPU {{gpu}}"),
                 max=1,
             ),
             _panel(
@@ -170,14 +168,17 @@ ROWS: list[tuple[str, int, list[Panel]]] = [
                 "MIG instances",
                 "short",
                 "By profile: held by pods, or there for nobody; needs gpuMetrics.",
-                (f"sum by (profile, state) (cotenant_mig_instances{{{_NODE}}})", "{{profile}} {{state}}"),
+                (
+                    f"sum by (profile, state) ({_once('cotenant_mig_instances', *_GPU, 'profile', 'state', of=_NODE)})",
+                    "{{profile}} {{state}}",
+                ),
             ),
             _panel(
                 "timeseries",
                 "Free MIG slices",
                 "short",
                 "Memory slices that pods could be given, of 8 each GPU; needs gpuMetrics.",
-                (f"cotenant_mig_slices_free{{{_NODE}}}", "{{node}} GPU {{gpu}}"),
+                (_once("cotenant_mig_slices_free", *_GPU, of=_NODE), "{{node}} GPU {{gpu}}"),
             ),
         ],
     ),
@@ -190,7 +191,7 @@ ROWS: list[tuple[str, int, list[Panel]]] = [
                 "Pods that hold most",
                 "bytes",
                 "Needs gpuMetrics.",
-                (f"topk(20, sum by (namespace, pod, node) (cotenant_pod_gpu_memory_bytes{{{_NODE}}}))", ""),
+                (f"topk(20, sum by (namespace, pod, node) ({_OF_PODS}))", ""),
             ),
             _panel(
                 "timeseries",
@@ -199,8 +200,8 @@ ROWS: list[tuple[str, int, list[Panel]]] = [
                 "dcgm-exporter's utilisation of each GPU, by the pods that share it.",
                 (
                     (
-                        "label_replace(DCGM_FI_DEV_GPU_UTIL, 'uuid', '$1', 'UUID', '(.*)') * on (uuid) group_right ()"
-                        f" (cotenant_pod_gpu_memory_bytes{{{_NODE}}} > bool 0)"
+                        "max by (uuid) (label_replace(DCGM_FI_DEV_GPU_UTIL, 'uuid', '$1', 'UUID', '(.*)'))"
+                        f" * on (uuid) group_right () ({_OF_PODS} > bool 0)"
                     ),
                     "{{namespace}}/{{pod}}",
                 ),
@@ -217,23 +218,23 @@ ROWS: list[tuple[str, int, list[Panel]]] = [
                 "Nodes, by problem",
                 "short",
                 "none is no problem.",
-                ("sum by (problem) (cotenant_nodes)", "{{problem}}"),
+                (_once("cotenant_nodes", "problem"), "{{problem}}"),
             ),
             _panel(
                 "timeseries",
                 "Since the API server was heard",
                 "s",
                 "A watch that is quiet gets bookmarks about once a minute.",
-                ("time() - cotenant_watch_last_event_timestamp_seconds", "{{resource}}"),
+                ("max by (resource) (time() - cotenant_watch_last_event_timestamp_seconds)", "{{resource}}"),
             ),
             _panel(
                 "timeseries",
                 "In doubt",
                 "short",
                 "Bindings without a known outcome, grants that cannot be read, pods without a grant.",
-                ("cotenant_bindings_unsettled", "bindings"),
-                ("cotenant_grants_unreadable", "grants"),
-                ("cotenant_pods_ungranted", "ungranted"),
+                ("sum(cotenant_bindings_unsettled)", "bindings"),
+                (_once("cotenant_grants_unreadable"), "grants"),
+                (_once("cotenant_pods_ungranted"), "ungranted"),
             ),
         ],
     ),

@@ -130,6 +130,11 @@ def policy_scheduler(objects: Objects) -> None:
     next(one for one in variables if one["name"] == "scheduler")["expression"] = "'packer'"
 
 
+def fence_of_another_domain(objects: Objects) -> None:
+    constraints = objects["ValidatingAdmissionPolicy", "cotenant-writer"]["spec"]["matchConstraints"]
+    constraints["objectSelector"] = {"matchLabels": {"gpu.example.com/granted": "true"}}
+
+
 def webhook_instead(objects: Objects) -> None:
     for key in [key for key in objects if "AdmissionPolicy" in key[0] and key[1] != "cotenant-writer"]:
         del objects[key]
@@ -150,6 +155,7 @@ def made_up(objects: Objects) -> None:
         ("configuration-unreadable", file("device-plugin-config.yaml", "unitt", "1GiB")),
         ("unit-differs", file("device-plugin-config.yaml", "unit", "256MiB")),
         ("domain-differs", file("device-plugin-config.yaml", "domain", "gpu.example.com")),
+        ("domain-differs", fence_of_another_domain),
         ("admission-missing", without(("ValidatingAdmissionPolicyBinding", "cotenant-grants"))),
         ("webhook-without-authority", webhook_instead),
         ("made-up-gpus", made_up),

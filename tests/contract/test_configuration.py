@@ -94,6 +94,7 @@ class TestErrors:
             ("listen: expected HOST:PORT, such as 127.0.0.1:9480, got 'here'", "listen: here"),
             ("serve: expected HOST:PORT, such as 127.0.0.1:9480, got '[::1]:65536'", "serve: '[::1]:65536'"),
             ("serve: expected HOST:PORT, such as 127.0.0.1:9480, got ':80'", "serve: ':80'"),
+            ("schedulerName: default-scheduler is the cluster's own", "schedulerName: default-scheduler"),
             ("expected object, got array", "- unit: 1GiB"),
             ("expected object, got str", "unit=1GiB"),
             ("is not valid YAML: the key 'unit' stands twice", "unit: 1GiB\nunit: 2GiB"),

@@ -180,6 +180,36 @@ class TestConfiguration:
         flags = {flag for parameter in command.params for flag in parameter.opts if flag.startswith("--")}
         assert flags - {"--version"} == set(re.findall(r"--[a-z-]+", sentence[0]))
 
+    @pytest.mark.parametrize(
+        ("what", "text"),
+        [
+            ("domain", "cotenant.io"),
+            ("MIG's prefix, migDomain", "nvidia.com/mig-"),
+            ("unit", str(GIB)),
+            ("the extender's user", ExtenderConfiguration().extender_user),
+        ],
+    )
+    def test_whoever_changes_what_stands_in_several_places_is_told_of_all(self, what: str, text: str) -> None:
+        (rows,) = tables(section("configuration.md", "What stands in several places"))
+        (places,) = (row[1].split(", ") for row in rows if row[0] == what)
+        having = {
+            path.relative_to(ROOT)
+            for path in (ROOT / "manifests").rglob("*.yaml")
+            for line in path.read_text().splitlines()
+            if text in line.partition("#")[0]
+        }
+        missing = {
+            str(path)
+            for path in having
+            # the two programs' configurations have a word of their own, and nobody changes the examples' by it
+            if not path.match("*/extender-config.yaml")
+            and not path.match("*/device-plugin-config.yaml")
+            and path.parts[1] not in {"examples", "monitoring"}
+            and not any(one.match(place) for one in (path, *path.parents) for place in places)
+        }
+        assert having
+        assert set() == missing
+
     def test_every_policy_is_explained(self) -> None:
         (rows,) = tables(section("configuration.md", "cotenant-extender"))
         (meaning,) = [row[2] for row in rows if row[0] == "policy"]

@@ -68,6 +68,34 @@ def test_the_dashboard_is_the_one_that_is_made_and_asks_for_metrics_that_there_a
     assert all(x + w <= 24 for _, w, x, _ in places)
 
 
+def expressions() -> list[str]:
+    """List what alerts and dashboard ask Prometheus for."""
+    rules = yaml.safe_load((MONITORING / "rules.yaml").read_text())["spec"]["groups"][0]["rules"]
+    board = json.loads((MONITORING / "dashboard.json").read_text())
+    panels = [target["expr"] for panel in board["panels"] for target in panel.get("targets", [])]
+    return [rule["expr"] for rule in rules] + panels
+
+
+def test_what_two_extenders_both_tell_is_taken_once() -> None:
+    # of each of the two it is asked whether it hears the API server
+    own = {"cotenant_cache_synced", "cotenant_watch_last_event_timestamp_seconds"}
+    both = {name for name, (kind, _, _) in of_the_extender().items() if kind == "gauge"} - own
+    bare = [
+        (name, expression)
+        for expression in expressions()
+        for name in named(expression) & both
+        for before in re.split(rf"{name}(?![a-z_])", expression)[:-1]
+        if not re.search(r"(max|min|sum)( by \([a-z, ]+\) )?\($", before)
+    ]
+    assert [] == bare
+
+
+def test_prometheus_leaves_the_names_of_pods_that_share_gpus_as_they_are() -> None:
+    monitors = {one["kind"]: one["spec"] for one in yaml.safe_load_all((MONITORING / "scrape.yaml").read_text())}
+    endpoints = [*monitors["ServiceMonitor"]["endpoints"], *monitors["PodMonitor"]["podMetricsEndpoints"]]
+    assert [True, True] == [one["honorLabels"] for one in endpoints]
+
+
 def test_every_alert_asks_for_metrics_that_there_are_and_has_a_runbook() -> None:
     rules = yaml.safe_load((MONITORING / "rules.yaml").read_text())["spec"]["groups"][0]["rules"]
     assert set() == {name for rule in rules for name in named(rule["expr"])} - known().keys()

@@ -12,7 +12,7 @@ from e2e.rest import Object
 ROOT = MANIFESTS.parent
 CHART = ROOT / "charts" / "cotenant"
 # Named once for both programs, and not among a program's own keys.
-SHARED = {"domain", "unit", "schedulerName"}
+SHARED = {"domain", "migDomain", "unit", "schedulerName"}
 
 
 def test_the_schema_is_the_one_that_the_code_makes() -> None:
@@ -49,6 +49,10 @@ def paths_of(schema: Object, above: str = "") -> set[str]:
 def test_the_defaults_are_the_programs_own() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     default = ExtenderConfiguration()
-    assert (default.domain, default.unit, default.scheduler_name, str(default.layout)) == tuple(
-        values[key] for key in ("domain", "unit", "schedulerName", "layout")
-    )
+    assert (
+        default.domain,
+        default.mig_domain,
+        default.unit,
+        default.scheduler_name,
+        str(default.layout),
+    ) == tuple(values[key] for key in ("domain", "migDomain", "unit", "schedulerName", "layout"))

@@ -94,6 +94,39 @@ def test_what_pods_and_probes_reach_is_served_by_ipv4_and_by_ipv6(folder: str) -
     assert {"[::]"} == {address.rpartition(":")[0] for address in reached}
 
 
+def test_no_service_and_no_network_policy_looks_for_a_port_by_a_name_that_a_sidecar_gives_it() -> None:
+    # before 1.33 Kubernetes, and network plugins for longer, look for names among the main containers' alone
+    for folders in (["second-scheduler", "network-policy"], ["attached"], ["webhook", "network-policy"]):
+        found = [one for folder in folders for one in build(MANIFESTS / folder)]
+        workloads = [one["spec"]["template"] for one in found if one["kind"] in {"Deployment", "DaemonSet"}]
+        for one in found:
+            if one["kind"] == "Service":
+                selector = one["spec"]["selector"]
+                wanted = {entry["targetPort"] for entry in one["spec"]["ports"]}
+            elif one["kind"] == "NetworkPolicy":
+                selector = one["spec"]["podSelector"]["matchLabels"]
+                wanted = {entry["port"] for rule in one["spec"]["ingress"] for entry in rule["ports"]}
+            else:
+                continue
+            named = {
+                entry["name"]
+                for template in workloads
+                if template["metadata"]["labels"]["app.kubernetes.io/component"]
+                == selector["app.kubernetes.io/component"]
+                for container in template["spec"]["containers"]
+                for entry in container["ports"]
+            }
+            assert set() == {name for name in wanted if isinstance(name, str)} - named, one["metadata"]["name"]
+
+
+def test_a_kube_scheduler_of_before_1_31_is_asked_where_it_answers() -> None:
+    asked = {}
+    for folder in ("second-scheduler", "webhook"):
+        spec = pod_specs(list(build(MANIFESTS / folder)))["cotenant-scheduler"]
+        asked[folder] = spec["containers"][0]["readinessProbe"]["httpGet"]["path"]
+    assert {"second-scheduler": "/readyz", "webhook": "/healthz"} == asked
+
+
 class TestMIG:
     """Which GPUs manifests/mig has cut."""
 

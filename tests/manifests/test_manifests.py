@@ -123,6 +123,14 @@ class TestWebhook:
         assert webhook.tls is not None
         assert msgspec.structs.replace(webhook, tls=None) == extender_config("second-scheduler")
 
+    def test_applying_it_again_leaves_the_authority_that_was_put_in(self) -> None:
+        # kubectl leaves alone what a file does not name, and sets what it names, be it empty
+        found = list(build(MANIFESTS / "webhook"))
+        (mutating,) = of_kind(found, "MutatingWebhookConfiguration").values()
+        (validating,) = of_kind(found, "ValidatingWebhookConfiguration").values()
+        webhooks = [*mutating["webhooks"], *validating["webhooks"]]
+        assert [{"service"}] * 3 == [one["clientConfig"].keys() for one in webhooks]
+
     def test_whoever_asks_the_extender_asks_by_https(self) -> None:
         spec = pod_specs(list(build(MANIFESTS / "webhook")))["cotenant-scheduler"]
         probes = [
@@ -337,7 +345,7 @@ class TestPrograms:
                 # which of the replicas binds is a label that it sets itself
                 selector = {key: value for key, value in service["spec"]["selector"].items() if key != Names().writer}
                 assert selector.items() <= template["metadata"]["labels"].items()
-                assert {entry["targetPort"] for entry in service["spec"]["ports"]} <= ports.keys()
+                assert {entry["targetPort"] for entry in service["spec"]["ports"]} <= ports.keys() | set(ports.values())
             assert workload["spec"]["selector"]["matchLabels"] == template["metadata"]["labels"]
 
     def test_the_extender_serves_on_the_port_that_is_probed(self, layout: str, found: list[Object]) -> None:
@@ -460,6 +468,12 @@ class TestPrivileges:
         assert {Names().granted: "true"} == policy["matchConstraints"]["objectSelector"]["matchLabels"]
         assert f"'{Names().writer}'" in policy["validations"][0]["expression"]
         assert "Fail" == policy["failurePolicy"]
+
+    def test_a_drain_of_many_nodes_leaves_one_of_the_two(self, found: list[Object]) -> None:
+        (deployment,) = of_kind(found, "Deployment").values()
+        (budget,) = (one["spec"] for one in of_kind(found, "PodDisruptionBudget").values())
+        assert deployment["spec"]["selector"] == budget["selector"]
+        assert (1, "AlwaysAllow") == (budget["maxUnavailable"], budget["unhealthyPodEvictionPolicy"])
 
     def test_the_lease_that_the_extender_follows_is_the_one_that_its_kube_scheduler_holds(self) -> None:
         election = scheduler_config("second-scheduler")["leaderElection"]

@@ -12,7 +12,7 @@ asks for it several times, so it is kept beside the values.
 {{- $leaf := genSignedCert $host nil (list $host (printf "%s.cluster.local" $host)) 3650 $authority -}}
 {{- $found = dict "ca.crt" (b64enc $authority.Cert) "tls.crt" (b64enc $leaf.Cert) "tls.key" (b64enc $leaf.Key) -}}
 {{- end -}}
-{{- $_ := set .Values "_certificate" (merge (deepCopy $found) (dict "ca.crt" "")) -}}
+{{- $_ := set .Values "_certificate" $found -}}
 {{- end -}}
 {{- toYaml .Values._certificate -}}
 {{- end }}

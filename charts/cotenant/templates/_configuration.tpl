@@ -3,7 +3,7 @@
 {{- $root := index . 0 -}}
 {{- $values := $root.Values -}}
 {{- $files := dict -}}
-{{- $shared := dict "domain" $values.domain "unit" $values.unit -}}
+{{- $shared := dict "domain" $values.domain "migDomain" $values.migDomain "unit" $values.unit -}}
 {{- if hasPrefix "cotenant-device-plugin" (index . 1) -}}
 {{- $_ := set $files "device-plugin-config.yaml" (mergeOverwrite (include "cotenant.pluginConfiguration" $root | fromYaml) $shared | toYaml) -}}
 {{- with $values.devicePlugin.mig.configs }}{{ $_ := set $files "mig-configs.yaml" (dict "version" "v1" "mig-configs" . | toYaml) }}{{ end -}}

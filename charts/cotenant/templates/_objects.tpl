@@ -1,6 +1,6 @@
 {{/*
 Renders a file of the manifests: include "cotenant.file" (list $ "base/device-plugin.yaml").
-Domain and namespace are replaced in its text; what else values say is set in its objects, one kind after the other.
+Domains and namespace are replaced in its text; what else values say is set in its objects, one kind after the other.
 */}}
 {{- define "cotenant.file" -}}
 {{- $root := index . 0 -}}
@@ -20,7 +20,7 @@ their node since 1.32, without which a device plugin could write to no node at a
 */}}
 {{- define "cotenant.tooNew" -}}
 {{- $object := index . 1 -}}
-{{- $since := get (dict "cotenant-writer" "1.30.0-0" "cotenant-device-plugin" "1.32.0-0") $object.metadata.name -}}
+{{- $since := get (dict "cotenant-writer" "1.30.0-0" "cotenant-extender" "1.30.0-0" "cotenant-device-plugin" "1.32.0-0") $object.metadata.name -}}
 {{- if and $since (hasPrefix "ValidatingAdmissionPolicy" $object.kind) -}}
 {{- if semverCompare (printf "<%s" $since) (index . 0).Capabilities.KubeVersion.Version }}yes{{ end -}}
 {{- end -}}
@@ -31,7 +31,8 @@ their node since 1.32, without which a device plugin could write to no node at a
 {{- $path := printf "files/%s" (index . 1) -}}
 {{- $text := $root.Files.Get $path -}}
 {{- if not $text }}{{ fail (printf "%s is not in the chart: where links are not kept, package it with `helm package`" $path) }}{{ end -}}
-{{- $text | replace "cotenant-system" $root.Release.Namespace | replace "cotenant.io" $root.Values.domain -}}
+{{- /* links to our pages stay */ -}}
+{{- $text | replace "cotenant-system" $root.Release.Namespace | replace "cotenant.io" $root.Values.domain | replace "nvidia.com/mig-" (printf "%s/mig-" $root.Values.migDomain) | replace (printf "https://%s" $root.Values.domain) "https://cotenant.io" -}}
 {{- end }}
 
 {{- define "cotenant.adjust" -}}
@@ -52,8 +53,9 @@ their node since 1.32, without which a device plugin could write to no node at a
 {{- else if hasSuffix "AdmissionPolicy" $object.kind -}}
 {{- include "cotenant.policy" (list $root $object) -}}
 {{- else if hasSuffix "WebhookConfiguration" $object.kind -}}
-{{- $ca := include "cotenant.certificate" $root | fromYaml -}}
-{{- range $object.webhooks }}{{ $_ := set .clientConfig "caBundle" (index $ca "ca.crt") }}{{ end -}}
+{{- with $root.Values.webhook.annotations }}{{ $_ := set $object.metadata "annotations" . }}{{ end -}}
+{{- /* left out where it is not known, so that what cert-manager has put there stays */ -}}
+{{- with $ca := get (include "cotenant.certificate" $root | fromYaml) "ca.crt" }}{{ range $webhook := $object.webhooks }}{{ $_ := set $webhook.clientConfig "caBundle" $ca }}{{ end }}{{ end -}}
 {{- else if has $object.kind (list "ServiceMonitor" "PodMonitor" "PrometheusRule") -}}
 {{- $_ := set $object.metadata "labels" (merge (deepCopy $root.Values.monitoring.labels) $object.metadata.labels) -}}
 {{- if and (eq $object.kind "ServiceMonitor") (eq (include "cotenant.admission" $root) "webhook") -}}
@@ -97,6 +99,8 @@ their node since 1.32, without which a device plugin could write to no node at a
 {{- if eq .name "scheduler" -}}
 {{- $tag := $root.Values.scheduler.image.tag | default (regexFind "^v[0-9]+\\.[0-9]+\\.[0-9]+" $root.Capabilities.KubeVersion.Version) -}}
 {{- $_ := set . "image" (printf "%s:%s" $root.Values.scheduler.image.repository $tag) -}}
+{{- /* it may be one minor version older than the cluster, and before 1.31 has no /readyz */ -}}
+{{- if semverCompare "<1.32.0-0" $root.Capabilities.KubeVersion.Version }}{{ $_ := set .readinessProbe.httpGet "path" "/healthz" }}{{ end -}}
 {{- else -}}
 {{- $image := $root.Values.image -}}
 {{- $_ := set . "image" (ternary (printf "%s@%s" $image.repository $image.digest) (printf "%s:%s" $image.repository ($image.tag | default $root.Chart.AppVersion)) (ne $image.digest "")) -}}
@@ -131,12 +135,12 @@ their node since 1.32, without which a device plugin could write to no node at a
 {{- define "cotenant.network" -}}
 {{- $root := index . 0 -}}
 {{- range (index . 1).spec.ingress -}}
-{{- $port := (first .ports).port -}}
+{{- $port := (first .ports).port | toString -}}
 {{- if and (eq $port "verbs") $root.Values.networkPolicy.verbsFromCIDRs -}}
 {{- $peers := list -}}
 {{- range $root.Values.networkPolicy.verbsFromCIDRs }}{{ $peers = append $peers (dict "ipBlock" (dict "cidr" .)) }}{{ end -}}
 {{- $_ := set . "from" $peers -}}
-{{- else if and (eq $port "serve") $root.Values.networkPolicy.serveFrom -}}
+{{- else if and (has $port (list "serve" "9481")) $root.Values.networkPolicy.serveFrom -}}
 {{- $_ := set . "from" $root.Values.networkPolicy.serveFrom -}}
 {{- end -}}
 {{- end -}}

@@ -195,6 +195,11 @@ def _domain_differs(facts: Facts) -> Said:
         policies = [str(policy["spec"]) for policy in facts.of("mutatingadmissionpolicies")]
         if policies and not any(f"'{extender.domain}/gpu-mem'" in text for text in policies):
             domains["the admission policies"] = "another"
+        fences = (
+            one for one in facts.of("validatingadmissionpolicies") if one["metadata"]["name"] == "cotenant-writer"
+        )
+        if any(extender.names.granted not in str(fence["spec"]) for fence in fences):
+            domains["the policy cotenant-writer"] = "another"
         if len(set(domains.values())) > 1:
             said = ", ".join(f"{who} {domain}" for who, domain in domains.items())
             yield BROKEN, f"resources have different domains: {said}", "give all of them one domain"

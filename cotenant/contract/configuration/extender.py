@@ -199,6 +199,11 @@ class ExtenderConfiguration(Shared, frozen=True, kw_only=True):
         for key in ("listen", "serve"):
             if not is_address(getattr(self, key)):
                 raise ValueError(f"{key}: expected HOST:PORT, such as 127.0.0.1:9480, got {getattr(self, key)!r}")
+        if self.layout is Layout.SECOND_SCHEDULER and self.scheduler_name == "default-scheduler":
+            raise ValueError(
+                "schedulerName: default-scheduler is the cluster's own, and both would place every pod; give ours "
+                "another name, or set layout: attached where the cluster's own is to call the extender"
+            )
         for name in self.namespaces:
             if not _NAMESPACE.fullmatch(name):
                 raise ValueError(f"namespaces: expected names of namespaces, or * for all others, got {name[:80]!r}")
