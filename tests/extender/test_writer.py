@@ -328,6 +328,30 @@ class TestTakingOver:
         assert not writership.wait(0.5)
         writership.stop()
 
+    def test_a_term_that_comes_back_is_taken_over_anew(self) -> None:
+        listings: list[threading.Event] = []
+
+        def list_again() -> threading.Event:
+            listings.append(threading.Event())
+            return listings[-1]
+
+        writership = Writership(settle=0.0, list_again=list_again)
+        writership.start()
+        writership.observe("me", 0, mine=True, until=FOR_EVER)
+        assert eventually(lambda: len(listings) == 1)
+        listings[0].set()
+        assert eventually(lambda: writership.token() == "me/0")
+
+        # the Lease was deleted, another one made it and wrote, and it was deleted once more: counts begin at 0 again
+        writership.observe("other", 0, mine=False, until=FOR_EVER)
+        writership.observe("me", 0, mine=True, until=FOR_EVER)
+
+        assert writership.token() is None
+        assert eventually(lambda: len(listings) == 2)
+        listings[1].set()
+        assert eventually(lambda: writership.token() == "me/0")
+        writership.stop()
+
     def test_what_was_heard_long_ago_is_not_believed(self) -> None:
         now = [0.0]
         listed = threading.Event()
