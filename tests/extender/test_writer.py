@@ -218,6 +218,22 @@ class TestAttached:
 
         assert eventually(lambda: binds(extender))
 
+    def test_it_holds_the_lease_again_after_somebody_deleted_it(
+        self, api: ApiServer, elect: Callable[..., Running]
+    ) -> None:
+        # a take-over that is long enough to be seen
+        extender = elect(settle=0.5)
+        assert eventually(lambda: binds(extender))
+
+        api.store.delete(LEASES, LEASE)
+
+        assert eventually(lambda: not binds(extender))
+        assert eventually(lambda: binds(extender))
+        pod = submit(api, a_pod().asking(8))
+        assert "" == extender.bind(pod, "n1")
+        # not the term of the Lease that was deleted
+        assert f"{held(api)[0]}/1" == term(api, "p")
+
     def test_it_gives_the_lease_back_when_it_ends(self, api: ApiServer, elect: Callable[[], Running]) -> None:
         extender = elect()
         assert eventually(lambda: binds(extender))
