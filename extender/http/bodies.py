@@ -29,13 +29,15 @@ class Limits(NamedTuple):
     """Say how many bytes of body a path takes at most, and how many all bodies of one server may have together.
 
     A body may wait for room for *patience* seconds: kube-scheduler and API server wait 5 s for an answer. Whoever has
-    been sending for *enough* seconds may be hung up on for the sake of others.
+    been sending for *enough* seconds may be hung up on for the sake of others. *answers* is how many bytes all answers
+    may have that clients have yet to take.
     """
 
     most: Callable[[str], int] = lambda _path: MAX_BODY
     together: int = 2 * MAX_BODY
     patience: float = 2.0
     enough: float = 1.0
+    answers: int = 64 << 20
 
 
 class Bodies(Generic[C]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import socket
@@ -45,6 +46,8 @@ class Echo:
             self.reached.set()
             assert self.go_on.wait(PATIENCE)
         self.by.append(threading.current_thread())
+        if path == "/large":  # more than the kernel takes for a client that does not read
+            return Answer(200, b"", more=(b"x" * (1 << 20),) * 16)
         return Answer(200, b"%s %s %s" % (method.encode(), path.encode(), body))
 
     def connect(self) -> socket.socket:
@@ -226,6 +229,43 @@ class TestTooMany:
 
         assert [True] * 4 == [one.recv(1000).endswith(b"POST /a wait") for one in busy]
         assert late.recv(1000).endswith(b"POST /b 1")
+
+
+class TestAnswers:
+    """Answers of 16 MiB, of which three may wait for clients that do not read."""
+
+    @pytest.fixture
+    def echo(self) -> Iterator[Echo]:
+        echo = Echo(limits=Limits(answers=1 << 20))
+        yield echo
+        echo.server.stop()
+
+    def test_of_those_who_take_theirs_slowly_the_first_gives_way_to_the_next(self, echo: Echo) -> None:
+        slow = []
+        for _ in range(4):
+            slow.append(echo.connect())
+            slow[-1].sendall(b"GET /large HTTP/1.1\r\nConnection: close\r\n\r\n")
+            assert eventually(lambda: len(echo.by) == len(slow))
+
+        taken = [taken_by(one) for one in slow]
+
+        assert taken[0] < 16 << 20
+        assert [True] * 3 == [one > 16 << 20 for one in taken[1:]]
+
+    def test_one_who_has_taken_his_may_ask_again(self, echo: Echo) -> None:
+        with echo.connect() as connection:
+            connection.sendall(b"GET /large HTTP/1.1\r\n\r\n" * 4 + b"GET /a HTTP/1.1\r\nConnection: close\r\n\r\n")
+
+            assert 4 * 16 << 20 < taken_by(connection)
+
+
+def taken_by(connection: socket.socket) -> int:
+    """Read all that comes, and count its bytes."""
+    taken = 0
+    with contextlib.suppress(ConnectionResetError):
+        while piece := connection.recv(1 << 20):
+            taken += len(piece)
+    return taken
 
 
 def post(path: bytes, body: bytes) -> bytes:
