@@ -156,9 +156,11 @@ class CallServer:
             if not self._stopping.wait(0.1):  # out of file descriptors, or the client has gone again
                 _log.warning("a connection was not accepted", error=str(error))
             return True
-        # one that is being answered now may be silent in a moment
-        while not self._room.acquire(timeout=_LOOK_SECONDS):
+        if not self._room.acquire(blocking=False):
             self._hang_up_on_one()
+            # one that is being answered now may be silent in a moment
+            while not self._room.acquire(timeout=_LOOK_SECONDS):
+                self._hang_up_on_one()
         if self._stopping.is_set():
             connection.close()
             return False

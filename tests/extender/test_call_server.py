@@ -218,6 +218,13 @@ class TestTooMany:
         silent[0].sendall(b"POST /c HTTP/1.1\r\nContent-Length: 1\r\n\r\n1")
         assert silent[0].recv(1000).endswith(b"POST /c 1")
 
+    def test_behind_hundreds_that_say_nothing_nobody_waits_for_long(self, echo: Echo) -> None:
+        silent = [echo.connect() for _ in range(800)]  # fewer than the backlog holds
+
+        assert echo.say(post(b"/b", b"1")).endswith(b"POST /b 1")
+        for one in silent:
+            one.close()
+
     def test_one_that_is_being_answered_is_never_hung_up_on(self, echo: Echo) -> None:
         busy = [echo.connect() for _ in range(4)]
         for one in busy:
