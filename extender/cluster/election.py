@@ -26,6 +26,8 @@ _log = structlog.get_logger(__name__)
 
 _REQUEST_SECONDS = 1.0
 _STOP_SECONDS = 2.0
+# Short, since it may have been our own last write, whose answer was lost, and half of the time to renew may be over.
+_CONFLICT_SECONDS = 0.1
 # What client-go assumes of a Lease that does not say, which none of its own is.
 _DEFAULT_SECONDS = 15
 # kube-scheduler renews its Lease of 3 s five times a second. Where nothing is heard for so long the watch may be dead,
@@ -192,7 +194,7 @@ class Elect:
             self._try()
         except Conflict:
             self._lease = None  # somebody was faster: look who
-            return True
+            return not self._stopping.wait(_CONFLICT_SECONDS)
         except ClusterError as error:
             if isinstance(error, NotFound):
                 self._lease = None  # somebody deleted it: make another

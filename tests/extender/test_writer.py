@@ -218,6 +218,19 @@ class TestAttached:
 
         assert eventually(lambda: binds(extender))
 
+    def test_where_each_renewal_meets_a_conflict_it_asks_now_and_then(
+        self, api: ApiServer, elect: Callable[[], Running]
+    ) -> None:
+        extender = elect()
+        assert eventually(lambda: binds(extender))
+        api.writes.clear()
+
+        api.faults.refuse(409, method="PATCH", path="/leases/", times=100_000)
+        assert eventually(lambda: not binds(extender))
+
+        # a thousand a second without a wait
+        assert 300 > sum(write.status == 409 for write in api.writes)
+
     def test_it_holds_the_lease_again_after_somebody_deleted_it(
         self, api: ApiServer, elect: Callable[..., Running]
     ) -> None:
