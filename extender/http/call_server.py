@@ -38,8 +38,10 @@ _BACKLOG = 1024
 _STOP_SECONDS = 6.0
 # How long a caller may take to show its certificate.
 _HANDSHAKE_SECONDS = 10.0
-_MAX_HEAD = 64 << 10
-_BUFFER = 64 << 10
+# Of each connection, which may be as many as above: of half a head without an end its fields are kept.
+_MAX_HEAD = 16 << 10
+_MAX_FIELDS = 100
+_BUFFER = 16 << 10
 # kube-scheduler keeps two idle connections (net/http, DefaultMaxIdleConnsPerHost) and so opens one for every second pod
 # of a herd. Threads whose client has gone wait for another one: 0.1 of the 0.25 ms that a connection costs.
 _MOST_IDLE = 8
@@ -356,6 +358,8 @@ def _read_head(source: BinaryIO) -> _Head | None:
         left -= len(line)
         if not line.endswith(b"\n"):
             raise BadRequestError(f"the head of the request is longer than {_MAX_HEAD} bytes, or ends early")
+        if len(fields) == _MAX_FIELDS:
+            raise BadRequestError(f"the head of the request has more than {_MAX_FIELDS} fields")
         name, _, value = line.partition(b":")
         fields[name.lower()] = value.strip()
     path, _, query = target.partition("?")

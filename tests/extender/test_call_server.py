@@ -136,6 +136,12 @@ def test_a_client_that_wants_no_more_is_let_go(echo: Echo, head: bytes) -> None:
     assert answer.endswith(b"POST /a hi")
 
 
+def test_a_head_may_be_as_long_as_browsers_and_proxies_make_them(echo: Echo) -> None:
+    cookies = b"".join(b"Cookie-%d: %s\r\n" % (n, b"c" * 120) for n in range(100))
+
+    assert echo.say(b"GET /a HTTP/1.1\r\n" + cookies + b"\r\n").endswith(b"GET /a ")
+
+
 @pytest.mark.parametrize(
     "request_",
     [
@@ -150,7 +156,8 @@ def test_a_client_that_wants_no_more_is_let_go(echo: Echo, head: bytes) -> None:
         b"POST /a HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
         b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nsize\r\n",
         b"POST /a HTTP/1.1\r\nContent-Length: 10\r\n\r\nshort",
-        b"POST /a HTTP/1.1\r\nX: " + b"x" * (70 << 10),
+        b"POST /a HTTP/1.1\r\nX: " + b"x" * (16 << 10),
+        b"POST /a HTTP/1.1\r\n" + b"".join(b"X%d: x\r\n" % n for n in range(101)) + b"\r\n",
         b"POST /a HTTP/1.1\r\nUnfinished",
     ],
     ids=lambda request: repr(request)[2:60],
