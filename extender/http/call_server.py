@@ -41,6 +41,7 @@ _HANDSHAKE_SECONDS = 10.0
 # Of each connection, which may be as many as above: of half a head without an end its fields are kept.
 _MAX_HEAD = 16 << 10
 _MAX_FIELDS = 100
+_LENGTHS = frozenset({b"content-length", b"transfer-encoding"})
 _BUFFER = 16 << 10
 # kube-scheduler keeps two idle connections (net/http, DefaultMaxIdleConnsPerHost) and so opens one for every second pod
 # of a herd. Threads whose client has gone wait for another one: 0.1 of the 0.25 ms that a connection costs.
@@ -361,7 +362,11 @@ def _read_head(source: BinaryIO) -> _Head | None:
         if len(fields) == _MAX_FIELDS:
             raise BadRequestError(f"the head of the request has more than {_MAX_FIELDS} fields")
         name, _, value = line.partition(b":")
-        fields[name.lower()] = value.strip()
+        name = name.lower()
+        # a proxy may take another one of the two, or take these for other fields than we do
+        if name.strip() != name or (name in fields and name in _LENGTHS):
+            raise BadRequestError("the length of the body is told twice, or a header field has blanks about its name")
+        fields[name] = value.strip()
     path, _, query = target.partition("?")
     return _Head(
         method=method,

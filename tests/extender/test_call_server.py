@@ -153,6 +153,11 @@ def test_a_head_may_be_as_long_as_browsers_and_proxies_make_them(echo: Echo) -> 
         b"POST /a HTTP/1.1\r\nContent-Length: " + b"9" * 30 + b"\r\n\r\n",
         # smuggling: two lengths that another reader may take otherwise
         b"POST /a HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 0\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nTransfer-Encoding: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nContent-Length : 3\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nX: x\r\n Content-Length: 3\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0x1\r\nx\r\n0\r\n\r\n",
         b"POST /a HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
         b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nsize\r\n",
         b"POST /a HTTP/1.1\r\nContent-Length: 10\r\n\r\nshort",
@@ -236,7 +241,7 @@ class TestTooMany:
         busy = [echo.connect() for _ in range(4)]
         for one in busy:
             one.sendall(b"POST /a HTTP/1.1\r\nContent-Length: 4\r\n\r\nwait")
-        assert echo.reached.wait(PATIENCE)
+        assert eventually(lambda: len(echo.server._connections) == 4 and not echo.server._silent)
         late = echo.connect()
         late.sendall(b"POST /b HTTP/1.1\r\nConnection: close\r\nContent-Length: 1\r\n\r\n1")
         echo.go_on.set()
