@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from extender.http.call_server import Request
 
 
+# More than the kernel takes for a client that does not read.
+LARGE = 32 << 20
+
+
 class Echo:
     """Answer with what came; a body that is `wait` is held until it is let go."""
 
@@ -46,8 +50,8 @@ class Echo:
             self.reached.set()
             assert self.go_on.wait(PATIENCE)
         self.by.append(threading.current_thread())
-        if path == "/large":  # more than the kernel takes for a client that does not read
-            return Answer(200, b"", more=(b"x" * (1 << 20),) * 16)
+        if path == "/large":
+            return Answer(200, b"", more=(b"x" * (1 << 20),) * (LARGE >> 20))
         return Answer(200, b"%s %s %s" % (method.encode(), path.encode(), body))
 
     def connect(self) -> socket.socket:
@@ -251,7 +255,7 @@ class TestTooMany:
 
 
 class TestAnswers:
-    """Answers of 16 MiB, of which three may wait for clients that do not read."""
+    """Large answers, of which three may wait for clients that do not read."""
 
     @pytest.fixture
     def echo(self) -> Iterator[Echo]:
@@ -268,14 +272,14 @@ class TestAnswers:
 
         taken = [taken_by(one) for one in slow]
 
-        assert taken[0] < 16 << 20
-        assert [True] * 3 == [one > 16 << 20 for one in taken[1:]]
+        assert taken[0] < LARGE
+        assert [True] * 3 == [one > LARGE for one in taken[1:]]
 
     def test_one_who_has_taken_his_may_ask_again(self, echo: Echo) -> None:
         with echo.connect() as connection:
             connection.sendall(b"GET /large HTTP/1.1\r\n\r\n" * 4 + b"GET /a HTTP/1.1\r\nConnection: close\r\n\r\n")
 
-            assert 4 * 16 << 20 < taken_by(connection)
+            assert 4 * LARGE < taken_by(connection)
 
 
 def taken_by(connection: socket.socket) -> int:
