@@ -30,6 +30,11 @@ CASES: dict[str, tuple[Series, Series]] = {
         # heard every minute
         {'cotenant_watch_last_event_timestamp_seconds{resource="pods"}': "0+60x60"},
     ),
+    "CotenantNobodyBinds": (
+        {'cotenant_writer{pod="a"}': "1 0x59", 'cotenant_writer{pod="b"}': "0x60"},
+        # one has ended, and the other is about to take over
+        {'cotenant_writer{pod="a"}': "1x57 0x2", 'cotenant_writer{pod="b"}': "0x60"},
+    ),
     "CotenantExtenderSlow": (
         {
             'cotenant_extender_request_duration_seconds_bucket{verb="filter",outcome="ok",le="1.0"}': "0+0x60",

@@ -46,7 +46,8 @@ STRATEGIC_MERGE_PATCH = "application/strategic-merge-patch+json"
 
 _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _CONNECT_TIMEOUT_SECONDS = 5.0
-_FIRST_ERROR = 400
+# client-go takes no other one for a success either (rest/request.go, transformResponse)
+_FIRST_ERROR = 300
 # The client looks through the environment for proxies whenever it is asked for the token of a kubeconfig file: 0.06 ms.
 _TOKEN_SECONDS = 1.0
 # Nothing was sent yet when one of these is raised, so a write has certainly not been applied.
@@ -58,7 +59,7 @@ class NoCluster(ClusterError):  # noqa: N818 - named for what happened
 
 
 class Reply(NamedTuple):
-    """Hold a successful answer: the HTTP status below 400, and the body as it came."""
+    """Hold a successful answer: the HTTP status below 300, and the body as it came."""
 
     status: int
     body: bytes
@@ -198,7 +199,7 @@ class Cluster:
 
     Paths are absolute and already escaped (``/api/v1/nodes``), bodies are bytes. Timeouts are in seconds and bound the
     silence on the connection, not the length of a long answer. Every method raises a ClusterError: an ApiError for
-    any answer from 400 on, Unreachable for none.
+    any answer from 300 on, Unreachable for none.
     """
 
     def __init__(self, source: _Source) -> None:

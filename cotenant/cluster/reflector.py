@@ -34,7 +34,11 @@ _WATCH_SECONDS = (300, 600)
 _SILENCE_SECONDS = 100.0
 # A watch that ends sooner than this and brought nothing counts as failed (client-go: "very short watch").
 _SHORT_WATCH_SECONDS = 1.0
-# After an etcd that was restored from a backup, our version lies in the future and no watch from it can ever start.
+# After an etcd was restored from a backup our version lies in the future. The API server opens a watch from it all the
+# same, and sends what is newer, which for long is nothing; the difference no watch ever tells (tried on 1.36). So after
+# so many silent watches in a row, or failures to open one, what there is is listed again. Where objects are many, some
+# change or a bookmark is always sooner.
+_SILENT_WATCHES_BEFORE_LIST = 4
 _FAILURES_BEFORE_LIST = 5
 
 
@@ -181,15 +185,20 @@ class Reflector(Generic[T]):
 
     def _run(self) -> None:
         version: str | None = None  # None: what there is must be listed
+        silent = 0
         while not self._stopping.is_set():
             try:
                 if version is None or self._wanted:
                     # the first time there is nobody to give way to but the other LISTs
                     with giving_way() if self.synced.is_set() else contextlib.nullcontext():
                         version = self._list()
+                    silent = 0
+                silent += 1
                 for newer in self._watch(version):
-                    version = newer
+                    version, silent = newer, 0
                     self._backoff.reset()
+                if silent >= _SILENT_WATCHES_BEFORE_LIST:
+                    version = None
             except Gone as error:
                 self._log.info("the version is too old to watch from, listing again", error=str(error))
                 version = None

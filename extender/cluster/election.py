@@ -15,7 +15,7 @@ from typing import Protocol
 import msgspec
 import structlog
 
-from cotenant.cluster import Change, Cluster, ClusterError, Conflict, Reflector, Unreadable, leases, writes
+from cotenant.cluster import Change, Cluster, ClusterError, Conflict, NotFound, Reflector, Unreadable, leases, writes
 from cotenant.cluster.leases import Lease
 from cotenant.cluster.nesting import decoded
 from cotenant.contract.configuration import Writer
@@ -26,6 +26,8 @@ _log = structlog.get_logger(__name__)
 
 _REQUEST_SECONDS = 1.0
 _STOP_SECONDS = 2.0
+# Short, since it may have been our own last write, whose answer was lost, and half of the time to renew may be over.
+_CONFLICT_SECONDS = 0.1
 # What client-go assumes of a Lease that does not say, which none of its own is.
 _DEFAULT_SECONDS = 15
 # kube-scheduler renews its Lease of 3 s five times a second. Where nothing is heard for so long the watch may be dead,
@@ -161,6 +163,8 @@ class Elect:
         # a process that starts again is another holder, with another term
         self._identity = f"{pod}_{uuid.uuid4()}"
         self._lease: Lease | None = None
+        # of the last one that was seen
+        self._transitions = -1
         # when the Lease was last seen to change; its own times are those of another clock
         self._changed_at = 0.0
         self._labelled = False
@@ -190,8 +194,10 @@ class Elect:
             self._try()
         except Conflict:
             self._lease = None  # somebody was faster: look who
-            return True
+            return not self._stopping.wait(_CONFLICT_SECONDS)
         except ClusterError as error:
+            if isinstance(error, NotFound):
+                self._lease = None  # somebody deleted it: make another
             _log.warning("the writer's Lease could not be renewed", lease=self._configuration.lease, why=str(error))
         else:
             self._label_pods_once()
@@ -220,8 +226,14 @@ class Elect:
         if lease is None or lease.holder != self._identity:
             lease = leases.read(self._cluster, where.namespace, where.name, timeout=_REQUEST_SECONDS)
             if lease is None:
+                # counted on where one was deleted: a Binding of ours in an earlier term may still be on its way
+                transitions = self._transitions + 1
                 fields = leases.spec(
-                    holder=self._identity, transitions=0, seconds=where.lease_duration, now=self._now(), acquired=True
+                    holder=self._identity,
+                    transitions=transitions,
+                    seconds=where.lease_duration,
+                    now=self._now(),
+                    acquired=True,
                 )
                 made = leases.create(self._cluster, where.namespace, where.name, fields, timeout=_REQUEST_SECONDS)
                 self._tell(made, asked_at)
@@ -267,7 +279,7 @@ class Elect:
         mine = lease.holder == self._identity
         if mine and not self._holds():
             self._labelled = False
-        self._lease = lease
+        self._lease, self._transitions = lease, lease.transitions
         # ours counts from when we asked, so that it ends here before it ends for those who saw it later
         until = asked_at + self._configuration.renew_deadline if mine else self._changed_at + self._duration(lease)
         self._writership.observe(lease.holder, lease.transitions, mine=mine, until=until)

@@ -47,12 +47,13 @@ class Sole:
 
 
 class _Standing(msgspec.Struct, frozen=True):
-    """Hold what the Lease said last, and until when to believe it."""
+    """Hold what the Lease said last, until when to believe it, and how many terms there have been with this one."""
 
     holder: str
     mine: bool
     token: str
     until: float
+    terms: int = 0
 
 
 class Writership:
@@ -81,8 +82,9 @@ class Writership:
         self._clock = clock
         self._condition = threading.Condition()
         self._standing = _Standing("", mine=False, token="", until=0.0)
-        # The term that has been taken over, "" for none.
-        self._ready = ""
+        # How many terms there had been with the last one that was taken over. Not its token, which may come back after
+        # another one's: a Lease that was deleted counts from 0 again, and one of a backup from long ago.
+        self._ready = 0
         self._stopping = threading.Event()
         self._thread = (threads or Threads()).of("take over", self._turn)
 
@@ -101,16 +103,17 @@ class Writership:
         token = f"{holder}/{transitions}" if holder else ""
         before = self._standing
         with self._condition:
-            self._standing = _Standing(holder, mine and bool(token), token, until)
+            terms = before.terms + (token != before.token)
+            self._standing = _Standing(holder, mine and bool(token), token, until, terms)
             self._condition.notify_all()
         if before.token != token:
             _log.info("the writer is another one now", holder=holder or "nobody", term=transitions, ours=mine)
 
     def token(self) -> str | None:
         """Give the term that Bindings must name; None where this extender must not bind."""
-        standing, ready = self._standing, self._ready
-        ours = standing.mine and standing.token == ready and not self._stopping.is_set()
-        return ready if ours and self._clock() < standing.until else None
+        standing = self._standing
+        ours = standing.mine and standing.terms == self._ready and not self._stopping.is_set()
+        return standing.token if ours and self._clock() < standing.until else None
 
     def wait(self, seconds: float) -> bool:
         """Wait until it may bind, at most so many seconds; not at all while the Lease is another's."""
@@ -127,23 +130,23 @@ class Writership:
 
     def _turn(self) -> bool:
         with self._condition:
-            while not (self._stopping.is_set() or (self._standing.mine and self._standing.token != self._ready)):
+            while not (self._stopping.is_set() or (self._standing.mine and self._standing.terms != self._ready)):
                 self._condition.wait()
-            token = self._standing.token
+            term = self._standing.terms
         if self._stopping.wait(self._settle):
             return False
         listed = self._list_again()
         while not listed.wait(0.02):
-            if self._stopping.is_set() or self._standing.token != token:
+            if self._stopping.is_set() or self._standing.terms != term:
                 return True
-        self._take(token)
+        self._take(term)
         return True
 
-    def _take(self, token: str) -> None:
+    def _take(self, term: int) -> None:
         with self._condition:
-            if self._standing.token != token:
+            if self._standing.terms != term:
                 return
             self._begin()
-            self._ready = token
+            self._ready, token = term, self._standing.token
             self._condition.notify_all()
         _log.info("taken over: this extender binds", term=token)

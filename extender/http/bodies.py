@@ -6,6 +6,7 @@ the next; so clients that send slowly, or promise large bodies and never send th
 Where all are being answered the next waits a moment, and is then told to come again.
 """
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from extender.http.calls import BUSY, MAX_BODY, TOO_LARGE, BodyError
 _MAX_DRAINED = 64 << 20
 _CHUNK = 64 << 10
 _MAX_LINE = 64 << 10
+_HEX = re.compile(rb"[0-9A-Fa-f]{1,16}")
 
 C = TypeVar("C")
 
@@ -29,13 +31,15 @@ class Limits(NamedTuple):
     """Say how many bytes of body a path takes at most, and how many all bodies of one server may have together.
 
     A body may wait for room for *patience* seconds: kube-scheduler and API server wait 5 s for an answer. Whoever has
-    been sending for *enough* seconds may be hung up on for the sake of others.
+    been sending for *enough* seconds may be hung up on for the sake of others. *answers* is how many bytes all answers
+    may have that clients have yet to take.
     """
 
     most: Callable[[str], int] = lambda _path: MAX_BODY
     together: int = 2 * MAX_BODY
     patience: float = 2.0
     enough: float = 1.0
+    answers: int = 64 << 20
 
 
 class Bodies(Generic[C]):
@@ -88,13 +92,12 @@ class Bodies(Generic[C]):
         """Read a body that comes in chunks, which Go does not send of one that it has whole."""
         body = bytearray()
         while True:
-            size, _, _ = source.readline(_MAX_LINE).partition(b";")
-            try:
-                length = int(size.strip(), 16)
-            except ValueError as error:
-                raise BadRequestError("a chunk's size is no number") from error
+            size = source.readline(_MAX_LINE).partition(b";")[0].strip()
+            if not _HEX.fullmatch(size):
+                raise BadRequestError("a chunk's size is no number")
+            length = int(size, 16)
             # it is not waited for an end that may never come
-            if length < 0 or len(body) + length > most:
+            if len(body) + length > most:
                 return _too_long(path, None, most), False
             if length == 0:
                 while source.readline(_MAX_LINE).strip():

@@ -4,7 +4,8 @@ It hands nothing from a selector to a worker and back for every request, which w
 takes 0.6 ms of CPU a call where this takes 0.04 (docs/decisions/0020), and every pod of the cluster waits for two calls
 or three. And a client that is slow, or silent, keeps nobody but its own thread waiting; where there are too many of
 them, the one that has been silent for longest is hung up on (docs/decisions/0083). It knows as much of HTTP/1.1 as its
-callers use, and of the rest says so and hangs up.
+callers use, and of the rest says so and hangs up. Answers that clients are slow to take are bounded in bytes, too: the
+metrics of 5,000 nodes are 19 MB each time.
 """
 
 import contextlib
@@ -39,8 +40,11 @@ _BACKLOG = 1024
 _STOP_SECONDS = 6.0
 # How long a caller may take to show its certificate.
 _HANDSHAKE_SECONDS = 10.0
-_MAX_HEAD = 64 << 10
-_BUFFER = 64 << 10
+# Of each connection, which may be as many as above: of half a head without an end its fields are kept.
+_MAX_HEAD = 16 << 10
+_MAX_FIELDS = 100
+_LENGTHS = frozenset({b"content-length", b"transfer-encoding"})
+_BUFFER = 16 << 10
 # kube-scheduler keeps two idle connections (net/http, DefaultMaxIdleConnsPerHost) and so opens one for every second pod
 # of a herd. Threads whose client has gone wait for another one: 0.1 of the 0.25 ms that a connection costs.
 _MOST_IDLE = 8
@@ -105,8 +109,9 @@ class CallServer:
         # how many of them have no connection, and the next one, None at the end
         self._idle = 0
         self._next: queue.SimpleQueue[socket.socket | None] = queue.SimpleQueue()
-        # those that wait for their client, the longest first
-        self._silent: dict[socket.socket, None] = {}
+        # those that wait for their client, the longest first, and how much of an answer it has yet to take, at most
+        self._silent: dict[socket.socket, int] = {}
+        self._answers = limits.answers
         self._bodies: Bodies[socket.socket] = Bodies(limits, _hang_up)
         self._stopping = threading.Event()
         self._threads = threads or Threads()
@@ -156,15 +161,17 @@ class CallServer:
             if not self._stopping.wait(0.1):  # out of file descriptors, or the client has gone again
                 _log.warning("a connection was not accepted", error=str(error))
             return True
-        # one that is being answered now may be silent in a moment
-        while not self._room.acquire(timeout=_LOOK_SECONDS):
+        if not self._room.acquire(blocking=False):
             self._hang_up_on_one()
+            # one that is being answered now may be silent in a moment
+            while not self._room.acquire(timeout=_LOOK_SECONDS):
+                self._hang_up_on_one()
         if self._stopping.is_set():
             connection.close()
             return False
         with self._guard:
             self._connections.add(connection)
-            self._silent[connection] = None
+            self._silent[connection] = 0
             if self._idle:
                 self._idle -= 1
                 self._next.put(connection)
@@ -256,13 +263,10 @@ class CallServer:
             self._connections.remove(before)
             self._connections.add(now)
             if before in self._silent:
-                del self._silent[before]
-                self._silent[now] = None
+                self._silent[now] = self._silent.pop(before)
 
     def _one(self, connection: socket.socket, source: BinaryIO) -> bool:
         """Answer one request; tell whether the connection goes on."""
-        with self._guard:
-            self._silent[connection] = None
         head = _read_head(source)
         if head is None:
             return False
@@ -274,13 +278,29 @@ class CallServer:
             # before the answer is sent, which a client may be slow to take
             self._bodies.give_back(connection)
         keep = head.keep and whole and not answer.last and not self._stopping.is_set()
-        # In one write: a second one would wait for the client's acknowledgement of the first, up to 40 ms.
-        connection.sendall(_response(answer, keep=keep))
-        for piece in answer.more:
-            connection.sendall(piece)
+        self._give(connection, answer, keep=keep)
         if not whole:
             _linger(connection)
         return keep
+
+    def _give(self, connection: socket.socket, answer: Answer, *, keep: bool) -> None:
+        """Send an answer; from now on the connection waits for its client again."""
+        # In one write: a second one would wait for the client's acknowledgement of the first, up to 40 ms.
+        first = _response(answer, keep=keep)
+        size = len(first) + sum(map(len, answer.more))
+        with self._guard:
+            self._silent[connection] = size
+            # three as large as this one have room, however large: two Prometheus and somebody who looks
+            while sum(self._silent.values()) > max(self._answers, 3 * size):
+                slowest = next(one for one, left in self._silent.items() if left)
+                del self._silent[slowest]
+                _hang_up(slowest)
+        connection.sendall(first)
+        for piece in answer.more:
+            connection.sendall(piece)
+        with self._guard:
+            if connection in self._silent:
+                self._silent[connection] = 0
 
     def _answered(self, connection: socket.socket, source: BinaryIO, head: _Head) -> tuple[Answer, bool]:
         """Read the body and make the answer; tell whether all of the body was read."""
@@ -355,8 +375,14 @@ def _read_head(source: BinaryIO) -> _Head | None:
         left -= len(line)
         if not line.endswith(b"\n"):
             raise BadRequestError(f"the head of the request is longer than {_MAX_HEAD} bytes, or ends early")
+        if len(fields) == _MAX_FIELDS:
+            raise BadRequestError(f"the head of the request has more than {_MAX_FIELDS} fields")
         name, _, value = line.partition(b":")
-        fields[name.lower()] = value.strip()
+        name = name.lower()
+        # a proxy may take another one of the two, or take these for other fields than we do
+        if name.strip() != name or (name in fields and name in _LENGTHS):
+            raise BadRequestError("the length of the body is told twice, or a header field has blanks about its name")
+        fields[name] = value.strip()
     path, _, query = target.partition("?")
     return _Head(
         method=method,

@@ -94,11 +94,12 @@ class TestConnect:
 
 
 class TestAnswers:
-    """Every answer from 400 on is a typed error, and says whether a write may have been done all the same."""
+    """Every answer but 2xx is a typed error, and says whether a write may have been done all the same."""
 
     @pytest.mark.parametrize(
         ("status", "kind"),
         [
+            (302, ApiError),  # of a proxy that wants somebody to log in
             (400, ApiError),
             (401, Unauthorized),
             (403, Forbidden),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import socket
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from extender.http.call_server import Request
+
+
+# More than the kernel takes for a client that does not read.
+LARGE = 32 << 20
 
 
 class Echo:
@@ -45,6 +50,8 @@ class Echo:
             self.reached.set()
             assert self.go_on.wait(PATIENCE)
         self.by.append(threading.current_thread())
+        if path == "/large":
+            return Answer(200, b"", more=(b"x" * (1 << 20),) * (LARGE >> 20))
         return Answer(200, b"%s %s %s" % (method.encode(), path.encode(), body))
 
     def connect(self) -> socket.socket:
@@ -133,6 +140,12 @@ def test_a_client_that_wants_no_more_is_let_go(echo: Echo, head: bytes) -> None:
     assert answer.endswith(b"POST /a hi")
 
 
+def test_a_head_may_be_as_long_as_browsers_and_proxies_make_them(echo: Echo) -> None:
+    cookies = b"".join(b"Cookie-%d: %s\r\n" % (n, b"c" * 120) for n in range(100))
+
+    assert echo.say(b"GET /a HTTP/1.1\r\n" + cookies + b"\r\n").endswith(b"GET /a ")
+
+
 @pytest.mark.parametrize(
     "request_",
     [
@@ -144,10 +157,16 @@ def test_a_client_that_wants_no_more_is_let_go(echo: Echo, head: bytes) -> None:
         b"POST /a HTTP/1.1\r\nContent-Length: " + b"9" * 30 + b"\r\n\r\n",
         # smuggling: two lengths that another reader may take otherwise
         b"POST /a HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 0\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nTransfer-Encoding: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nContent-Length : 3\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nX: x\r\n Content-Length: 3\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0x1\r\nx\r\n0\r\n\r\n",
         b"POST /a HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
         b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nsize\r\n",
         b"POST /a HTTP/1.1\r\nContent-Length: 10\r\n\r\nshort",
-        b"POST /a HTTP/1.1\r\nX: " + b"x" * (70 << 10),
+        b"POST /a HTTP/1.1\r\nX: " + b"x" * (16 << 10),
+        b"POST /a HTTP/1.1\r\n" + b"".join(b"X%d: x\r\n" % n for n in range(101)) + b"\r\n",
         b"POST /a HTTP/1.1\r\nUnfinished",
     ],
     ids=lambda request: repr(request)[2:60],
@@ -215,17 +234,61 @@ class TestTooMany:
         silent[0].sendall(b"POST /c HTTP/1.1\r\nContent-Length: 1\r\n\r\n1")
         assert silent[0].recv(1000).endswith(b"POST /c 1")
 
+    def test_behind_hundreds_that_say_nothing_nobody_waits_for_long(self, echo: Echo) -> None:
+        silent = [echo.connect() for _ in range(800)]  # fewer than the backlog holds
+
+        assert echo.say(post(b"/b", b"1")).endswith(b"POST /b 1")
+        for one in silent:
+            one.close()
+
     def test_one_that_is_being_answered_is_never_hung_up_on(self, echo: Echo) -> None:
         busy = [echo.connect() for _ in range(4)]
         for one in busy:
             one.sendall(b"POST /a HTTP/1.1\r\nContent-Length: 4\r\n\r\nwait")
-        assert echo.reached.wait(PATIENCE)
+        assert eventually(lambda: len(echo.server._connections) == 4 and not echo.server._silent)
         late = echo.connect()
         late.sendall(b"POST /b HTTP/1.1\r\nConnection: close\r\nContent-Length: 1\r\n\r\n1")
         echo.go_on.set()
 
         assert [True] * 4 == [one.recv(1000).endswith(b"POST /a wait") for one in busy]
         assert late.recv(1000).endswith(b"POST /b 1")
+
+
+class TestAnswers:
+    """Large answers, of which three may wait for clients that do not read."""
+
+    @pytest.fixture
+    def echo(self) -> Iterator[Echo]:
+        echo = Echo(limits=Limits(answers=1 << 20))
+        yield echo
+        echo.server.stop()
+
+    def test_of_those_who_take_theirs_slowly_the_first_gives_way_to_the_next(self, echo: Echo) -> None:
+        slow = []
+        for _ in range(4):
+            slow.append(echo.connect())
+            slow[-1].sendall(b"GET /large HTTP/1.1\r\nConnection: close\r\n\r\n")
+            assert eventually(lambda: len(echo.by) == len(slow))
+
+        taken = [taken_by(one) for one in slow]
+
+        assert taken[0] < LARGE
+        assert [True] * 3 == [one > LARGE for one in taken[1:]]
+
+    def test_one_who_has_taken_his_may_ask_again(self, echo: Echo) -> None:
+        with echo.connect() as connection:
+            connection.sendall(b"GET /large HTTP/1.1\r\n\r\n" * 4 + b"GET /a HTTP/1.1\r\nConnection: close\r\n\r\n")
+
+            assert 4 * LARGE < taken_by(connection)
+
+
+def taken_by(connection: socket.socket) -> int:
+    """Read all that comes, and count its bytes."""
+    taken = 0
+    with contextlib.suppress(ConnectionResetError):
+        while piece := connection.recv(1 << 20):
+            taken += len(piece)
+    return taken
 
 
 def post(path: bytes, body: bytes) -> bytes:

@@ -218,6 +218,35 @@ class TestAttached:
 
         assert eventually(lambda: binds(extender))
 
+    def test_where_each_renewal_meets_a_conflict_it_asks_now_and_then(
+        self, api: ApiServer, elect: Callable[[], Running]
+    ) -> None:
+        extender = elect()
+        assert eventually(lambda: binds(extender))
+        api.writes.clear()
+
+        api.faults.refuse(409, method="PATCH", path="/leases/", times=100_000)
+        assert eventually(lambda: not binds(extender))
+
+        # a thousand a second without a wait
+        assert 300 > sum(write.status == 409 for write in api.writes)
+
+    def test_it_holds_the_lease_again_after_somebody_deleted_it(
+        self, api: ApiServer, elect: Callable[..., Running]
+    ) -> None:
+        # a take-over that is long enough to be seen
+        extender = elect(settle=0.5)
+        assert eventually(lambda: binds(extender))
+
+        api.store.delete(LEASES, LEASE)
+
+        assert eventually(lambda: not binds(extender))
+        assert eventually(lambda: binds(extender))
+        pod = submit(api, a_pod().asking(8))
+        assert "" == extender.bind(pod, "n1")
+        # not the term of the Lease that was deleted
+        assert f"{held(api)[0]}/1" == term(api, "p")
+
     def test_it_gives_the_lease_back_when_it_ends(self, api: ApiServer, elect: Callable[[], Running]) -> None:
         extender = elect()
         assert eventually(lambda: binds(extender))
@@ -326,6 +355,30 @@ class TestTakingOver:
         listed.set()
 
         assert not writership.wait(0.5)
+        writership.stop()
+
+    def test_a_term_that_comes_back_is_taken_over_anew(self) -> None:
+        listings: list[threading.Event] = []
+
+        def list_again() -> threading.Event:
+            listings.append(threading.Event())
+            return listings[-1]
+
+        writership = Writership(settle=0.0, list_again=list_again)
+        writership.start()
+        writership.observe("me", 0, mine=True, until=FOR_EVER)
+        assert eventually(lambda: len(listings) == 1)
+        listings[0].set()
+        assert eventually(lambda: writership.token() == "me/0")
+
+        # the Lease was deleted, another one made it and wrote, and it was deleted once more: counts begin at 0 again
+        writership.observe("other", 0, mine=False, until=FOR_EVER)
+        writership.observe("me", 0, mine=True, until=FOR_EVER)
+
+        assert writership.token() is None
+        assert eventually(lambda: len(listings) == 2)
+        listings[1].set()
+        assert eventually(lambda: writership.token() == "me/0")
         writership.stop()
 
     def test_what_was_heard_long_ago_is_not_believed(self) -> None:
