@@ -32,7 +32,8 @@ class Limits(NamedTuple):
 
     A body may wait for room for *patience* seconds: kube-scheduler and API server wait 5 s for an answer. Whoever has
     been sending for *enough* seconds may be hung up on for the sake of others. *answers* is how many bytes all answers
-    may have that clients have yet to take.
+    may have that clients have yet to take. A client may say nothing for *silence* seconds: Go's http.Transport keeps
+    idle connections for 90 s and does not send a POST again that met a closing one, so the server must wait longer.
     """
 
     most: Callable[[str], int] = lambda _path: MAX_BODY
@@ -40,6 +41,7 @@ class Limits(NamedTuple):
     patience: float = 2.0
     enough: float = 1.0
     answers: int = 64 << 20
+    silence: float = 120.0
 
 
 class Bodies(Generic[C]):

@@ -29,9 +29,6 @@ from extender.http.certificates import Certificates
 
 _log = structlog.get_logger(__name__)
 
-# Go's http.Transport keeps idle connections for 90 s and does not send a POST again that met a closing one, so the
-# server must be the one that waits longer.
-_IDLE_SECONDS = 120
 # kube-scheduler opens a connection for every bind that runs beside others. Beyond this one that waits for its client
 # gives way, and where all are being answered, the next waits in the backlog.
 _MOST_CONNECTIONS = 2048
@@ -45,6 +42,9 @@ _MAX_HEAD = 16 << 10
 _MAX_FIELDS = 100
 _LENGTHS = frozenset({b"content-length", b"transfer-encoding"})
 _BUFFER = 16 << 10
+# An answer that no kernel may take at once for a client that does not read; others, as those of the verbs, count for
+# nothing.
+_LARGE = 16 << 10
 # kube-scheduler keeps two idle connections (net/http, DefaultMaxIdleConnsPerHost) and so opens one for every second pod
 # of a herd. Threads whose client has gone wait for another one: 0.1 of the 0.25 ms that a connection costs.
 _MOST_IDLE = 8
@@ -112,6 +112,7 @@ class CallServer:
         # those that wait for their client, the longest first, and how much of an answer it has yet to take, at most
         self._silent: dict[socket.socket, int] = {}
         self._answers = limits.answers
+        self._silence = limits.silence
         self._bodies: Bodies[socket.socket] = Bodies(limits, _hang_up)
         self._stopping = threading.Event()
         self._threads = threads or Threads()
@@ -228,7 +229,7 @@ class CallServer:
     def _converse(self, connection: socket.socket) -> None:
         try:
             connection = self._secured(connection)
-            _wait_at_most(connection, _IDLE_SECONDS)
+            _wait_at_most(connection, self._silence)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with cast("BinaryIO", connection.makefile("rb", _BUFFER)) as source:
                 while not self._stopping.is_set() and self._one(connection, source):
@@ -288,19 +289,21 @@ class CallServer:
         # In one write: a second one would wait for the client's acknowledgement of the first, up to 40 ms.
         first = _response(answer, keep=keep)
         size = len(first) + sum(map(len, answer.more))
+        large = size > _LARGE
         with self._guard:
-            self._silent[connection] = size
+            self._silent[connection] = size if large else 0
             # three as large as this one have room, however large: two Prometheus and somebody who looks
-            while sum(self._silent.values()) > max(self._answers, 3 * size):
+            while large and sum(self._silent.values()) > max(self._answers, 3 * size):
                 slowest = next(one for one, left in self._silent.items() if left)
                 del self._silent[slowest]
                 _hang_up(slowest)
         connection.sendall(first)
         for piece in answer.more:
             connection.sendall(piece)
-        with self._guard:
-            if connection in self._silent:
-                self._silent[connection] = 0
+        if large:
+            with self._guard:
+                if connection in self._silent:
+                    self._silent[connection] = 0
 
     def _answered(self, connection: socket.socket, source: BinaryIO, head: _Head) -> tuple[Answer, bool]:
         """Read the body and make the answer; tell whether all of the body was read."""
@@ -310,7 +313,7 @@ class CallServer:
         return self._answer(Request(head.method, head.path, head.query, head.fields, body)), whole
 
 
-def _wait_at_most(connection: socket.socket, seconds: int) -> None:
+def _wait_at_most(connection: socket.socket, seconds: float) -> None:
     """Bound each silence of the client.
 
     The kernel does, where it can: for a timeout of Python's own each read is two calls, behind each of which the thread
@@ -320,8 +323,9 @@ def _wait_at_most(connection: socket.socket, seconds: int) -> None:
         connection.settimeout(seconds)
         return
     connection.settimeout(None)
+    timeval = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
     for limit in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-        connection.setsockopt(socket.SOL_SOCKET, limit, struct.pack("ll", seconds, 0))
+        connection.setsockopt(socket.SOL_SOCKET, limit, timeval)
 
 
 def _shut(connection: socket.socket, how: int) -> None:

@@ -7,6 +7,7 @@ import http.client
 import os
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from io import BytesIO
@@ -252,6 +253,45 @@ class TestTooMany:
 
         assert [True] * 4 == [one.recv(1000).endswith(b"POST /a wait") for one in busy]
         assert late.recv(1000).endswith(b"POST /b 1")
+
+
+class TestSilence:
+    """Clients that may say nothing for a fifth of a second."""
+
+    @pytest.fixture
+    def echo(self) -> Iterator[Echo]:
+        echo = Echo(limits=Limits(silence=0.2))
+        yield echo
+        echo.server.stop()
+
+    @pytest.mark.parametrize(
+        ("sent", "told"),
+        [
+            (b"", b""),
+            (b"GET /a HTTP/1.1\r\n", b"or ends early"),
+            (b"POST /a HTTP/1.1\r\nContent-Length: 2\r\n\r\n", b"ends before its Content-Length"),
+            (b"POST /a HTTP/1.1\r\nContent-Length: 2\r\n\r\n1", b"ends before its Content-Length"),
+        ],
+    )
+    def test_one_who_says_no_more_is_hung_up_on(self, echo: Echo, sent: bytes, told: bytes) -> None:
+        with echo.connect() as connection, connection.makefile("rb") as answer:
+            connection.sendall(sent)
+
+            assert told in answer.read()
+        assert eventually(lambda: not echo.server._connections)
+
+    def test_one_who_does_not_take_his_answer_is_hung_up_on(self, echo: Echo) -> None:
+        with echo.connect() as connection:
+            connection.sendall(b"GET /large HTTP/1.1\r\n\r\n")
+
+            assert eventually(lambda: bool(echo.by) and not echo.server._connections)
+
+    def test_one_who_asks_again_in_time_is_answered_for_as_long_as_he_asks(self, echo: Echo) -> None:
+        with echo.connect() as connection:
+            for n in range(4):  # 0.4 s in all
+                connection.sendall(post(b"/a", b"%d" % n))
+                assert connection.recv(1000).endswith(b"POST /a %d" % n)
+                time.sleep(0.1)
 
 
 class TestAnswers:
