@@ -20,11 +20,6 @@ GIB = 1 << 30
 Series = dict[str, str]
 CASES: dict[str, tuple[Series, Series]] = {
     "CotenantExtenderDown": ({}, {}),
-    "CotenantNobodyBinds": (
-        {'cotenant_writer{pod="a"}': "0x60", 'cotenant_writer{pod="b"}': "0x60"},
-        # one stands by
-        {'cotenant_writer{pod="a"}': "0x60", 'cotenant_writer{pod="b"}': "1x60"},
-    ),
     "CotenantCacheStale": (
         {'cotenant_watch_last_event_timestamp_seconds{resource="pods"}': "0x60"},
         # heard every minute

@@ -74,10 +74,8 @@ class Bodies(Generic[C]):
             return _too_long(path, length, most), _drained(source, length)
         if not self._take(connection, length):
             return self._no_room(), _drained(source, length)
-        body = source.read(length) or b""
+        body = self._piece(source, length, "before its Content-Length")
         self._sent(connection)
-        if len(body) < length:
-            raise BadRequestError("the body ends before its Content-Length")
         return body, True
 
     def give_back(self, connection: C) -> None:
@@ -108,8 +106,16 @@ class Bodies(Generic[C]):
                 return bytes(body), True
             if not self._take(connection, length):
                 return self._no_room(), False
-            body += source.read(length)
+            body += self._piece(source, length, "in the middle of a chunk")
             source.readline(_MAX_LINE)
+
+    @staticmethod
+    def _piece(source: BinaryIO, length: int, where: str) -> bytes:
+        # None where the client was silent for too long
+        piece = source.read(length) or b""
+        if len(piece) < length:
+            raise BadRequestError(f"the body ends {where}")
+        return piece
 
     def _take(self, connection: C, size: int) -> bool:
         """Take room for *size* bytes that are to be sent; tell whether there was any."""

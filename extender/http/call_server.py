@@ -285,25 +285,27 @@ class CallServer:
         return keep
 
     def _give(self, connection: socket.socket, answer: Answer, *, keep: bool) -> None:
-        """Send an answer; from now on the connection waits for its client again."""
+        """Send an answer; then the connection waits for its client again."""
         # In one write: a second one would wait for the client's acknowledgement of the first, up to 40 ms.
         first = _response(answer, keep=keep)
         size = len(first) + sum(map(len, answer.more))
-        large = size > _LARGE
-        with self._guard:
-            self._silent[connection] = size if large else 0
-            # three as large as this one have room, however large: two Prometheus and somebody who looks
-            while large and sum(self._silent.values()) > max(self._answers, 3 * size):
-                slowest = next(one for one, left in self._silent.items() if left)
-                del self._silent[slowest]
-                _hang_up(slowest)
+        if size > _LARGE:
+            self._make_room(connection, size)
         connection.sendall(first)
         for piece in answer.more:
             connection.sendall(piece)
-        if large:
-            with self._guard:
-                if connection in self._silent:
-                    self._silent[connection] = 0
+        with self._guard:
+            self._silent[connection] = 0
+
+    def _make_room(self, connection: socket.socket, size: int) -> None:
+        """Count an answer that its client has yet to take; where all of them are too much, the slowest gives way."""
+        with self._guard:
+            self._silent[connection] = size
+            # three as large as this one have room, however large: two Prometheus and somebody who looks
+            while sum(self._silent.values()) > max(self._answers, 3 * size):
+                slowest = next(one for one, left in self._silent.items() if left)
+                del self._silent[slowest]
+                _hang_up(slowest)
 
     def _answered(self, connection: socket.socket, source: BinaryIO, head: _Head) -> tuple[Answer, bool]:
         """Read the body and make the answer; tell whether all of the body was read."""

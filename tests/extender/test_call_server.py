@@ -271,6 +271,9 @@ class TestSilence:
             (b"GET /a HTTP/1.1\r\n", b"or ends early"),
             (b"POST /a HTTP/1.1\r\nContent-Length: 2\r\n\r\n", b"ends before its Content-Length"),
             (b"POST /a HTTP/1.1\r\nContent-Length: 2\r\n\r\n1", b"ends before its Content-Length"),
+            (b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n", b"ends in the middle of a chunk"),
+            (b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n1", b"ends in the middle of a chunk"),
+            (b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n1\r\n", b"a chunk's size is no number"),
         ],
     )
     def test_one_who_says_no_more_is_hung_up_on(self, echo: Echo, sent: bytes, told: bytes) -> None:
