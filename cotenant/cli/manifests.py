@@ -47,9 +47,15 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Write text that Kubernetes would take for something else in quotes."""
+    """Write text that Kubernetes would take for something else in quotes, and line breaks that are none in escapes."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """Write text; in other than double quotes these would be folded like other line breaks, and read as blanks."""
+        style = '"' if any(mark in data for mark in "\x85\u2028\u2029") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
 
 
+_Dumper.add_representer(str, _Dumper.represent_str)
 _Loader.add_constructor(_MAP, _Loader.construct_mapping)
 for _tag, (_pattern, _first) in _PLAIN.items():
     for _kind in (_Loader, _Dumper):

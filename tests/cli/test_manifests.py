@@ -1,7 +1,7 @@
 """Manifests keep their meaning to Kubernetes, whose YAML is another than PyYAML's."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cotenant.cli.manifests import read, written
@@ -29,6 +29,7 @@ def test_what_kubernetes_takes_for_a_number_or_a_truth_is_one(expected: float | 
     assert [{"a": expected}] == read(f"a: {text}")
 
 
+@example("\x85")
 @given(st.recursive(SCALARS | WORDS, lambda one: st.lists(one) | st.dictionaries(st.text() | WORDS, one), max_leaves=9))
 def test_what_is_written_is_read_again(value: object) -> None:
     assert [one for one in [value] if one is not None] == read(written([value]))
