@@ -20,15 +20,15 @@ GIB = 1 << 30
 Series = dict[str, str]
 CASES: dict[str, tuple[Series, Series]] = {
     "CotenantExtenderDown": ({}, {}),
-    "CotenantCacheStale": (
-        {'cotenant_watch_last_event_timestamp_seconds{resource="pods"}': "0x60"},
-        # heard every minute
-        {'cotenant_watch_last_event_timestamp_seconds{resource="pods"}': "0+60x60"},
-    ),
     "CotenantNobodyBinds": (
         {'cotenant_writer{pod="a"}': "1 0x59", 'cotenant_writer{pod="b"}': "0x60"},
         # one has ended, and the other is about to take over
         {'cotenant_writer{pod="a"}': "1x57 0x2", 'cotenant_writer{pod="b"}': "0x60"},
+    ),
+    "CotenantCacheStale": (
+        {'cotenant_watch_last_event_timestamp_seconds{resource="pods"}': "0x60"},
+        # heard every minute
+        {'cotenant_watch_last_event_timestamp_seconds{resource="pods"}': "0+60x60"},
     ),
     "CotenantExtenderSlow": (
         {
