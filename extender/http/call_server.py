@@ -319,7 +319,7 @@ def _wait_at_most(connection: socket.socket, seconds: float) -> None:
     """Bound each silence of the client.
 
     The kernel does, where it can: for a timeout of Python's own each read is two calls, behind each of which the thread
-    has to get the interpreter again. What OpenSSL reads it would read again.
+    has to get the interpreter again (docs/decisions/0108). OpenSSL would read again for ever.
     """
     if isinstance(connection, ssl.SSLSocket):
         connection.settimeout(seconds)
