@@ -172,15 +172,20 @@ def _fields(source: BinaryIO) -> dict[bytes, bytes]:
 def _chunks(source: BinaryIO) -> bytes:
     parts: list[bytes] = []
     while True:
-        size = source.readline(_MAX_LINE).partition(b";")[0].strip()
-        if not _HEX.fullmatch(size):
+        length = chunk_size(source)
+        if length is None:
             raise BrokenError("a chunk's size is no number")
-        length = int(size, 16)
         if length == 0:
             _fields(source)  # trailers
             return b"".join(parts)
         parts.append(_exactly(source, length))
         source.readline(_MAX_LINE)
+
+
+def chunk_size(source: BinaryIO) -> int | None:
+    """Read how long the next chunk of a body is; None where that is no number, as 0x1 and -1 are to a proxy."""
+    size = source.readline(_MAX_LINE).partition(b";")[0].strip()
+    return int(size, 16) if _HEX.fullmatch(size) else None
 
 
 def _exactly(source: BinaryIO, length: int) -> bytes:

@@ -6,19 +6,18 @@ the next; so clients that send slowly, or promise large bodies and never send th
 Where all are being answered the next waits a moment, and is then told to come again.
 """
 
-import re
 import threading
 import time
 from collections.abc import Callable
 from typing import BinaryIO, Generic, NamedTuple, TypeVar
 
+from cotenant.cluster.exchange import chunk_size
 from extender.http.calls import BUSY, MAX_BODY, TOO_LARGE, BodyError
 
 # A body that is refused is still read up to here, since a client that is cut off while it sends never sees the answer.
 _MAX_DRAINED = 64 << 20
 _CHUNK = 64 << 10
 _MAX_LINE = 64 << 10
-_HEX = re.compile(rb"[0-9A-Fa-f]{1,16}")
 
 C = TypeVar("C")
 
@@ -92,10 +91,9 @@ class Bodies(Generic[C]):
         """Read a body that comes in chunks, which Go does not send of one that it has whole."""
         body = bytearray()
         while True:
-            size = source.readline(_MAX_LINE).partition(b";")[0].strip()
-            if not _HEX.fullmatch(size):
+            length = chunk_size(source)
+            if length is None:
                 raise BadRequestError("a chunk's size is no number")
-            length = int(size, 16)
             # it is not waited for an end that may never come
             if len(body) + length > most:
                 return _too_long(path, None, most), False

@@ -111,8 +111,7 @@ class CallServer:
         self._next: queue.SimpleQueue[socket.socket | None] = queue.SimpleQueue()
         # those that wait for their client, the longest first, and how much of an answer it has yet to take, at most
         self._silent: dict[socket.socket, int] = {}
-        self._answers = limits.answers
-        self._silence = limits.silence
+        self._limits = limits
         self._bodies: Bodies[socket.socket] = Bodies(limits, _hang_up)
         self._stopping = threading.Event()
         self._threads = threads or Threads()
@@ -229,7 +228,7 @@ class CallServer:
     def _converse(self, connection: socket.socket) -> None:
         try:
             connection = self._secured(connection)
-            _wait_at_most(connection, self._silence)
+            _wait_at_most(connection, self._limits.silence)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with cast("BinaryIO", connection.makefile("rb", _BUFFER)) as source:
                 while not self._stopping.is_set() and self._one(connection, source):
@@ -302,7 +301,7 @@ class CallServer:
         with self._guard:
             self._silent[connection] = size
             # three as large as this one have room, however large: two Prometheus and somebody who looks
-            while sum(self._silent.values()) > max(self._answers, 3 * size):
+            while sum(self._silent.values()) > max(self._limits.answers, 3 * size):
                 slowest = next(one for one, left in self._silent.items() if left)
                 del self._silent[slowest]
                 _hang_up(slowest)

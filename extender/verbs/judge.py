@@ -11,7 +11,7 @@ from cotenant.contract.names import Names
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest, RequestError, parse
-from extender.ledger import Ledger
+from extender.ledger import Ledger, NodeView
 from extender.placement.choices import Choice, Choices
 from extender.placement.fit import Placement, Preference, place
 from extender.placement.learning import Learner, Learning, Pinned
@@ -171,7 +171,7 @@ class Judge:
             view = self._ledger.view(name) if n not in refused else None
             if view is None:
                 continue
-            if self.tenants.excess(namespace, request, use, view, self.aim(request, name)) is not None:
+            if self.tenants.excess(namespace, request, use, view, self._aim(request, view)) is not None:
                 costs[n], refused[n] = np.inf, Reason.NAMESPACE_LIMIT
         return Verdicts(costs, refused, verdicts.places)
 
@@ -184,11 +184,8 @@ class Judge:
     def aim(self, request: PodRequest, node: str) -> Aim:
         """Say which MIG instances of the node are the best for the pod; raise RequestError for an unknown policy."""
         self._choice(request)
-        if not request.profiles:
-            return ROOM
-        view = self._ledger.view(node)
-        policy = self._choices.on(request, view.labels if view is not None else {})
-        return Aim(spread=spreads(policy), asked=self._rankings.asked)
+        # a pod that asks no MIG instance needs no look at the node
+        return self._aim(request, self._ledger.view(node) if request.profiles else None)
 
     def bound(self, uid: str, request: PodRequest) -> None:
         """Note a pod that has been given its place, from which learn() may learn what pods this cluster gets."""
@@ -221,6 +218,12 @@ class Judge:
                 if next(steps, _DONE) is _DONE:
                     return
             pause()
+
+    def _aim(self, request: PodRequest, view: NodeView | None) -> Aim:
+        if not request.profiles:
+            return ROOM
+        policy = self._choices.on(request, view.labels if view is not None else {})
+        return Aim(spread=spreads(policy), asked=self._rankings.asked)
 
     def _choice(self, request: PodRequest) -> Choice:
         try:

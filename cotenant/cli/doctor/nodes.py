@@ -25,6 +25,10 @@ def _name(body: Json) -> str:
     return str(body["metadata"]["name"])
 
 
+def _key(pod: Json) -> str:
+    return f"{pod['metadata'].get('namespace')}/{_name(pod)}"
+
+
 def _amount(node: Json, resource: str) -> int:
     try:
         return parse_quantity((node.get("status", {}).get("allocatable") or {}).get(resource, 0))
@@ -201,7 +205,7 @@ def _pods_without_grant(facts: Facts) -> Said:
         text = annotations(pod).get(facts.names.grant)
         if ended or not pod["spec"].get("nodeName") or not (text or _asks(pod, facts.names.gpu_mem)):
             continue
-        key = f"{pod['metadata'].get('namespace')}/{_name(pod)}"
+        key = _key(pod)
         if text is None:
             lost.append(key)
             continue
@@ -226,7 +230,7 @@ def _pods_without_grant(facts: Facts) -> Said:
 @check("held-back")
 def _held_back(facts: Facts) -> Said:
     held = [
-        f"{pod['metadata'].get('namespace')}/{_name(pod)}"
+        _key(pod)
         for pod in facts.of("pods")
         if facts.names.grant in annotations(pod)
         and any(_NO_DEVICES in _waits_for(status) for status in pod.get("status", {}).get("containerStatuses") or ())
@@ -246,7 +250,7 @@ def _waits_for(status: Json) -> str:
 @check("cpu-raced")
 def _cpu_raced(facts: Facts) -> Said:
     raced = [
-        f"{pod['metadata'].get('namespace')}/{_name(pod)} ({pod['status']['reason']})"
+        f"{_key(pod)} ({pod['status']['reason']})"
         for pod in facts.of("pods")
         if facts.names.grant in annotations(pod) and _OUT_OF.match(pod.get("status", {}).get("reason") or "")
     ]
