@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
@@ -205,12 +206,12 @@ def a_pod_that_another_schedulers_pod_left_no_cpu(api: ApiServer) -> None:
     api.add_pod("raced", annotations=annotations, spec={"nodeName": "n1"}, status=rejected)
 
 
-def a_pod_that_the_kubelet_holds_back(api: ApiServer) -> None:
+def a_pod_that_the_kubelet_holds_back(api: ApiServer, statuses: str = "containerStatuses") -> None:
     grant = a_grant(granted({"GPU-n1-0": GIB}))
     annotations = a_pod().bound_to("n1", grant).as_json()["metadata"]["annotations"]
     message = "no devices found allocated in local cache for pod u, container main, resource cotenant.io/gpu-mem"
     waiting = {"reason": "CreateContainerConfigError", "message": message}
-    status = {"phase": "Pending", "containerStatuses": [{"name": "main", "state": {"waiting": waiting}}]}
+    status = {"phase": "Pending", statuses: [{"name": "main", "state": {"waiting": waiting}}]}
     api.add_pod("held", annotations=annotations, spec={"nodeName": "n1"}, status=status)
 
 
@@ -271,6 +272,7 @@ mig = MIG(unexplained=(MIGInstance(profile="1g.10gb", start=0, size=1),))
         ("pods-without-grant", a_pod_without_grant),
         ("overcommitted", two_pods_too_many),
         ("held-back", a_pod_that_the_kubelet_holds_back),
+        ("held-back", partial(a_pod_that_the_kubelet_holds_back, statuses="initContainerStatuses")),
         ("cpu-raced", a_pod_that_another_schedulers_pod_left_no_cpu),
         ("clock-differs", a_clock_ahead),
         ("writer-lease-stale", refusals(*REFUSALS)),

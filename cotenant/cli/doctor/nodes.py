@@ -232,8 +232,7 @@ def _held_back(facts: Facts) -> Said:
     held = [
         _key(pod)
         for pod in facts.of("pods")
-        if facts.names.grant in annotations(pod)
-        and any(_NO_DEVICES in _waits_for(status) for status in pod.get("status", {}).get("containerStatuses") or ())
+        if facts.names.grant in annotations(pod) and any(_NO_DEVICES in _waits_for(status) for status in _statuses(pod))
     ]
     if held:
         yield (
@@ -241,6 +240,11 @@ def _held_back(facts: Facts) -> Said:
             f"pods were admitted by a kubelet that had lost its checkpoint, so that they never start: {some(held)}",
             "delete them; their controllers make others",
         )
+
+
+def _statuses(pod: Json) -> list[Json]:
+    status = pod.get("status", {})
+    return [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
 
 
 def _waits_for(status: Json) -> str:
