@@ -129,6 +129,20 @@ class TestAmounts:
             "limits"
         ]
 
+    def test_pods_that_share_their_resources_by_an_alias_are_each_written_anew(self) -> None:
+        """As of a RayCluster, whose head and workers often ask alike."""
+        result = migrate("""
+            head: {spec: {schedulerName: hami-scheduler, containers: [{name: head, resources: &gpu
+                {limits: {nvidia.com/gpu: 2, nvidia.com/gpumem: 8192}}}]}}
+            workers: {spec: {schedulerName: hami-scheduler, containers: [{name: worker, resources: *gpu}]}}
+        """)
+        head, worker = yaml.safe_load(result.stdout).values()
+        for pod in (head, worker):
+            assert {NAMES.gpu_count: "2"} == pod["metadata"]["annotations"]
+            # 2 * 8
+            assert {"limits": {NAMES.gpu_mem: 16}} == pod["spec"]["containers"][0]["resources"]
+            assert "schedulerName" not in pod["spec"]
+
     def test_limits_are_kept_where_that_is_asked_for(self) -> None:
         _, wishes = asked(a_pod({"volcano.sh/vgpu-number": 1, "volcano.sh/vgpu-memory": 1024}), "--keep-limits")
         assert "limited" == wishes[NAMES.isolation]

@@ -1,6 +1,5 @@
 """Find pods in manifests of any kind, and write them anew in our words."""
 
-import copy
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -39,7 +38,7 @@ def migrated(documents: Iterable[Any], options: Options) -> Migrated:
     for one in found:
         if any(one is config for config, _ in sharings):
             continue
-        ours = copy.deepcopy(one)
+        ours = _apart(one)
         before = changed
         for template in _templates(ours):
             said, touched = _rewrite(template, options)
@@ -50,6 +49,13 @@ def migrated(documents: Iterable[Any], options: Options) -> Migrated:
         notes += [(_where(one), note.sentence) for note in _left(ours)]
         kept.append(ours)
     return Migrated(tuple(kept), tuple(dict.fromkeys(notes)), changed)
+
+
+def _apart(value: Any) -> Any:
+    """Copy a document so that none of it is shared: what an alias stands for is written anew in each pod by itself."""
+    if isinstance(value, dict):
+        return {key: _apart(inner) for key, inner in value.items()}
+    return [_apart(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _where(one: Json) -> str:
