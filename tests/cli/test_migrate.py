@@ -224,6 +224,62 @@ class TestAmounts:
         assert pod == yaml.safe_load(migrate(yaml.safe_dump(pod)).stdout)
 
 
+def a_share(replicas: int, name: str = "nvidia.com/gpu") -> dict[str, Any]:
+    """An entry of NVIDIA's sharing configuration."""
+    return {"name": name, "replicas": replicas}
+
+
+def sharing(*resources: dict[str, Any]) -> str:
+    """NVIDIA's sharing configuration."""
+    return written([{"version": "v1", "sharing": {"timeSlicing": {"resources": list(resources)}}}])
+
+
+class TestSharing:
+    """NVIDIA's sharing configuration says what a share is worth, and only that is one."""
+
+    @pytest.mark.parametrize(
+        "resources",
+        [
+            (a_share(2, "nvidia.com/mig-1g.5gb"), a_share(4)),
+            (a_share(4), a_share(2, "nvidia.com/mig-1g.5gb")),
+            (a_share(4, "gpu"), a_share(2, "mig-1g.5gb")),
+        ],
+    )
+    def test_shares_of_mig_instances_stand_beside_those_of_gpus(self, resources: tuple[dict[str, Any], ...]) -> None:
+        pods = a_pod({"nvidia.com/gpu": 1}), a_pod({"nvidia.com/mig-1g.5gb": 1})
+        result = migrate("---\n".join([sharing(*resources), *pods]), "--gpu-memory", "39GiB")
+        limits = [one["spec"]["containers"][0]["resources"]["limits"] for one in yaml.safe_load_all(result.stdout)]
+        # 39 / 4, rounded down
+        assert [{NAMES.gpu_mem: 9}, {"nvidia.com/mig-1g.5gb": 1}] == limits
+        assert "nvidia.com/mig-1g.5gb stays: give the file to our device plugin" in result.stderr
+
+    def test_a_number_of_shares_that_differs_by_node_is_not_guessed(self) -> None:
+        """As of NVIDIA's own example of a ConfigMap with a key for each kind of node."""
+        files = {"a100-40gb": sharing(a_share(8)), "tesla-t4": sharing(a_share(4))}
+        fine = {"kind": "ConfigMap", "metadata": {"name": "fine"}, "data": files}
+        pod = a_pod({"nvidia.com/gpu": 1})
+        text = written([fine]) + "---\n" + pod
+        result = migrate(text, "--gpu-memory", "39GiB")
+        assert yaml.safe_load(pod) == yaml.safe_load(result.stdout)
+        assert "ConfigMap/fine: 4 or 8 shares a GPU, by node: say --replicas" in result.stderr
+        result = migrate(text, "--gpu-memory", "39GiB", "--replicas", "8")
+        # 39 / 8, rounded down
+        assert {NAMES.gpu_mem: 4} == yaml.safe_load(result.stdout)["spec"]["containers"][0]["resources"]["limits"]
+        assert "ConfigMap/fine: 8 shares a GPU become memory" in result.stderr
+
+    @pytest.mark.parametrize(
+        "document",
+        [
+            {"kind": "ConfigMap", "data": {"config.yaml": "sharing: {enabled: true}"}},
+            {"sharing": {"enabled": True}, "replicaCount": 1},
+        ],
+    )
+    def test_what_others_call_sharing_is_printed_as_it_was(self, document: dict[str, Any]) -> None:
+        result = migrate(written([document]))
+        assert (document, 0) == (yaml.safe_load(result.stdout), result.exit_code)
+        assert "nothing was changed" in result.stderr
+
+
 @st.composite
 def pods_with_odd_parts(draw: st.DrawFn) -> object:
     """Pods of which any part may be something else than it should be."""

@@ -30,13 +30,14 @@ def migrated(documents: Iterable[Any], options: Options) -> Migrated:
     found: list[Json] = [one for one in documents if isinstance(one, dict)]
     notes: list[tuple[str, str]] = []
     kept: list[Json] = []
-    sharings = [(one, sharing) for one in found if (sharing := _sharing(one)) is not None]
-    for one, sharing in sharings:
-        options, said = _shares(sharing, options)
-        notes += [(_where(one), note.sentence) for note in said]
+    sharings = {id(one): sharing for one in found if (sharing := _sharings(one))}
+    if sharings:
+        options, said = _shares([sharing for each in sharings.values() for sharing in each], options)
+        where = ", ".join(_where(one) for one in found if id(one) in sharings)
+        notes += [(where, note.sentence) for note in said]
     changed = 0
     for one in found:
-        if any(one is config for config, _ in sharings):
+        if id(one) in sharings:
             continue
         ours = _apart(one)
         before = changed
@@ -63,44 +64,54 @@ def _where(one: Json) -> str:
     return f"{one.get('kind', 'document')}/{metadata.get('name') or metadata.get('generateName', '?')}"
 
 
-def _sharing(one: Json) -> Json | None:
-    """Find NVIDIA's sharing configuration: by itself, or in a ConfigMap."""
-    if isinstance(one.get("sharing"), dict):
-        sharing: Json = one["sharing"]
-        return sharing
+def _sharings(one: Json) -> list[Json]:
+    """List NVIDIA's sharing configurations: the document itself, or those in a ConfigMap; others have a sharing too."""
+    inner: list[Any] = [one]
     for text in _mapping(one.get("data")).values() if one.get("kind") == "ConfigMap" else ():
         try:
-            documents = manifests.read(text) if isinstance(text, str) else ()
+            inner += manifests.read(text) if isinstance(text, str) else ()
         except ConfigurationError:
             continue
-        for inner in documents:
-            if isinstance(inner, dict) and isinstance(inner.get("sharing"), dict):
-                found: Json = inner["sharing"]
-                return found
-    return None
+    found = [_mapping(_mapping(each).get("sharing")) for each in inner]
+    return [sharing for sharing in found if isinstance(sharing.get("timeSlicing") or sharing.get("mps"), dict)]
 
 
-def _shares(sharing: Json, options: Options) -> tuple[Options, list[Note]]:
-    """Learn from a sharing configuration how many shares a GPU has."""
-    for key, limited in (("timeSlicing", False), ("mps", True)):
-        resources = _mapping(sharing.get(key)).get("resources")
-        for resource in map(_mapping, resources if isinstance(resources, list) else ()):
-            if resource.get("name") == "nvidia.com/gpu" and isinstance(resource.get("replicas"), int):
-                replicas = max(1, resource["replicas"])
-                said = [
-                    Note(f"{replicas} shares a GPU become memory: pods ask for what they need, and need not be alike")
-                ]
-                if limited:
-                    said.append(
-                        Note("MPS held each share to its part of the memory: let pods ask for isolation: limited")
-                    )
-                    options = msgspec.structs.replace(options, keep_limits=True)
-                if resource.get("devices", "all") != "all":
-                    said.append(Note("devices of a sharing configuration become rules: docs/configuration.md, gpus"))
-                return msgspec.structs.replace(options, replicas=options.replicas or replicas), said
-            if str(resource.get("name")).startswith("nvidia.com/mig-"):
-                return options, [Note(f"shares of {resource['name']} are not kept: a MIG instance is one pod's")]
-    return options, [Note("the sharing configuration shares nothing that is known here")]
+def _shares(sharings: Iterable[Json], options: Options) -> tuple[Options, list[Note]]:
+    """Learn from sharing configurations how many shares a GPU has, which is not guessed where they differ."""
+    numbers: set[int] = set()
+    said: list[Note] = []
+    entries = [
+        (key, resource)
+        for sharing in sharings
+        for key in ("timeSlicing", "mps")
+        for resource in map(_mapping, _listed(_mapping(sharing.get(key)).get("resources")))
+    ]
+    for key, resource in entries:
+        # NVIDIA's plugin completes a name without its domain
+        name = f"nvidia.com/{str(resource.get('name')).removeprefix('nvidia.com/')}"
+        if name == _WHOLE and isinstance(resource.get("replicas"), int):
+            numbers.add(max(1, resource["replicas"]))
+            if key == "mps":
+                said.append(Note("MPS held each share to its part of the memory: let pods ask for isolation: limited"))
+                options = msgspec.structs.replace(options, keep_limits=True)
+            if resource.get("devices", "all") != "all":
+                said.append(Note("devices of a sharing configuration become rules: docs/configuration.md, gpus"))
+        elif name.startswith("nvidia.com/mig-"):
+            said.append(Note(f"{name} stays: give the file to our device plugin, docs/modes.md"))
+    if len(numbers) == 1:
+        options = msgspec.structs.replace(options, replicas=options.replicas or numbers.pop())
+    if options.replicas is not None:
+        shares = f"{options.replicas} shares a GPU become memory"
+        said.insert(0, Note(f"{shares}: pods ask for what they need, and need not be alike"))
+    elif numbers:
+        listed = " or ".join(map(str, sorted(numbers)))
+        said.append(Note(f"{listed} shares a GPU, by node: say --replicas, and give the pods of each kind by themselves"))
+    return options, said or [Note("the sharing configuration shares nothing that is known here")]
+
+
+def _listed(value: object) -> list[Any]:
+    """Give what should be a list, and nothing where it is something else."""
+    return value if isinstance(value, list) else []
 
 
 def _templates(value: Any) -> Iterator[Json]:
