@@ -166,6 +166,7 @@ class TestAmounts:
                 "items": [{"kind": "LimitRange", "spec": {"limits": [{"max": {"nvidia.com/gpumem": 1}}]}}],
             },
             {"kind": "InferenceService", "spec": {"model": {"resources": {"limits": {"nvidia.com/gpumem": 3000}}}}},
+            {"kind": "ClusterQueue", "spec": {"resources": [{"name": "nvidia.com/gpumem", "nominalQuota": 80000}]}},
         ],
     )
     def test_what_another_system_is_asked_outside_of_pods_is_told(self, document: dict[str, Any]) -> None:
@@ -173,6 +174,19 @@ class TestAmounts:
         assert 1 == result.exit_code
         assert f"{document['kind']}/?: nvidia.com/gpumem is left as it is: it stands in no pod" in result.stderr
         assert "Pod/p: nvidia.com/gpumem is left" not in result.stderr
+
+    def test_a_part_of_a_gpu_that_kai_is_asked_outside_of_pods_is_told(self) -> None:
+        pods_of = {"kind": "InferenceService", "metadata": {"annotations": {"gpu-fraction": "0.5"}}}
+        assert "gpu-fraction is left as it is: it stands in no pod" in migrate(written([pods_of])).stderr
+        assert "stands in no pod" not in migrate(a_pod({}, **{"gpu-fraction": "0.5"})).stderr
+
+    def test_a_quota_of_shares_is_told(self) -> None:
+        quota = {"kind": "ResourceQuota", "spec": {"hard": {"requests.nvidia.com/gpu": 4}}}
+        pod = yaml.safe_load(a_pod({"nvidia.com/gpu": 1}))
+        said = "ResourceQuota/?: nvidia.com/gpu is left as it is: it stands in no pod"
+        assert said in migrate(written([quota, pod]), "--replicas", "4", "--gpu-memory", "39GiB").stderr
+        # of whole GPUs it goes on
+        assert said not in migrate(written([quota, pod])).stderr
 
     def test_a_pod_whose_containers_ask_different_numbers_of_gpus_is_left_whole(self) -> None:
         pod = yaml.safe_load(a_pod({"nvidia.com/gpu": 2, "nvidia.com/gpumem": 3000}))

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from cotenant.cli import manifests
-from cotenant.cli.migrate.kai import KAI, ask_of, is_kais, queue
+from cotenant.cli.migrate.kai import FRACTION, KAI, MEMORY, ask_of, is_kais, queue
 from cotenant.cli.migrate.systems import HAMI, NAMES, SYSTEMS, Ask, Json, Note, Options, System, ask, wishes
 from cotenant.contract.configuration import ConfigurationError
 
@@ -47,7 +47,7 @@ def migrated(documents: Iterable[Any], options: Options) -> Migrated:
             changed += touched
         if changed > before:
             notes += [(_where(one), note.sentence) for note in _leave_volcano(ours)]
-        notes += [(_where(one), note.sentence) for note in _left(ours)]
+        notes += [(_where(one), note.sentence) for note in _left(ours, options)]
         kept.append(ours)
     return Migrated(tuple(kept), tuple(dict.fromkeys(notes)), changed)
 
@@ -117,8 +117,7 @@ def _listed(value: object) -> list[Any]:
 def _templates(value: Any) -> Iterator[Json]:
     """Yield every pod, or template of pods, in a document of any kind: what has a spec with containers."""
     if isinstance(value, dict):
-        spec = value.get("spec")
-        if isinstance(spec, dict) and isinstance(spec.get("containers"), list):
+        if _is_pod(value):
             yield value
         for inner in value.values():
             yield from _templates(inner)
@@ -127,24 +126,32 @@ def _templates(value: Any) -> Iterator[Json]:
             yield from _templates(inner)
 
 
-def _left(one: Json) -> Iterator[Note]:
+def _is_pod(value: Json) -> bool:
+    return isinstance(_mapping(value.get("spec")).get("containers"), list)
+
+
+def _left(one: Json, options: Options) -> Iterator[Note]:
     """Tell of what another system is asked outside of pods: by a quota, or an object of which pods are made."""
-    # whole GPUs may go on under the plain name
-    names = sorted({key.removeprefix("requests.").removeprefix("limits.") for key in _keys(one)} & NAMES - {_WHOLE})
+    theirs = NAMES | {FRACTION, MEMORY}
+    if options.replicas is None:
+        theirs -= {_WHOLE}  # whole GPUs may go on under the plain name
+    names = sorted({word.removeprefix("requests.").removeprefix("limits.") for word in _words(one)} & theirs)
     if names:
         yield Note(f"{', '.join(names)} is left as it is: it stands in no pod, so see to it by hand")
 
 
-def _keys(value: Any) -> Iterator[str]:
-    """Yield the keys of a document, but for those within pods."""
+def _words(value: Any) -> Iterator[str]:
+    """Yield the keys and texts of a document, but for those of pods: a quota may have a name as the one or the other."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield str(key)
-            if not (key == "spec" and isinstance(inner, dict) and isinstance(inner.get("containers"), list)):
-                yield from _keys(inner)
+            if not (_is_pod(value) and key in {"metadata", "spec"}):
+                yield str(key)
+                yield from _words(inner)
     elif isinstance(value, list):
         for inner in value:
-            yield from _keys(inner)
+            yield from _words(inner)
+    elif isinstance(value, str):
+        yield value
 
 
 def _containers(spec: Json) -> list[Json]:
