@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
@@ -292,6 +292,37 @@ class TestSharing:
         result = migrate(written([document]))
         assert (document, 0) == (yaml.safe_load(result.stdout), result.exit_code)
         assert "nothing was changed" in result.stderr
+
+
+class TestVolcanoJobs:
+    """The scheduler of a Job is that of its pods, wherever the Job stands."""
+
+    JOB: ClassVar = {
+        "schedulerName": "volcano",
+        "tasks": [{"template": {"spec": {"containers": [{"resources": {"limits": {"volcano.sh/vgpu-memory": 1}}}]}}}],
+    }
+    OTHER: ClassVar = {"schedulerName": "volcano", "tasks": [{"template": {"spec": {"containers": [{"name": "a"}]}}}]}
+
+    @pytest.mark.parametrize(
+        "document",
+        [
+            {"apiVersion": "flow.volcano.sh/v1alpha1", "kind": "JobTemplate", "spec": JOB},
+            {"apiVersion": "batch.volcano.sh/v1alpha1", "kind": "CronJob", "spec": {"jobTemplate": {"spec": JOB}}},
+            {"kind": "List", "items": [{"apiVersion": "batch.volcano.sh/v1alpha1", "kind": "Job", "spec": JOB}]},
+        ],
+    )
+    def test_a_job_of_our_pods_names_no_scheduler_of_volcanos(self, document: dict[str, Any]) -> None:
+        printed = yaml.safe_load(migrate(written([document])).stdout)
+        assert {"schedulerName: default-scheduler"} == set(re.findall("schedulerName: .*", written([printed])))
+        # and nothing is added elsewhere
+        assert document.keys() == printed.keys()
+        assert document.get("spec", {}).keys() == printed.get("spec", {}).keys()
+
+    def test_a_job_of_other_pods_stays_volcanos(self) -> None:
+        other = {"apiVersion": "batch.volcano.sh/v1alpha1", "kind": "Job", "spec": self.OTHER}
+        both = {"kind": "List", "items": [other, {**other, "spec": self.JOB}]}
+        printed = yaml.safe_load(migrate(written([both])).stdout)
+        assert ["volcano", "default-scheduler"] == [one["spec"]["schedulerName"] for one in printed["items"]]
 
 
 @st.composite

@@ -40,13 +40,11 @@ def migrated(documents: Iterable[Any], options: Options) -> Migrated:
         if id(one) in sharings:
             continue
         ours = _apart(one)
-        before = changed
         for template in _templates(ours):
             said, touched = _rewrite(template, options)
             notes += [(_where(one), note.sentence) for note in said]
             changed += touched
-        if changed > before:
-            notes += [(_where(one), note.sentence) for note in _leave_volcano(ours)]
+        notes += [(_where(one), note.sentence) for job in _volcano_jobs(ours) for note in _leave_volcano(job, options)]
         notes += [(_where(one), note.sentence) for note in _left(ours, options)]
         kept.append(ours)
     return Migrated(tuple(kept), tuple(dict.fromkeys(notes)), changed)
@@ -266,18 +264,28 @@ def _rewrite_pod(template: Json, system: System, asks: list[Ask], options: Optio
     yield from _leave(spec, system)
 
 
-def _leave_volcano(one: Json) -> Iterator[Note]:
-    """Have a Volcano Job name a scheduler that admission replaces: its pods without one get the Job's.
+def _volcano_jobs(value: Any, *, volcanos: bool = False) -> Iterator[Json]:
+    """Yield the specs of Volcano's Jobs: also of those in a CronJob, a JobTemplate or a List."""
+    if isinstance(value, dict):
+        volcanos = volcanos or ".volcano.sh/" in str(value.get("apiVersion"))
+        spec = _mapping(value.get("spec"))
+        if volcanos and isinstance(spec.get("tasks"), list):
+            yield spec
+    inner = value.values() if isinstance(value, dict) else _listed(value)
+    for one in inner:
+        yield from _volcano_jobs(one, volcanos=volcanos)
+
+
+def _leave_volcano(job: Json, options: Options) -> Iterator[Note]:
+    """Have a Volcano Job of our pods name a scheduler that admission replaces: its pods without one get the Job's.
 
     So does Volcano's controller (pkg/controllers/job/job_controller_util.go, createJobPod); left out, its webhook names
     Volcano's again.
     """
-    spec = _mapping(one.get("spec"))
-    if (
-        str(one.get("apiVersion", "")).startswith("batch.volcano.sh/")
-        and spec.get("schedulerName", "volcano") == "volcano"
-    ):
-        spec["schedulerName"] = "default-scheduler"
+    containers = [one for template in _templates(job) for one in _containers(template["spec"])]
+    ours = any(options.names.gpu_mem in _amounts(one) for one in containers)
+    if ours and job.get("schedulerName", "volcano") == "volcano":
+        job["schedulerName"] = "default-scheduler"
         yield Note("spec.schedulerName: default-scheduler is for its pods to inherit, which admission sends to ours")
 
 
