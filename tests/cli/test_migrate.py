@@ -161,10 +161,7 @@ class TestAmounts:
         "document",
         [
             {"kind": "ResourceQuota", "spec": {"hard": {"requests.nvidia.com/gpumem": 100000}}},
-            {
-                "kind": "List",
-                "items": [{"kind": "LimitRange", "spec": {"limits": [{"max": {"nvidia.com/gpumem": 1}}]}}],
-            },
+            {"kind": "LimitRange", "spec": {"limits": [{"max": {"nvidia.com/gpumem": 1}}]}},
             {"kind": "InferenceService", "spec": {"model": {"resources": {"limits": {"nvidia.com/gpumem": 3000}}}}},
             {"kind": "ClusterQueue", "spec": {"resources": [{"name": "nvidia.com/gpumem", "nominalQuota": 80000}]}},
         ],
@@ -281,6 +278,15 @@ class TestSharing:
         assert {NAMES.gpu_mem: 4} == yaml.safe_load(result.stdout)["spec"]["containers"][0]["resources"]["limits"]
         assert "ConfigMap/fine: 8 shares a GPU become memory" in result.stderr
 
+    def test_objects_of_a_list_are_told_by_their_names_and_may_be_a_sharing_configuration(self) -> None:
+        """As `kubectl get -o yaml` prints them."""
+        config = {"kind": "ConfigMap", "metadata": {"name": "all"}, "data": {"any": sharing(a_share(4))}}
+        pod = yaml.safe_load(a_pod({"nvidia.com/gpu": 2}))
+        result = migrate(written([{"kind": "List", "items": [config, pod]}]), "--gpu-memory", "39GiB")
+        # 2 * (39 / 4, rounded down)
+        assert {NAMES.gpu_mem: 18} == yaml.safe_load(result.stdout)["spec"]["containers"][0]["resources"]["limits"]
+        assert ["ConfigMap/all", "Pod/p"] == [line.partition(":")[0] for line in result.stderr.splitlines()]
+
     @pytest.mark.parametrize(
         "document",
         [
@@ -308,7 +314,7 @@ class TestVolcanoJobs:
         [
             {"apiVersion": "flow.volcano.sh/v1alpha1", "kind": "JobTemplate", "spec": JOB},
             {"apiVersion": "batch.volcano.sh/v1alpha1", "kind": "CronJob", "spec": {"jobTemplate": {"spec": JOB}}},
-            {"kind": "List", "items": [{"apiVersion": "batch.volcano.sh/v1alpha1", "kind": "Job", "spec": JOB}]},
+            {"kind": "JobList", "items": [{"apiVersion": "batch.volcano.sh/v1alpha1", "kind": "Job", "spec": JOB}]},
         ],
     )
     def test_a_job_of_our_pods_names_no_scheduler_of_volcanos(self, document: dict[str, Any]) -> None:
@@ -321,8 +327,8 @@ class TestVolcanoJobs:
     def test_a_job_of_other_pods_stays_volcanos(self) -> None:
         other = {"apiVersion": "batch.volcano.sh/v1alpha1", "kind": "Job", "spec": self.OTHER}
         both = {"kind": "List", "items": [other, {**other, "spec": self.JOB}]}
-        printed = yaml.safe_load(migrate(written([both])).stdout)
-        assert ["volcano", "default-scheduler"] == [one["spec"]["schedulerName"] for one in printed["items"]]
+        printed = yaml.safe_load_all(migrate(written([both])).stdout)
+        assert ["volcano", "default-scheduler"] == [one["spec"]["schedulerName"] for one in printed]
 
 
 @st.composite

@@ -23,11 +23,11 @@ class Migrated(msgspec.Struct, frozen=True):
 
 
 def migrated(documents: Iterable[Any], options: Options) -> Migrated:
-    """Migrate documents together; what is no mapping is no manifest, and left out.
+    """Migrate documents together, each object of a List by itself; what is no mapping is no manifest, and left out.
 
     NVIDIA's sharing configuration among them says how many shares a GPU had, and is itself turned into ours.
     """
-    found: list[Json] = [one for one in documents if isinstance(one, dict)]
+    found = [one for document in documents for one in _objects(document)]
     notes: list[tuple[str, str]] = []
     kept: list[Json] = []
     sharings = {id(one): sharing for one in found if (sharing := _sharings(one))}
@@ -48,6 +48,13 @@ def migrated(documents: Iterable[Any], options: Options) -> Migrated:
         notes += [(_where(one), note.sentence) for note in _left(ours, options)]
         kept.append(ours)
     return Migrated(tuple(kept), tuple(dict.fromkeys(notes)), changed)
+
+
+def _objects(document: Any) -> list[Json]:
+    """List the objects of a document: those of a List, such as `kubectl get -o yaml` prints, or the document itself."""
+    one = _mapping(document)
+    inner = _listed(one.get("items")) if one.get("kind") == "List" else [document]
+    return [each for each in inner if isinstance(each, dict)]
 
 
 def _apart(value: Any) -> Any:
