@@ -86,6 +86,37 @@ class TestAmounts:
         assert [{NAMES.gpu_mem: 1}, {NAMES.gpu_mem: 3}] == limits
         assert "each gets one for itself" in result.stderr
 
+    @pytest.mark.parametrize(
+        "annotation",
+        [
+            "nvidia.com/use-gputype",
+            "nvidia.com/use-gpuindexes",
+            "nvidia.com/nouse-gpuuuid",
+            "hami.io/gpu-scheduler-policy",
+        ],
+    )
+    def test_hamis_annotation_tells_a_whole_gpu_too(self, annotation: str) -> None:
+        """As in most of HAMi's own examples, which ask `nvidia.com/gpu` alone and name no scheduler."""
+        units, wishes = asked(a_pod({"nvidia.com/gpu": 1}, **{annotation: "spread"}))
+        assert (1, "exclusive") == (units, wishes[NAMES.isolation])
+        assert annotation not in wishes
+
+    @pytest.mark.parametrize(
+        ("expected", "limits"),
+        [
+            ((2, "2"), {"nvidia.com/gpu": 2, "nvidia.com/gpumem-percentage": 100, "nvidia.com/gpucores": 100}),
+            ((2, "2"), {"nvidia.com/gpu": 2, "nvidia.com/gpumem-percentage": 100}),
+            # 2 * 3 GiB, which it needs, though it gets all
+            ((6, "2"), {"nvidia.com/gpu": 2, "nvidia.com/gpumem": 3000, "nvidia.com/gpucores": 100}),
+            ((1, None), {"volcano.sh/vgpu-number": 1, "volcano.sh/vgpu-cores": 100}),
+        ],
+    )
+    def test_all_cores_or_all_memory_are_the_gpu_for_itself(
+        self, expected: tuple[int, str | None], limits: dict[str, int]
+    ) -> None:
+        units, wishes = asked(a_pod(limits))
+        assert (*expected, "exclusive") == (units, wishes.get(NAMES.gpu_count), wishes[NAMES.isolation])
+
     def test_a_percentage_needs_the_gpus_memory(self) -> None:
         pod = a_pod({"nvidia.com/gpu": 1, "nvidia.com/gpumem-percentage": 50})
         # half of 80
@@ -151,9 +182,11 @@ class TestAmounts:
         pod = a_pod(
             {"nvidia.com/gpu": 1, "nvidia.com/gpumem": 1024},
             **{"nvidia.com__nouse-gputype": "T4", "mine": "kept", "hami.io__gpu-scheduler-policy": "spread"},
+            **{"nvidia.com__use-gpuindexes": "0,1", "nvidia.com__mig-profile-preference": "4g"},
         )
         result = migrate(pod)
-        assert "nvidia.com/nouse-gputype: T4 is not kept" in result.stderr
+        for said in ("nouse-gputype: T4", "use-gpuindexes: 0,1", "mig-profile-preference: 4g"):
+            assert f"nvidia.com/{said} is not kept" in result.stderr
         annotations = yaml.safe_load(result.stdout)["metadata"]["annotations"]
         assert {"mine": "kept", NAMES.policy: "spread"} == annotations
 
@@ -208,6 +241,8 @@ class TestAmounts:
             ({"nvidia.com/gpumem": True}, "nvidia.com/gpumem: 'True' cannot be read"),
             ({"nvidia.com/gpu": "-5", "nvidia.com/gpumem": 1024}, "nvidia.com/gpu: '-5' cannot be read"),
             ({"nvidia.com/gpumem": 1024, "nvidia.com/gpucores": "x"}, "nvidia.com/gpucores: 'x' cannot be read"),
+            ({"nvidia.com/gpumem": 1024, "nvidia.com/gpucores": 150}, "150 percent of a GPU are more than it has"),
+            ({"nvidia.com/gpumem-percentage": 150}, "150 percent of a GPU are more than it has"),
             ({"volcano.sh/vgpu-memory": "abc"}, "volcano.sh/vgpu-memory: 'abc' cannot be read"),
             ({"volcano.sh/vgpu-number": 1, "nvidia.com/gpumem": "abc"}, "nvidia.com/gpumem: 'abc' cannot be read"),
             ({"volcano.sh/vgpu-number": 1, "nvidia.com/gpumem": 1024}, "asks Volcano and HAMi in one pod"),

@@ -7,7 +7,19 @@ import msgspec
 
 from cotenant.cli import manifests
 from cotenant.cli.migrate.kai import FRACTION, KAI, MEMORY, ask_of, is_kais, queue
-from cotenant.cli.migrate.systems import HAMI, NAMES, SYSTEMS, Ask, Json, Note, Options, System, ask, wishes
+from cotenant.cli.migrate.systems import (
+    HAMI,
+    NAMES,
+    SYSTEMS,
+    Ask,
+    Json,
+    Note,
+    Options,
+    System,
+    ask,
+    wishes,
+    wishes_hami,
+)
 from cotenant.contract.configuration import ConfigurationError
 
 _WHOLE = "nvidia.com/gpu"
@@ -110,7 +122,9 @@ def _shares(sharings: Iterable[Json], options: Options) -> tuple[Options, list[N
         said.insert(0, Note(f"{shares}: pods ask for what they need, and need not be alike"))
     elif numbers:
         listed = " or ".join(map(str, sorted(numbers)))
-        said.append(Note(f"{listed} shares a GPU, by node: say --replicas, and give the pods of each kind by themselves"))
+        said.append(
+            Note(f"{listed} shares a GPU, by node: say --replicas, and give the pods of each kind by themselves")
+        )
     return options, said or [Note("the sharing configuration shares nothing that is known here")]
 
 
@@ -146,7 +160,7 @@ def _left(one: Json, options: Options) -> Iterator[Note]:
 
 
 def _words(value: Any) -> Iterator[str]:
-    """Yield the keys and texts of a document, but for those of pods: a quota may have a name as the one or the other."""
+    """Yield keys and texts of a document, but not those of pods: a quota may have a name as the one or the other."""
     if isinstance(value, dict):
         for key, inner in value.items():
             if not (_is_pod(value) and key in {"metadata", "spec"}):
@@ -164,11 +178,11 @@ def _containers(spec: Json) -> list[Json]:
     return [one for part in listed for one in part if isinstance(one, dict)]
 
 
-def _systems(containers: Iterable[Json], scheduler: object) -> list[System]:
+def _systems(containers: Iterable[Json], *, hamis: bool) -> list[System]:
     """List the systems that containers ask; NVIDIA's alone, since the others' pods may name its resource too."""
     named = {name for container in containers for name in _amounts(container)}
     found = [system for system in SYSTEMS if named & set(system.resources)]
-    if named & {_WHOLE} and scheduler == HAMI.scheduler and HAMI not in found:
+    if hamis and named & {_WHOLE} and HAMI not in found:
         found.append(HAMI)  # by this name it gives a whole GPU
     return [system for system in found if system.name != "NVIDIA"] or found
 
@@ -188,7 +202,9 @@ def _rewrite(template: Json, options: Options) -> tuple[list[Note], int]:
     if is_kais(_annotations(template)):
         return _rewrite_kais(template, options)
     containers = _containers(spec)
-    systems = _systems(containers, spec.get("schedulerName"))
+    systems = _systems(
+        containers, hamis=spec.get("schedulerName") == HAMI.scheduler or wishes_hami(_annotations(template))
+    )
     if not systems:
         return [], 0
     system = systems[0]

@@ -30,9 +30,7 @@ KAI = System(
 
 def is_kais(annotations: Mapping[str, str]) -> bool:
     """Tell whether a pod with these annotations asks KAI for a part of a GPU."""
-    return (
-        FRACTION in annotations or MEMORY in annotations or any(key.startswith(_BY_CONTAINER) for key in annotations)
-    )
+    return FRACTION in annotations or MEMORY in annotations or any(key.startswith(_BY_CONTAINER) for key in annotations)
 
 
 def ask_of(annotations: Mapping[str, str], spec: Json, options: Options) -> tuple[tuple[Json, Ask] | None, list[Note]]:

@@ -4,7 +4,7 @@ The facts are of the systems' own documents: gpushare-scheduler-extender (docs/u
 Volcano (docs/user-guide/how_to_use_vgpu.md), NVIDIA's device plugin (README, "Shared Access to GPUs").
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -86,6 +86,11 @@ SYSTEMS = (
 )
 
 
+# what of a GPU HAMi's and Volcano's pods want: MIG, and which profile, or a part by their library
+_MODES = ("nvidia.com/vgpu-mode", "volcano.sh/vgpu-mode", "nvidia.com/mig-profile-preference")
+
+_ALL = 100  # percent
+
 NAMES = frozenset(name for system in SYSTEMS for name in system.resources)
 
 
@@ -133,6 +138,10 @@ def _sliced(count: int, amount: int, percentage: int, percent: int, options: Opt
     """Read *count* virtual GPUs of *amount* bytes, or of a *percentage*; neither is the whole GPU."""
     notes = []
     percentage = 0 if amount else percentage
+    if max(percentage, percent) > _ALL:
+        return None, [Note(f"{max(percentage, percent)} percent of a GPU are more than it has: ask for 1 to {_ALL}")]
+    if _ALL in {percentage, percent}:  # the GPU for itself: HAMi lets no other pod on it, or none fits
+        return Ask(max(1, _units(amount, options)) * count, gpus=count, whole=True), []
     if percentage:
         if options.gpu_bytes is None:
             return None, [Note(f"{percentage} percent of a GPU's memory: say with --gpu-memory how much that is")]
@@ -193,6 +202,13 @@ def _nvidia(amounts: Mapping[str, int], options: Options) -> tuple[Ask | None, l
     return Ask(each * count), notes
 
 
+def wishes_hami(annotations: Iterable[str]) -> bool:
+    """Tell whether a pod with these annotations is one of HAMi's, though it ask for `nvidia.com/gpu` alone."""
+    return any(
+        key.startswith(("hami.io/", "nvidia.com/use-gpu", "nvidia.com/nouse-gpu", *_MODES)) for key in annotations
+    )
+
+
 def wishes(annotations: Mapping[str, str], names: Names) -> tuple[dict[str, str], set[str], Iterator[Note]]:
     """Turn other systems' annotations into our wishes; also name those that are theirs, and say what is not kept."""
     kept: dict[str, str] = {}
@@ -211,7 +227,9 @@ def wishes(annotations: Mapping[str, str], names: Names) -> tuple[dict[str, str]
                 notes.append(Note(f"{key}: {value} is not kept: one policy chooses node and GPU together"))
         elif key.startswith(("nvidia.com/nouse-", "volcano.sh/vgpu-nouse-")):
             notes.append(Note(f"{key}: {value} is not kept: models and UUIDs can be wished for, not ruled out"))
-        elif key.startswith(("nvidia.com/vgpu-mode", "volcano.sh/vgpu-mode")):
+        elif key.startswith(("nvidia.com/use-gpuindex", "nvidia.com/numa-bind")):
+            notes.append(Note(f"{key}: {value} is not kept: GPUs can be wished for by model and UUID"))
+        elif key.startswith(_MODES):
             notes.append(Note(f"{key}: {value} is not kept: ask for an isolation, docs/contract.md"))
         elif key.startswith(("hami.io/", "scheduler.volcano.sh/", "ALIYUN_COM_")) or key == "volcano.sh/preemptable":
             notes.append(Note(f"{key} is not kept: it is the other scheduler's"))
