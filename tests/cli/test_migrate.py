@@ -73,6 +73,21 @@ class TestAmounts:
         units, wishes = asked(a_pod({"nvidia.com/gpu": 1, "nvidia.com/gpucores": 0}))
         assert (1, "exclusive") == (units, wishes[NAMES.isolation])
 
+    def test_gpushares_memory_is_split_over_as_many_gpus_as_the_pods_label_says(self) -> None:
+        """As of ACK's GPU sharing on several GPUs: each of these gives its part of the sum."""
+        pod = yaml.safe_load(a_pod({"aliyun.com/gpu-mem": 8, "aliyun.com/gpu-core.percentage": 30}))
+        pod["metadata"]["labels"] = {"aliyun.com/gpu-count": "4"}
+        wishes = {NAMES.gpu_count: "4", NAMES.compute_percent: "30"}
+        assert (8, wishes) == asked(written([pod]))
+
+        pod["metadata"]["labels"] = {"aliyun.com/gpu-count": "3"}
+        result = migrate(written([pod]))
+        assert pod == yaml.safe_load(result.stdout)
+        assert "label aliyun.com/gpu-count: '3' does not divide its memory" in result.stderr
+
+        said = migrate(a_pod({"aliyun.com/gpu-mem": 8, "aliyun.com/gpu-count": 2})).stderr
+        assert "aliyun.com/gpu-count: 2 is not kept" in said
+
     def test_hamis_scheduler_gives_a_whole_gpu_by_its_plain_name(self) -> None:
         pod = yaml.safe_load(a_pod({"nvidia.com/gpu": 1}))
         pod["spec"]["schedulerName"] = "hami-scheduler"
@@ -248,6 +263,7 @@ class TestAmounts:
             ({"volcano.sh/vgpu-number": 1, "nvidia.com/gpumem": 1024}, "asks Volcano and HAMi in one pod"),
             ({"volcano.sh/gpu-memory": -5}, "volcano.sh/gpu-memory: '-5' cannot be read"),
             ({"volcano.sh/gpu-number": 0}, "volcano.sh/gpu-number: 0 is nothing to ask for"),
+            ({"aliyun.com/gpu-mem": 1, "aliyun.com/gpu-core.percentage": 101}, "101 percent of a GPU are more than"),
             ({"aliyun.com/gpu-mem": "abc"}, "aliyun.com/gpu-mem: 'abc' cannot be read"),
         ],
     )

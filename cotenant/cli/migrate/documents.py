@@ -8,6 +8,7 @@ import msgspec
 from cotenant.cli import manifests
 from cotenant.cli.migrate.kai import FRACTION, KAI, MEMORY, ask_of, is_kais, queue
 from cotenant.cli.migrate.systems import (
+    GPUSHARE,
     HAMI,
     NAMES,
     SYSTEMS,
@@ -17,6 +18,7 @@ from cotenant.cli.migrate.systems import (
     Options,
     System,
     ask,
+    split,
     wishes,
     wishes_hami,
 )
@@ -215,6 +217,9 @@ def _rewrite(template: Json, options: Options) -> tuple[list[Note], int]:
     for container in asking:
         found, said = ask(system, _amounts(container), options)
         notes += said
+        if found is not None and system is GPUSHARE:
+            found, said = split(found, _mapping(_mapping(template.get("metadata")).get("labels")))
+            notes += said
         if found is None:
             return notes, 0  # left whole as it is: half of a pod in our words would be worse than none
         asks.append(found)

@@ -64,13 +64,18 @@ HAMI = System(
     variables=_OF_HAMI,
 )
 
+# as a label of a pod, over how many GPUs its memory is split; as a resource no more than what its node counts
+GPU_COUNT = "aliyun.com/gpu-count"
+
+GPUSHARE = System(
+    "gpushare",
+    ("aliyun.com/gpu-mem", GPU_COUNT, "aliyun.com/gpu-core.percentage"),
+    node_labels=("gpushare", "ack.node.gpu.schedule"),
+    variables=("ALIYUN_COM_GPU_MEM_",),
+)
+
 SYSTEMS = (
-    System(
-        "gpushare",
-        ("aliyun.com/gpu-mem", "aliyun.com/gpu-count"),
-        node_labels=("gpushare",),
-        variables=("ALIYUN_COM_GPU_MEM_",),
-    ),
+    GPUSHARE,
     System(
         "Volcano",
         (
@@ -128,10 +133,36 @@ def _units(amount: int, options: Options) -> int:
 
 def _gpushare(amounts: Mapping[str, int], options: Options) -> tuple[Ask | None, list[Note]]:
     units = _units(amounts.get("aliyun.com/gpu-mem", 0) * GIB, options)
+    if not units:
+        return None, [Note("aliyun.com/gpu-mem is missing or 0")]
+    percent = amounts.get("aliyun.com/gpu-core.percentage", 0)
+    if percent > _ALL:
+        return None, [_too_much(percent)]
     notes = [
         Note("aliyun.com/gpu-mem was read as GiB; if gpushare's plugin ran with --memory-unit=MiB, divide by 1024")
     ]
-    return (Ask(units), notes) if units else (None, [Note("aliyun.com/gpu-mem is missing or 0")])
+    if percent:
+        notes.append(_cores(percent))
+    if amounts.get(GPU_COUNT, 1) > 1:
+        notes.append(Note(f"{GPU_COUNT}: {amounts[GPU_COUNT]} is not kept: what a container asked lay on one GPU"))
+    return Ask(units, percent=percent or None), notes
+
+
+def split(asked: Ask, labels: Mapping[str, Any]) -> tuple[Ask | None, list[Note]]:
+    """Have what a container asked over as many GPUs as its pod's label says (ACK, GPU sharing on several GPUs)."""
+    count = _whole(labels.get(GPU_COUNT, 1))
+    if not count or asked.units % count:
+        said = f"label {GPU_COUNT}: {str(labels[GPU_COUNT])[:60]!r} does not divide its memory: ask by hand"
+        return None, [Note(said)]
+    return msgspec.structs.replace(asked, gpus=count), []
+
+
+def _cores(percent: int) -> Note:
+    return Note(f"{percent} percent of a GPU's cores: kept as a wish, enforced on GPUs under MPS only")
+
+
+def _too_much(percent: int) -> Note:
+    return Note(f"{percent} percent of a GPU are more than it has: ask for 1 to {_ALL}")
 
 
 def _sliced(count: int, amount: int, percentage: int, percent: int, options: Options) -> tuple[Ask | None, list[Note]]:
@@ -139,7 +170,7 @@ def _sliced(count: int, amount: int, percentage: int, percent: int, options: Opt
     notes = []
     percentage = 0 if amount else percentage
     if max(percentage, percent) > _ALL:
-        return None, [Note(f"{max(percentage, percent)} percent of a GPU are more than it has: ask for 1 to {_ALL}")]
+        return None, [_too_much(max(percentage, percent))]
     if _ALL in {percentage, percent}:  # the GPU for itself: HAMi lets no other pod on it, or none fits
         return Ask(max(1, _units(amount, options)) * count, gpus=count, whole=True), []
     if percentage:
@@ -155,7 +186,7 @@ def _sliced(count: int, amount: int, percentage: int, percent: int, options: Opt
         which = "up" if given > amount else "down"
         notes.append(Note(f"{format_bytes(amount)} a GPU are rounded {which} to {format_bytes(given)}"))
     if percent:
-        notes.append(Note(f"{percent} percent of a GPU's cores: kept as a wish, enforced on GPUs under MPS only"))
+        notes.append(_cores(percent))
     return Ask(each * count, gpus=count, percent=percent or None, limited=True), notes
 
 
