@@ -189,6 +189,30 @@ class TestAmounts:
             assert {"limits": {NAMES.gpu_mem: 16}} == pod["spec"]["containers"][0]["resources"]
             assert "schedulerName" not in pod["spec"]
 
+    @pytest.mark.parametrize(
+        ("resource", "label", "value", "said"),
+        [
+            ("aliyun.com/gpu-mem", "gpushare", "true", "affinity names the node label gpushare"),
+            ("nvidia.com/gpumem", "gpu", "on", "affinity names the node label gpu"),
+            ("nvidia.com/gpu", "nvidia.com/gpu.product", "Tesla-T4-SHARED", "gpu.product: Tesla-T4-SHARED is of nodes"),
+            ("nvidia.com/gpu", "nvidia.com/gpu.replicas", "4", "gpu.replicas: 4 is of nodes"),
+            ("nvidia.com/gpu", "nvidia.com/gpu.product", "Tesla-T4", ""),
+        ],
+    )
+    def test_nodes_that_are_chosen_by_how_another_system_marks_them_are_told(
+        self, resource: str, label: str, value: str, said: str
+    ) -> None:
+        pod = yaml.safe_load(a_pod({resource: 1}))
+        terms = [{"matchExpressions": [{"key": label, "operator": "In", "values": [value]}]}]
+        required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
+        pod["spec"]["affinity"] = {"nodeAffinity": required}
+        told = migrate(written([pod]), "--replicas", "4", "--gpu-memory", "39GiB").stderr
+        assert (said in told, bool(said)) == (True, "take it out" in told)
+
+        if resource == "nvidia.com/gpu":
+            pod["spec"] = {"containers": pod["spec"]["containers"], "nodeSelector": {label: value}}
+            assert said in migrate(written([pod]), "--replicas", "4", "--gpu-memory", "39GiB").stderr
+
     def test_limits_are_kept_where_that_is_asked_for(self) -> None:
         _, wishes = asked(a_pod({"volcano.sh/vgpu-number": 1, "volcano.sh/vgpu-memory": 1024}), "--keep-limits")
         assert "limited" == wishes[NAMES.isolation]

@@ -11,6 +11,7 @@ from cotenant.cli.migrate.systems import (
     GPUSHARE,
     HAMI,
     NAMES,
+    NVIDIA,
     SYSTEMS,
     Ask,
     Json,
@@ -25,6 +26,8 @@ from cotenant.cli.migrate.systems import (
 from cotenant.contract.configuration import ConfigurationError
 
 _WHOLE = "nvidia.com/gpu"
+# what NVIDIA's GPU feature discovery says of a node; it also ends the name of the product in -SHARED
+_SHARED_LABELS = frozenset({"nvidia.com/gpu.replicas", "nvidia.com/gpu.sharing-strategy"})
 _WITH_QUEUES = frozenset({"volcano", "kai-scheduler"})
 
 
@@ -317,6 +320,25 @@ def _leave_volcano(job: Json, options: Options) -> Iterator[Note]:
         yield Note("spec.schedulerName: default-scheduler is for its pods to inherit, which admission sends to ours")
 
 
+def _selected(spec: Json) -> Iterator[tuple[str, str]]:
+    """Yield the labels that a pod wants of its node, by selector or affinity, with their values."""
+    yield from ((str(label), str(value)) for label, value in _mapping(spec.get("nodeSelector")).items())
+    affinity = _mapping(_mapping(spec.get("affinity")).get("nodeAffinity"))
+    required = _mapping(affinity.get("requiredDuringSchedulingIgnoredDuringExecution")).get("nodeSelectorTerms")
+    for term in map(_mapping, _listed(required)):
+        for each in map(_mapping, _listed(term.get("matchExpressions"))):
+            yield from ((str(each.get("key")), str(value)) for value in _listed(each.get("values")) or [""])
+
+
+def _marked(spec: Json, system: System) -> Iterator[Note]:
+    """Tell of what a pod wants of its node that nodes with our device plugin need not have."""
+    for label, value in _selected(spec):
+        if label in system.node_labels:
+            yield Note(f"affinity names the node label {label}, which nodes of ours need not have: take it out")
+        elif system is NVIDIA and (label in _SHARED_LABELS or value.endswith("-SHARED")):
+            yield Note(f"{label}: {value} is of nodes whose GPUs NVIDIA's plugin shares: take it out")
+
+
 def _leave(spec: Json, system: System) -> Iterator[Note]:
     """Take out of a pod what belonged to the other system."""
     if system.scheduler and spec.get("schedulerName") == system.scheduler:
@@ -332,9 +354,10 @@ def _leave(spec: Json, system: System) -> Iterator[Note]:
         spec["nodeSelector"] = spec_selector
     else:
         spec.pop("nodeSelector", None)
+    yield from _marked(spec, system)
     for container in _containers(spec):
         variables = container.get("env")
-        for variable in map(_mapping, variables if isinstance(variables, list) else ()):
+        for variable in map(_mapping, _listed(variables)):
             name = str(variable.get("name", ""))
             if name == "NVIDIA_VISIBLE_DEVICES" or name.startswith(system.variables or ("\0",)):
                 yield Note(

@@ -74,6 +74,8 @@ GPUSHARE = System(
     variables=("ALIYUN_COM_GPU_MEM_",),
 )
 
+NVIDIA = System("NVIDIA", ("nvidia.com/gpu", "nvidia.com/gpu.shared"))
+
 SYSTEMS = (
     GPUSHARE,
     System(
@@ -87,7 +89,7 @@ SYSTEMS = (
     ),
     HAMI,
     # last: HAMi's pods ask for nvidia.com/gpu as well
-    System("NVIDIA", ("nvidia.com/gpu", "nvidia.com/gpu.shared")),
+    NVIDIA,
 )
 
 
