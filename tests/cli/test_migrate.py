@@ -438,6 +438,11 @@ class TestInput:
         assert (1, "") == (result.exit_code, result.stdout)
         assert result.stderr.startswith(f"Error: {tmp_path}/bad.yaml: is not valid YAML: line 1, column 5: ")
 
+    def test_a_charts_template_is_to_be_rendered_first(self) -> None:
+        result = migrate("kind: Pod\n{{- if .Values.gpu }}\nspec: {}\n{{- end }}\n")
+        assert 1 == result.exit_code
+        assert result.stderr.endswith("; a chart's templates have to be rendered first: helm template\n")
+
     def test_what_is_no_text_is_one_sentence(self, tmp_path: Path) -> None:
         (tmp_path / "pod.yaml").write_bytes(b"kind: Pod\xff")
         result = CliRunner().invoke(main, ["migrate", str(tmp_path / "pod.yaml")])
