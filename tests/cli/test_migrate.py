@@ -213,6 +213,31 @@ class TestAmounts:
             pod["spec"] = {"containers": pod["spec"]["containers"], "nodeSelector": {label: value}}
             assert said in migrate(written([pod]), "--replicas", "4", "--gpu-memory", "39GiB").stderr
 
+    def test_what_another_scheduler_reads_of_a_pod_is_told(self) -> None:
+        theirs = (
+            "scheduling.volcano.sh/queue-name",
+            "scheduling.k8s.io/group-name",
+            "kai.scheduler/gpu-device-affinity",
+        )
+        pod = a_pod({"volcano.sh/vgpu-memory": 1024}, **dict.fromkeys(theirs, "x"))
+        result = migrate(pod)
+        assert "annotations" not in yaml.safe_load(result.stdout)["metadata"]
+        for key in theirs:
+            assert f"{key} is not kept" in result.stderr
+
+    def test_variables_that_admission_refuses_are_told(self) -> None:
+        """As of pods that found an MPS daemon of their own."""
+        pod = yaml.safe_load(a_pod({}, **{"gpu-memory": "1024"}))
+        variable = {"name": "CUDA_MPS_PIPE_DIRECTORY", "value": "/tmp/nvidia-mps"}
+        pod["spec"]["containers"][0]["env"] = [variable]
+        assert "container main sets CUDA_MPS_PIPE_DIRECTORY: take it out" in migrate(written([pod])).stderr
+
+    def test_the_unit_of_volcanos_memory_is_told(self) -> None:
+        """Its plugin may count in more than a MiB, as large GPUs would be too many ids."""
+        said = "if Volcano's plugin ran with --gpu-memory-factor, multiply by that"
+        assert said in migrate(a_pod({"volcano.sh/vgpu-number": 1, "volcano.sh/vgpu-memory": 800})).stderr
+        assert said not in migrate(a_pod({"volcano.sh/vgpu-number": 1})).stderr
+
     def test_limits_are_kept_where_that_is_asked_for(self) -> None:
         _, wishes = asked(a_pod({"volcano.sh/vgpu-number": 1, "volcano.sh/vgpu-memory": 1024}), "--keep-limits")
         assert "limited" == wishes[NAMES.isolation]

@@ -24,10 +24,13 @@ from cotenant.cli.migrate.systems import (
     wishes_hami,
 )
 from cotenant.contract.configuration import ConfigurationError
+from cotenant.contract.environment import MPS_MEMORY, MPS_PIPE, MPS_THREADS, VISIBLE_DEVICES
 
 _WHOLE = "nvidia.com/gpu"
 # what NVIDIA's GPU feature discovery says of a node; it also ends the name of the product in -SHARED
 _SHARED_LABELS = frozenset({"nvidia.com/gpu.replicas", "nvidia.com/gpu.sharing-strategy"})
+# what admission puts into a container, and lets nobody else set
+_OURS = frozenset({VISIBLE_DEVICES, MPS_MEMORY, MPS_THREADS, MPS_PIPE})
 _WITH_QUEUES = frozenset({"volcano", "kai-scheduler"})
 
 
@@ -359,7 +362,7 @@ def _leave(spec: Json, system: System) -> Iterator[Note]:
         variables = container.get("env")
         for variable in map(_mapping, _listed(variables)):
             name = str(variable.get("name", ""))
-            if name == "NVIDIA_VISIBLE_DEVICES" or name.startswith(system.variables or ("\0",)):
+            if name in _OURS or name.startswith(system.variables or ("\0",)):
                 yield Note(
                     f"container {container.get('name')} sets {name}: take it out, admission refuses or nobody reads it"
                 )

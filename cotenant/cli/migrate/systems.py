@@ -93,6 +93,12 @@ SYSTEMS = (
 )
 
 
+# what other schedulers read of a pod, or write to it
+_SCHEDULERS = (
+    *("hami.io/", "kai.scheduler/", "volcano.sh/", "scheduling.volcano.sh/", "scheduling.k8s.io/group-name"),
+    "ALIYUN_COM_",
+)
+
 # what of a GPU HAMi's and Volcano's pods want: MIG, and which profile, or a part by their library
 _MODES = ("nvidia.com/vgpu-mode", "volcano.sh/vgpu-mode", "nvidia.com/mig-profile-preference")
 
@@ -197,13 +203,19 @@ def _volcano(amounts: Mapping[str, int], options: Options) -> tuple[Ask | None, 
         return Ask(amounts["volcano.sh/gpu-number"], gpus=amounts["volcano.sh/gpu-number"], whole=True), []
     if "volcano.sh/gpu-memory" in amounts:  # Volcano's older GPU sharing, without limits
         return Ask(_units(amounts["volcano.sh/gpu-memory"] * MIB, options)), []
-    return _sliced(
+    found, notes = _sliced(
         max(1, amounts.get("volcano.sh/vgpu-number", 1)),
         amounts.get("volcano.sh/vgpu-memory", 0) * MIB,
         amounts.get("volcano.sh/vgpu-memory-percentage", 0),
         amounts.get("volcano.sh/vgpu-cores", 0),
         options,
     )
+    if found is not None and amounts.get("volcano.sh/vgpu-memory"):
+        said = (
+            "volcano.sh/vgpu-memory was read as MiB; if Volcano's plugin ran with --gpu-memory-factor, multiply by that"
+        )
+        notes.insert(0, Note(said))
+    return found, notes
 
 
 def _hami(amounts: Mapping[str, int], options: Options) -> tuple[Ask | None, list[Note]]:
@@ -264,7 +276,7 @@ def wishes(annotations: Mapping[str, str], names: Names) -> tuple[dict[str, str]
             notes.append(Note(f"{key}: {value} is not kept: GPUs can be wished for by model and UUID"))
         elif key.startswith(_MODES):
             notes.append(Note(f"{key}: {value} is not kept: ask for an isolation, docs/contract.md"))
-        elif key.startswith(("hami.io/", "scheduler.volcano.sh/", "ALIYUN_COM_")) or key == "volcano.sh/preemptable":
+        elif key.startswith(_SCHEDULERS):
             notes.append(Note(f"{key} is not kept: it is the other scheduler's"))
         else:
             continue
