@@ -213,6 +213,21 @@ class TestAmounts:
             pod["spec"] = {"containers": pod["spec"]["containers"], "nodeSelector": {label: value}}
             assert said in migrate(written([pod]), "--replicas", "4", "--gpu-memory", "39GiB").stderr
 
+    @pytest.mark.parametrize(
+        ("document", "said"),
+        [
+            (
+                {"kind": "RayCluster", "metadata": {"labels": {"ray.io/scheduler-name": "volcano"}}},
+                "ray.io/scheduler-name",
+            ),
+            ({"kind": "Workflow", "spec": {"schedulerName": "kai-scheduler"}}, "schedulerName: kai-scheduler"),
+        ],
+    )
+    def test_an_object_that_gives_its_pods_another_scheduler_is_told(self, document: dict[str, Any], said: str) -> None:
+        pod = yaml.safe_load(a_pod({"nvidia.com/gpumem": 1024}))
+        assert said in migrate(written([{**document, "pod": pod}])).stderr
+        assert "is left as it is" not in migrate(written([document, pod])).stderr
+
     def test_what_another_scheduler_reads_of_a_pod_is_told(self) -> None:
         theirs = (
             "scheduling.volcano.sh/queue-name",
@@ -260,6 +275,7 @@ class TestAmounts:
             {"kind": "ResourceQuota", "spec": {"hard": {"requests.nvidia.com/gpumem": 100000}}},
             {"kind": "LimitRange", "spec": {"limits": [{"max": {"nvidia.com/gpumem": 1}}]}},
             {"kind": "InferenceService", "spec": {"model": {"resources": {"limits": {"nvidia.com/gpumem": 3000}}}}},
+            {"kind": "ConfigMap", "data": {"pod.yaml": "spec: {containers: [{limits: {nvidia.com/gpumem: 3000}}]}"}},
             {"kind": "ClusterQueue", "spec": {"resources": [{"name": "nvidia.com/gpumem", "nominalQuota": 80000}]}},
         ],
     )

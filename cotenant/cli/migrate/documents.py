@@ -1,5 +1,6 @@
 """Find pods in manifests of any kind, and write them anew in our words."""
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -27,10 +28,15 @@ from cotenant.contract.configuration import ConfigurationError
 from cotenant.contract.environment import MPS_MEMORY, MPS_PIPE, MPS_THREADS, VISIBLE_DEVICES
 
 _WHOLE = "nvidia.com/gpu"
+# what stands between the words of a manifest
+_BETWEEN = re.compile(r"""[\s{}\[\],:"']+""")
 # what NVIDIA's GPU feature discovery says of a node; it also ends the name of the product in -SHARED
 _SHARED_LABELS = frozenset({"nvidia.com/gpu.replicas", "nvidia.com/gpu.sharing-strategy"})
 # what admission puts into a container, and lets nobody else set
 _OURS = frozenset({VISIBLE_DEVICES, MPS_MEMORY, MPS_THREADS, MPS_PIPE})
+_SCHEDULERS = frozenset({system.scheduler for system in (*SYSTEMS, KAI)} - {""})
+# of a pod, or a Workflow; a SparkApplication; a RayCluster, by a label
+_NAME_SCHEDULERS = frozenset({"schedulerName", "batchScheduler", "ray.io/scheduler-name"})
 _WITH_QUEUES = frozenset({"volcano", "kai-scheduler"})
 
 
@@ -60,11 +66,14 @@ def migrated(documents: Iterable[Any], options: Options) -> Migrated:
         if id(one) in sharings:
             continue
         ours = _apart(one)
+        before = changed
         for template in _templates(ours):
             said, touched = _rewrite(template, options)
             notes += [(_where(one), note.sentence) for note in said]
             changed += touched
         notes += [(_where(one), note.sentence) for job in _volcano_jobs(ours) for note in _leave_volcano(job, options)]
+        if changed > before:
+            notes += [(_where(one), note.sentence) for note in _scheduled(ours)]
         notes += [(_where(one), note.sentence) for note in _left(ours, options)]
         kept.append(ours)
     return Migrated(tuple(kept), tuple(dict.fromkeys(notes)), changed)
@@ -157,6 +166,18 @@ def _is_pod(value: Json) -> bool:
     return isinstance(_mapping(value.get("spec")).get("containers"), list)
 
 
+def _scheduled(value: Any) -> Iterator[Note]:
+    """Tell where an object of pods that are ours now names another scheduler, for them or for itself to give them."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key in _NAME_SCHEDULERS and isinstance(inner, str) and inner in _SCHEDULERS:
+                yield Note(f"{key}: {inner} is left as it is: Cotenant's places its pods only where they name no other")
+            yield from _scheduled(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _scheduled(inner)
+
+
 def _left(one: Json, options: Options) -> Iterator[Note]:
     """Tell of what another system is asked outside of pods: by a quota, or an object of which pods are made."""
     theirs = NAMES | {FRACTION, MEMORY}
@@ -178,7 +199,8 @@ def _words(value: Any) -> Iterator[str]:
         for inner in value:
             yield from _words(inner)
     elif isinstance(value, str):
-        yield value
+        # also of a pod that stands in a ConfigMap as a text
+        yield from (word for word in _BETWEEN.split(value) if "/" in word)
 
 
 def _containers(spec: Json) -> list[Json]:
