@@ -111,7 +111,7 @@ class TestAmounts:
         ],
     )
     def test_hamis_annotation_tells_a_whole_gpu_too(self, annotation: str) -> None:
-        """As in most of HAMi's own examples, which ask `nvidia.com/gpu` alone and name no scheduler."""
+        """As in several of HAMi's own examples, which ask `nvidia.com/gpu` alone and name no scheduler."""
         units, wishes = asked(a_pod({"nvidia.com/gpu": 1}, **{annotation: "spread"}))
         assert (1, "exclusive") == (units, wishes[NAMES.isolation])
         assert annotation not in wishes
