@@ -305,6 +305,14 @@ class TestAmounts:
         assert pod == yaml.safe_load(result.stdout)
         assert "its containers ask different numbers of GPUs" in result.stderr
 
+    def test_an_init_container_of_several_gpus_is_left(self) -> None:
+        """Admission refuses it: the kubelet would mix up the ids that main containers hold."""
+        pod = yaml.safe_load(a_pod({"nvidia.com/gpu": 2, "nvidia.com/gpumem": 3000}))
+        pod["spec"]["initContainers"] = [{**pod["spec"]["containers"][0], "name": "warm"}]
+        result = migrate(written([pod]))
+        assert pod == yaml.safe_load(result.stdout)
+        assert "init container warm asks several GPUs" in result.stderr
+
     def test_pods_of_nobody_and_whole_gpus_are_left_alone(self) -> None:
         for limits, said in (({"cpu": 1}, "nothing was changed"), ({"nvidia.com/gpu": 1}, "is left as it is")):
             pod = a_pod(limits)
@@ -327,6 +335,9 @@ class TestAmounts:
             ({"volcano.sh/vgpu-number": 1, "nvidia.com/gpumem": "abc"}, "nvidia.com/gpumem: 'abc' cannot be read"),
             ({"volcano.sh/vgpu-number": 1, "nvidia.com/gpumem": 1024}, "asks Volcano and HAMi in one pod"),
             ({"volcano.sh/gpu-memory": -5}, "volcano.sh/gpu-memory: '-5' cannot be read"),
+            ({"nvidia.com/gpu": 0, "nvidia.com/gpumem": 1024}, "0 is nothing to ask for: take it out"),
+            ({"volcano.sh/vgpu-number": 0}, "volcano.sh/vgpu-number: 0 is nothing to ask for: take it out"),
+            ({"nvidia.com/gpu": 65, "nvidia.com/gpumem": 1024}, "asks 65 GPUs, and no pod can have more than 64"),
             ({"volcano.sh/gpu-number": 0}, "volcano.sh/gpu-number: 0 is nothing to ask for"),
             ({"aliyun.com/gpu-mem": 1, "aliyun.com/gpu-core.percentage": 101}, "101 percent of a GPU are more than"),
             ({"aliyun.com/gpu-mem": "abc"}, "aliyun.com/gpu-mem: 'abc' cannot be read"),

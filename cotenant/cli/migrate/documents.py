@@ -26,6 +26,7 @@ from cotenant.cli.migrate.systems import (
 )
 from cotenant.contract.configuration import ConfigurationError
 from cotenant.contract.environment import MPS_MEMORY, MPS_PIPE, MPS_THREADS, VISIBLE_DEVICES
+from cotenant.contract.request import MAX_GPUS
 
 _WHOLE = "nvidia.com/gpu"
 # what stands between the words of a manifest
@@ -251,15 +252,27 @@ def _rewrite(template: Json, options: Options) -> tuple[list[Note], int]:
         if found is None:
             return notes, 0  # left whole as it is: half of a pod in our words would be worse than none
         asks.append(found)
-    if len({one.gpus for one in asks}) > 1:
-        return [Note("its containers ask different numbers of GPUs, and gpu-count is the pod's: ask by hand")], 0
     if len(systems) > 1:
         names = " and ".join(one.name for one in systems)
         return [Note(f"asks {names} in one pod: leave out what it asks of all but one")], 0
+    if objection := _objection([one.gpus for one in asks], asking, spec):
+        return [Note(objection)], 0
     for container, found in zip(asking, asks, strict=True):
         _ask_ours(container, system, found.units, options)
     notes += _rewrite_pod(template, system, asks, options)
     return notes, 1
+
+
+def _objection(counts: list[int], asking: list[Json], spec: Json) -> str:
+    """Say why so many GPUs for each of the containers *asking* are refused by admission; "" where they are not."""
+    if len(set(counts)) > 1:
+        return "its containers ask different numbers of GPUs, and gpu-count is the pod's: ask by hand"
+    if max(counts) > MAX_GPUS:
+        return f"asks {max(counts)} GPUs, and no pod can have more than {MAX_GPUS}"
+    first = [one for one in asking if any(one is each for each in _listed(spec.get("initContainers")))]
+    if max(counts) > 1 and first:
+        return f"init container {first[0].get('name')} asks several GPUs: only main containers can, so ask by hand"
+    return ""
 
 
 def _rewrite_kais(template: Json, options: Options) -> tuple[list[Note], int]:

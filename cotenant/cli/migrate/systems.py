@@ -120,7 +120,7 @@ def ask(system: System, amounts: Mapping[str, Any], options: Options) -> tuple[A
     read = {"gpushare": _gpushare, "Volcano": _volcano, "HAMi": _hami, "NVIDIA": _nvidia}[system.name]
     found, notes = read(whole, options)
     if found is not None and not found.units:
-        return None, [Note(f"{', '.join(whole)}: 0 is nothing to ask for")]
+        return None, [Note(f"{', '.join(whole)}: 0 is nothing to ask for: take it out")]
     return found, notes
 
 
@@ -204,7 +204,7 @@ def _volcano(amounts: Mapping[str, int], options: Options) -> tuple[Ask | None, 
     if "volcano.sh/gpu-memory" in amounts:  # Volcano's older GPU sharing, without limits
         return Ask(_units(amounts["volcano.sh/gpu-memory"] * MIB, options)), []
     found, notes = _sliced(
-        max(1, amounts.get("volcano.sh/vgpu-number", 1)),
+        amounts.get("volcano.sh/vgpu-number", 1),
         amounts.get("volcano.sh/vgpu-memory", 0) * MIB,
         amounts.get("volcano.sh/vgpu-memory-percentage", 0),
         amounts.get("volcano.sh/vgpu-cores", 0),
@@ -220,7 +220,7 @@ def _volcano(amounts: Mapping[str, int], options: Options) -> tuple[Ask | None, 
 
 def _hami(amounts: Mapping[str, int], options: Options) -> tuple[Ask | None, list[Note]]:
     found, notes = _sliced(
-        max(1, amounts.get("nvidia.com/gpu", 1)),
+        amounts.get("nvidia.com/gpu", 1),
         amounts.get("nvidia.com/gpumem", 0) * MIB,
         amounts.get("nvidia.com/gpumem-percentage", 0),
         amounts.get("nvidia.com/gpucores", 0),
