@@ -50,8 +50,8 @@ class _Dumper(yaml.SafeDumper):
     """Write text that Kubernetes would take for something else in quotes, and line breaks that are none in escapes."""
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        """Write text; in other than double quotes these would be folded like other line breaks, and read as blanks."""
-        style = '"' if any(mark in data for mark in "\x85\u2028\u2029") else None
+        """Write text, a script line by line; Unicode's line breaks would be folded outside of double quotes."""
+        style = '"' if any(mark in data for mark in "\x85\u2028\u2029") else "|" if "\n" in data else None
         return self.represent_scalar("tag:yaml.org,2002:str", data, style)
 
 
@@ -64,6 +64,8 @@ for _tag, (_pattern, _first) in _PLAIN.items():
 
 def read(text: str) -> list[Any]:
     """Read the documents of a YAML text, without those that are empty; raise ConfigurationError for what is none."""
+    if text.lstrip().startswith("{"):  # JSON, which may be indented by tabs
+        text = re.sub("^\t+", " ", text, flags=re.MULTILINE)
     try:
         documents = yaml.load_all(text, Loader=_Loader)
         return [one for one in documents if one is not None]

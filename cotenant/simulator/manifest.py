@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from cotenant.contract.compute import COUNTED, checked
+from cotenant.contract.names import ALIASES_IN_GIB, ALIASES_IN_MIB
 from cotenant.contract.pods import Container, Pod, Quantity, Resources
 from cotenant.simulator.document import Document, PodEntry
 from cotenant.simulator.snapshot import read_pod
@@ -65,6 +66,7 @@ def _created(pod: Pod) -> Pod:
     """Make of a pod what the API server makes of it; raise ValueError for an amount that it would refuse."""
     spec = pod.spec
     for container, _ in pod.start_order:
+        _check_names(container)
         _check(f"container {container.name}", container.resources)
     _check("the pod", spec.resources)
     _check("the pod's overhead", Resources(requests=spec.overhead))
@@ -79,6 +81,15 @@ def _created(pod: Pod) -> Pod:
             resources=_whole(spec.resources, (*init_containers, *containers)),
         ),
     )
+
+
+def _check_names(container: Container) -> None:
+    """Refuse another system's name, which admission alone rewrites; the ledger's sentence blames the installation."""
+    resources = container.resources or Resources()
+    for name in (*ALIASES_IN_GIB, *ALIASES_IN_MIB):
+        if name in {*(resources.limits or ()), *(resources.requests or ())}:
+            said = "which is another system's: cotenant migrate FILE says it in our words"
+            raise ValueError(f"container {container.name} asks {name}, {said}")
 
 
 def _check(who: str, resources: Resources | None) -> None:

@@ -35,6 +35,15 @@ def test_what_is_written_is_read_again(value: object) -> None:
     assert [one for one in [value] if one is not None] == read(written([value]))
 
 
+def test_a_script_is_written_line_by_line() -> None:
+    text = "args:\n- |\n  set -e\n  serve --port 8000\n"
+    assert text == written(read(text))
+
+
+def test_json_may_be_indented_by_tabs() -> None:
+    assert [{"a": ["b", "\t"]}] == read('{\n\t"a": [\n\t\t"b",\n\t\t"\\t"\n\t]\n}\n')
+
+
 def test_a_key_that_is_merged_may_be_given_again() -> None:
     assert [{"a": {"b": 1, "c": 1}, "d": {"b": 2, "c": 1}}] == read("a: &a {b: 1, c: 1}\nd: {<<: *a, b: 2}")
 

@@ -347,6 +347,10 @@ class TestCommand:
             ),
             ("{kind: Pod, spec: {containers: 5}}", "a pod: "),
             (
+                "{kind: Pod, spec: {containers: [{name: c, resources: {limits: {nvidia.com/gpumem: 3000}}}]}}",
+                "container c asks nvidia.com/gpumem, which is another system's: cotenant migrate FILE",
+            ),
+            (
                 "{kind: Pod, spec: {containers: [{name: c, resources: {limits: {nvidia.com/mig-7g.80gb: 1}}}]}}",
                 "asks MIG instances, which no plan places",
             ),

@@ -16,10 +16,13 @@ def read(files: Iterable[IO[str]]) -> list[Any]:
     """Read the documents of some files; raise click.ClickException for one that is no text, or no YAML."""
     documents: list[Any] = []
     for file in files:
+        text = ""
         try:
-            documents += manifests.read(file.read())
+            text = file.read()
+            documents += manifests.read(text)
         except ConfigurationError as error:
-            raise click.ClickException(f"{file.name}: {error}") from error
+            what_to_do = "; a chart's templates have to be rendered first: helm template" if "{{" in text else ""
+            raise click.ClickException(f"{file.name}: {error}{what_to_do}") from error
         except UnicodeDecodeError as error:
             raise click.ClickException(
                 f"{file.name}: is not text in UTF-8: {error.reason} at byte {error.start}"

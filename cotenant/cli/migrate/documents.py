@@ -1,17 +1,43 @@
 """Find pods in manifests of any kind, and write them anew in our words."""
 
-import copy
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
 
 from cotenant.cli import manifests
-from cotenant.cli.migrate.kai import KAI, ask_of, is_kais, queue
-from cotenant.cli.migrate.systems import HAMI, NAMES, SYSTEMS, Ask, Json, Note, Options, System, ask, wishes
+from cotenant.cli.migrate.kai import FRACTION, KAI, MEMORY, ask_of, is_kais, queue
+from cotenant.cli.migrate.systems import (
+    GPUSHARE,
+    HAMI,
+    NAMES,
+    NVIDIA,
+    SYSTEMS,
+    Ask,
+    Json,
+    Note,
+    Options,
+    System,
+    ask,
+    split,
+    wishes,
+    wishes_hami,
+)
 from cotenant.contract.configuration import ConfigurationError
+from cotenant.contract.environment import MPS_MEMORY, MPS_PIPE, MPS_THREADS, VISIBLE_DEVICES
+from cotenant.contract.request import MAX_GPUS
 
 _WHOLE = "nvidia.com/gpu"
+# what stands between the words of a manifest
+_BETWEEN = re.compile(r"""[\s{}\[\],:"']+""")
+# what NVIDIA's GPU feature discovery says of a node; it also ends the name of the product in -SHARED
+_SHARED_LABELS = frozenset({"nvidia.com/gpu.replicas", "nvidia.com/gpu.sharing-strategy"})
+# what admission puts into a container, and lets nobody else set
+_OURS = frozenset({VISIBLE_DEVICES, MPS_MEMORY, MPS_THREADS, MPS_PIPE})
+_SCHEDULERS = frozenset({system.scheduler for system in (*SYSTEMS, KAI)} - {""})
+# of a pod, or a Workflow; a SparkApplication; a RayCluster, by a label
+_NAME_SCHEDULERS = frozenset({"schedulerName", "batchScheduler", "ray.io/scheduler-name"})
 _WITH_QUEUES = frozenset({"volcano", "kai-scheduler"})
 
 
@@ -24,32 +50,48 @@ class Migrated(msgspec.Struct, frozen=True):
 
 
 def migrated(documents: Iterable[Any], options: Options) -> Migrated:
-    """Migrate documents together; what is no mapping is no manifest, and left out.
+    """Migrate documents together, each object of a List by itself; what is no mapping is no manifest, and left out.
 
     NVIDIA's sharing configuration among them says how many shares a GPU had, and is itself turned into ours.
     """
-    found: list[Json] = [one for one in documents if isinstance(one, dict)]
+    found = [one for document in documents for one in _objects(document)]
     notes: list[tuple[str, str]] = []
     kept: list[Json] = []
-    sharings = [(one, sharing) for one in found if (sharing := _sharing(one)) is not None]
-    for one, sharing in sharings:
-        options, said = _shares(sharing, options)
-        notes += [(_where(one), note.sentence) for note in said]
+    sharings = {id(one): sharing for one in found if (sharing := _sharings(one))}
+    if sharings:
+        options, said = _shares([sharing for each in sharings.values() for sharing in each], options)
+        where = ", ".join(_where(one) for one in found if id(one) in sharings)
+        notes += [(where, note.sentence) for note in said]
     changed = 0
     for one in found:
-        if any(one is config for config, _ in sharings):
+        if id(one) in sharings:
             continue
-        ours = copy.deepcopy(one)
+        ours = _apart(one)
         before = changed
         for template in _templates(ours):
             said, touched = _rewrite(template, options)
             notes += [(_where(one), note.sentence) for note in said]
             changed += touched
+        notes += [(_where(one), note.sentence) for job in _volcano_jobs(ours) for note in _leave_volcano(job, options)]
         if changed > before:
-            notes += [(_where(one), note.sentence) for note in _leave_volcano(ours)]
-        notes += [(_where(one), note.sentence) for note in _left(ours)]
+            notes += [(_where(one), note.sentence) for note in _scheduled(ours)]
+        notes += [(_where(one), note.sentence) for note in _left(ours, options)]
         kept.append(ours)
     return Migrated(tuple(kept), tuple(dict.fromkeys(notes)), changed)
+
+
+def _objects(document: Any) -> list[Json]:
+    """List the objects of a document: those of a List, such as `kubectl get -o yaml` prints, or the document itself."""
+    one = _mapping(document)
+    inner = _listed(one.get("items")) if one.get("kind") == "List" else [document]
+    return [each for each in inner if isinstance(each, dict)]
+
+
+def _apart(value: Any) -> Any:
+    """Copy a document so that none of it is shared: what an alias stands for is written anew in each pod by itself."""
+    if isinstance(value, dict):
+        return {key: _apart(inner) for key, inner in value.items()}
+    return [_apart(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _where(one: Json) -> str:
@@ -57,51 +99,62 @@ def _where(one: Json) -> str:
     return f"{one.get('kind', 'document')}/{metadata.get('name') or metadata.get('generateName', '?')}"
 
 
-def _sharing(one: Json) -> Json | None:
-    """Find NVIDIA's sharing configuration: by itself, or in a ConfigMap."""
-    if isinstance(one.get("sharing"), dict):
-        sharing: Json = one["sharing"]
-        return sharing
+def _sharings(one: Json) -> list[Json]:
+    """List NVIDIA's sharing configurations: the document itself, or those in a ConfigMap; others have a sharing too."""
+    inner: list[Any] = [one]
     for text in _mapping(one.get("data")).values() if one.get("kind") == "ConfigMap" else ():
         try:
-            documents = manifests.read(text) if isinstance(text, str) else ()
+            inner += manifests.read(text) if isinstance(text, str) else ()
         except ConfigurationError:
             continue
-        for inner in documents:
-            if isinstance(inner, dict) and isinstance(inner.get("sharing"), dict):
-                found: Json = inner["sharing"]
-                return found
-    return None
+    found = [_mapping(_mapping(each).get("sharing")) for each in inner]
+    return [sharing for sharing in found if isinstance(sharing.get("timeSlicing") or sharing.get("mps"), dict)]
 
 
-def _shares(sharing: Json, options: Options) -> tuple[Options, list[Note]]:
-    """Learn from a sharing configuration how many shares a GPU has."""
-    for key, limited in (("timeSlicing", False), ("mps", True)):
-        resources = _mapping(sharing.get(key)).get("resources")
-        for resource in map(_mapping, resources if isinstance(resources, list) else ()):
-            if resource.get("name") == "nvidia.com/gpu" and isinstance(resource.get("replicas"), int):
-                replicas = max(1, resource["replicas"])
-                said = [
-                    Note(f"{replicas} shares a GPU become memory: pods ask for what they need, and need not be alike")
-                ]
-                if limited:
-                    said.append(
-                        Note("MPS held each share to its part of the memory: let pods ask for isolation: limited")
-                    )
-                    options = msgspec.structs.replace(options, keep_limits=True)
-                if resource.get("devices", "all") != "all":
-                    said.append(Note("devices of a sharing configuration become rules: docs/configuration.md, gpus"))
-                return msgspec.structs.replace(options, replicas=options.replicas or replicas), said
-            if str(resource.get("name")).startswith("nvidia.com/mig-"):
-                return options, [Note(f"shares of {resource['name']} are not kept: a MIG instance is one pod's")]
-    return options, [Note("the sharing configuration shares nothing that is known here")]
+def _shares(sharings: Iterable[Json], options: Options) -> tuple[Options, list[Note]]:
+    """Learn from sharing configurations how many shares a GPU has, which is not guessed where they differ."""
+    numbers: set[int] = set()
+    said: list[Note] = []
+    entries = [
+        (key, resource)
+        for sharing in sharings
+        for key in ("timeSlicing", "mps")
+        for resource in map(_mapping, _listed(_mapping(sharing.get(key)).get("resources")))
+    ]
+    for key, resource in entries:
+        # NVIDIA's plugin completes a name without its domain
+        name = f"nvidia.com/{str(resource.get('name')).removeprefix('nvidia.com/')}"
+        if name == _WHOLE and isinstance(resource.get("replicas"), int):
+            numbers.add(max(1, resource["replicas"]))
+            if key == "mps":
+                said.append(Note("MPS held each share to its part of the memory: let pods ask for isolation: limited"))
+                options = msgspec.structs.replace(options, keep_limits=True)
+            if resource.get("devices", "all") != "all":
+                said.append(Note("devices of a sharing configuration become rules: docs/configuration.md, gpus"))
+        elif name.startswith("nvidia.com/mig-"):
+            said.append(Note(f"{name} stays: give the file to our device plugin, docs/modes.md"))
+    if len(numbers) == 1:
+        options = msgspec.structs.replace(options, replicas=options.replicas or numbers.pop())
+    if options.replicas is not None:
+        shares = f"{options.replicas} shares a GPU become memory"
+        said.insert(0, Note(f"{shares}: pods ask for what they need, and need not be alike"))
+    elif numbers:
+        listed = " or ".join(map(str, sorted(numbers)))
+        said.append(
+            Note(f"{listed} shares a GPU, by node: say --replicas, and give the pods of each kind by themselves")
+        )
+    return options, said or [Note("the sharing configuration shares nothing that is known here")]
+
+
+def _listed(value: object) -> list[Any]:
+    """Give what should be a list, and nothing where it is something else."""
+    return value if isinstance(value, list) else []
 
 
 def _templates(value: Any) -> Iterator[Json]:
     """Yield every pod, or template of pods, in a document of any kind: what has a spec with containers."""
     if isinstance(value, dict):
-        spec = value.get("spec")
-        if isinstance(spec, dict) and isinstance(spec.get("containers"), list):
+        if _is_pod(value):
             yield value
         for inner in value.values():
             yield from _templates(inner)
@@ -110,24 +163,45 @@ def _templates(value: Any) -> Iterator[Json]:
             yield from _templates(inner)
 
 
-def _left(one: Json) -> Iterator[Note]:
+def _is_pod(value: Json) -> bool:
+    return isinstance(_mapping(value.get("spec")).get("containers"), list)
+
+
+def _scheduled(value: Any) -> Iterator[Note]:
+    """Tell where an object of pods that are ours now names another scheduler, for them or for itself to give them."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key in _NAME_SCHEDULERS and isinstance(inner, str) and inner in _SCHEDULERS:
+                yield Note(f"{key}: {inner} is left as it is: Cotenant's places its pods only where they name no other")
+            yield from _scheduled(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _scheduled(inner)
+
+
+def _left(one: Json, options: Options) -> Iterator[Note]:
     """Tell of what another system is asked outside of pods: by a quota, or an object of which pods are made."""
-    # whole GPUs may go on under the plain name
-    names = sorted({key.removeprefix("requests.").removeprefix("limits.") for key in _keys(one)} & NAMES - {_WHOLE})
+    theirs = NAMES | {FRACTION, MEMORY}
+    if options.replicas is None:
+        theirs -= {_WHOLE}  # whole GPUs may go on under the plain name
+    names = sorted({word.removeprefix("requests.").removeprefix("limits.") for word in _words(one)} & theirs)
     if names:
         yield Note(f"{', '.join(names)} is left as it is: it stands in no pod, so see to it by hand")
 
 
-def _keys(value: Any) -> Iterator[str]:
-    """Yield the keys of a document, but for those within pods."""
+def _words(value: Any) -> Iterator[str]:
+    """Yield keys and texts of a document, but not those of pods: a quota may have a name as the one or the other."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield str(key)
-            if not (key == "spec" and isinstance(inner, dict) and isinstance(inner.get("containers"), list)):
-                yield from _keys(inner)
+            if not (_is_pod(value) and key in {"metadata", "spec"}):
+                yield str(key)
+                yield from _words(inner)
     elif isinstance(value, list):
         for inner in value:
-            yield from _keys(inner)
+            yield from _words(inner)
+    elif isinstance(value, str):
+        # also of a pod that stands in a ConfigMap as a text
+        yield from (word for word in _BETWEEN.split(value) if "/" in word)
 
 
 def _containers(spec: Json) -> list[Json]:
@@ -135,11 +209,11 @@ def _containers(spec: Json) -> list[Json]:
     return [one for part in listed for one in part if isinstance(one, dict)]
 
 
-def _systems(containers: Iterable[Json], scheduler: object) -> list[System]:
+def _systems(containers: Iterable[Json], *, hamis: bool) -> list[System]:
     """List the systems that containers ask; NVIDIA's alone, since the others' pods may name its resource too."""
     named = {name for container in containers for name in _amounts(container)}
     found = [system for system in SYSTEMS if named & set(system.resources)]
-    if named & {_WHOLE} and scheduler == HAMI.scheduler and HAMI not in found:
+    if hamis and named & {_WHOLE} and HAMI not in found:
         found.append(HAMI)  # by this name it gives a whole GPU
     return [system for system in found if system.name != "NVIDIA"] or found
 
@@ -159,7 +233,9 @@ def _rewrite(template: Json, options: Options) -> tuple[list[Note], int]:
     if is_kais(_annotations(template)):
         return _rewrite_kais(template, options)
     containers = _containers(spec)
-    systems = _systems(containers, spec.get("schedulerName"))
+    systems = _systems(
+        containers, hamis=spec.get("schedulerName") == HAMI.scheduler or wishes_hami(_annotations(template))
+    )
     if not systems:
         return [], 0
     system = systems[0]
@@ -170,18 +246,33 @@ def _rewrite(template: Json, options: Options) -> tuple[list[Note], int]:
     for container in asking:
         found, said = ask(system, _amounts(container), options)
         notes += said
+        if found is not None and system is GPUSHARE:
+            found, said = split(found, _mapping(_mapping(template.get("metadata")).get("labels")))
+            notes += said
         if found is None:
             return notes, 0  # left whole as it is: half of a pod in our words would be worse than none
         asks.append(found)
-    if len({one.gpus for one in asks}) > 1:
-        return [Note("its containers ask different numbers of GPUs, and gpu-count is the pod's: ask by hand")], 0
     if len(systems) > 1:
         names = " and ".join(one.name for one in systems)
         return [Note(f"asks {names} in one pod: leave out what it asks of all but one")], 0
+    if objection := _objection([one.gpus for one in asks], asking, spec):
+        return [Note(objection)], 0
     for container, found in zip(asking, asks, strict=True):
         _ask_ours(container, system, found.units, options)
     notes += _rewrite_pod(template, system, asks, options)
     return notes, 1
+
+
+def _objection(counts: list[int], asking: list[Json], spec: Json) -> str:
+    """Say why so many GPUs for each of the containers *asking* are refused by admission; "" where they are not."""
+    if len(set(counts)) > 1:
+        return "its containers ask different numbers of GPUs, and gpu-count is the pod's: ask by hand"
+    if max(counts) > MAX_GPUS:
+        return f"asks {max(counts)} GPUs, and no pod can have more than {MAX_GPUS}"
+    first = [one for one in asking if any(one is each for each in _listed(spec.get("initContainers")))]
+    if max(counts) > 1 and first:
+        return f"init container {first[0].get('name')} asks several GPUs: only main containers can, so ask by hand"
+    return ""
 
 
 def _rewrite_kais(template: Json, options: Options) -> tuple[list[Note], int]:
@@ -242,19 +333,48 @@ def _rewrite_pod(template: Json, system: System, asks: list[Ask], options: Optio
     yield from _leave(spec, system)
 
 
-def _leave_volcano(one: Json) -> Iterator[Note]:
-    """Have a Volcano Job name a scheduler that admission replaces: its pods without one get the Job's.
+def _volcano_jobs(value: Any, *, volcanos: bool = False) -> Iterator[Json]:
+    """Yield the specs of Volcano's Jobs: also of those in a CronJob, a JobTemplate or a List."""
+    if isinstance(value, dict):
+        volcanos = volcanos or ".volcano.sh/" in str(value.get("apiVersion"))
+        spec = _mapping(value.get("spec"))
+        if volcanos and isinstance(spec.get("tasks"), list):
+            yield spec
+    inner = value.values() if isinstance(value, dict) else _listed(value)
+    for one in inner:
+        yield from _volcano_jobs(one, volcanos=volcanos)
+
+
+def _leave_volcano(job: Json, options: Options) -> Iterator[Note]:
+    """Have a Volcano Job of our pods name a scheduler that admission replaces: its pods without one get the Job's.
 
     So does Volcano's controller (pkg/controllers/job/job_controller_util.go, createJobPod); left out, its webhook names
     Volcano's again.
     """
-    spec = _mapping(one.get("spec"))
-    if (
-        str(one.get("apiVersion", "")).startswith("batch.volcano.sh/")
-        and spec.get("schedulerName", "volcano") == "volcano"
-    ):
-        spec["schedulerName"] = "default-scheduler"
+    containers = [one for template in _templates(job) for one in _containers(template["spec"])]
+    ours = any(options.names.gpu_mem in _amounts(one) for one in containers)
+    if ours and job.get("schedulerName", "volcano") == "volcano":
+        job["schedulerName"] = "default-scheduler"
         yield Note("spec.schedulerName: default-scheduler is for its pods to inherit, which admission sends to ours")
+
+
+def _selected(spec: Json) -> Iterator[tuple[str, str]]:
+    """Yield the labels that a pod wants of its node, by selector or affinity, with their values."""
+    yield from ((str(label), str(value)) for label, value in _mapping(spec.get("nodeSelector")).items())
+    affinity = _mapping(_mapping(spec.get("affinity")).get("nodeAffinity"))
+    required = _mapping(affinity.get("requiredDuringSchedulingIgnoredDuringExecution")).get("nodeSelectorTerms")
+    for term in map(_mapping, _listed(required)):
+        for each in map(_mapping, _listed(term.get("matchExpressions"))):
+            yield from ((str(each.get("key")), str(value)) for value in _listed(each.get("values")) or [""])
+
+
+def _marked(spec: Json, system: System) -> Iterator[Note]:
+    """Tell of what a pod wants of its node that nodes with our device plugin need not have."""
+    for label, value in _selected(spec):
+        if label in system.node_labels:
+            yield Note(f"affinity names the node label {label}, which nodes of ours need not have: take it out")
+        elif system is NVIDIA and (label in _SHARED_LABELS or value.endswith("-SHARED")):
+            yield Note(f"{label}: {value} is of nodes whose GPUs NVIDIA's plugin shares: take it out")
 
 
 def _leave(spec: Json, system: System) -> Iterator[Note]:
@@ -272,11 +392,12 @@ def _leave(spec: Json, system: System) -> Iterator[Note]:
         spec["nodeSelector"] = spec_selector
     else:
         spec.pop("nodeSelector", None)
+    yield from _marked(spec, system)
     for container in _containers(spec):
         variables = container.get("env")
-        for variable in map(_mapping, variables if isinstance(variables, list) else ()):
+        for variable in map(_mapping, _listed(variables)):
             name = str(variable.get("name", ""))
-            if name == "NVIDIA_VISIBLE_DEVICES" or name.startswith(system.variables or ("\0",)):
+            if name in _OURS or name.startswith(system.variables or ("\0",)):
                 yield Note(
                     f"container {container.get('name')} sets {name}: take it out, admission refuses or nobody reads it"
                 )

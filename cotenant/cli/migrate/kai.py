@@ -11,10 +11,10 @@ from cotenant.cli.migrate.systems import Ask, Json, Note, Options, System
 from cotenant.contract.request import MAX_GPUS
 from cotenant.contract.units import MIB, format_bytes
 
-_FRACTION, _MEMORY = "gpu-fraction", "gpu-memory"
+FRACTION, MEMORY = "gpu-fraction", "gpu-memory"
 _COUNT, _CONTAINER, _PERCENT = "gpu-fraction-num-devices", "gpu-fraction-container-name", "gpu-sm-percentage"
 # What KAI reads of a pod besides, and nothing here does.
-_NOT_KEPT = (f"{_FRACTION}.limit", f"{_MEMORY}.limit", "gpu-sm-cores", "mps")
+_NOT_KEPT = (f"{FRACTION}.limit", f"{MEMORY}.limit", "gpu-sm-cores", "mps")
 _BY_CONTAINER = ("nvidia.com/container.", "kai.scheduler/container.")
 _QUEUE = "kai.scheduler/queue"
 _LONGEST = 20
@@ -24,15 +24,13 @@ KAI = System(
     "KAI",
     (),
     scheduler="kai-scheduler",
-    annotations=(_FRACTION, _MEMORY, _COUNT, _CONTAINER, _PERCENT, *_NOT_KEPT),
+    annotations=(FRACTION, MEMORY, _COUNT, _CONTAINER, _PERCENT, *_NOT_KEPT),
 )
 
 
 def is_kais(annotations: Mapping[str, str]) -> bool:
     """Tell whether a pod with these annotations asks KAI for a part of a GPU."""
-    return (
-        _FRACTION in annotations or _MEMORY in annotations or any(key.startswith(_BY_CONTAINER) for key in annotations)
-    )
+    return FRACTION in annotations or MEMORY in annotations or any(key.startswith(_BY_CONTAINER) for key in annotations)
 
 
 def ask_of(annotations: Mapping[str, str], spec: Json, options: Options) -> tuple[tuple[Json, Ask] | None, list[Note]]:
@@ -60,8 +58,8 @@ def _objection(annotations: Mapping[str, str], container: Json | None, count: in
     """Say why what a pod asks for *container* cannot be said in our words; "" where it can, but for the amount."""
     if any(key.startswith(_BY_CONTAINER) for key in annotations):
         return "annotations of single containers (gpu-memory.request, ...) are not read: ask by hand"
-    if _FRACTION in annotations and _MEMORY in annotations:
-        return f"{_FRACTION} and {_MEMORY} in one pod: leave out one of them"
+    if FRACTION in annotations and MEMORY in annotations:
+        return f"{FRACTION} and {MEMORY} in one pod: leave out one of them"
     if container is None:
         return f"{_CONTAINER}: {annotations.get(_CONTAINER, '')[:60]!r} is none of the pod's containers"
     if "nvidia.com/gpu" in _named(container):
@@ -78,20 +76,20 @@ def queue(labels: Mapping[str, Any]) -> Iterator[Note]:
 def _each(annotations: Mapping[str, str], options: Options) -> tuple[int, list[Note]]:
     """Count the units of each GPU; 0, with why, where they cannot be counted."""
     unit = options.unit_bytes
-    if _MEMORY in annotations:
-        amount = _number(annotations[_MEMORY], 1 << 40) * MIB
+    if MEMORY in annotations:
+        amount = _number(annotations[MEMORY], 1 << 40) * MIB
         each = -(-amount // unit)
         if not amount:
-            return 0, [Note(f"{_MEMORY}: {annotations[_MEMORY][:60]!r} is no whole number of MiB")]
+            return 0, [Note(f"{MEMORY}: {annotations[MEMORY][:60]!r} is no whole number of MiB")]
         said = f"{format_bytes(amount)} a GPU are rounded up to {format_bytes(each * unit)}"
         return each, [Note(said)] if each * unit != amount else []
-    text = annotations[_FRACTION]
+    text = annotations[FRACTION]
     try:
         fraction = Decimal(text) if len(text) <= _LONGEST else Decimal(0)
     except InvalidOperation:
         fraction = Decimal(0)
     if not (fraction.is_finite() and 0 < fraction <= 1):
-        return 0, [Note(f"{_FRACTION}: {text[:60]!r} is no number between 0 and 1")]
+        return 0, [Note(f"{FRACTION}: {text[:60]!r} is no number between 0 and 1")]
     if options.gpu_bytes is None:
         return 0, [Note(f"{text} of a GPU's memory: say with --gpu-memory how much that is")]
     amount = int(options.gpu_bytes * fraction)

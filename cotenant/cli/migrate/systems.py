@@ -4,7 +4,7 @@ The facts are of the systems' own documents: gpushare-scheduler-extender (docs/u
 Volcano (docs/user-guide/how_to_use_vgpu.md), NVIDIA's device plugin (README, "Shared Access to GPUs").
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -64,13 +64,20 @@ HAMI = System(
     variables=_OF_HAMI,
 )
 
+# as a label of a pod, over how many GPUs its memory is split; as a resource no more than what its node counts
+GPU_COUNT = "aliyun.com/gpu-count"
+
+GPUSHARE = System(
+    "gpushare",
+    ("aliyun.com/gpu-mem", GPU_COUNT, "aliyun.com/gpu-core.percentage"),
+    node_labels=("gpushare", "ack.node.gpu.schedule"),
+    variables=("ALIYUN_COM_GPU_MEM_",),
+)
+
+NVIDIA = System("NVIDIA", ("nvidia.com/gpu", "nvidia.com/gpu.shared"))
+
 SYSTEMS = (
-    System(
-        "gpushare",
-        ("aliyun.com/gpu-mem", "aliyun.com/gpu-count"),
-        node_labels=("gpushare",),
-        variables=("ALIYUN_COM_GPU_MEM_",),
-    ),
+    GPUSHARE,
     System(
         "Volcano",
         (
@@ -82,9 +89,20 @@ SYSTEMS = (
     ),
     HAMI,
     # last: HAMi's pods ask for nvidia.com/gpu as well
-    System("NVIDIA", ("nvidia.com/gpu", "nvidia.com/gpu.shared")),
+    NVIDIA,
 )
 
+
+# what other schedulers read of a pod, or write to it
+_SCHEDULERS = (
+    *("hami.io/", "kai.scheduler/", "volcano.sh/", "scheduling.volcano.sh/", "scheduling.k8s.io/group-name"),
+    "ALIYUN_COM_",
+)
+
+# what of a GPU HAMi's and Volcano's pods want: MIG, and which profile, or a part by their library
+_MODES = ("nvidia.com/vgpu-mode", "volcano.sh/vgpu-mode", "nvidia.com/mig-profile-preference")
+
+_ALL = 100  # percent
 
 NAMES = frozenset(name for system in SYSTEMS for name in system.resources)
 
@@ -102,7 +120,7 @@ def ask(system: System, amounts: Mapping[str, Any], options: Options) -> tuple[A
     read = {"gpushare": _gpushare, "Volcano": _volcano, "HAMi": _hami, "NVIDIA": _nvidia}[system.name]
     found, notes = read(whole, options)
     if found is not None and not found.units:
-        return None, [Note(f"{', '.join(whole)}: 0 is nothing to ask for")]
+        return None, [Note(f"{', '.join(whole)}: 0 is nothing to ask for: take it out")]
     return found, notes
 
 
@@ -123,16 +141,46 @@ def _units(amount: int, options: Options) -> int:
 
 def _gpushare(amounts: Mapping[str, int], options: Options) -> tuple[Ask | None, list[Note]]:
     units = _units(amounts.get("aliyun.com/gpu-mem", 0) * GIB, options)
+    if not units:
+        return None, [Note("aliyun.com/gpu-mem is missing or 0")]
+    percent = amounts.get("aliyun.com/gpu-core.percentage", 0)
+    if percent > _ALL:
+        return None, [_too_much(percent)]
     notes = [
         Note("aliyun.com/gpu-mem was read as GiB; if gpushare's plugin ran with --memory-unit=MiB, divide by 1024")
     ]
-    return (Ask(units), notes) if units else (None, [Note("aliyun.com/gpu-mem is missing or 0")])
+    if percent:
+        notes.append(_cores(percent))
+    if amounts.get(GPU_COUNT, 1) > 1:
+        notes.append(Note(f"{GPU_COUNT}: {amounts[GPU_COUNT]} is not kept: what a container asked lay on one GPU"))
+    return Ask(units, percent=percent or None), notes
+
+
+def split(asked: Ask, labels: Mapping[str, Any]) -> tuple[Ask | None, list[Note]]:
+    """Have what a container asked over as many GPUs as its pod's label says (ACK, GPU sharing on several GPUs)."""
+    count = _whole(labels.get(GPU_COUNT, 1))
+    if not count or asked.units % count:
+        said = f"label {GPU_COUNT}: {str(labels[GPU_COUNT])[:60]!r} does not divide its memory: ask by hand"
+        return None, [Note(said)]
+    return msgspec.structs.replace(asked, gpus=count), []
+
+
+def _cores(percent: int) -> Note:
+    return Note(f"{percent} percent of a GPU's cores: kept as a wish, enforced on GPUs under MPS only")
+
+
+def _too_much(percent: int) -> Note:
+    return Note(f"{percent} percent of a GPU are more than it has: ask for 1 to {_ALL}")
 
 
 def _sliced(count: int, amount: int, percentage: int, percent: int, options: Options) -> tuple[Ask | None, list[Note]]:
     """Read *count* virtual GPUs of *amount* bytes, or of a *percentage*; neither is the whole GPU."""
     notes = []
     percentage = 0 if amount else percentage
+    if max(percentage, percent) > _ALL:
+        return None, [_too_much(max(percentage, percent))]
+    if _ALL in {percentage, percent}:  # the GPU for itself: HAMi lets no other pod on it, or none fits
+        return Ask(max(1, _units(amount, options)) * count, gpus=count, whole=True), []
     if percentage:
         if options.gpu_bytes is None:
             return None, [Note(f"{percentage} percent of a GPU's memory: say with --gpu-memory how much that is")]
@@ -146,7 +194,7 @@ def _sliced(count: int, amount: int, percentage: int, percent: int, options: Opt
         which = "up" if given > amount else "down"
         notes.append(Note(f"{format_bytes(amount)} a GPU are rounded {which} to {format_bytes(given)}"))
     if percent:
-        notes.append(Note(f"{percent} percent of a GPU's cores: kept as a wish, enforced on GPUs under MPS only"))
+        notes.append(_cores(percent))
     return Ask(each * count, gpus=count, percent=percent or None, limited=True), notes
 
 
@@ -155,18 +203,24 @@ def _volcano(amounts: Mapping[str, int], options: Options) -> tuple[Ask | None, 
         return Ask(amounts["volcano.sh/gpu-number"], gpus=amounts["volcano.sh/gpu-number"], whole=True), []
     if "volcano.sh/gpu-memory" in amounts:  # Volcano's older GPU sharing, without limits
         return Ask(_units(amounts["volcano.sh/gpu-memory"] * MIB, options)), []
-    return _sliced(
-        max(1, amounts.get("volcano.sh/vgpu-number", 1)),
+    found, notes = _sliced(
+        amounts.get("volcano.sh/vgpu-number", 1),
         amounts.get("volcano.sh/vgpu-memory", 0) * MIB,
         amounts.get("volcano.sh/vgpu-memory-percentage", 0),
         amounts.get("volcano.sh/vgpu-cores", 0),
         options,
     )
+    if found is not None and amounts.get("volcano.sh/vgpu-memory"):
+        said = (
+            "volcano.sh/vgpu-memory was read as MiB; if Volcano's plugin ran with --gpu-memory-factor, multiply by that"
+        )
+        notes.insert(0, Note(said))
+    return found, notes
 
 
 def _hami(amounts: Mapping[str, int], options: Options) -> tuple[Ask | None, list[Note]]:
     found, notes = _sliced(
-        max(1, amounts.get("nvidia.com/gpu", 1)),
+        amounts.get("nvidia.com/gpu", 1),
         amounts.get("nvidia.com/gpumem", 0) * MIB,
         amounts.get("nvidia.com/gpumem-percentage", 0),
         amounts.get("nvidia.com/gpucores", 0),
@@ -193,6 +247,13 @@ def _nvidia(amounts: Mapping[str, int], options: Options) -> tuple[Ask | None, l
     return Ask(each * count), notes
 
 
+def wishes_hami(annotations: Iterable[str]) -> bool:
+    """Tell whether a pod with these annotations is one of HAMi's, though it ask for `nvidia.com/gpu` alone."""
+    return any(
+        key.startswith(("hami.io/", "nvidia.com/use-gpu", "nvidia.com/nouse-gpu", *_MODES)) for key in annotations
+    )
+
+
 def wishes(annotations: Mapping[str, str], names: Names) -> tuple[dict[str, str], set[str], Iterator[Note]]:
     """Turn other systems' annotations into our wishes; also name those that are theirs, and say what is not kept."""
     kept: dict[str, str] = {}
@@ -211,9 +272,11 @@ def wishes(annotations: Mapping[str, str], names: Names) -> tuple[dict[str, str]
                 notes.append(Note(f"{key}: {value} is not kept: one policy chooses node and GPU together"))
         elif key.startswith(("nvidia.com/nouse-", "volcano.sh/vgpu-nouse-")):
             notes.append(Note(f"{key}: {value} is not kept: models and UUIDs can be wished for, not ruled out"))
-        elif key.startswith(("nvidia.com/vgpu-mode", "volcano.sh/vgpu-mode")):
+        elif key.startswith(("nvidia.com/use-gpuindex", "nvidia.com/numa-bind")):
+            notes.append(Note(f"{key}: {value} is not kept: GPUs can be wished for by model and UUID"))
+        elif key.startswith(_MODES):
             notes.append(Note(f"{key}: {value} is not kept: ask for an isolation, docs/contract.md"))
-        elif key.startswith(("hami.io/", "scheduler.volcano.sh/", "ALIYUN_COM_")) or key == "volcano.sh/preemptable":
+        elif key.startswith(_SCHEDULERS):
             notes.append(Note(f"{key} is not kept: it is the other scheduler's"))
         else:
             continue
