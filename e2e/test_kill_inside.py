@@ -75,7 +75,7 @@ class Ground(programs.Ground):
         for name in names:
             self.api.delete("Pod", name)
         for name in names:
-            self.api.wait("Pod", name, lambda seen: seen is None, saying="its end", timeout_s=60)
+            self.api.gone(name)
 
     def instances(self) -> dict[str, tuple[str, str, int]]:
         """List the instances that there are, by UUID: GPU, profile and start."""

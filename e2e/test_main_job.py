@@ -146,7 +146,7 @@ def test_device_nodes_reach_the_container_where_they_are_passed(
 
         assert wait_until(lambda: "OPENED=yes" in real_node.logs(seen, "c0"), timeout_s=10), real_node.logs(seen, "c0")
         api.delete("Pod", "opens")
-        api.wait("Pod", "opens", lambda left: left is None, saying="its end")
+        api.gone("opens")
 
 
 def test_100_pods_in_bursts_while_plugin_and_kubelet_are_killed(ground: Ground) -> None:

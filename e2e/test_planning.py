@@ -57,9 +57,7 @@ class Ground:
         one["metadata"] |= more.pop("metadata", {})
         one["spec"] |= more
         self.api.create(one)
-        placed = self.api.wait(
-            "Pod", name, lambda seen: bool(seen and "nodeName" in seen["spec"]), saying="its node", timeout_s=60
-        )
+        placed = self.api.bound(name)
         given = grants.decode(placed["metadata"]["annotations"][NAMES.grant])
         return placed["spec"]["nodeName"], given.containers[0].gpus[0].uuid
 
