@@ -10,7 +10,7 @@ import msgspec
 
 from cotenant.contract import inventory as inventories
 from cotenant.contract.compute import NOTHING, Compute, allocatable
-from cotenant.contract.inventory import GPU, MIG, Family, Inventory, MIGProfile, Mode
+from cotenant.contract.inventory import GPU, MIG, Family, Inventory, Mode
 from cotenant.contract.mig import Geometry
 from cotenant.contract.mps import Clients
 from cotenant.contract.names import Names
@@ -248,9 +248,7 @@ class Account(msgspec.Struct):
 
 
 # GPUs that are alike share one geometry, and what it remembers.
-@lru_cache(maxsize=256)
-def _geometry(profiles: tuple[MIGProfile, ...]) -> Geometry:
-    return Geometry(profiles)
+_geometry = lru_cache(maxsize=256)(Geometry)
 
 
 def _inventory(annotation: str | None, unit_bytes: int) -> tuple[Inventory | None, Reason | None, str]:

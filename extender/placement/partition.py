@@ -19,7 +19,7 @@ from cotenant.contract.grant import (
     IsolationRecord,
     MIGPlacement,
 )
-from cotenant.contract.inventory import Family, MIGInstance, Mode
+from cotenant.contract.inventory import MIGInstance, Mode
 from cotenant.contract.mig import Geometry, PlacementError
 from cotenant.contract.names import mig_suffix
 from cotenant.contract.reasons import Reason
@@ -347,7 +347,7 @@ def _size(usable: Iterable[MIGState], profile: str, aim: Aim) -> int:
 
 def _together(state: MIGState, profiles: tuple[str, ...], aim: Aim) -> tuple[MIGInstance, ...] | None:
     """Find an instance of the GPU for each of *profiles*, in their order."""
-    if state.gpu.family is Family.MIG_STATIC:
+    if state.static:
         free = {} if state.closed else state.free_shares()
         found = []
         for profile in profiles:
