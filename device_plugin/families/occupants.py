@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from cotenant.cluster import Cluster, ClusterError
-from cotenant.cluster.nesting import decoded
+from cotenant.cluster.reading import answered
 from cotenant.contract import inventory as inventories
 from cotenant.contract.inventory import Family, InventoryError
 from cotenant.contract.names import NVIDIA_DOMAIN, Names
@@ -80,8 +80,8 @@ class Occupants:
             return []
         try:
             query = {"fieldSelector": f"metadata.name={self._node}"}
-            reply = decoded(_nodes.decode, self._cluster.get("/api/v1/nodes", query=query, timeout=_SECONDS).body)
-        except (ClusterError, msgspec.MsgspecError):
+            reply = answered(_nodes, self._cluster.get("/api/v1/nodes", query=query, timeout=_SECONDS).body)
+        except ClusterError:
             return []  # the sockets have said what can be said
         for node in reply.items:
             text = (node.metadata.annotations or {}).get(self._names.inventory, "")

@@ -17,7 +17,7 @@ import structlog
 
 from cotenant.cluster import Change, Cluster, ClusterError, Conflict, NotFound, Reflector, Unreadable, leases, writes
 from cotenant.cluster.leases import Lease
-from cotenant.cluster.nesting import decoded
+from cotenant.cluster.reading import answered
 from cotenant.contract.configuration import Writer
 from cotenant.threads import Threads
 from extender.cluster.writership import Writership
@@ -116,7 +116,7 @@ class Follow:
             lease.holder,
             lease.transitions,
             mine=mine,
-            until=self._clock() + (lease.spec.lease_duration_seconds or _DEFAULT_SECONDS),
+            until=self._clock() + _duration(lease),
         )
 
     def _begin_term(self, lease: Lease) -> None:
@@ -212,7 +212,7 @@ class Elect:
         lease = self._lease
         if lease is None or not lease.holder or self._holds():
             return pause
-        left = self._changed_at + self._duration(lease) - self._clock()
+        left = self._changed_at + _duration(lease) - self._clock()
         return min(pause, left) if left > 0 else pause
 
     def _holds(self) -> bool:
@@ -243,12 +243,9 @@ class Elect:
             self._changed_at = self._clock()
         if lease.holder == self._identity:
             lease = self._write(lease, holder=self._identity, transitions=lease.transitions)
-        elif not lease.holder or self._clock() - self._changed_at >= self._duration(lease):
+        elif not lease.holder or self._clock() - self._changed_at >= _duration(lease):
             lease = self._write(lease, holder=self._identity, transitions=lease.transitions + 1, acquired=True)
         self._tell(lease, asked_at)
-
-    def _duration(self, lease: Lease) -> float:
-        return float(lease.spec.lease_duration_seconds or _DEFAULT_SECONDS)
 
     def _write(
         self,
@@ -281,7 +278,7 @@ class Elect:
             self._labelled = False
         self._lease, self._transitions = lease, lease.transitions
         # ours counts from when we asked, so that it ends here before it ends for those who saw it later
-        until = asked_at + self._configuration.renew_deadline if mine else self._changed_at + self._duration(lease)
+        until = asked_at + self._configuration.renew_deadline if mine else self._changed_at + _duration(lease)
         self._writership.observe(lease.holder, lease.transitions, mine=mine, until=until)
 
     def _label_pods_once(self) -> None:
@@ -297,7 +294,7 @@ class Elect:
         namespace = self._configuration.namespace
         query = {"labelSelector": f"{self._label}=true"}
         body = self._cluster.get(f"/api/v1/namespaces/{namespace}/pods", query=query, timeout=_REQUEST_SECONDS).body
-        for other in {item.metadata.name for item in decoded(_pods.decode, body).items or ()} - {self._pod}:
+        for other in {item.metadata.name for item in answered(_pods, body).items or ()} - {self._pod}:
             writes.label_pod(
                 self._cluster, namespace=namespace, name=other, labels={self._label: None}, timeout=_REQUEST_SECONDS
             )
@@ -305,6 +302,10 @@ class Elect:
             self._cluster, namespace=namespace, name=self._pod, labels={self._label: "true"}, timeout=_REQUEST_SECONDS
         )
         self._labelled = True
+
+
+def _duration(lease: Lease) -> float:
+    return float(lease.spec.lease_duration_seconds or _DEFAULT_SECONDS)
 
 
 class _Pod(msgspec.Struct, frozen=True):
