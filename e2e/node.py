@@ -122,17 +122,16 @@ class RealNode:
         control_plane: ControlPlane,
         directory: Path,
         *,
-        name: str = NODE_NAME,
         kubelet: Mapping[str, Any] | None = None,
         network: str = "",
         images: Sequence[Path] = (),
     ) -> None:
         """Prepare a node in `directory`; `kubelet` overrides fields of its KubeletConfiguration.
 
-        The control plane needs a user `kubelet` that may act for a node of that name. `network` is a CNI configuration
+        The control plane needs a user `kubelet` that may act for the node. `network` is a CNI configuration
         list; without one all pods have to be on the host's network. `images` are docker archives, besides busybox.
         """
-        self.name = name
+        self.name = NODE_NAME
         self.control_plane = control_plane
         self.directory = directory.resolve()
         self.cdi_directory = self.directory / "cdi"

@@ -115,9 +115,9 @@ def placement(seen: Object) -> tuple[str, MIGPlacement]:
     return granted.gpus[0].uuid, granted.mig
 
 
-def visible(ground: Ground, seen: Object, name: str = "main") -> str:
+def visible(ground: Ground, seen: Object) -> str:
     """Read which instance a container printed that it has: the last line of that name counts."""
-    lines = ground.node.logs(seen, name).splitlines()
+    lines = ground.node.logs(seen, "main").splitlines()
     return next((line.partition("=")[2] for line in reversed(lines) if line.startswith("COTENANT_MIG_UUID=")), "")
 
 
@@ -243,7 +243,7 @@ def expected_devices(ground: Ground, uuid: str) -> list[str]:
 def printed_devices(ground: Ground, seen: Object) -> list[str]:
     name = seen["spec"]["containers"][0]["name"]
     assert wait_until(lambda: "DEVICES=" in ground.node.logs(seen, name), timeout_s=10)
-    (line,) = [line for line in ground.node.logs(seen, name).splitlines() if line.startswith("DEVICES=")]
+    (line,) = [line for line in ground.node.logs(seen, "main").splitlines() if line.startswith("DEVICES=")]
     return sorted(line.removeprefix("DEVICES=").split())
 
 

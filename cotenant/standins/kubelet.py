@@ -82,7 +82,6 @@ class Kubelet:
         *,
         reporter: Reporter | None = None,
         retry_seconds: float = 0.05,
-        seed: int = 0,
     ) -> None:
         """Prepare the node; *retry_seconds* is how long a failed start waits, about a second on a real node."""
         self.node = node
@@ -96,7 +95,7 @@ class Kubelet:
         self._loop: threading.Thread | None = None
         self._node_allocatable: dict[str, int] = {}
         self.devices = DeviceManager(
-            directory / "device-plugins", active=self._active, changed=self._tell_node, rng=random.Random(seed)
+            directory / "device-plugins", active=self._active, changed=self._tell_node, rng=random.Random(0)
         )
         socket = directory / "pod-resources" / "kubelet.sock"
         self.pod_resources = PodResourcesServer(socket, pods=self._listed, devices=self.devices)

@@ -142,9 +142,9 @@ class PluginProxy:
 
     def _follow_kubelet(self) -> None:
         """Have our kubelet.sock look like another one whenever the kubelet's own is, by which a plugin knows."""
-        known = _made(DEVICE_PLUGINS / "kubelet.sock")
+        known = _kubelets_socket()
         while not self._left.wait(_LOOK_SECONDS):
-            now = _made(DEVICE_PLUGINS / "kubelet.sock")
+            now = _kubelets_socket()
             if now not in (known, None):
                 (self.kubelet_directory / "kubelet.sock").touch()
                 known = now
@@ -273,10 +273,10 @@ class _Registrations(rpc.RegistrationServicer):
         return pb.Empty()
 
 
-def _made(socket: Path) -> int | None:
-    """Tell sockets of the same name apart; None where there is none."""
+def _kubelets_socket() -> int | None:
+    """Tell one of the kubelet's sockets from the next; None where there is none."""
     try:
-        return socket.stat().st_ctime_ns
+        return (DEVICE_PLUGINS / "kubelet.sock").stat().st_ctime_ns
     except OSError:
         return None
 

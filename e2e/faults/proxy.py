@@ -64,10 +64,9 @@ class Odds:
 class Dice:
     """Decides what goes wrong, by a seed."""
 
-    def __init__(self, seed: int, odds: Odds | None = None) -> None:
-        """Prepare to decide; without odds by the usual ones."""
+    def __init__(self, seed: int) -> None:
         self._seed = seed
-        self.odds = odds or Odds()
+        self.odds = Odds()
         self._lock = threading.Lock()
         self._asked: Counter[str] = Counter()
         self.happened: Counter[str] = Counter()

@@ -148,7 +148,6 @@ class Elect:
         *,
         pod: str,
         label: str,
-        clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         threads: Threads | None = None,
     ) -> None:
@@ -157,7 +156,6 @@ class Elect:
         self._writership = writership
         self._pod = pod
         self._label = label
-        self._clock = clock
         self._now = now
         self._rng = random.Random()  # noqa: S311 - spreads load, guards nothing
         # a process that starts again is another holder, with another term
@@ -212,7 +210,7 @@ class Elect:
         lease = self._lease
         if lease is None or not lease.holder or self._holds():
             return pause
-        left = self._changed_at + _duration(lease) - self._clock()
+        left = self._changed_at + _duration(lease) - time.monotonic()
         return min(pause, left) if left > 0 else pause
 
     def _holds(self) -> bool:
@@ -221,7 +219,7 @@ class Elect:
     def _try(self) -> None:
         """Renew the Lease where it is ours, take it where nobody has it, and tell who has."""
         where = self._configuration
-        asked_at = self._clock()
+        asked_at = time.monotonic()
         lease = self._lease
         if lease is None or lease.holder != self._identity:
             lease = leases.read(self._cluster, where.namespace, where.name, timeout=_REQUEST_SECONDS)
@@ -240,10 +238,10 @@ class Elect:
                 return
         known = self._lease
         if known is None or known.metadata.resource_version != lease.metadata.resource_version:
-            self._changed_at = self._clock()
+            self._changed_at = time.monotonic()
         if lease.holder == self._identity:
             lease = self._write(lease, holder=self._identity, transitions=lease.transitions)
-        elif not lease.holder or self._clock() - self._changed_at >= _duration(lease):
+        elif not lease.holder or time.monotonic() - self._changed_at >= _duration(lease):
             lease = self._write(lease, holder=self._identity, transitions=lease.transitions + 1, acquired=True)
         self._tell(lease, asked_at)
 
