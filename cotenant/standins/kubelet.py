@@ -10,6 +10,7 @@ import queue
 import random
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
@@ -108,7 +109,7 @@ class Kubelet:
             known = sorted(self._pods.values(), key=lambda p: p.pod.metadata.name)
         # HandlePodAdditions of the first batch; only after it do sources count as ready (syncLoopIteration)
         for pod in known:
-            self._work.put(lambda pod=pod: self._admit(pod))  # type: ignore[misc]
+            self._work.put(partial(self._admit, pod))
         self._work.put(self._sources_ready)
         self._loop = threading.Thread(target=self._sync_loop, name=f"kubelet {self.node}", daemon=True)
         self._loop.start()

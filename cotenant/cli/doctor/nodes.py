@@ -10,7 +10,7 @@ from cotenant.contract import grant as grants
 from cotenant.contract import inventory as inventories
 from cotenant.contract.configuration import ExtenderConfiguration
 from cotenant.contract.inventory import GPU, Health, Inventory, Mode
-from cotenant.contract.units import format_bytes, parse_quantity
+from cotenant.contract.units import count_of, format_bytes
 
 BROKEN, SUSPECT = Severity.BROKEN, Severity.SUSPECT
 # The kubelet's word for what it has no room for (pkg/kubelet/lifecycle), other than our own resource.
@@ -30,10 +30,7 @@ def _key(pod: Json) -> str:
 
 
 def _amount(node: Json, resource: str) -> int:
-    try:
-        return parse_quantity((node.get("status", {}).get("allocatable") or {}).get(resource, 0))
-    except ValueError:
-        return 0
+    return count_of((node.get("status", {}).get("allocatable") or {}).get(resource))
 
 
 def _inventories(facts: Facts) -> Iterator[tuple[Json, Inventory]]:
