@@ -55,10 +55,8 @@ def ground(control_plane: ControlPlane, real_node: RealNode, tmp_path: Path) -> 
     """Extender, kube-scheduler and device plugin on the real node; no admission until a test asks for it."""
     api = control_plane.api()
     plugin = RunningPlugin(
-        control_plane,
+        real_node,
         tmp_path / "plugin",
-        node=real_node.name,
-        pod_resources=real_node.pod_resources_socket,
         gpus=GPUS,
         configuration=CONFIGURATION,
     )

@@ -97,10 +97,8 @@ def ground(
     config.write_text(EXTENDER)
     api = control_plane.api()
     plugin = RunningPlugin(
-        control_plane,
+        real_node,
         directory / "plugin",
-        node=real_node.name,
-        pod_resources=real_node.pod_resources_socket,
         gpus="node: e2e\ngpus: [{model: Made up, memory: 10GiB, count: 2}]\n",
         configuration=PLUGIN,
     )

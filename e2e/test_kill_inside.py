@@ -105,9 +105,8 @@ def ground(
         PluginProxy(real_node.pod_resources_socket) as proxy,
     ):
         plugin = RunningPlugin(
-            control_plane,
+            real_node,
             directory / "plugin",
-            node=real_node.name,
             pod_resources=proxy.pod_resources,
             gpus=GPUS.format(uuid=UUID, device=device),
             configuration="gpus: [{indices: [1], family: mig-dynamic}]\ndeviceListStrategy: cdi-cri\n"

@@ -71,10 +71,8 @@ def ground(
     device = directory / "fake-gpu"
     os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(1, 3))  # what /dev/null is
     plugin = RunningPlugin(
-        control_plane,
+        real_node,
         directory / "plugin",
-        node=real_node.name,
-        pod_resources=real_node.pod_resources_socket,
         gpus=f"gpus: [{', '.join([GPU.format(device=device)] * COUNT)}]",
         configuration=f"gpus: [{{family: mig-dynamic}}]\ndeviceListStrategy: cdi-cri\ninventoryInterval: 2\n"
         f"cdiDirectory: {real_node.cdi_directory}\n",

@@ -28,10 +28,8 @@ GPUS = "gpus: [{model: NVIDIA H100 80GB HBM3, memory: 80GiB, reserved: 640MiB, c
 def ground(control_plane: ControlPlane, real_node: RealNode, tmp_path: Path) -> Iterator[Ground]:
     api = control_plane.api()
     plugin = RunningPlugin(
-        control_plane,
+        real_node,
         tmp_path / "plugin",
-        node=real_node.name,
-        pod_resources=real_node.pod_resources_socket,
         gpus=GPUS,
     )
     with (

@@ -110,10 +110,8 @@ def test_eight_notebooks_share_one_gpu_in_turns_and_a_ninth_waits(
     for key, text in config_map["data"].items():
         (folder / key).write_text(text)
     plugin = RunningPlugin(
-        control_plane,
+        real_node,
         tmp_path / "plugin",
-        node=real_node.name,
-        pod_resources=real_node.pod_resources_socket,
         gpus=GPUS.format(device=device),
         configuration="{passDeviceSpecs: true, inventoryInterval: 0.5}",
         flags=[f"--nvidia-config={folder}"],
@@ -157,10 +155,8 @@ def test_twelve_servers_use_one_gpu_at_once_under_mps_each_within_its_limits(
         root = Path(stack.enter_context(TemporaryDirectory(prefix="mps-")))
         rules = (MANIFESTS / "mps" / "device-plugin-config.yaml").read_text()
         plugin = RunningPlugin(
-            control_plane,
+            real_node,
             tmp_path / "plugin",
-            node=real_node.name,
-            pod_resources=real_node.pod_resources_socket,
             gpus=GPUS.format(device=device),
             configuration=f"{rules}\npassDeviceSpecs: true\ninventoryInterval: 0.5\n"
             f"mps: {{control: {FAKE_CONTROL}, root: {root}, shm: /dev/shm}}",
@@ -217,10 +213,8 @@ def test_four_models_share_two_mig_instances_as_nvidias_documentation_says_and_a
     file = tmp_path / "nvidia.yaml"
     file.write_text(text)
     plugin = RunningPlugin(
-        control_plane,
+        real_node,
         tmp_path / "plugin",
-        node=real_node.name,
-        pod_resources=real_node.pod_resources_socket,
         gpus=f"node: e2e\ngpus: [{{model: NVIDIA A100-SXM4-40GB, memory: 40GiB, mig: true, device: {device}}}]",
         configuration="{passDeviceSpecs: true, inventoryInterval: 0.5}",
         flags=[f"--nvidia-config={file}"],

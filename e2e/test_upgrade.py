@@ -54,10 +54,8 @@ def test_each_release_keeps_what_the_other_gave_and_nothing_is_given_twice(
     except MissingRevisionError as missing:
         pytest.skip(str(missing))
     plugin = RunningPlugin(
-        control_plane,
+        real_node,
         tmp_path / "plugin",
-        node=real_node.name,
-        pod_resources=real_node.pod_resources_socket,
         gpus=GPUS,
     )
     extender = RunningExtender(control_plane, tmp_path / "extender")
