@@ -5,13 +5,15 @@ from collections.abc import Iterable
 import msgspec
 
 from cotenant.contract.reasons import Reason
-from cotenant.contract.request import Wishes, allowed
+from cotenant.contract.request import Wishes, model_wished
 from extender.ledger import GPUState, MIGState
 
 
 def is_wished(state: GPUState | MIGState, wishes: Wishes) -> bool:
     """Tell whether the GPU is of a model and UUID that the pod wishes for, and its namespace may have."""
-    return (not wishes.uuids or state.gpu.uuid in wishes.uuids) and allowed(state.gpu.model, wishes)
+    gpu = state.gpu
+    by_name = not wishes.uuids or gpu.uuid in wishes.uuids
+    return by_name and model_wished(gpu.model, wishes.models) and model_wished(gpu.model, wishes.within)
 
 
 def unwished(states: Iterable[GPUState | MIGState], wishes: Wishes) -> Reason:
