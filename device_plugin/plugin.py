@@ -304,13 +304,10 @@ class DevicePlugin:
         try:
             step()
         except (NVMLUnavailableError, TooManyIdsError) as error:
-            self._not_taken(error)
-
-    def _not_taken(self, error: Exception) -> None:
-        log.warning("inventory.not_taken", error=str(error))
-        if str(error) != self._untaken and not isinstance(error, NVMLUnavailableError):
-            self._tell_configuration("BadConfiguration", f"{error}; what was offered before stays", well=False)
-        self._untaken = str(error)
+            log.warning("inventory.not_taken", error=str(error))
+            if str(error) != self._untaken and not isinstance(error, NVMLUnavailableError):
+                self._tell_configuration("BadConfiguration", f"{error}; what was offered before stays", well=False)
+            self._untaken = str(error)
 
     def _noticed(self, node: NodeMetadata | None) -> None:
         if node is not None:

@@ -9,7 +9,7 @@ from cotenant.contract import environment, units
 from cotenant.contract import grant as grants
 from cotenant.contract.grant import ContainerGrant, Role
 from e2e.node import RealNode
-from e2e.plugin import PodResources
+from e2e.plugin import held
 from e2e.processes import wait_until
 from e2e.rest import Object
 
@@ -58,15 +58,7 @@ def disagreements(
 
     *told* gives the environment that a container saw, nothing for one that has not started.
     """
-    resources = PodResources(node.pod_resources_socket)
-    listed = {
-        (entry.name, one.name): {
-            device for held in one.devices if held.resource_name == GPU_MEM for device in held.device_ids
-        }
-        for entry in resources.list()
-        for one in entry.containers
-    }
-    resources.close()
+    listed = held(node.pod_resources_socket, GPU_MEM)
     compared, wrong = 0, []
     for seen in pods:
         grant = grants.decode(seen["metadata"]["annotations"][GRANT])

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import yaml
@@ -96,20 +95,18 @@ class ControlPlane:
         directory: Path,
         *,
         users: Sequence[User] | None = None,
-        taint_nodes: bool = False,
         service_accounts: bool = False,
         api_server_flags: Sequence[str] = (),
     ) -> None:
         """Prepare a control plane in `directory`, which is made where it is missing.
 
-        `taint_nodes` turns TaintNodesByCondition on: without a controller manager nothing would take the
-        not-ready taint from a new node again, so it is off unless asked for. `service_accounts` turns ServiceAccount
-        on: pods need an account that exists, which is made by a controller, and get its token.
+        TaintNodesByCondition is off: without a controller manager nothing would take the not-ready taint from a new
+        node again. `service_accounts` turns ServiceAccount on: pods need an account that exists, which is made by a
+        controller, and get its token.
         """
         self.directory = directory
         self.users = {user.name: user for user in (default_users() if users is None else users)}
-        unless = {"ServiceAccount": service_accounts, "TaintNodesByCondition": taint_nodes}
-        self._admission_off = [plugin for plugin, wanted in unless.items() if not wanted]
+        self._admission_off = ["TaintNodesByCondition", *([] if service_accounts else ["ServiceAccount"])]
         self._flags = list(api_server_flags)
         self._programs: list[Program] = []
         self._schedulers = 0
@@ -119,9 +116,7 @@ class ControlPlane:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     @property

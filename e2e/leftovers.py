@@ -27,6 +27,10 @@ _SYSCTLS = tuple(
 )
 
 
+# How long a cgroup may take to be removed.
+_REMOVAL_S = 60
+
+
 def cgroup_v1_controllers() -> list[Path]:
     """Return the mounted cgroup v1 hierarchies; none on a machine with cgroup v2 alone."""
     return [entry for entry in sorted(_CGROUPS.glob("*")) if (entry / "release_agent").exists()]
@@ -55,15 +59,15 @@ def kill_cgroup(name: str) -> None:
                 _kill(pid)
 
 
-def remove_cgroup(name: str, *, timeout_s: float = 60) -> None:
+def remove_cgroup(name: str) -> None:
     """Kill what still runs in the cgroup, then remove it with all below it.
 
     Raises TimeoutError where one stays: a killed process leaves its cgroup only when its parent has reaped it.
     """
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + _REMOVAL_S
     while groups := [group for hierarchy in _hierarchies() for group in _below(hierarchy / name)]:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"cgroup {groups[0]} could not be removed in {timeout_s:.0f} s")
+            raise TimeoutError(f"cgroup {groups[0]} could not be removed in {_REMOVAL_S} s")
         kill_cgroup(name)
         stuck = False
         for group in groups:

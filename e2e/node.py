@@ -12,7 +12,6 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import grpc
@@ -122,17 +121,16 @@ class RealNode:
         control_plane: ControlPlane,
         directory: Path,
         *,
-        name: str = NODE_NAME,
         kubelet: Mapping[str, Any] | None = None,
         network: str = "",
         images: Sequence[Path] = (),
     ) -> None:
         """Prepare a node in `directory`; `kubelet` overrides fields of its KubeletConfiguration.
 
-        The control plane needs a user `kubelet` that may act for a node of that name. `network` is a CNI configuration
+        The control plane needs a user `kubelet` that may act for the node. `network` is a CNI configuration
         list; without one all pods have to be on the host's network. `images` are docker archives, besides busybox.
         """
-        self.name = name
+        self.name = NODE_NAME
         self.control_plane = control_plane
         self.directory = directory.resolve()
         self.cdi_directory = self.directory / "cdi"
@@ -161,9 +159,7 @@ class RealNode:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def start(self) -> None:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import grpc
@@ -22,20 +21,21 @@ from e2e.node import DEVICE_PLUGINS
 _LONG_MESSAGES = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
 
 
-class PodResources:
-    """The kubelet's account of who holds which device ids, as its PodResources socket tells it."""
+def list_pods(socket: Path) -> Sequence[pod_pb.PodResources]:
+    """Return the pods that the kubelet has admitted or is admitting, with the ids of each container."""
+    with grpc.insecure_channel(f"unix://{socket}", options=_LONG_MESSAGES) as channel:
+        return pod_rpc.PodResourcesListerStub(channel).List(pod_pb.ListPodResourcesRequest(), timeout=300).pod_resources
 
-    def __init__(self, socket: Path) -> None:
-        self._channel = grpc.insecure_channel(f"unix://{socket}", options=_LONG_MESSAGES)
-        self._stub = pod_rpc.PodResourcesListerStub(self._channel)
 
-    def close(self) -> None:
-        """Close the connection."""
-        self._channel.close()
-
-    def list(self) -> Sequence[pod_pb.PodResources]:
-        """Return the pods that the kubelet has admitted or is admitting, with the ids of each container."""
-        return self._stub.List(pod_pb.ListPodResourcesRequest(), timeout=300).pod_resources
+def held(socket: Path, resource: str) -> dict[tuple[str, str], set[str]]:
+    """Return which ids of a resource the kubelet keeps, by pod and container; those without any are left out."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for pod in list_pods(socket):
+        for container in pod.containers:
+            for devices in container.devices:
+                if devices.resource_name == resource:
+                    found.setdefault((pod.name, container.name), set()).update(devices.device_ids)
+    return found
 
 
 class ScriptedPlugin(rpc.DevicePluginServicer):
@@ -73,9 +73,7 @@ class ScriptedPlugin(rpc.DevicePluginServicer):
         self._keeper.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stopped.set()
         self._keeper.join()
         if self._server is not None:
@@ -107,9 +105,7 @@ class ScriptedPlugin(rpc.DevicePluginServicer):
         if self._pod_resources is None:
             return
         start = time.monotonic()
-        resources = PodResources(self._pod_resources)
-        resources.list()
-        resources.close()
+        list_pods(self._pod_resources)
         self.list_seconds.append(time.monotonic() - start)
 
     def GetDevicePluginOptions(  # noqa: N802

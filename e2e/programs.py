@@ -4,7 +4,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import yaml
@@ -39,9 +38,7 @@ class RunningProgram:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     @property
@@ -114,16 +111,18 @@ class RunningPlugin(RunningProgram):
 
     def __init__(
         self,
-        cluster: ControlPlane,
+        node: RealNode,
         directory: Path,
         *,
-        node: str,
-        pod_resources: Path,
         gpus: str,
         configuration: str = "",
         flags: Sequence[str] = (),
+        pod_resources: Path | None = None,
     ) -> None:
-        """Prepare a plugin that serves `gpus`, YAML as --fake-gpus takes it, and has the given configuration."""
+        """Prepare a plugin that serves `gpus`, YAML as --fake-gpus takes it, and has the given configuration.
+
+        `pod_resources` is asked instead of the node's own socket.
+        """
         directory.mkdir(parents=True, exist_ok=True)
         self.fake_gpus = directory / "gpus.yaml"
         self.fake_gpus.write_text(gpus)
@@ -134,9 +133,9 @@ class RunningPlugin(RunningProgram):
             directory,
             [
                 f"--config={config}",
-                f"--kubeconfig={cluster.kubeconfig('plugin')}",
-                f"--node-name={node}",
-                f"--pod-resources={pod_resources}",
+                f"--kubeconfig={node.control_plane.kubeconfig('plugin')}",
+                f"--node-name={node.name}",
+                f"--pod-resources={pod_resources or node.pod_resources_socket}",
                 f"--fake-gpus={self.fake_gpus}",
                 *flags,
             ],

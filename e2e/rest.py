@@ -207,13 +207,13 @@ class Api:
             if error.code != http.HTTPStatus.NOT_FOUND:
                 raise
 
-    def delete_pods(self, *, timeout_s: float = 120.0) -> None:
+    def delete_pods(self) -> None:
         """Delete what pods are left in `default`, those that no kubelet would end at once, and wait for their end."""
         left = self.list("Pod", namespace="default")
         for pod in left:
             self.delete("Pod", pod["metadata"]["name"], grace_s=None if "nodeName" in pod["spec"] else 0)
         for pod in left:
-            self.wait("Pod", pod["metadata"]["name"], lambda seen: seen is None, saying="its end", timeout_s=timeout_s)
+            self.gone(pod["metadata"]["name"])
 
     def bind(
         self,
@@ -235,6 +235,31 @@ class Api:
             "target": {"kind": "Node", "name": node},
         }
         self.call("POST", self.resource("Pod").path(namespace, pod, "binding"), binding)
+
+    def bound(self, pod: str, *, namespace: str = "default", timeout_s: float = 60) -> Object:
+        """Wait until a pod has a node."""
+        return self.wait(
+            "Pod",
+            pod,
+            lambda seen: bool(seen and seen["spec"].get("nodeName")),
+            namespace=namespace,
+            timeout_s=timeout_s,
+            saying="its node",
+        )
+
+    def unschedulable(self, pod: str, because: str = "", *, namespace: str = "default") -> Object:
+        """Wait until kube-scheduler says that a pod fits nowhere, in a sentence that has the words *because*."""
+
+        def says_so(seen: Object | None) -> bool:
+            conditions = seen["status"].get("conditions", []) if seen else []
+            return any(one.get("reason") == "Unschedulable" and because in one["message"] for one in conditions)
+
+        saying = f"to wait because {because}" if because else "to wait"
+        return self.wait("Pod", pod, says_so, namespace=namespace, timeout_s=60, saying=saying)
+
+    def gone(self, pod: str) -> None:
+        """Wait until a pod of `default` is gone."""
+        self.wait("Pod", pod, lambda seen: seen is None, saying="its end")
 
     def apply(self, documents: str | Path, *, manager: str = "e2e") -> Sequence[Object]:
         """Apply YAML documents (server-side apply, as `kubectl apply --server-side --force-conflicts` does)."""

@@ -15,10 +15,10 @@ from cotenant.contract import grant as grants
 from cotenant.contract import inventory as inventories
 from cotenant.contract.inventory import Inventory
 from e2e import policies
-from e2e.agreement import GPU_MEM, GRANT, phase
+from e2e.agreement import GPU_MEM, GRANT, phase, settled
 from e2e.cluster import ControlPlane
 from e2e.node import RealNode, container, pod
-from e2e.plugin import PodResources, ScriptedPlugin
+from e2e.plugin import ScriptedPlugin, held
 from e2e.processes import wait_until
 from e2e.programs import RunningExtender, RunningPlugin
 from e2e.rest import Api, Object
@@ -43,24 +43,11 @@ class Ground:
         return [gpu.uuid for gpu in self.inventory().gpus]
 
     def settled(self, name: str) -> Object:
-        def over(seen: Object | None) -> bool:
-            return phase(seen) in {"Running", "Failed"}
-
-        return self.api.wait("Pod", name, over, saying="an end", timeout_s=60)
-
-    def waits(self, name: str, because: str) -> None:
-        def said(seen: Object | None) -> bool:
-            return because in json.dumps(seen and seen["status"].get("conditions"))
-
-        self.api.wait("Pod", name, said, saying=f"to wait because {because}", timeout_s=60)
+        return self.api.wait("Pod", name, settled, saying="an end", timeout_s=60)
 
     def told(self, reason: str) -> list[str]:
         events = self.api.call("GET", "/apis/events.k8s.io/v1/events")["items"]
         return [event["note"] for event in events if event["reason"] == reason]
-
-    def gone(self, name: str) -> None:
-        self.api.delete("Pod", name)
-        self.api.wait("Pod", name, lambda seen: seen is None, saying="its end", timeout_s=60)
 
 
 @pytest.fixture
@@ -68,10 +55,8 @@ def ground(control_plane: ControlPlane, real_node: RealNode, tmp_path: Path) -> 
     """Extender, kube-scheduler and device plugin on the real node; no admission until a test asks for it."""
     api = control_plane.api()
     plugin = RunningPlugin(
-        control_plane,
+        real_node,
         tmp_path / "plugin",
-        node=real_node.name,
-        pod_resources=real_node.pod_resources_socket,
         gpus=GPUS,
         configuration=CONFIGURATION,
     )
@@ -86,23 +71,6 @@ def ground(control_plane: ControlPlane, real_node: RealNode, tmp_path: Path) -> 
 
 def asking(name: str, units: int, **spec: object) -> Object:
     return pod(name, container(limits={GPU_MEM: units}), spec=spec)
-
-
-def held_ids(node: RealNode) -> dict[str, int]:
-    """Count our units that the kubelet keeps, by pod."""
-    lister = PodResources(node.pod_resources_socket)
-    try:
-        return {
-            entry.name: count
-            for entry in lister.list()
-            if (
-                count := sum(
-                    len(d.device_ids) for c in entry.containers for d in c.devices if d.resource_name == GPU_MEM
-                )
-            )
-        }
-    finally:
-        lister.close()
 
 
 @contextmanager
@@ -123,7 +91,7 @@ def test_a_pod_with_a_node_name_gets_nothing_and_takes_nothing(ground: Ground) -
 
     assert "Failed" == phase(seen)
     assert "has no grant" in seen["status"]["message"]
-    assert {} == held_ids(ground.node)
+    assert {} == held(ground.node.pod_resources_socket, GPU_MEM)
     assert wait_until(lambda: any("has no grant" in note for note in ground.told("NoGrant")), timeout_s=30)
     with policies.installed(ground.api):
         # both GPUs are there for those who ask
@@ -136,7 +104,7 @@ def test_a_static_pod_that_asks_gets_nothing_and_takes_nothing(ground: Ground) -
     with static(ground.node, asking("rooted", 70)):
         # a kubelet shows no static pod that it has rejected to the API server: only the plugin can tell
         assert wait_until(lambda: "70 of cotenant.io/gpu-mem" in ground.plugin.logs[-1].read_text(), timeout_s=60)
-        assert {} == held_ids(ground.node)
+        assert {} == held(ground.node.pod_resources_socket, GPU_MEM)
         with policies.installed(ground.api):
             for one in ("first", "second"):
                 ground.api.create(asking(one, 79))
@@ -166,10 +134,10 @@ def test_what_a_static_pod_uses_without_asking_counts_as_taken(ground: Ground) -
         large = ground.settled("large")
         assert ground.uuids()[1] in large["metadata"]["annotations"][GRANT]
         ground.api.create(asking("waits", 70))
-        ground.waits("waits", "no single GPU has the requested memory free")
+        ground.api.unschedulable("waits", "no single GPU has the requested memory free")
         ground.api.create(asking("fits", 69))
         assert ground.uuids()[0] in ground.settled("fits")["metadata"]["annotations"][GRANT]
-    ground.api.wait("Pod", name, lambda left: left is None, saying="its end", timeout_s=60)
+    ground.api.gone(name)
 
 
 def test_a_gpu_that_another_plugin_has_handed_out_is_left_alone_until_it_is_given_back(ground: Ground) -> None:
@@ -192,9 +160,10 @@ def test_a_gpu_that_another_plugin_has_handed_out_is_left_alone_until_it_is_give
         ground.api.create(asking("beside", 60))
         assert first not in ground.settled("beside")["metadata"]["annotations"][GRANT]
         ground.api.create(asking("waits", 60))
-        ground.waits("waits", "no single GPU has the requested memory free")
+        ground.api.unschedulable("waits", "no single GPU has the requested memory free")
 
-        ground.gone("theirs")
+        ground.api.delete("Pod", "theirs")
+        ground.api.gone("theirs")
         assert first in ground.settled("waits")["metadata"]["annotations"][GRANT]
         assert wait_until(lambda: bool(ground.told("GPUClear")), timeout_s=30)
 

@@ -17,7 +17,6 @@ from e2e.cluster import ControlPlane
 from e2e.faults.load import pod
 from e2e.processes import MissingProgramError
 from e2e.programs import RunningExtender
-from e2e.rest import Api, Object
 
 SHAPE = nodes.Shape(gpus=2, gpu_bytes=10 * GIB)
 
@@ -32,39 +31,23 @@ def test_its_twin_fits_on_no_node_that_there_is_and_both_run_on_the_one_that_com
                 # each GPU has 4 of 10 left, each node 8
                 for n in range(4):
                     api.create(pod(f"resident-{n}", 6, node=f"there-{n // 2}"))
-                    bound(api, f"resident-{n}")
+                    api.bound(f"resident-{n}")
                 api.create(pod("waits", 8))
                 # the sums of both nodes would do, which is all that an autoscaler knows
-                assert "2 no single GPU has the requested memory free" in why_not(api, "waits")
+                api.unschedulable("waits", "2 no single GPU has the requested memory free")
 
                 flags = [f"--server={extender.serve}", f"--kubeconfig={cluster.kubeconfig()}"]
                 made = CliRunner().invoke(main, ["grow", "waits", *flags])
                 assert 0 == made.exit_code, made.output
                 for one in yaml.safe_load_all(made.output):
                     api.create(one)
-                assert "2 node(s) didn't match Pod's node affinity/selector" in why_not(api, "grow-waits")
+                api.unschedulable("grow-waits", "2 node(s) didn't match Pod's node affinity/selector")
 
                 # as the autoscaler does now
                 nodes.register(api, 1, SHAPE, prefix="new")
-                assert ["new-0"] * 2 == [bound(api, name)["spec"]["nodeName"] for name in ("waits", "grow-waits")]
+                assert ["new-0"] * 2 == [api.bound(name)["spec"]["nodeName"] for name in ("waits", "grow-waits")]
                 done = CliRunner().invoke(main, ["grow", "waits", *flags])
                 assert 1 == done.exit_code
                 assert "another node is not what it waits for" in done.output
     except MissingProgramError as missing:
         pytest.skip(str(missing))
-
-
-def bound(api: Api, name: str) -> Object:
-    return api.wait(
-        "Pod", name, lambda seen: bool(seen and "nodeName" in seen["spec"]), saying="its node", timeout_s=60
-    )
-
-
-def why_not(api: Api, name: str) -> str:
-    """Wait until kube-scheduler says that a pod fits nowhere, and give its words."""
-
-    def refusal(seen: Object | None) -> str:
-        conditions = seen["status"].get("conditions", []) if seen else []
-        return next((str(one["message"]) for one in conditions if one.get("reason") == "Unschedulable"), "")
-
-    return refusal(api.wait("Pod", name, lambda seen: bool(refusal(seen)), saying="its refusal", timeout_s=60))

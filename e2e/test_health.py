@@ -97,10 +97,8 @@ def ground(
     config.write_text(EXTENDER)
     api = control_plane.api()
     plugin = RunningPlugin(
-        control_plane,
+        real_node,
         directory / "plugin",
-        node=real_node.name,
-        pod_resources=real_node.pod_resources_socket,
         gpus="node: e2e\ngpus: [{model: Made up, memory: 10GiB, count: 2}]\n",
         configuration=PLUGIN,
     )
@@ -130,10 +128,7 @@ def test_an_ill_gpu_gets_no_new_pod_its_running_one_goes_on_and_once_well_it_is_
     assert ill != gpu_of(ground.running("small"))
     # and 7 of the other, which are not enough
     ground.api.create(asking("second", 8))
-    pending = ground.api.wait(
-        "Pod", "second", lambda seen: bool(seen and seen["status"].get("conditions")), saying="a no"
-    )
-    assert "nodeName" not in pending["spec"]
+    ground.api.unschedulable("second")
 
     # a kubelet that starts anew meanwhile leaves the running pod alone, though its device ids are unhealthy
     ground.node.kill_kubelet()
@@ -153,7 +148,7 @@ def test_an_ill_gpu_gets_no_new_pod_its_running_one_goes_on_and_once_well_it_is_
     for name in ("first", "small", "second", "third"):
         ground.api.delete("Pod", name)
     for name in ("first", "small", "second", "third"):
-        ground.api.wait("Pod", name, lambda seen: seen is None, saying="its end", timeout_s=60)
+        ground.api.gone(name)
 
 
 def uuids(ground: Ground) -> list[str]:
@@ -193,7 +188,7 @@ def test_the_container_of_a_process_that_uses_too_much_is_found_marked_and_evict
         return ground.told("greedy", "GPUMemoryEvicted")
 
     assert wait_until(evicted, timeout_s=30)
-    ground.api.wait("Pod", "greedy", lambda seen: seen is None, saying="its end", timeout_s=60)
+    ground.api.gone("greedy")
     untouched = ground.api.get("Pod", "victim")
     assert ("Running", [0]) == (untouched["status"]["phase"], restarts(untouched))
     assert NAMES.overuse not in untouched["metadata"]["annotations"]

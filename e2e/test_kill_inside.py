@@ -75,7 +75,7 @@ class Ground(programs.Ground):
         for name in names:
             self.api.delete("Pod", name)
         for name in names:
-            self.api.wait("Pod", name, lambda seen: seen is None, saying="its end", timeout_s=60)
+            self.api.gone(name)
 
     def instances(self) -> dict[str, tuple[str, str, int]]:
         """List the instances that there are, by UUID: GPU, profile and start."""
@@ -105,9 +105,8 @@ def ground(
         PluginProxy(real_node.pod_resources_socket) as proxy,
     ):
         plugin = RunningPlugin(
-            control_plane,
+            real_node,
             directory / "plugin",
-            node=real_node.name,
             pod_resources=proxy.pod_resources,
             gpus=GPUS.format(uuid=UUID, device=device),
             configuration="gpus: [{indices: [1], family: mig-dynamic}]\ndeviceListStrategy: cdi-cri\n"

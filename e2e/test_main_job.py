@@ -46,10 +46,8 @@ def api(control_plane: ControlPlane) -> Iterator[Api]:
 def ground(control_plane: ControlPlane, api: Api, real_node: RealNode, tmp_path: Path) -> Iterator[Ground]:
     """Extender, kube-scheduler and device plugin on the real node; the pods go with them."""
     plugin = RunningPlugin(
-        control_plane,
+        real_node,
         tmp_path / "plugin",
-        node=real_node.name,
-        pod_resources=real_node.pod_resources_socket,
         gpus=GPUS,
     )
     with (
@@ -127,10 +125,8 @@ def test_device_nodes_reach_the_container_where_they_are_passed(
     device = tmp_path / "fake-gpu-0"
     os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(1, 3))  # what /dev/null is
     plugin = RunningPlugin(
-        control_plane,
+        real_node,
         tmp_path / "plugin",
-        node=real_node.name,
-        pod_resources=real_node.pod_resources_socket,
         gpus=f"gpus: [{{model: Fake, memory: 8GiB, device: {device}}}]",
         configuration="passDeviceSpecs: true",
     )
@@ -146,7 +142,7 @@ def test_device_nodes_reach_the_container_where_they_are_passed(
 
         assert wait_until(lambda: "OPENED=yes" in real_node.logs(seen, "c0"), timeout_s=10), real_node.logs(seen, "c0")
         api.delete("Pod", "opens")
-        api.wait("Pod", "opens", lambda left: left is None, saying="its end")
+        api.gone("opens")
 
 
 def test_100_pods_in_bursts_while_plugin_and_kubelet_are_killed(ground: Ground) -> None:

@@ -189,11 +189,6 @@ class Ground:
             for verb in rule["verbs"]
         }
 
-    def bound(self, name: str) -> Object:
-        return self.api.wait(
-            "Pod", name, lambda seen: bool(seen and "nodeName" in seen["spec"]), saying="its binding", timeout_s=30
-        )
-
     def event(self, pod: str, reason: str) -> bool:
         """Tell whether one of our programs has said *reason* of *pod*."""
         events = self.api.list("Event", namespace="default", api_version="events.k8s.io/v1")
@@ -307,7 +302,7 @@ class TestPlacing:
         for n in range(9):
             ground.api.create(example | {"metadata": {"name": f"example-{n}", "labels": {"app": "example"}}})
             # one by one: kube-scheduler scores the next pod while the last one's bind is still under way
-            placed.append(ground.bound(f"example-{n}"))
+            placed.append(ground.api.bound(f"example-{n}"))
 
         where = Counter(
             (pod["spec"]["nodeName"], share.uuid)
@@ -330,7 +325,7 @@ class TestExtendersRights:
 
     def test_all_that_it_does_is_granted_and_all_that_is_granted_is_used(self, ground: Ground) -> None:
         ground.api.create(asking("simple", 8))
-        ground.bound("simple")
+        ground.api.bound("simple")
         # Nodes of the crowd have 20 units but no GPU of 15, so it nominates one that has. In vain, as only
         # kube-scheduler knows, which takes the nomination away again at once: the audit log tells of it.
         tolerations = [{"key": "crowd", "operator": "Exists"}]

@@ -21,6 +21,7 @@ from cotenant.contract.grant import MIGPlacement
 from device_plugin.nvml import NVML
 from device_plugin.nvml.fake_mig import Fault, StateFile
 from e2e import policies
+from e2e.agreement import GRANT, phase, settled
 from e2e.cluster import ControlPlane
 from e2e.kustomize import MANIFESTS
 from e2e.node import RealNode, container, pod
@@ -28,7 +29,6 @@ from e2e.processes import wait_until
 from e2e.programs import RunningExtender, RunningPlugin
 from e2e.rest import Api, ApiError, Object
 
-GRANT = "cotenant.io/grant"
 COUNT = 5
 GPU = "{{model: NVIDIA A100-SXM4-40GB, memory: 40GiB, mig: true, computeCapability: [8, 0], device: {device}}}"
 # What the driver lists in /proc/driver/nvidia-caps/mig-minors: a number for each instance that there may be.
@@ -71,10 +71,8 @@ def ground(
     device = directory / "fake-gpu"
     os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(1, 3))  # what /dev/null is
     plugin = RunningPlugin(
-        control_plane,
+        real_node,
         directory / "plugin",
-        node=real_node.name,
-        pod_resources=real_node.pod_resources_socket,
         gpus=f"gpus: [{', '.join([GPU.format(device=device)] * COUNT)}]",
         configuration=f"gpus: [{{family: mig-dynamic}}]\ndeviceListStrategy: cdi-cri\ninventoryInterval: 2\n"
         f"cdiDirectory: {real_node.cdi_directory}\n",
@@ -108,10 +106,6 @@ def asking(name: str, profile: str, script: str = "env; sleep 1000000") -> Objec
     return pod(name, container("main", script, limits={f"nvidia.com/mig-{profile}": 1}))
 
 
-def phase(seen: Object | None) -> str:
-    return str(seen["status"].get("phase")) if seen else "gone"
-
-
 def placement(seen: Object) -> tuple[str, MIGPlacement]:
     """Read where a pod's first container was placed: the parent's UUID, and the place on it."""
     (granted, *_) = grants.decode(seen["metadata"]["annotations"][GRANT]).containers
@@ -119,16 +113,16 @@ def placement(seen: Object) -> tuple[str, MIGPlacement]:
     return granted.gpus[0].uuid, granted.mig
 
 
-def visible(ground: Ground, seen: Object, name: str = "main") -> str:
+def visible(ground: Ground, seen: Object) -> str:
     """Read which instance a container printed that it has: the last line of that name counts."""
-    lines = ground.node.logs(seen, name).splitlines()
+    lines = ground.node.logs(seen, "main").splitlines()
     return next((line.partition("=")[2] for line in reversed(lines) if line.startswith("COTENANT_MIG_UUID=")), "")
 
 
 def test_an_instance_is_made_for_a_pod_reaches_its_container_and_goes_with_it(ground: Ground) -> None:
     ground.api.create(asking("one", "3g.20gb"))
 
-    seen = ground.api.wait("Pod", "one", lambda p: phase(p) in {"Running", "Failed"}, saying="its start")
+    seen = ground.api.wait("Pod", "one", settled, saying="its start")
 
     assert "Running" == phase(seen), seen["status"]
     gpu, place = placement(seen)
@@ -206,7 +200,7 @@ def test_an_example_gives_every_container_an_instance_of_its_own(
         ground.api.wait(
             "Pod",
             one["metadata"]["name"],
-            lambda p: phase(p) in {"Running", "Failed"},
+            settled,
             namespace=one["metadata"]["namespace"],
             saying="its start",
             timeout_s=120,
@@ -247,7 +241,7 @@ def expected_devices(ground: Ground, uuid: str) -> list[str]:
 def printed_devices(ground: Ground, seen: Object) -> list[str]:
     name = seen["spec"]["containers"][0]["name"]
     assert wait_until(lambda: "DEVICES=" in ground.node.logs(seen, name), timeout_s=10)
-    (line,) = [line for line in ground.node.logs(seen, name).splitlines() if line.startswith("DEVICES=")]
+    (line,) = [line for line in ground.node.logs(seen, "main").splitlines() if line.startswith("DEVICES=")]
     return sorted(line.removeprefix("DEVICES=").split())
 
 

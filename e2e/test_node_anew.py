@@ -122,10 +122,7 @@ def test_a_full_disk_under_checkpoint_and_sockets_costs_the_pods_of_that_moment_
             "it says that it serves"
         )
         ground.api.create(lasting("late", 8))
-        waiting = ground.api.wait(
-            "Pod", "late", lambda seen: bool(seen and seen["status"].get("conditions")), saying="a no"
-        )
-        assert "nodeName" not in waiting["spec"], waiting["status"]
+        ground.api.unschedulable("late")
         assert [] == wrong(ground, kept)
 
         for path in fillers:
@@ -150,7 +147,7 @@ def test_a_node_made_anew_with_other_gpus_gives_those_and_starts_nothing_on_what
     ground.plugin.kill()
     node.kill_kubelet()
     api.create(lasting("bound", 20))
-    api.wait("Pod", "bound", lambda seen: bool(seen and seen["spec"].get("nodeName")), saying="its node")
+    api.bound("bound")
 
     api.delete("Node", node.name)
     ground.plugin.fake_gpus.write_text(FEWER_AND_LARGER)
@@ -167,8 +164,7 @@ def test_a_node_made_anew_with_other_gpus_gives_those_and_starts_nothing_on_what
     assert started(old) == started(api.get("Pod", "old"))
     # 141 - 100 = 41 are free of the GPU, but 20 of the node's 141 are the old pod's in kube-scheduler's own sum
     api.create(lasting("next", 40))
-    waiting = api.wait("Pod", "next", lambda seen: bool(seen and seen["status"].get("conditions")), saying="a no")
-    assert "Insufficient cotenant.io/gpu-mem" in waiting["status"]["conditions"][0]["message"]
+    api.unschedulable("next", "Insufficient cotenant.io/gpu-mem")
     # and is not started again on a GPU that is gone
     os.kill(pid, signal.SIGKILL)
 
@@ -179,7 +175,7 @@ def test_a_node_made_anew_with_other_gpus_gives_those_and_starts_nothing_on_what
     api.wait("Pod", "old", refused, saying="the plugin's no", timeout_s=60)
     api.delete("Pod", "old")
     kept = {"new": new, "next": ground.running("next")}
-    api.wait("Pod", "old", lambda seen: seen is None, saying="its end")
+    api.gone("old")
     assert {OTHER} == {
         grants.decode(one["metadata"]["annotations"][GRANT]).containers[0].gpus[0].uuid for one in kept.values()
     }

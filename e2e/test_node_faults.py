@@ -14,7 +14,7 @@ from e2e import policies
 from e2e.agreement import GPU_MEM, GRANT, disagreements, expected, phase
 from e2e.cluster import ControlPlane
 from e2e.node import RealNode, container, pod
-from e2e.plugin import PodResources
+from e2e.plugin import held as ids_held
 from e2e.processes import wait_until
 from e2e.programs import Ground, RunningExtender, RunningPlugin
 from e2e.rest import Object
@@ -28,10 +28,8 @@ GPUS = "gpus: [{model: NVIDIA H100 80GB HBM3, memory: 80GiB, reserved: 640MiB, c
 def ground(control_plane: ControlPlane, real_node: RealNode, tmp_path: Path) -> Iterator[Ground]:
     api = control_plane.api()
     plugin = RunningPlugin(
-        control_plane,
+        real_node,
         tmp_path / "plugin",
-        node=real_node.name,
-        pod_resources=real_node.pod_resources_socket,
         gpus=GPUS,
     )
     with (
@@ -50,28 +48,14 @@ def lasting(name: str, units: int) -> Object:
 
 
 def held(node: RealNode) -> dict[str, int]:
-    """Count our units that the kubelet keeps, by pod."""
-    lister = PodResources(node.pod_resources_socket)
-    try:
-        return {
-            entry.name: sum(
-                len(d.device_ids) for c in entry.containers for d in c.devices if d.resource_name == GPU_MEM
-            )
-            for entry in lister.list()
-        }
-    finally:
-        lister.close()
+    """Count our units that the kubelet keeps, by pod; each has one container."""
+    return {pod: len(ids) for (pod, _), ids in ids_held(node.pod_resources_socket, GPU_MEM).items()}
 
 
 def held_back(seen: Object | None) -> bool:
     """Whether the kubelet admitted it before the plugin had registered, and came to its container after that."""
     statuses = (seen or {}).get("status", {}).get("containerStatuses") or []
     return any("no devices found allocated" in one["state"].get("waiting", {}).get("message", "") for one in statuses)
-
-
-def fits_nowhere(seen: Object | None) -> bool:
-    conditions = (seen or {}).get("status", {}).get("conditions") or []
-    return any((one["type"], one["reason"]) == ("PodScheduled", "Unschedulable") for one in conditions)
 
 
 @pytest.mark.parametrize("checkpoint", ["kept", "lost"])
@@ -98,7 +82,7 @@ def test_after_a_reboot_a_pod_has_the_gpu_of_its_grant_again_or_holds_nothing(gr
     assert not waiting or checkpoint == "lost"
     for name in waiting:  # as docs/troubleshooting.md says
         ground.api.delete("Pod", name)
-        ground.api.wait("Pod", name, lambda seen: seen is None, saying="its end")
+        ground.api.gone(name)
     back = [seen for seen in after if phase(seen) == "Running" and not held_back(seen)]
     units = held(ground.node)
     print(
@@ -151,7 +135,7 @@ def test_after_a_new_disk_pods_whose_images_come_after_the_plugin_are_held_back_
     assert "default/p0, default/p1, default/p2 and 1 more" in told.output
     # what they were granted stays theirs
     ground.api.create(lasting("fifth", 35))
-    ground.api.wait("Pod", "fifth", fits_nowhere, saying="to wait")
+    ground.api.unschedulable("fifth")
 
     ground.api.delete_pods()
     for name in names:

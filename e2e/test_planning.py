@@ -57,9 +57,7 @@ class Ground:
         one["metadata"] |= more.pop("metadata", {})
         one["spec"] |= more
         self.api.create(one)
-        placed = self.api.wait(
-            "Pod", name, lambda seen: bool(seen and "nodeName" in seen["spec"]), saying="its node", timeout_s=60
-        )
+        placed = self.api.bound(name)
         given = grants.decode(placed["metadata"]["annotations"][NAMES.grant])
         return placed["spec"]["nodeName"], given.containers[0].gpus[0].uuid
 
@@ -163,8 +161,8 @@ class TestChoices:
         assert 2 == len(places)
 
 
-def six_apart(ground: Ground, *, urgent: str, kept: tuple[str, ...]) -> dict[str, tuple[str, str]]:
-    """Put a pod of 4 units on each of the six GPUs, as a ReplicaSet's, and have them run."""
+def six_apart(ground: Ground, *, kept: tuple[str, ...]) -> dict[str, tuple[str, str]]:
+    """Put a pod of 4 units on each of the six GPUs, as a ReplicaSet's, the first an urgent one, and have them run."""
     places = {}
     for n in range(6):
         name = f"p{n}"
@@ -174,7 +172,7 @@ def six_apart(ground: Ground, *, urgent: str, kept: tuple[str, ...]) -> dict[str
             "labels": {"app": "kept" if name in kept else "free"},
             "annotations": {NAMES.policy: "spread"},
         }
-        more = {"priorityClassName": "urgent"} if name == urgent else {}
+        more = {"priorityClassName": "urgent"} if n == 0 else {}
         places[name] = ground.place(name, 4, metadata=metadata, **more)
         # a pod that is pending may be evicted whatever a budget says
         running = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
@@ -224,7 +222,7 @@ class TestPlans:
     """Six GPUs of 10 units with a pod of 4 on each: 6 are free of each, and 10 fit after one move."""
 
     def test_a_snapshot_says_what_the_live_cluster_does(self, ground: Ground, tmp_path: Path) -> None:
-        six_apart(ground, urgent="p0", kept=("p1",))
+        six_apart(ground, kept=("p1",))
         taken = tmp_path / "cluster.json"
         assert "3 nodes with GPUs, 6 pods on them" in ground.cotenant("snapshot", "--out", str(taken))
 
@@ -255,7 +253,7 @@ class TestPlans:
         assert [2, 1] == [len({(one["node"], *one["gpus"]) for one in found}) for found in (spots, packed)]
 
     def test_moves_leave_alone_who_must_not_go_and_are_made(self, ground: Ground) -> None:
-        places = six_apart(ground, urgent="p0", kept=("p1", "p2", "p3", "p4"))
+        places = six_apart(ground, kept=("p1", "p2", "p3", "p4"))
         budget(ground, app="kept", allowed=0)
         asked = ("plan", "moves", "--gpu-mem", "10", "--policy", "binpack")
         assert "0 of 1 pod " in ground.cotenant("plan", "fit", "--gpu-mem", "10", status=1)
@@ -276,7 +274,7 @@ class TestPlans:
         assert plan["moves"][0]["to_node"] == again[0]
 
     def test_the_api_servers_refusal_stops_the_moves(self, ground: Ground) -> None:
-        six_apart(ground, urgent="p0", kept=("p4", "p5"))
+        six_apart(ground, kept=("p4", "p5"))
         budget(ground, app="free", allowed=0)
         budget(ground, app="kept", allowed=2)
         text = ground.cotenant("plan", "moves", "--gpu-mem", "10", "--policy", "binpack", "-o", "json")

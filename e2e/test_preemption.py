@@ -36,28 +36,14 @@ class Ground:
     def resident(self, name: str, units: int, *, minute: int, labels: dict[str, str] | None = None) -> str:
         """Create a pod, wait until it is placed, and have it started at a minute, as a kubelet would say."""
         self.create(name, units, labels=labels)
-        self.bound(name)
+        self.api.bound(name)
         status = {"status": {"phase": "Running", "startTime": f"2026-01-01T00:{minute:02}:00Z"}}
         self.api.patch("Pod", name, status, subresource="status")
         return name
 
-    def bound(self, name: str) -> Object:
-        return self.api.wait(
-            "Pod", name, lambda seen: bool(seen and "nodeName" in seen["spec"]), saying="its node", timeout_s=60
-        )
-
     def waits(self, name: str) -> None:
         """Wait until the pod was tried in vain."""
-        self.api.wait(
-            "Pod",
-            name,
-            lambda seen: any(
-                "no single GPU has the requested memory free" in one.get("message", "")
-                for one in (seen or {}).get("status", {}).get("conditions", [])
-            ),
-            saying="why it waits",
-            timeout_s=60,
-        )
+        self.api.unschedulable(name, "no single GPU has the requested memory free")
 
     def evicted(self) -> set[str]:
         return {one["metadata"]["name"] for one in self.api.list("Pod") if "deletionTimestamp" in one["metadata"]}
@@ -140,7 +126,7 @@ class TestVictims:
         # it holds what it has until it is gone
         assert [] == broken(Picture.of(ground.api))
         ground.gone({victim})
-        assert "lab-0" == ground.bound("urgent")["spec"]["nodeName"]
+        assert "lab-0" == ground.api.bound("urgent")["spec"]["nodeName"]
         assert [] == broken(Picture.of(ground.api))
 
     def test_a_disruption_budget_turns_the_choice(self, ground: Ground) -> None:
@@ -194,7 +180,7 @@ class TestFragmentation:
         # another one may have what is free, but not what its victim leaves
         ground.create("rival", 5)
         ground.gone(ground.evicted())
-        assert "lab-0" == ground.bound("urgent")["spec"]["nodeName"]
+        assert "lab-0" == ground.api.bound("urgent")["spec"]["nodeName"]
         ground.waits("rival")
         assert [] == broken(Picture.of(ground.api))
         assert 0 == ground.preempted()

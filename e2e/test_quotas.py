@@ -105,27 +105,23 @@ def test_a_namespace_beyond_its_limit_waits_with_a_sentence_and_goes_on_when_oth
         cluster.scheduling(extender.scheduler_config()),
     ):
         api.create(a_pod("a", "team", {GPU_MEM: 10}))
-        api.wait("Pod", "a", lambda seen: bool(seen and seen["spec"].get("nodeName")), namespace="team", saying="bound")
+        api.bound("a", namespace="team")
         api.create(a_pod("b", "team", {GPU_MEM: 7}))
         api.create(a_pod("alone", "team", {GPU_MEM: 1}, **{"cotenant.io/isolation": "exclusive"}))
         api.create(a_pod("other", "default", {GPU_MEM: 70}))
-
-        def waits(name: str, because: str) -> None:
-            def said(seen: Object | None) -> bool:
-                return because in str(seen and seen["status"].get("conditions"))
-
-            api.wait("Pod", name, said, namespace="team", saying=because)
-
-        waits("b", "namespace team may hold 16 GiB of GPU memory, of which its pods leave less than the 7 GiB")
-        waits("alone", "namespace team may ask cotenant.io/isolation: none or limited, and the pod asks exclusive")
-        api.wait("Pod", "other", lambda seen: bool(seen and seen["spec"].get("nodeName")), saying="bound")
+        for name, because in (
+            ("b", "namespace team may hold 16 GiB of GPU memory, of which its pods leave less than the 7 GiB"),
+            ("alone", "namespace team may ask cotenant.io/isolation: none or limited, and the pod asks exclusive"),
+        ):
+            api.unschedulable(name, because, namespace="team")
+        api.bound("other")
         # a message that changed would have kube-scheduler try again and again
         before = attempts(cluster, "b")
         time.sleep(5)
         assert attempts(cluster, "b") - before <= 1
 
         api.delete("Pod", "a", namespace="team", grace_s=0)
-        api.wait("Pod", "b", lambda seen: bool(seen and seen["spec"].get("nodeName")), namespace="team", saying="bound")
+        api.bound("b", namespace="team")
 
 
 def attempts(cluster: ControlPlane, pod: str) -> int:

@@ -68,12 +68,8 @@ def usable(api: Api) -> dict[str, int]:
     return found
 
 
-def is_bound(pod: Object | None) -> bool:
-    return pod is not None and "nodeName" in pod["spec"]
-
-
 def bound(api: Api) -> int:
-    return sum(map(is_bound, api.list("Pod")))
+    return sum("nodeName" in pod["spec"] for pod in api.list("Pod"))
 
 
 @pytest.mark.parametrize("placement", ["advise", "decide"])
@@ -133,7 +129,7 @@ def test_a_node_that_prioritize_names_alone_wins_over_those_that_it_leaves_out(
         # 80 - 45 = 35 and 80 - 50 = 30: of eight nodes that all have room for 30 and for 35, one each is the tightest
         for name, amount in (("a", 45), ("b", 50), ("into-b", 30), ("into-a", 35)):
             api.create(a_pod(name, amount))
-            api.wait("Pod", name, is_bound, saying="its binding")
+            api.bound(name)
         where = {name: api.get("Pod", name)["spec"]["nodeName"] for name in ("a", "b", "into-a", "into-b")}
 
     assert where["a"] == where["into-a"]
@@ -150,19 +146,19 @@ def test_the_only_node_that_fits_among_5000_is_nominated(cluster: ControlPlane, 
     with RunningExtender(cluster, tmp_path / "extender") as extender:
         cluster.start_scheduler(extender.scheduler_config())
         api.create(a_pod("warm", 1))  # kube-scheduler's first attempt after its start is slower than the rest
-        api.wait("Pod", "warm", is_bound, saying="its binding")
+        api.bound("warm")
         _, offset = cluster.audit()
         names = [f"large-{n}" for n in range(5)]
         for name in names:
             started = time.monotonic()
             api.create(a_pod(name, 40))
             # Without a nomination its next attempt could come after the scheduler's flush of 5 minutes.
-            api.wait("Pod", name, is_bound, saying="its binding", timeout_s=20)
+            api.bound(name, timeout_s=20)
 
             print(f"\nthe one node of 5,000 found in {time.monotonic() - started:.2f} s")
             assert "one-0" == api.get("Pod", name)["spec"]["nodeName"]
             api.delete("Pod", name, grace_s=0)
-            api.wait("Pod", name, lambda seen: seen is None, saying="its end")
+            api.gone(name)
         writes, _ = cluster.audit(offset=offset)
         nominated = Counter(w.name for w in writes if w.subresource == "status" and "extender" in w.user)
         # One in ten finds the node in its first sample; kube-scheduler may take a nomination away untried.

@@ -20,9 +20,10 @@ from cotenant.contract import inventory as inventories
 from device_plugin.mps.control import Control
 from device_plugin.nvml import NVML
 from e2e import policies
+from e2e.agreement import phase, settled
 from e2e.cluster import ControlPlane
 from e2e.node import RealNode, container, pod
-from e2e.plugin import PodResources
+from e2e.plugin import held
 from e2e.processes import wait_until
 from e2e.programs import RunningExtender, RunningPlugin
 from e2e.rest import Api, Object
@@ -73,35 +74,15 @@ def names(pods: list[Object]) -> list[str]:
 
 
 def running(api: Api, name: str) -> Object:
-    def settled(one: Object | None) -> bool:
-        return one is not None and one["status"].get("phase") in {"Running", "Failed"}
-
     seen = api.wait("Pod", name, settled, saying="its start", timeout_s=120)
-    assert "Running" == seen["status"]["phase"], seen["status"]
+    assert "Running" == phase(seen), seen["status"]
     return seen
 
 
-def waits(api: Api, name: str, because: str) -> None:
-    seen = api.wait("Pod", name, lambda one: bool(one and one["status"].get("conditions")), saying="a verdict")
-    assert because in seen["status"]["conditions"][0]["message"]
-
-
-def held(node: RealNode, resource: str) -> dict[str, set[str]]:
-    """Tell which ids of a resource each pod holds."""
-    lister = PodResources(node.pod_resources_socket)
-    try:
-        return {
-            entry.name: {
-                device
-                for one in entry.containers
-                for devices in one.devices
-                if devices.resource_name == resource
-                for device in devices.device_ids
-            }
-            for entry in lister.list()
-        }
-    finally:
-        lister.close()
+def held_by(pods: list[Object], node: RealNode, resource: str) -> list[set[str]]:
+    """List the ids of a resource that each of the pods holds; each has one container."""
+    by_pod = {pod: ids for (pod, _), ids in held(node.pod_resources_socket, resource).items()}
+    return [by_pod[name] for name in names(pods)]
 
 
 def allocatable(api: Api, node: RealNode, resource: str, count: int) -> None:
@@ -129,10 +110,8 @@ def test_eight_notebooks_share_one_gpu_in_turns_and_a_ninth_waits(
     for key, text in config_map["data"].items():
         (folder / key).write_text(text)
     plugin = RunningPlugin(
-        control_plane,
+        real_node,
         tmp_path / "plugin",
-        node=real_node.name,
-        pod_resources=real_node.pod_resources_socket,
         gpus=GPUS.format(device=device),
         configuration="{passDeviceSpecs: true, inventoryInterval: 0.5}",
         flags=[f"--nvidia-config={folder}"],
@@ -153,11 +132,11 @@ def test_eight_notebooks_share_one_gpu_in_turns_and_a_ninth_waits(
             assert uuid == environment["NVIDIA_VISIBLE_DEVICES"]
             assert ("time-slicing", "nothing") == (environment["COTENANT_MODE"], environment["COTENANT_ENFORCED_BY"])
             assert wait_until(lambda one=one: "/dev/nvidia0" in real_node.logs(one), timeout_s=10)  # type: ignore[misc]
-        ids = [ids for name, ids in held(real_node, "nvidia.com/gpu").items() if name in names(created)]
+        ids = held_by(created, real_node, "nvidia.com/gpu")
         assert {f"{uuid}::{n}" for n in range(8)} == set().union(*ids)
 
         api.create(pod("ninth", container(limits={"nvidia.com/gpu": 1})))
-        waits(api, "ninth", "Insufficient nvidia.com/gpu")
+        api.unschedulable("ninth", "Insufficient nvidia.com/gpu")
 
         # edited while it runs: the shares change when the pods have ended, since they hold the GPU
         edited = folder / "any.new"
@@ -176,10 +155,8 @@ def test_twelve_servers_use_one_gpu_at_once_under_mps_each_within_its_limits(
         root = Path(stack.enter_context(TemporaryDirectory(prefix="mps-")))
         rules = (MANIFESTS / "mps" / "device-plugin-config.yaml").read_text()
         plugin = RunningPlugin(
-            control_plane,
+            real_node,
             tmp_path / "plugin",
-            node=real_node.name,
-            pod_resources=real_node.pod_resources_socket,
             gpus=GPUS.format(device=device),
             configuration=f"{rules}\npassDeviceSpecs: true\ninventoryInterval: 0.5\n"
             f"mps: {{control: {FAKE_CONTROL}, root: {root}, shm: /dev/shm}}",
@@ -207,15 +184,14 @@ def test_twelve_servers_use_one_gpu_at_once_under_mps_each_within_its_limits(
             # the daemon's own socket is in the container, and the GPU
             assert wait_until(lambda one=one: "/dev/nvidia0" in real_node.logs(one), timeout_s=10)  # type: ignore[misc]
             assert "control\n" in real_node.logs(one)
-        ids = held(real_node, "cotenant.io/gpu-mem")
-        assert [6] * 12 == [len(ids[name]) for name in names(created)]
+        assert [6] * 12 == [len(ids) for ids in held_by(created, real_node, "cotenant.io/gpu-mem")]
 
         # 79 - 12 x 6 = 7 GiB are free, but not for another user
         other = pod(
             "other-user", container(limits={"cotenant.io/gpu-mem": 6}), spec={"securityContext": {"runAsUser": 2000}}
         )
         api.create(other)
-        waits(api, "other-user", "the GPU's mode conflicts with the pod")
+        api.unschedulable("other-user", "the GPU's mode conflicts with the pod")
 
         # a client's fault takes the GPU out of use, and only new pods notice
         control = Control(str(FAKE_CONTROL), root / uuid, [uuid])
@@ -237,10 +213,8 @@ def test_four_models_share_two_mig_instances_as_nvidias_documentation_says_and_a
     file = tmp_path / "nvidia.yaml"
     file.write_text(text)
     plugin = RunningPlugin(
-        control_plane,
+        real_node,
         tmp_path / "plugin",
-        node=real_node.name,
-        pod_resources=real_node.pod_resources_socket,
         gpus=f"node: e2e\ngpus: [{{model: NVIDIA A100-SXM4-40GB, memory: 40GiB, mig: true, device: {device}}}]",
         configuration="{passDeviceSpecs: true, inventoryInterval: 0.5}",
         flags=[f"--nvidia-config={file}"],
@@ -271,11 +245,11 @@ def test_four_models_share_two_mig_instances_as_nvidias_documentation_says_and_a
             )
             visible.append(environment["NVIDIA_VISIBLE_DEVICES"])
         assert {uuids[0]: 2, uuids[1]: 2} == Counter(visible)
-        ids = [ids for name, ids in held(real_node, small).items() if name in names(created)]
+        ids = held_by(created, real_node, small)
         assert {f"{uuids[start]}::{n}" for start in (0, 1) for n in (0, 1)} == set().union(*ids)
 
         api.create(pod("fifth", container(limits={small: 1})))
-        waits(api, "fifth", f"Insufficient {small}")
+        api.unschedulable("fifth", f"Insufficient {small}")
         api.delete("Pod", names(created)[0], grace_s=1)
         running(api, "fifth")
         for name in [*names(created)[1:], "fifth"]:

@@ -23,7 +23,7 @@ from e2e.node import RealNode
 from e2e.processes import wait_until
 from e2e.programs import Ground, RunningExtender, RunningPlugin, RunningProgram
 from e2e.releases import MissingRevisionError, Release
-from e2e.rest import Api, Object
+from e2e.rest import Api
 from e2e.test_main_job import asking, submit, wait_settled
 
 GPUS = "gpus: [{model: NVIDIA H100 80GB HBM3, memory: 24GiB, count: 4}]"
@@ -54,10 +54,8 @@ def test_each_release_keeps_what_the_other_gave_and_nothing_is_given_twice(
     except MissingRevisionError as missing:
         pytest.skip(str(missing))
     plugin = RunningPlugin(
-        control_plane,
+        real_node,
         tmp_path / "plugin",
-        node=real_node.name,
-        pod_resources=real_node.pod_resources_socket,
         gpus=GPUS,
     )
     extender = RunningExtender(control_plane, tmp_path / "extender")
@@ -88,7 +86,7 @@ def test_each_release_keeps_what_the_other_gave_and_nothing_is_given_twice(
             if n:
                 there.remove(f"p{n - 1}-0")
                 api.delete("Pod", f"p{n - 1}-0")
-                api.wait("Pod", f"p{n - 1}-0", lambda left: left is None, saying="its end")
+                api.gone(f"p{n - 1}-0")
         fill(ground, there)
 
 
@@ -120,14 +118,9 @@ def fill(ground: Ground, there: list[str]) -> None:
     assert ["Running"] * len(ones) == [phase(one) for one in wait_settled(ground, names, timeout_s=90)]
     assert {0} == set(Picture.of(ground.api).free().values())
     ground.api.create(asking("too-many", 1))
-
-    def refused(pod: Object | None) -> bool:
-        conditions = pod["status"].get("conditions", []) if pod else []
-        return any(one.get("reason") == "Unschedulable" for one in conditions)
-
-    ground.api.wait("Pod", "too-many", refused, saying="its refusal", timeout_s=60)
+    ground.api.unschedulable("too-many")
     assert [] == broken(Picture.of(ground.api))
     for name in [*there, *names, "too-many"]:
         ground.api.delete("Pod", name)
     for name in [*there, *names]:
-        ground.api.wait("Pod", name, lambda left: left is None, saying="its end", timeout_s=60)
+        ground.api.gone(name)

@@ -48,7 +48,7 @@ class Ground:
         """Create a pod and wait until it is placed."""
         api = self.cluster.api()
         api.create(pod(name, 1))
-        api.wait("Pod", name, lambda seen: bool(seen and "nodeName" in seen["spec"]), saying="its node", timeout_s=60)
+        api.bound(name)
 
     def refused(self, name: str) -> None:
         """Create a pod and wait until its attempt has failed for the extender's sake."""

@@ -4,7 +4,6 @@ import base64
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from e2e.processes import find_program
@@ -46,9 +45,7 @@ class WebhookServer:
         self._server.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._server.stop()
 
     def _counted(self, name: str, review: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:

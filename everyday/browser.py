@@ -10,7 +10,7 @@ _PATIENCE_MS = 120_000
 
 
 @contextmanager
-def browsing(*, width: int = 1280, height: int = 900, dark: bool = False) -> Iterator[Any]:
+def browsing(*, width: int = 1280, dark: bool = False) -> Iterator[Any]:
     """Open a window of so many pixels; gives Playwright's page, with what it complained of in `complaints`."""
     from playwright.sync_api import sync_playwright  # noqa: PLC0415 - a group of its own, which not everybody has
 
@@ -20,7 +20,7 @@ def browsing(*, width: int = 1280, height: int = 900, dark: bool = False) -> Ite
         browser = playwright.chromium.launch(executable_path=str(find_program("chromium")), args=flags)
         try:
             page: Any = browser.new_page(
-                viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light"
+                viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light"
             )
             page.set_default_timeout(_PATIENCE_MS)
             page.complaints = []

@@ -65,15 +65,11 @@ class Extender:
 
     def __init__(self, configuration: ExtenderConfiguration, cluster: Cluster) -> None:
         names, unit_bytes = configuration.names, configuration.unit_bytes
+        pod = os.environ.get("POD_NAME") or socket.gethostname()
         choices = Choices.configured(configuration)
         self._ledger = Ledger(names, unit_bytes, labels=choices.labels)
         self._threads = threads = Threads()
-        self._events = Events(
-            cluster,
-            instance=os.environ.get("POD_NAME") or socket.gethostname(),
-            may_write=lambda: self._writer.token() is not None,
-            threads=threads,
-        )
+        self._events = Events(cluster, instance=pod, may_write=self._writes, threads=threads)
         evictions = Evictions(cluster, self._evicted)
         self._evictor = Evictor(
             cluster,
@@ -82,12 +78,12 @@ class Extender:
             self._events.complain,
             evictions,
             grace=configuration.evict_overusers_after,
-            may_write=lambda: self._writer.token() is not None,
+            may_write=self._writes,
             threads=threads,
         )
         used = Used(names)
         self._feed = Feed(cluster, self._ledger, self._events.complain, self._evictor, used)
-        self._writer, self._election = self._election_of(configuration, cluster)
+        self._writer, self._election = self._election_of(configuration, cluster, pod)
         self._binder = Binder(
             cluster,
             self._ledger,
@@ -96,6 +92,13 @@ class Extender:
             writer=self._writer,
             threads=threads,
         )
+        self._metrics = metrics = Metrics(
+            self._ledger,
+            self._feed.synced,
+            self._binder.unsettled,
+            watches={"nodes": self._feed.nodes, "pods": self._feed.pods},
+            per_gpu=configuration.gpu_metrics,
+        )
         tenants = Tenants(configuration.namespaces, names)
         judge = Judge(self._ledger, names, unit_bytes, choices, mix=configuration.mix, tenants=tenants)
         search = Search(self._ledger, Neighbourhood(cluster))
@@ -103,7 +106,7 @@ class Extender:
         self._nominator = self._preemptor = None
         lasts: Lasts = not_told
         if configuration.nominate:
-            self._nominator = Nominator(cluster, self._ledger, judge, nominated=self._nominated, threads=threads)
+            self._nominator = Nominator(cluster, self._ledger, judge, nominated=metrics.nominated, threads=threads)
         if configuration.preempt_fragmented is not None:
             self._preemptor = Preemptor(
                 cluster,
@@ -113,18 +116,10 @@ class Extender:
                 evictions=evictions,
                 tell=self._events.complain,
                 configuration=configuration.preempt_fragmented,
-                may_write=lambda: self._writer.token() is not None,
+                may_write=self._writes,
                 threads=threads,
             )
             lasts = self._preemptor.lasts
-        self._metrics = metrics = Metrics(
-            self._ledger,
-            self._feed.synced,
-            self._binder.unsettled,
-            watches={"nodes": self._feed.nodes, "pods": self._feed.pods},
-            per_gpu=configuration.gpu_metrics,
-        )
-
         self._shadowing = None
         if configuration.shadow:
             self._shadowing = Shadowing(
@@ -171,7 +166,7 @@ class Extender:
         )
         metrics.also(TenantSamples(self._ledger, tenants))
         metrics.show_threads(threads.failures)
-        metrics.show_writer(lambda: self._writer.token() is not None)
+        metrics.show_writer(self._writes)
         settings = Settings(
             names=names,
             unit_bytes=unit_bytes,
@@ -240,7 +235,8 @@ class Extender:
             while not (stopping.wait(0.02) or self._feed.synced()):
                 pass
             if not stopping.is_set():
-                self._begin()
+                for part in self._beside:
+                    part.start()
                 ready(self._sentence())
             stopping.wait()
         finally:
@@ -276,16 +272,12 @@ class Extender:
     def _evicted(self, cause: str, outcome: str) -> None:
         self._metrics.evicted(cause, outcome)
 
-    def _nominated(self, why: str) -> None:
-        self._metrics.nominated(why)
-
-    def _begin(self) -> None:
-        """Start what goes by the cluster as it has been read."""
-        for part in self._beside:
-            part.start()
+    def _writes(self) -> bool:
+        """Tell whether this extender is the one that writes."""
+        return self._writer.token() is not None
 
     def _election_of(
-        self, configuration: ExtenderConfiguration, cluster: Cluster
+        self, configuration: ExtenderConfiguration, cluster: Cluster, pod: str
     ) -> tuple[Writership | Sole, Election | None]:
         """Say how it is told who binds."""
         lease = configuration.writer
@@ -299,7 +291,6 @@ class Extender:
         )
         if configuration.layout is Layout.SECOND_SCHEDULER:
             return writership, Follow(cluster, lease, writership, host=socket.gethostname())
-        pod = os.environ.get("POD_NAME") or socket.gethostname()
         return writership, Elect(
             cluster, lease, writership, pod=pod, label=configuration.names.writer, threads=self._threads
         )

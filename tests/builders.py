@@ -6,7 +6,7 @@ gives a new builder. as_json() is the object as the API server has it, build() w
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
@@ -69,13 +69,11 @@ class PodBuilder:
         name = name or f"main-{len(self.main)}"
         return replace(self, main=(*self.main, _container(name, limits, requests)))
 
-    def with_init(self, units: Any, *, name: str | None = None) -> Self:
-        name = name or f"init-{len(self.init)}"
-        return replace(self, init=(*self.init, _container(name, {NAMES.gpu_mem: units}, None)))
+    def with_init(self, units: Any) -> Self:
+        return replace(self, init=(*self.init, _container(f"init-{len(self.init)}", {NAMES.gpu_mem: units}, None)))
 
-    def with_sidecar(self, units: Any, *, name: str | None = None) -> Self:
-        name = name or f"sidecar-{len(self.init)}"
-        sidecar = {**_container(name, {NAMES.gpu_mem: units}, None), "restartPolicy": "Always"}
+    def with_sidecar(self, units: Any) -> Self:
+        sidecar = _container(f"sidecar-{len(self.init)}", {NAMES.gpu_mem: units}, None) | {"restartPolicy": "Always"}
         return replace(self, init=(*self.init, sidecar))
 
     def wishing(self, **wishes: Any) -> Self:
@@ -99,9 +97,6 @@ class PodBuilder:
 
     def in_phase(self, phase: str) -> Self:
         return replace(self, status=(*self.status, ("phase", phase)))
-
-    def nominated_to(self, node: str) -> Self:
-        return replace(self, status=(*self.status, ("nominatedNodeName", node)))
 
     def terminating(self) -> Self:
         return replace(self, metadata=(*self.metadata, ("deletionTimestamp", "2026-01-01T00:00:00Z")))
@@ -151,7 +146,7 @@ class NodeBuilder:
     unit_bytes: int = GIB
     serving: bool = True
     advertised: str | None = "1000"
-    text: str | None = field(default=None)
+    text: str | None = None
     bare: bool = False
     no_instances: bool = False
     cpu: str = "64"

@@ -13,18 +13,8 @@ import msgspec
 from cotenant.cli import manifests
 from cotenant.cluster import ApiError, ClusterError, Unreachable, connect, namespace_of
 from cotenant.cluster.errors import error_of
+from extender.inspect import tables
 from extender.inspect.rows import MixPage, NamespacePage, NodePage, PodExplanation, PodPage
-from extender.inspect.tables import (
-    explanation_table,
-    mix_csv,
-    mix_table,
-    namespaces_csv,
-    namespaces_table,
-    nodes_csv,
-    nodes_table,
-    pods_csv,
-    pods_table,
-)
 
 # The most that the extender gives at a time; all pages are asked for, one after the other.
 PAGE = 1000
@@ -41,6 +31,7 @@ _OF_THE_PROXY = {
 
 T = TypeVar("T")
 Page = TypeVar("Page", NodePage, PodPage, NamespacePage, PodExplanation)
+Listed = TypeVar("Listed", NodePage, PodPage, NamespacePage)
 # From a path below /v1 and a query to the body of the answer; raises ClusterError with a sentence.
 Ask = Callable[[str, dict[str, str]], bytes]
 
@@ -88,49 +79,40 @@ def by_proxy(kubeconfig: str | None, context: str | None, service: str) -> Ask:
 
 def nodes(ask: Ask, output: str, query: dict[str, str]) -> str:
     """Give all nodes that the query finds, as *output* says."""
-    pages = list(_pages(ask, "nodes", query, NodePage))
-    whole = msgspec.structs.replace(
-        pages[-1], items=tuple(item for page in pages for item in page.items), remaining=0, continue_=""
-    )
-    if output == "csv":
-        return nodes_csv(whole.items)
-    return _document(whole, output) or nodes_table(whole, wide=output == "wide")
+    return _written(_whole(ask, "nodes", query, NodePage), output)
 
 
 def pods(ask: Ask, output: str, query: dict[str, str]) -> str:
     """Give all pods that the query finds, as *output* says."""
-    whole = PodPage(items=tuple(item for page in _pages(ask, "pods", query, PodPage) for item in page.items))
-    if output == "csv":
-        return pods_csv(whole.items)
-    return _document(whole, output) or pods_table(whole, wide=output == "wide")
+    return _written(_whole(ask, "pods", query, PodPage), output)
 
 
 def namespaces(ask: Ask, output: str, query: dict[str, str]) -> str:
     """Give the namespaces that the query finds, as *output* says."""
-    pages = _pages(ask, "namespaces", query, NamespacePage)
-    whole = NamespacePage(items=tuple(item for page in pages for item in page.items))
-    if output == "csv":
-        return namespaces_csv(whole.items)
-    return _document(whole, output) or namespaces_table(whole)
+    return _written(_whole(ask, "namespaces", query, NamespacePage), output)
 
 
 def mix(ask: Ask, output: str) -> str:
     """Give the pods that policies expect, as *output* says."""
-    page = _decode(ask("mix", {}), MixPage)
-    if output == "csv":
-        return mix_csv(page.items)
-    return _document(page, output) or mix_table(page)
+    return _written(_decode(ask("mix", {}), MixPage), output)
 
 
 def explanation(ask: Ask, output: str, namespace: str, pod: str) -> str:
     """Explain one pod, as *output* says."""
     path = f"explain/{quote(namespace, safe='')}/{quote(pod, safe='')}"
     if output == "table":  # which shows no single nodes
-        return explanation_table(_decode(ask(path, {"limit": "1"}), PodExplanation))
+        return tables.explanation_table(_decode(ask(path, {"limit": "1"}), PodExplanation))
     pages = list(_pages(ask, path, {}, PodExplanation))
     nodes_of_all = tuple(node for page in pages for node in page.nodes)
     told = msgspec.structs.replace(pages[0], nodes=nodes_of_all, remaining=0, continue_="")
-    return _document(told, output) or explanation_table(told, wide=True)
+    return _document(told, output) or tables.explanation_table(told, wide=True)
+
+
+def _whole(ask: Ask, path: str, query: dict[str, str], kind: type[Listed]) -> Listed:
+    """Ask for all pages, and make one of them."""
+    pages = list(_pages(ask, path, query, kind))
+    items = tuple(item for page in pages for item in page.items)
+    return msgspec.structs.replace(pages[-1], items=items, remaining=0, continue_="")
 
 
 def _pages(ask: Ask, path: str, query: dict[str, str], kind: type[Page]) -> Iterator[Page]:
@@ -148,6 +130,10 @@ def _decode(body: bytes, kind: type[T]) -> T:
         return msgspec.json.decode(body, type=kind)
     except msgspec.MsgspecError as error:
         raise Unreachable(f"that is no extender of this version: its answer cannot be read: {error}") from error
+
+
+def _written(page: tables.Page, output: str) -> str:
+    return _document(page, output) or tables.written(page, output)
 
 
 def _document(value: object, output: str) -> str:

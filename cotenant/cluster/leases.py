@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 
 from cotenant.cluster.connection import Cluster
-from cotenant.cluster.errors import NotFound, Unreachable
-from cotenant.cluster.nesting import decoded
+from cotenant.cluster.errors import NotFound
+from cotenant.cluster.reading import answered
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -44,13 +44,6 @@ class Lease(msgspec.Struct, frozen=True):
 _lease = msgspec.json.Decoder(Lease)
 
 
-def _decode(body: bytes) -> Lease:
-    try:
-        return decoded(_lease.decode, body)
-    except msgspec.MsgspecError as error:  # a page of a load balancer, say
-        raise Unreachable(f"the API server's answer is no Lease: {error}", outcome_unknown=True) from error
-
-
 def collection(namespace: str) -> str:
     """Give the path of the Leases of a namespace, for a reflector."""
     return f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
@@ -59,7 +52,7 @@ def collection(namespace: str) -> str:
 def read(cluster: Cluster, namespace: str, name: str, *, timeout: float) -> Lease | None:
     """Read the Lease as it is now; None where there is none."""
     try:
-        return _decode(cluster.get(f"{collection(namespace)}/{name}", timeout=timeout).body)
+        return answered(_lease, cluster.get(f"{collection(namespace)}/{name}", timeout=timeout).body)
     except NotFound:
         return None
 
@@ -72,7 +65,7 @@ def create(cluster: Cluster, namespace: str, name: str, spec: dict[str, Any], *,
         "metadata": {"name": name, "namespace": namespace},
         "spec": spec,
     }
-    return _decode(cluster.post(collection(namespace), msgspec.json.encode(body), timeout=timeout).body)
+    return answered(_lease, cluster.post(collection(namespace), msgspec.json.encode(body), timeout=timeout).body)
 
 
 def update(
@@ -80,7 +73,8 @@ def update(
 ) -> Lease:
     """Change fields of the Lease as it was in *version*; raises Conflict where it has changed since."""
     body = {"metadata": {"resourceVersion": version}, "spec": spec}
-    return _decode(cluster.patch(f"{collection(namespace)}/{name}", msgspec.json.encode(body), timeout=timeout).body)
+    reply = cluster.patch(f"{collection(namespace)}/{name}", msgspec.json.encode(body), timeout=timeout)
+    return answered(_lease, reply.body)
 
 
 def spec(*, holder: str, transitions: int, seconds: float, now: datetime, acquired: bool = False) -> dict[str, Any]:

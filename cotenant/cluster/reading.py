@@ -4,7 +4,7 @@ from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, cast
 
 import msgspec
 
-from cotenant.cluster.errors import error_of
+from cotenant.cluster.errors import Unreachable, error_of
 from cotenant.cluster.nesting import decoded
 
 Change = Literal["ADDED", "MODIFIED", "DELETED"]
@@ -61,6 +61,21 @@ class Event(NamedTuple, Generic[T]):
     change: Change | None
     told: T | Unreadable | None
     version: str | None
+
+
+A = TypeVar("A")
+
+
+def answered(decoder: msgspec.json.Decoder[A], body: bytes) -> A:
+    """Read the answer to anything but a LIST that is followed; raise Unreachable where it is no such thing.
+
+    That may be a page of a load balancer, say, so of a write it is not known whether it was applied.
+    """
+    try:
+        return decoded(decoder.decode, body)
+    except msgspec.MsgspecError as error:
+        what = decoder.type.__name__.strip("_")
+        raise Unreachable(f"the API server's answer is no {what}: {error}", outcome_unknown=True) from error
 
 
 class Reader(Generic[T]):

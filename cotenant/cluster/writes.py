@@ -28,6 +28,7 @@ _NOTE_MAX_BYTES = 1024
 _ACTION_MAX = 128
 _REASON_MAX = 128
 _EVENT_NAME_STEM = 200
+_EVENT_SECONDS = 5.0
 
 
 class Regarding(msgspec.Struct, frozen=True, rename="camel"):
@@ -90,7 +91,7 @@ def get_pod(cluster: Cluster, *, namespace: str, name: str, timeout: float = 10.
     return cluster.get(_pod(namespace, name), timeout=timeout).body
 
 
-def nominate(cluster: Cluster, *, namespace: str, name: str, uid: str, node: str, timeout: float = 10.0) -> None:
+def nominate(cluster: Cluster, *, namespace: str, name: str, uid: str, node: str) -> None:
     """Suggest *node* for a pod that waits: kube-scheduler tries status.nominatedNodeName before it samples others.
 
     An empty *node* takes the suggestion back.
@@ -102,7 +103,7 @@ def nominate(cluster: Cluster, *, namespace: str, name: str, uid: str, node: str
     """
     # metadata.uid cannot be changed, so naming it makes the patch of any other pod fail
     body = {"metadata": {"uid": uid}, "status": {"nominatedNodeName": _checked(node) if node else ""}}
-    cluster.patch(f"{_pod(namespace, name)}/status", msgspec.json.encode(body), timeout=timeout)
+    cluster.patch(f"{_pod(namespace, name)}/status", msgspec.json.encode(body))
 
 
 def annotate_pod(
@@ -192,7 +193,6 @@ def record_event(
     reporter: str,
     instance: str,
     once: bool = False,
-    timeout: float = 5.0,
 ) -> None:
     """Create an Event that people see with `kubectl describe`; a long *note* is cut.
 
@@ -224,7 +224,7 @@ def record_event(
         "reportingInstance": instance,
     }
     path = f"/apis/events.k8s.io/v1/namespaces/{_checked(namespace)}/events"
-    cluster.post(path, msgspec.json.encode(body), timeout=timeout)
+    cluster.post(path, msgspec.json.encode(body), timeout=_EVENT_SECONDS)
 
 
 def _pod(namespace: str, name: str) -> str:

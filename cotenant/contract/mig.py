@@ -145,7 +145,7 @@ class Geometry:
         if instance.start not in profile.starts or instance.size != profile.size:
             raise PlacementError(f"{profile.name} cannot lie at {instance.start}: {_reach(profile)}")
         for other in taken:
-            if _state([instance])[0] & _state([other])[0]:
+            if overlap(instance, other):
                 raise PlacementError(
                     f"{profile.name} at {instance.start} overlaps {other.profile} at {other.start}, "
                     f"which takes {_slices(other.size)} from there"
@@ -213,6 +213,11 @@ class Geometry:
 
     def _instance(self, profile: str, start: int) -> MIGInstance:
         return MIGInstance(profile=profile, start=start, size=self._profiles[profile].size)
+
+
+def overlap(one: MIGInstance, other: MIGInstance) -> bool:
+    """Tell whether two instances share a memory slice."""
+    return one.start < other.start + other.size and other.start < one.start + one.size
 
 
 def _state(taken: Sequence[MIGInstance]) -> tuple[int, tuple[str, ...]]:

@@ -318,7 +318,7 @@ def _units(container: Container, resource: str, amount: str | int | None) -> int
 
 
 def _refuse_other_families(container: Container, names: Names, resource: str) -> None:
-    resources = container.resources or None
+    resources = container.resources
     asked = set((resources and resources.limits) or ()) | set((resources and resources.requests) or ())
     for other in sorted(asked):
         if other != resource and names.is_gpu(other):
@@ -360,11 +360,6 @@ def model_wished(model: str, wishes: Sequence[str]) -> bool:
     return not wishes or any(
         fnmatchcase(lower, wish.lower() if "*" in wish else f"*{wish.lower()}*") for wish in wishes
     )
-
-
-def allowed(model: str, wishes: Wishes) -> bool:
-    """Tell whether a pod that wishes so may have a GPU of this model."""
-    return model_wished(model, wishes.models) and model_wished(model, wishes.within)
 
 
 def _list(annotations: dict[str, str], key: str) -> tuple[str, ...]:

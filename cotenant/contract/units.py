@@ -43,6 +43,14 @@ def parse_quantity(text: str | int) -> int:
     return int(value)
 
 
+def count_of(amount: str | int | None) -> int:
+    """Read how many of a resource a node has; 0 where it says nothing, or what is no number."""
+    try:
+        return parse_quantity(amount if amount is not None else 0)
+    except ValueError:
+        return 0
+
+
 @lru_cache(maxsize=4096)
 def parse_milli(text: str | int) -> int:
     """Read a Kubernetes quantity such as "250m" or "1.5" as thousandths, rounded up as kube-scheduler does.

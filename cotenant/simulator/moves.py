@@ -19,6 +19,7 @@ from extender.ledger import NodeView
 from extender.placement.fit import pieces
 from extender.policies.fragmentation import Fragmentation
 from extender.policies.table import MILLI, Floats, Ints
+from extender.shadow.placements import Free, free_of
 
 # What moving a pod must bring at least, in parts of what it holds: it costs its users a restart.
 WORTH = 0.1
@@ -40,21 +41,12 @@ class Move(msgspec.Struct, frozen=True):
     gain_bytes: int
 
 
-class State(msgspec.Struct, frozen=True):
-    """Sum up what is free: how much of it is fragmented, how many GPUs are empty, and the most that is in one piece."""
-
-    free_bytes: int
-    fragmented_bytes: int
-    empty_gpus: int
-    largest_bytes: int
-
-
 class MovePlan(msgspec.Struct, frozen=True):
     """Hold moves in the order to make them, what they change, and why pods were left where they are, with how many."""
 
     moves: tuple[Move, ...]
-    before: State
-    after: State
+    before: Free
+    after: Free
     left: dict[str, int]
     # whether the request that room was to be made for fits afterwards, None where there was none
     fits: bool | None = None
@@ -69,6 +61,7 @@ class Planner:
     def __init__(self, scene: Scene, scheduler: Scheduler, *, priority: int) -> None:
         self._scheduler = scheduler
         self._document: Document = scene.document
+        self._mix = scene.mix
         self._fragmentation = Fragmentation(scene.mix, scheduler.table)
         # of each row, as it is but for what is being tried
         self._fragments = self._fragmented(np.arange(len(scheduler.table.known)))
@@ -104,7 +97,7 @@ class Planner:
 
     def defragment(self, *, most: int, progress: Callable[[int], None] = lambda _count: None) -> MovePlan:
         """Choose up to *most* moves, always the one that frees the most fragmented memory for what it costs."""
-        before = self.state()
+        before = self.free()
         moves: list[Move] = []
         # What a move brings changes little with others: the best of those known is looked at again, as long as it stays
         # the best.
@@ -121,11 +114,11 @@ class Planner:
                 del known[uid]
                 known = {one: value for one, value in known.items() if self._may(one)}
                 progress(1)
-        return MovePlan(tuple(moves), before, self.state(), self._left)
+        return MovePlan(tuple(moves), before, self.free(), self._left)
 
     def make_room(self, asked: PodRequest, among: frozenset[str] | None, *, most: int) -> MovePlan:
         """Choose the fewest and smallest moves, up to *most*, after which a request fits."""
-        before = self.state()
+        before = self.free()
         if self._fits(asked, among):
             return MovePlan((), before, before, self._left, fits=True)
         best: list[str] | None = None
@@ -140,19 +133,11 @@ class Planner:
         if best is None:
             return MovePlan((), before, before, self._left, fits=False)
         moves = [self._move(uid) for uid in best]
-        return MovePlan(tuple(moves), before, self.state(), self._left, fits=True)
+        return MovePlan(tuple(moves), before, self.free(), self._left, fits=True)
 
-    def state(self) -> State:
+    def free(self) -> Free:
         """Sum up what is free just now."""
-        table = self._scheduler.table
-        rows = np.flatnonzero(table.known)
-        free = table.free_bytes[rows]
-        return State(
-            free_bytes=int(free.sum()),
-            fragmented_bytes=int(self._fragmented(rows).sum()),
-            empty_gpus=int(table.empty[rows].sum()),
-            largest_bytes=int(free.max()) if free.size else 0,
-        )
+        return free_of(self._scheduler.table, self._mix)
 
     # --- within ---
 
@@ -161,7 +146,7 @@ class Planner:
 
     def _held(self, uid: str) -> int:
         hold = self._scheduler.ledger.hold(uid)
-        return sum(hold.charges.values()) if hold is not None else 0
+        return hold.bytes if hold is not None else 0
 
     def _cost(self, group: Sequence[str]) -> tuple[int, int]:
         return len(group), sum(map(self._held, group))

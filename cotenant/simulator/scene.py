@@ -22,9 +22,9 @@ from cotenant.simulator.timeline import Job, Loss
 from extender.ledger import Ledger, Node
 from extender.placement.choices import Choices
 from extender.placement.fit import pieces
-from extender.placement.ranking import ask
+from extender.placement.learning import pod_class
 from extender.policies import named
-from extender.policies.mix import Mix, PodClass
+from extender.policies.mix import Mix
 from extender.policies.table import Table
 
 
@@ -81,13 +81,6 @@ def scene(document: Document, *, afresh: bool = False) -> Scene:
             jobs.append(_job(pod, asked, table, doors))
     losses = tuple(Loss(at=e.at, node=e.node, gpu=e.gpu, back=e.back) for e in document.events)
     return Scene(document, ledger, Mix.of(classes), tuple(jobs), losses, refused)
-
-
-def pod_class(asked: PodRequest, table: Table) -> PodClass:
-    """Say which pods a request is like, as the extender learns them."""
-    wants = ask(asked, table)
-    alone = asked.wishes.isolation.whole_gpu
-    return PodClass(wants.cpu_milli, wants.gpus, wants.share_milli, asked.wishes.models, alone)
 
 
 def kind(asked: PodRequest, table: Table) -> str:

@@ -25,6 +25,8 @@ _PROXY = re.compile(r"/api/v1/namespaces/(?P<service>[^/]+/services/[^/]+)/proxy
 _BY_PATH = {(resource.root, resource.plural): resource for resource in RESOURCES}
 _VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 _WATCH_SECONDS = 1800.0
+# How often a watch that asked for bookmarks gets one.
+_BOOKMARK_SECONDS = 60.0
 _UNKNOWN = Refused(404, "NotFound", "the server could not find the requested resource")
 
 
@@ -283,7 +285,7 @@ class Handler(BaseHTTPRequestHandler):
         store = self._api.store
         bookmarks = query.get("allowWatchBookmarks") == "true"
         ends = time.monotonic() + float(query.get("timeoutSeconds") or _WATCH_SECONDS)
-        next_bookmark = time.monotonic() + self._api.bookmark_seconds
+        next_bookmark = time.monotonic() + _BOOKMARK_SECONDS
         while (now := time.monotonic()) < ends:
             wakes = min(ends, next_bookmark) if bookmarks else ends
             changes = store.news(position, cuts, max(0.0, wakes - now))
@@ -292,7 +294,7 @@ class Handler(BaseHTTPRequestHandler):
             position += len(changes)
             lines = [event_line(change, selection) for change in changes if bookmarks or change.type != "BOOKMARK"]
             if bookmarks and time.monotonic() >= next_bookmark:
-                next_bookmark = time.monotonic() + self._api.bookmark_seconds
+                next_bookmark = time.monotonic() + _BOOKMARK_SECONDS
                 lines.append(bookmark_line(store.version, selection.resource))
             for line in lines:
                 if line is not None:

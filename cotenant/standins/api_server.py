@@ -30,25 +30,15 @@ class ApiServer:
         admit: sees every pod that is created and returns it as it shall be stored, or raises Refused. It may change
             the dict that it gets.
         token: the bearer token that every request must carry, "" for none.
-        bookmark_seconds: how often a watch that asked for bookmarks gets one.
-        too_old: how a watch from a forgotten version is told, as an ERROR event (as kube-apiserver does) or as the
-            status of the answer (as it does when the watch cache cannot be used).
 
     """
 
-    def __init__(
-        self,
-        *,
-        admit: Callable[[Json], Json] | None = None,
-        token: str = "",
-        bookmark_seconds: float = 60.0,
-        too_old_as_status: bool = False,
-    ) -> None:
+    def __init__(self, *, admit: Callable[[Json], Json] | None = None, token: str = "") -> None:
         self.store = Store(admit)
         self.faults = Faults()
         self.token = token
-        self.bookmark_seconds = bookmark_seconds
-        self.too_old_as_status = too_old_as_status
+        self.too_old_as_status = False
+        """Has a watch from a forgotten version told by the answer's status, not by an ERROR event."""
         self.users: dict[str, str] = {}
         """Names the user of each token that kubeconfig() gave out."""
         self.version = "v1.36.3"

@@ -10,6 +10,7 @@ import queue
 import random
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
@@ -82,7 +83,6 @@ class Kubelet:
         *,
         reporter: Reporter | None = None,
         retry_seconds: float = 0.05,
-        seed: int = 0,
     ) -> None:
         """Prepare the node; *retry_seconds* is how long a failed start waits, about a second on a real node."""
         self.node = node
@@ -96,7 +96,7 @@ class Kubelet:
         self._loop: threading.Thread | None = None
         self._node_allocatable: dict[str, int] = {}
         self.devices = DeviceManager(
-            directory / "device-plugins", active=self._active, changed=self._tell_node, rng=random.Random(seed)
+            directory / "device-plugins", active=self._active, changed=self._tell_node, rng=random.Random(0)
         )
         socket = directory / "pod-resources" / "kubelet.sock"
         self.pod_resources = PodResourcesServer(socket, pods=self._listed, devices=self.devices)
@@ -109,7 +109,7 @@ class Kubelet:
             known = sorted(self._pods.values(), key=lambda p: p.pod.metadata.name)
         # HandlePodAdditions of the first batch; only after it do sources count as ready (syncLoopIteration)
         for pod in known:
-            self._work.put(lambda pod=pod: self._admit(pod))  # type: ignore[misc]
+            self._work.put(partial(self._admit, pod))
         self._work.put(self._sources_ready)
         self._loop = threading.Thread(target=self._sync_loop, name=f"kubelet {self.node}", daemon=True)
         self._loop.start()

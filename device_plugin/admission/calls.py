@@ -179,7 +179,7 @@ class Admission:
                 continue
             # The watch can be behind the one that the kubelet follows. Whoever is taken is asked for, and whoever is
             # passed by for what the cache says; and where all seem over, one is meant only if nobody else can be.
-            doubtful = {_name(c.pod) for c in found if c.stale or c in identified}
+            doubtful = {PodName.of(c.pod) for c in found if c.stale or c in identified}
             if any(candidate.stale for candidate in identified):
                 doubtful = sight.names
             if not sight.refresh(doubtful):
@@ -341,7 +341,3 @@ class _Sight:
 
 def _keys(pod: Pod) -> dict[str, str]:
     return {"pod": pod.key, "pod_uid": pod.uid}
-
-
-def _name(pod: Pod) -> PodName:
-    return PodName(pod.metadata.namespace, pod.metadata.name)

@@ -13,7 +13,7 @@ Everything here is pure; `device_plugin.admission.calls` brings the facts.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import msgspec
 
@@ -32,6 +32,11 @@ class PodName(NamedTuple):
 
     namespace: str
     name: str
+
+    @classmethod
+    def of(cls, pod: Pod) -> Self:
+        """Name a pod that is known."""
+        return cls(pod.metadata.namespace, pod.metadata.name)
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"

@@ -7,7 +7,7 @@ import msgspec
 import structlog
 
 from cotenant.cluster import Cluster, ClusterError, writes
-from cotenant.cluster.nesting import decoded
+from cotenant.cluster.reading import answered
 from cotenant.contract.configuration import ConfigurationError
 from device_plugin.threads import THREADS
 
@@ -43,10 +43,10 @@ _nodes = msgspec.json.Decoder(_NodeList)
 def read_node(cluster: Cluster, node: str) -> NodeMetadata:
     """Read the node as it is now, one without anything where there is none.
 
-    Raises ClusterError, and msgspec.MsgspecError for an answer that is no list of nodes.
+    Raises ClusterError.
     """
     reply = cluster.get(f"/api/v1/nodes?fieldSelector=metadata.name%3D{node}", timeout=_NODE_SECONDS)
-    nodes = decoded(_nodes.decode, reply.body).items
+    nodes = answered(_nodes, reply.body).items
     return nodes[0].metadata if nodes else NodeMetadata(name=node)
 
 
@@ -54,7 +54,7 @@ def labels_of(cluster: Cluster, node: str) -> dict[str, str]:
     """Read the labels of the node; raise ConfigurationError where it cannot be asked for what its label says."""
     try:
         return read_node(cluster, node).labels or {}
-    except (ClusterError, msgspec.MsgspecError) as error:
+    except ClusterError as error:
         raise ConfigurationError(f"the label that selects rules for node {node} cannot be read: {error}") from error
 
 

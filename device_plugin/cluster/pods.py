@@ -7,8 +7,8 @@ from collections.abc import Callable
 import msgspec
 import structlog
 
-from cotenant.cluster import Cluster, ClusterError, NotFound, Reflector, Unreadable, writes
-from cotenant.cluster.nesting import decoded
+from cotenant.cluster import Cluster, NotFound, Reflector, Unreadable, writes
+from cotenant.cluster.reading import answered
 from cotenant.contract.pods import Pod
 from device_plugin.admission.identity import PodName
 
@@ -71,28 +71,26 @@ class NodePods:
                 name=name.name,
                 timeout=max(0.05, deadline - time.monotonic()),
             )
+            return answered(_pod, reply)
         except NotFound:
             return None
-        try:
-            return decoded(_pod.decode, reply)
-        except msgspec.MsgspecError as error:
-            raise ClusterError(f"pod {name} cannot be read: {error}") from error
 
     # The reflector's sink.
 
     def replaced(self, objects: list[Pod], started: int, unreadable: list[Unreadable]) -> None:  # noqa: ARG002
         """Take the pods for all there are."""
         with self._lock:
-            self._pods = {_name(pod): pod for pod in objects}
+            self._pods = {PodName.of(pod): pod for pod in objects}
         self._gone()
 
     def changed(self, change: str, obj: Pod) -> None:
         """Take one pod's newest state."""
+        name = PodName.of(obj)
         with self._lock:
             if change != "DELETED":
-                self._pods[_name(obj)] = obj
-            elif (known := self._pods.get(_name(obj))) is not None and known.uid == obj.uid:
-                del self._pods[_name(obj)]
+                self._pods[name] = obj
+            elif (known := self._pods.get(name)) is not None and known.uid == obj.uid:
+                del self._pods[name]
         if change == "DELETED" or obj.ended:
             self._gone()
 
@@ -102,7 +100,3 @@ class NodePods:
         if obj.namespace is not None and obj.name is not None:
             with self._lock:
                 self._pods.pop(PodName(obj.namespace, obj.name), None)
-
-
-def _name(pod: Pod) -> PodName:
-    return PodName(pod.metadata.namespace, pod.metadata.name)

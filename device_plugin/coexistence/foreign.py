@@ -67,7 +67,7 @@ class ForeignUse:
         *devices* is what the kubelet lists, *ours* names the resources that this plugin serves, *pods* are this node's
         as the API server has them, and *used* is what processes use.
         """
-        known = {PodName(pod.metadata.namespace, pod.metadata.name): pod for pod in pods}
+        known = {PodName.of(pod): pod for pod in pods}
         doubtful: set[object] = set()
         found: dict[str, _Seen] = {}
         listed = list(devices)

@@ -4,7 +4,6 @@ import random
 import time
 from pathlib import PurePath
 
-import msgspec
 import structlog
 
 from cotenant.cluster import Cluster, ClusterError
@@ -28,7 +27,7 @@ def read(cluster: Cluster, node: str, names: Names) -> dict[str, Assigned] | Non
     try:
         annotations = _read(cluster, node).annotations or {}
         published = inventories.decode(annotations[names.inventory]).gpus if names.inventory in annotations else ()
-    except (ClusterError, msgspec.MsgspecError, InventoryError) as error:
+    except (ClusterError, InventoryError) as error:
         log.warning("configuration.before_unknown", error=str(error))
         return None
     return {gpu.uuid: as_published(gpu) for gpu in published}

@@ -15,6 +15,7 @@ from cotenant.cluster import ClusterError
 from cotenant.contract import grant as grants
 from cotenant.contract.grant import ContainerGrant, GrantError
 from cotenant.contract.inventory import MIGInstance
+from cotenant.contract.mig import overlap
 from cotenant.contract.names import Names
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
@@ -142,7 +143,7 @@ class Maker:
             return
         for one in found:
             # one that lacks its compute instance can have no process, whoever began it
-            if _overlap(one, wanted) and not (one is same and not one.uuid):
+            if overlap(one.instance, wanted) and not (one is same and not one.uuid):
                 self._clear(pod, gpu, one)
         if same is not None and not same.uuid:
             self._nvml.complete_mig_instance(gpu.index, same)
@@ -164,10 +165,9 @@ class Maker:
         """Destroy an instance that is in the way, unless a pod that lives holds it."""
         for other in self._pods.all_known():
             if other.uid != pod.uid and not other.ended:
-                name = PodName(other.metadata.namespace, other.metadata.name)
                 for uuid, held in _granted(other, self._names) or ():
                     # the extender may have heard of its end before we do
-                    if uuid == gpu.uuid and _overlap(one, held) and self._lives(name, other.uid):
+                    if uuid == gpu.uuid and overlap(one.instance, held) and self._lives(PodName.of(other), other.uid):
                         raise MIGError(f"pod {other.key} holds {one.profile} at {one.start} of GPU {gpu.uuid}")
         self._nvml.destroy_mig_instance(gpu.index, one)
         self._specs.remove(gpu.uuid, one.instance)
@@ -225,7 +225,3 @@ def _granted(pod: Pod, names: Names) -> list[tuple[str, MIGInstance]] | None:
 def _asks_instance(pod: Pod, names: Names) -> bool:
     asked: Iterable[str] = (found.resource for c, _ in pod.start_order if (found := asks(c, names)) is not None)
     return any(resource.startswith(names.mig_prefix) for resource in asked)
-
-
-def _overlap(one: GPUInstance, other: MIGInstance) -> bool:
-    return one.start < other.start + other.size and other.start < one.start + one.size

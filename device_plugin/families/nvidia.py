@@ -251,14 +251,14 @@ def _resource(path: str, shared: _Shared, *, rename_by_default: bool) -> str:
     if name != NVIDIA_GPU:
         raise ConfigurationError(f"{path}.name: expected {NVIDIA_GPU} or nvidia.com/mig-PROFILE, got {name[:80]!r}")
     try:
-        return check_shared_resource(_full(shared.rename or (f"{name}.shared" if rename_by_default else name)))
+        return check_shared_resource(_full(shared.rename or (name + SHARED if rename_by_default else name)))
     except ValueError as error:
         raise ConfigurationError(f"{path}.rename: {error}") from error
 
 
 def _full(name: str) -> str:
     """Complete a resource's name as NVIDIA's plugin does."""
-    return name if name.startswith("nvidia.com/") else f"nvidia.com/{name}"
+    return name if name.startswith(f"{NVIDIA_DOMAIN}/") else f"{NVIDIA_DOMAIN}/{name}"
 
 
 def _devices(

@@ -7,11 +7,11 @@ from pathlib import Path
 import msgspec
 
 from cotenant.cluster import Cluster, ClusterError
-from cotenant.cluster.nesting import decoded
+from cotenant.cluster.reading import answered
 from cotenant.contract import inventory as inventories
 from cotenant.contract.inventory import Family, InventoryError
 from cotenant.contract.names import NVIDIA_DOMAIN, Names
-from cotenant.contract.units import parse_quantity
+from cotenant.contract.units import count_of
 
 _SECONDS = 3.0
 
@@ -80,8 +80,8 @@ class Occupants:
             return []
         try:
             query = {"fieldSelector": f"metadata.name={self._node}"}
-            reply = decoded(_nodes.decode, self._cluster.get("/api/v1/nodes", query=query, timeout=_SECONDS).body)
-        except (ClusterError, msgspec.MsgspecError):
+            reply = answered(_nodes, self._cluster.get("/api/v1/nodes", query=query, timeout=_SECONDS).body)
+        except ClusterError:
             return []  # the sockets have said what can be said
         for node in reply.items:
             text = (node.metadata.annotations or {}).get(self._names.inventory, "")
@@ -91,15 +91,8 @@ class Occupants:
                 ours = False
             if new_to_us or not ours:
                 offered = node.status.allocatable or {}
-                return [name for name in resources if _some(offered.get(name, "0"))]
+                return [name for name in resources if count_of(offered.get(name)) > 0]
         return []
-
-
-def _some(amount: str) -> bool:
-    try:
-        return parse_quantity(amount) > 0
-    except ValueError:
-        return False
 
 
 def is_served(path: Path) -> bool:

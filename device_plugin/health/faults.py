@@ -12,7 +12,7 @@ What counts as a clean probe depends on what the trouble needs (cotenant.contrac
 reset counts them only once there was one, as far as the driver tells, and a fatal one not at all.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import msgspec
 
@@ -100,9 +100,9 @@ def probed(faults: Faults, probe: Probe, clean_probes: int) -> Faults:
     return after
 
 
-def restored(faults: Faults, records: Iterable[Finding]) -> Faults:
-    """Take over what an earlier plugin had written down, beside what is known already."""
-    return {**{finding.key: Fault(finding) for finding in records}, **faults}
+def restored(faults: Faults, finding: Finding) -> Faults:
+    """Take over a trouble that an earlier plugin had written down, unless more is known of it already."""
+    return {finding.key: Fault(finding), **faults}
 
 
 def ailments(faults: Faults) -> list[Finding]:

@@ -106,7 +106,7 @@ class HealthKeeper:
                 if record.severity not in faults.LASTING:
                     continue
                 subject, finding = Subject(record.uuid), Finding(record.key, record.severity, record.sentence)
-                self._faults[subject] = faults.restored(self._faults.get(subject, {}), [finding])
+                self._faults[subject] = faults.restored(self._faults.get(subject, {}), finding)
 
     def acknowledge(self) -> None:
         """Take a person's word that what needed a reset or a reboot is over."""

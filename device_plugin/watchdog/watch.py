@@ -54,7 +54,6 @@ class Watchdog:
         pods: Callable[[], Sequence[Pod] | None],
         daemons: Callable[[], Collection[int]] = frozenset,
         processes: Processes | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._names = names
@@ -66,10 +65,9 @@ class Watchdog:
         self._pods = pods
         self._daemons = daemons
         self._processes = processes or Processes()
-        self._clock = clock
         self._account = Account()
         self._peaks: dict[_Key, Overuser] = {}
-        self._told: TTLCache[object, None] = TTLCache(_REMEMBERED, _AGAIN_AFTER_SECONDS, timer=clock)
+        self._told: TTLCache[object, None] = TTLCache(_REMEMBERED, _AGAIN_AFTER_SECONDS)
         # so that no report looks like one of a plugin before
         self._beat = int(time.time())
         self._written: tuple[Overuser, ...] = ()
@@ -157,9 +155,9 @@ class Watchdog:
     def _write(self, users: tuple[Overuser, ...]) -> None:
         if not users:
             self._notes.annotate(self._names.overusers, None)
-        elif users != self._written or self._clock() - self._written_at >= reports.BEAT_SECONDS:
+        elif users != self._written or time.monotonic() - self._written_at >= reports.BEAT_SECONDS:
             self._beat += 1
-            self._written_at = self._clock()
+            self._written_at = time.monotonic()
             self._notes.annotate(self._names.overusers, reports.encode(OveruseReport(beat=self._beat, users=users)))
         self._written = users
 

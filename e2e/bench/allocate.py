@@ -21,9 +21,7 @@ def measure(cluster: ControlPlane, directory: Path, *, pods: int) -> dict[str, A
     """Let a real kubelet admit pods, burst after burst, and read what Allocate took it."""
     api = cluster.api()
     with RealNode(cluster, directory / "node") as node:
-        plugin = RunningPlugin(
-            cluster, directory / "plugin", node=node.name, pod_resources=node.pod_resources_socket, gpus=_GPUS
-        )
+        plugin = RunningPlugin(node, directory / "plugin", gpus=_GPUS)
         with plugin:
             gpus = inventories.decode(api.get("Node", node.name)["metadata"]["annotations"][NAMES.inventory]).gpus
             for first in range(0, pods, _BURST):

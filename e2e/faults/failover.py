@@ -90,7 +90,6 @@ class Ground:
         for one in build(MANIFESTS / layout):
             self.api.apply_object(one)
         nodes.register(self.api, NODES, nodes.Shape(gpus=4, gpu_bytes=80 * GIB), prefix="lab")
-        names = NAMES
         self.kubeconfig = self.cluster.service_account_kubeconfig("cotenant-extender", namespace=NAMESPACE)
         self.proxy = stack.enter_context(FaultProxy(self.cluster, dice=dice)) if through_proxy else None
         self.replicas = {
@@ -103,7 +102,7 @@ class Ground:
                 if self.proxy and name in through_proxy
                 else self.kubeconfig,
             )
-            for name in names
+            for name in NAMES
         }
         if layout == "attached":
             self._attach(stack)

@@ -3,7 +3,6 @@
 import random
 import threading
 import time
-from types import TracebackType
 from typing import Self
 
 from cotenant.contract.names import Names
@@ -51,9 +50,7 @@ class Churn:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def stop(self) -> None:

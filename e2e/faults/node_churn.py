@@ -65,10 +65,8 @@ class Run:
         stack.enter_context(self.cluster.scheduling(self.extender.scheduler_config()))
         self.plugin = stack.enter_context(
             RunningPlugin(
-                self.cluster,
+                self.node,
                 directory / "plugin",
-                node=self.node.name,
-                pod_resources=self.node.pod_resources_socket,
                 gpus=GPUS,
             )
         )

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NoReturn, Self
 
 import grpc
@@ -94,9 +93,7 @@ class PluginProxy:
         self._follower.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._left.set()
         self._follower.join()
         self.release()
@@ -142,9 +139,9 @@ class PluginProxy:
 
     def _follow_kubelet(self) -> None:
         """Have our kubelet.sock look like another one whenever the kubelet's own is, by which a plugin knows."""
-        known = _made(DEVICE_PLUGINS / "kubelet.sock")
+        known = _kubelets_socket()
         while not self._left.wait(_LOOK_SECONDS):
-            now = _made(DEVICE_PLUGINS / "kubelet.sock")
+            now = _kubelets_socket()
             if now not in (known, None):
                 (self.kubelet_directory / "kubelet.sock").touch()
                 known = now
@@ -273,10 +270,10 @@ class _Registrations(rpc.RegistrationServicer):
         return pb.Empty()
 
 
-def _made(socket: Path) -> int | None:
-    """Tell sockets of the same name apart; None where there is none."""
+def _kubelets_socket() -> int | None:
+    """Tell one of the kubelet's sockets from the next; None where there is none."""
     try:
-        return socket.stat().st_ctime_ns
+        return (DEVICE_PLUGINS / "kubelet.sock").stat().st_ctime_ns
     except OSError:
         return None
 

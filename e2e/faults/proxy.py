@@ -18,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
@@ -64,10 +63,9 @@ class Odds:
 class Dice:
     """Decides what goes wrong, by a seed."""
 
-    def __init__(self, seed: int, odds: Odds | None = None) -> None:
-        """Prepare to decide; without odds by the usual ones."""
+    def __init__(self, seed: int) -> None:
         self._seed = seed
-        self.odds = odds or Odds()
+        self.odds = Odds()
         self._lock = threading.Lock()
         self._asked: Counter[str] = Counter()
         self.happened: Counter[str] = Counter()
@@ -124,9 +122,7 @@ class FaultProxy:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
 

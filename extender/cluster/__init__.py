@@ -1,1 +1,1 @@
-"""The extender's ways to the API server: what it hears (feed), what it writes (binder, nominator, events)."""
+"""The extender's ways to the API server: what it hears (feed), what it writes, and whether it may (writership)."""

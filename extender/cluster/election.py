@@ -17,7 +17,7 @@ import structlog
 
 from cotenant.cluster import Change, Cluster, ClusterError, Conflict, NotFound, Reflector, Unreadable, leases, writes
 from cotenant.cluster.leases import Lease
-from cotenant.cluster.nesting import decoded
+from cotenant.cluster.reading import answered
 from cotenant.contract.configuration import Writer
 from cotenant.threads import Threads
 from extender.cluster.writership import Writership
@@ -116,7 +116,7 @@ class Follow:
             lease.holder,
             lease.transitions,
             mine=mine,
-            until=self._clock() + (lease.spec.lease_duration_seconds or _DEFAULT_SECONDS),
+            until=self._clock() + _duration(lease),
         )
 
     def _begin_term(self, lease: Lease) -> None:
@@ -148,7 +148,6 @@ class Elect:
         *,
         pod: str,
         label: str,
-        clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         threads: Threads | None = None,
     ) -> None:
@@ -157,7 +156,6 @@ class Elect:
         self._writership = writership
         self._pod = pod
         self._label = label
-        self._clock = clock
         self._now = now
         self._rng = random.Random()  # noqa: S311 - spreads load, guards nothing
         # a process that starts again is another holder, with another term
@@ -212,7 +210,7 @@ class Elect:
         lease = self._lease
         if lease is None or not lease.holder or self._holds():
             return pause
-        left = self._changed_at + self._duration(lease) - self._clock()
+        left = self._changed_at + _duration(lease) - time.monotonic()
         return min(pause, left) if left > 0 else pause
 
     def _holds(self) -> bool:
@@ -221,7 +219,7 @@ class Elect:
     def _try(self) -> None:
         """Renew the Lease where it is ours, take it where nobody has it, and tell who has."""
         where = self._configuration
-        asked_at = self._clock()
+        asked_at = time.monotonic()
         lease = self._lease
         if lease is None or lease.holder != self._identity:
             lease = leases.read(self._cluster, where.namespace, where.name, timeout=_REQUEST_SECONDS)
@@ -240,15 +238,12 @@ class Elect:
                 return
         known = self._lease
         if known is None or known.metadata.resource_version != lease.metadata.resource_version:
-            self._changed_at = self._clock()
+            self._changed_at = time.monotonic()
         if lease.holder == self._identity:
             lease = self._write(lease, holder=self._identity, transitions=lease.transitions)
-        elif not lease.holder or self._clock() - self._changed_at >= self._duration(lease):
+        elif not lease.holder or time.monotonic() - self._changed_at >= _duration(lease):
             lease = self._write(lease, holder=self._identity, transitions=lease.transitions + 1, acquired=True)
         self._tell(lease, asked_at)
-
-    def _duration(self, lease: Lease) -> float:
-        return float(lease.spec.lease_duration_seconds or _DEFAULT_SECONDS)
 
     def _write(
         self,
@@ -281,7 +276,7 @@ class Elect:
             self._labelled = False
         self._lease, self._transitions = lease, lease.transitions
         # ours counts from when we asked, so that it ends here before it ends for those who saw it later
-        until = asked_at + self._configuration.renew_deadline if mine else self._changed_at + self._duration(lease)
+        until = asked_at + self._configuration.renew_deadline if mine else self._changed_at + _duration(lease)
         self._writership.observe(lease.holder, lease.transitions, mine=mine, until=until)
 
     def _label_pods_once(self) -> None:
@@ -297,7 +292,7 @@ class Elect:
         namespace = self._configuration.namespace
         query = {"labelSelector": f"{self._label}=true"}
         body = self._cluster.get(f"/api/v1/namespaces/{namespace}/pods", query=query, timeout=_REQUEST_SECONDS).body
-        for other in {item.metadata.name for item in decoded(_pods.decode, body).items or ()} - {self._pod}:
+        for other in {item.metadata.name for item in answered(_pods, body).items or ()} - {self._pod}:
             writes.label_pod(
                 self._cluster, namespace=namespace, name=other, labels={self._label: None}, timeout=_REQUEST_SECONDS
             )
@@ -305,6 +300,10 @@ class Elect:
             self._cluster, namespace=namespace, name=self._pod, labels={self._label: "true"}, timeout=_REQUEST_SECONDS
         )
         self._labelled = True
+
+
+def _duration(lease: Lease) -> float:
+    return float(lease.spec.lease_duration_seconds or _DEFAULT_SECONDS)
 
 
 class _Pod(msgspec.Struct, frozen=True):

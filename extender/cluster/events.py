@@ -24,10 +24,6 @@ _LOOK_SECONDS = 0.5
 _THREAD = "events"
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
 class _Told(NamedTuple):
     """Hold what is to be said of a pod."""
 
@@ -51,15 +47,13 @@ class Events:
         instance: str,
         *,
         may_write: Callable[[], bool] = lambda: True,
-        now: Callable[[], datetime] = _now,
-        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
         threads: Threads | None = None,
     ) -> None:
         self._cluster = cluster
         self._instance = instance
         self._may_write = may_write
         self._now = now
-        self._clock = clock
         self._told: TTLCache[tuple[str, str], bool] = TTLCache(10_000, _AGAIN_AFTER_SECONDS)
         self._queue: queue.Queue[_Told | None] = queue.Queue(_QUEUE)
         # only the thread's
@@ -73,7 +67,7 @@ class Events:
         if (uid, reason) in self._told:
             return
         try:
-            self._queue.put_nowait(_Told(uid, key, str(reason), sentence, self._clock()))
+            self._queue.put_nowait(_Told(uid, key, str(reason), sentence, time.monotonic()))
         except queue.Full:
             _log.warning("too many events wait, one is dropped", pod=key, pod_uid=uid)
 
@@ -97,7 +91,7 @@ class Events:
         return True
 
     def _say_kept(self) -> None:
-        fresh = self._clock() - _KEPT_SECONDS
+        fresh = time.monotonic() - _KEPT_SECONDS
         self._kept = [one for one in self._kept if one.since > fresh]
         if self._may_write():
             kept, self._kept = self._kept, []

@@ -46,7 +46,6 @@ class Evictor:
         *,
         grace: float | None,
         may_write: Callable[[], bool] = lambda: True,
-        clock: Callable[[], float] = time.monotonic,
         threads: Threads | None = None,
     ) -> None:
         self._cluster = cluster
@@ -57,7 +56,6 @@ class Evictor:
         self._synced: Callable[[], bool] = lambda: False
         self._evictions = evictions
         self._may_write = may_write
-        self._clock = clock
         self._reports = Reports(self._node_of)
         self._texts: dict[str, str] = {}
         # what stands on pods, as the watch shows it
@@ -145,7 +143,7 @@ class Evictor:
                     self._unmark(uid)
 
     def _follow(self, node: str, text: str | None) -> None:
-        outcome = self._reports.take(node, text, self._clock())
+        outcome = self._reports.take(node, text, time.monotonic())
         for problem in outcome.problems:
             if problem not in self._told:
                 self._told[problem] = None

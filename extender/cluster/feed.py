@@ -94,8 +94,8 @@ class _Nodes:
         return [Node(metadata=Node.Metadata(name=node.metadata.name)) for node in objects]
 
     def replaced(self, objects: list[Node], started: int, unreadable: list[Unreadable]) -> None:  # noqa: ARG002
-        unread = [node.name for node in unreadable if node.name]
-        for name in self._ledger.nodes_replaced((), [*(node.metadata.name for node in objects), *unread]):
+        listed = {*(node.metadata.name for node in objects), *(node.name for node in unreadable if node.name)}
+        for name in self._ledger.nodes_replaced(listed):
             self._gone(name)
 
     def changed(self, change: Change, obj: Node) -> None:
@@ -138,7 +138,7 @@ class _Pods:
 
     def replaced(self, objects: list[Pod], started: int, unreadable: list[Unreadable]) -> None:
         listed = {*(pod.uid for pod in objects), *(pod.uid for pod in unreadable if pod.uid)}
-        for uid in self._ledger.pods_replaced((), started, listed):
+        for uid in self._ledger.pods_replaced(listed, started):
             self._onlooker.pod_gone(uid)
         unbound = {pod.uid for pod in objects if not pod.spec.node_name}
         for hold in self._ledger.holds():

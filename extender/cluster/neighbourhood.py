@@ -1,15 +1,12 @@
 """Read pods and disruption budgets for preempt, which is rare: the ledger need not keep labels and priorities."""
 
 from collections.abc import Sequence
-from typing import TypeVar
 
 import msgspec
 
-from cotenant.cluster import Cluster, Unreachable
-from cotenant.cluster.nesting import decoded
+from cotenant.cluster import Cluster
+from cotenant.cluster.reading import answered
 from extender.placement.preemption import Budget, Neighbour, Selector
-
-T = TypeVar("T")
 
 # scheduling waits for it
 _REQUEST_SECONDS = 2.0
@@ -59,6 +56,10 @@ class _Budgets(msgspec.Struct, frozen=True):
     items: list[_Budget] | None = None
 
 
+_pods = msgspec.json.Decoder(_Pods)
+_budgets = msgspec.json.Decoder(_Budgets)
+
+
 class Neighbourhood:
     """Ask the API server; raises ClusterError where it does not answer."""
 
@@ -78,7 +79,7 @@ class Neighbourhood:
                 started=pod.status.start_time or "",
                 labels=pod.metadata.labels or {},
             )
-            for pod in _decoded(body, _Pods).items or ()
+            for pod in answered(_pods, body).items or ()
             if pod.metadata.deletion_timestamp is None and pod.status.phase not in {"Succeeded", "Failed"}
         ]
 
@@ -87,12 +88,5 @@ class Neighbourhood:
         body = self._cluster.get("/apis/policy/v1/poddisruptionbudgets", timeout=_REQUEST_SECONDS).body
         return [
             Budget(one.metadata.namespace, one.spec.selector, one.status.disruptions_allowed)
-            for one in _decoded(body, _Budgets).items or ()
+            for one in answered(_budgets, body).items or ()
         ]
-
-
-def _decoded(body: bytes, kind: type[T]) -> T:
-    try:
-        return decoded(msgspec.json.Decoder(kind).decode, body)
-    except msgspec.MsgspecError as error:
-        raise Unreachable(f"the API server's answer is no {kind.__name__.strip('_')}: {error}") from error

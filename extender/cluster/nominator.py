@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import structlog
 from cachetools import TTLCache
@@ -21,6 +21,7 @@ from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest
 from cotenant.threads import Threads, giving_way
 from extender.ledger import Ledger
+from extender.verbs.judge import Judge
 
 _log = structlog.get_logger(__name__)
 
@@ -48,19 +49,6 @@ _NOMINEE_SECONDS = 1.0
 _POSTPONEMENTS = 40
 
 
-class Judging(Protocol):
-    """Be what tells which nodes fit."""
-
-    def judge(self, request: PodRequest, nodes: list[str], *, namespace: str) -> list[float | Reason]:
-        """Give for each node its cost, or why it does not fit."""
-
-    def limited(self, namespace: str) -> bool:
-        """Tell whether what a pod of a namespace may have depends on what others of it hold, wherever they are."""
-
-    def excess(self, namespace: str, request: PodRequest) -> object | None:
-        """Say what keeps the pod off all nodes, of what its namespace's limit leaves; None for nothing."""
-
-
 class _Asked(NamedTuple):
     """Hold a pod that fits nowhere in its sample, and when to look for it."""
 
@@ -84,7 +72,7 @@ class Nominator:
         self,
         cluster: Cluster,
         ledger: Ledger,
-        judge: Judging,
+        judge: Judge,
         *,
         nominated: Callable[[str], None] = lambda _why: None,
         clock: Callable[[], float] = time.monotonic,

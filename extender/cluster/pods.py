@@ -2,8 +2,8 @@
 
 import msgspec
 
-from cotenant.cluster import Cluster, NotFound, Unreachable, writes
-from cotenant.cluster.nesting import decoded
+from cotenant.cluster import Cluster, NotFound, writes
+from cotenant.cluster.reading import answered
 from cotenant.contract.pods import Pod
 
 _pod = msgspec.json.Decoder(Pod)
@@ -15,9 +15,7 @@ def read(cluster: Cluster, *, namespace: str, name: str, uid: str, timeout: floa
     Raises ClusterError where the API server does not answer within *timeout* seconds, or with something else.
     """
     try:
-        pod = decoded(_pod.decode, writes.get_pod(cluster, namespace=namespace, name=name, timeout=timeout))
+        pod = answered(_pod, writes.get_pod(cluster, namespace=namespace, name=name, timeout=timeout))
     except NotFound:
         return None
-    except msgspec.MsgspecError as error:
-        raise Unreachable(f"the API server's answer is no Pod: {error}") from error
     return pod if pod.uid == uid else None

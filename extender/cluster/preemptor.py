@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import msgspec
 import structlog
@@ -147,9 +148,9 @@ class Preemptor:
                 return False
             due = [one for one in self._asked.values() if one.due <= self._clock()]
         for one in sorted(due, key=lambda one: -(one.pod.spec.priority or 0)):
-            self._guarded(one.pod, lambda one=one: self._see_to(one))  # type: ignore[misc]
+            self._guarded(one.pod, partial(self._see_to, one))
         for kept in list(self._kept.values()):
-            self._guarded(kept.pod, lambda kept=kept: self._look_after(kept))  # type: ignore[misc]
+            self._guarded(kept.pod, partial(self._look_after, kept))
         return True
 
     def _pause(self) -> float | None:

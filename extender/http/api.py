@@ -11,18 +11,8 @@ from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
 from extender.http.app import SIMULATE
 from extender.inspect.inspector import Inspector
-from extender.inspect.rows import PodExplanation, State
-from extender.inspect.tables import (
-    explanation_table,
-    mix_csv,
-    mix_table,
-    namespaces_csv,
-    namespaces_table,
-    nodes_csv,
-    nodes_table,
-    pods_csv,
-    pods_table,
-)
+from extender.inspect.rows import MixPage, NamespacePage, NodePage, PodExplanation, PodPage, State
+from extender.inspect.tables import Page, explanation_table, written
 
 PAGE = 500
 # 1,000 nodes of 8 GPUs are 3 MB; more at a time would keep kube-scheduler's filter waiting.
@@ -44,11 +34,13 @@ def inspection(app: Flask, *, inspector: Inspector, synced: Callable[[], bool]) 
     """Add /v1/nodes, pods, namespaces, mix, explain/<namespace>/<pod> and, for a pod that is posted, simulate."""
     forms = ("json", "yaml", "table", "wide", "csv")
 
-    def answer(make: Callable[..., Response], **path: str) -> Response:
+    def answer(make: Callable[..., Page | PodExplanation | Response], **path: str) -> Response:
         if not synced():
             return _failed(f"{Reason.CACHE_NOT_SYNCED.sentence}; ask again in a moment", 503)
         try:
-            return make(inspector, one_of("as", forms, default="json"), **path)
+            form = one_of("as", forms, default="json")
+            made = make(inspector, **path)
+            return made if isinstance(made, Response) else _answered(made, form)
         except QueryError as error:
             return _failed(str(error), 400)
 
@@ -63,62 +55,48 @@ def inspection(app: Flask, *, inspector: Inspector, synced: Callable[[], bool]) 
     app.add_url_rule(SIMULATE, endpoint="v1 simulate", view_func=partial(answer, _simulate), methods=["POST"])
 
 
-def _nodes(inspector: Inspector, form: str) -> Response:
-    page = inspector.nodes(
+def _nodes(inspector: Inspector) -> NodePage:
+    return inspector.nodes(
         limit=number("limit", PAGE, most=MAX_PAGE),
         after=bounded("continue", _LONGEST_CONTINUE),
         query=bounded("filter", MAX_QUERY),
         everything=one_of("all", ("0", "1"), default="0") == "1",
     )
-    if form == "csv":
-        return _rows(nodes_csv(page.items), page.continue_)
-    return _document(page, form) or text(nodes_table(page, wide=form == "wide"))
 
 
-def _pods(inspector: Inspector, form: str) -> Response:
-    page = inspector.pods(
+def _pods(inspector: Inspector) -> PodPage:
+    return inspector.pods(
         limit=number("limit", PAGE, most=MAX_PAGE),
         after=bounded("continue", _LONGEST_CONTINUE),
         query=bounded("filter", MAX_QUERY),
         namespace=bounded("namespace", MAX_QUERY),
         state=state(),
     )
-    if form == "csv":
-        return _rows(pods_csv(page.items), page.continue_)
-    return _document(page, form) or text(pods_table(page, wide=form == "wide"))
 
 
-def _namespaces(inspector: Inspector, form: str) -> Response:
-    page = inspector.namespaces(
+def _namespaces(inspector: Inspector) -> NamespacePage:
+    return inspector.namespaces(
         limit=number("limit", PAGE, most=MAX_PAGE),
         after=bounded("continue", _LONGEST_CONTINUE),
         query=bounded("filter", MAX_QUERY),
     )
-    if form == "csv":
-        return _rows(namespaces_csv(page.items), page.continue_)
-    return _document(page, form) or text(namespaces_table(page))
 
 
-def _mix(inspector: Inspector, form: str) -> Response:
-    page = inspector.mix()
-    if form == "csv":
-        return text(mix_csv(page.items))
-    return _document(page, form) or text(mix_table(page))
+def _mix(inspector: Inspector) -> MixPage:
+    return inspector.mix()
 
 
-def _explain(inspector: Inspector, form: str, *, namespace: str, pod: str) -> Response:
+def _explain(inspector: Inspector, *, namespace: str, pod: str) -> PodExplanation | Response:
     told = inspector.explain(
         namespace,
         pod,
         limit=number("limit", 50, most=MAX_PAGE),
         start=number("continue", 0, least=0, most=1_000_000),
     )
-    if told is None:
-        return _failed(not_ours(namespace, pod), 404)
-    return _explained(told, form)
+    return _failed(not_ours(namespace, pod), 404) if told is None else told
 
 
-def _simulate(inspector: Inspector, form: str) -> Response:
+def _simulate(inspector: Inspector) -> PodExplanation:
     try:
         pod = _pod.decode(request.get_data(cache=False))
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
@@ -126,13 +104,7 @@ def _simulate(inspector: Inspector, form: str) -> Response:
     told = inspector.simulate(pod, limit=number("limit", 50, most=MAX_PAGE))
     if told is None:
         raise QueryError(f"pod {pod.key} asks for nothing of ours in its containers' resources.limits")
-    return _explained(told, form)
-
-
-def _explained(told: PodExplanation, form: str) -> Response:
-    if form == "csv":
-        raise QueryError("as=csv: an explanation is no table; ask as json, yaml, table or wide")
-    return _document(told, form) or text(explanation_table(told, wide=form == "wide"))
+    return told
 
 
 def not_ours(namespace: str, pod: str) -> str:
@@ -180,11 +152,6 @@ def text(body: str) -> Response:
     return Response(body, mimetype="text/plain")
 
 
-def _rows(written: str, after: str) -> Response:
-    """Answer in CSV, of which a last line says where the next page begins: kubectl get --raw shows no headers."""
-    return text(f"{written}# continue {after}\n" if after else written)
-
-
 def _failed(sentence: str, code: int) -> Response:
     """Answer with a Status: of an error that comes through the API server's proxy, kubectl shows nothing else."""
     reason = {400: "BadRequest", 404: "NotFound", 503: "ServiceUnavailable"}[code]
@@ -194,11 +161,17 @@ def _failed(sentence: str, code: int) -> Response:
     )
 
 
-def _document(value: object, form: str) -> Response | None:
-    """Answer as JSON or YAML; None for other forms."""
+def _answered(made: Page | PodExplanation, form: str) -> Response:
+    """Answer with what was asked for, in the form that was asked for."""
     if form == "json":
-        return Response(_encode(value), mimetype="application/json")
+        return Response(_encode(made), mimetype="application/json")
     if form == "yaml":
-        written = yaml.dump(msgspec.to_builtins(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-        return Response(written, mimetype="application/yaml")
-    return None
+        document = yaml.dump(msgspec.to_builtins(made), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        return Response(document, mimetype="application/yaml")
+    if isinstance(made, PodExplanation):
+        if form == "csv":
+            raise QueryError("as=csv: an explanation is no table; ask as json, yaml, table or wide")
+        return text(explanation_table(made, wide=form == "wide"))
+    after = made.continue_ if form == "csv" and not isinstance(made, MixPage) else ""
+    # kubectl get --raw shows no headers, so a last line says where the next page begins
+    return text(written(made, form) + (f"# continue {after}\n" if after else ""))

@@ -50,7 +50,7 @@ def everything_else(
 
     @app.get("/version")
     def _version() -> Response:
-        return _json({"name": "cotenant-extender", "version": __version__})
+        return Response(_encode({"name": "cotenant-extender", "version": __version__}), mimetype=JSON)
 
     @app.get("/metrics")
     def _metrics() -> Response:
@@ -88,7 +88,3 @@ def _failed(error: Exception) -> Response:
     _log.error("request failed", verb=request.path.strip("/"), exc_info=error)
     sentence = f"{request.path.strip('/')} failed inside the extender ({type(error).__name__}); its log says more"
     return Response(f"{sentence}\n", 500, mimetype="text/plain")
-
-
-def _json(value: object) -> Response:
-    return Response(_encode(value), mimetype=JSON)

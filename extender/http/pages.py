@@ -82,12 +82,9 @@ class NodeCard(msgspec.Struct, frozen=True):
 class Pages:
     """Answer the pages."""
 
-    def __init__(
-        self, inspector: Inspector, now: Callable[[], datetime], compared: Callable[[], Comparison | None]
-    ) -> None:
+    def __init__(self, inspector: Inspector, compared: Callable[[], Comparison | None]) -> None:
         self._inspector = inspector
         self._compared = compared
-        self._now = now
         self._jinja = Environment(
             loader=PackageLoader("extender.http", "templates"),
             autoescape=select_autoescape(default=True, default_for_string=True),
@@ -175,7 +172,7 @@ class Pages:
         body = self._jinja.get_template(template).render(
             root=root,
             style=Markup(_STYLE),  # noqa: S704 - our own file
-            now=f"{self._now():%H:%M:%S} UTC",
+            now=f"{datetime.now(UTC):%H:%M:%S} UTC",
             # only where it was asked for: a page that moves by itself takes a screen reader's place away (WCAG 2.2.1)
             refresh=_REFRESH_SECONDS if asked == "1" else 0,
             seconds=_REFRESH_SECONDS,
@@ -191,11 +188,10 @@ def pages(
     *,
     inspector: Inspector,
     synced: Callable[[], bool],
-    now: Callable[[], datetime] = lambda: datetime.now(UTC),
     compared: Callable[[], Comparison | None] = lambda: None,
 ) -> None:
     """Add the pages: /, /nodes/<node>, /nodes/<node>/gpus/<uuid>, /pods, /pods/<namespace>/<pod>."""
-    made = Pages(inspector, now, compared)
+    made = Pages(inspector, compared)
 
     def answer(make: Callable[..., Response], **path: str) -> Response:
         if not synced():

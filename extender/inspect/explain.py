@@ -16,7 +16,8 @@ from extender.inspect.alternatives import instance, split
 from extender.inspect.remedies import UNTIL_A_POD_ENDS, Change, Search
 from extender.ledger import GPUState, Hold, MIGState, NodeView
 from extender.placement import partition
-from extender.placement.fit import is_wished, largest, objection, pieces
+from extender.placement.fit import largest, objection, pieces
+from extender.placement.wishes import is_wished
 
 # So many of what could be wished for are named, where none of it is what a pod wishes.
 _NAMED = 8

@@ -17,7 +17,6 @@ from cotenant.contract.inventory import Health
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest, RequestError
-from cotenant.contract.units import format_bytes
 from extender.inspect.destination import Judging, destination
 from extender.inspect.explain import counts, explain, node_verdict
 from extender.inspect.gpus import free_of, node_row
@@ -185,7 +184,7 @@ class Inspector:
             return PodExplanation(
                 pod=said, summary=f"no node can help before others of its namespace end: {excess.sentence}"
             )
-        views = [view for view in self._ledger.views() if view.problem is not Reason.NO_INVENTORY]
+        views = [view for view in self._ledger.views() if _has_gpus(view)]
         names = [view.name for view in views]
         verdicts = dict(zip(names, self._verdicts(request, names), strict=True))
         if self._judge.tenants.depends_on_node(pod.namespace, request):
@@ -227,7 +226,7 @@ class Inspector:
 
     def _with_reasons(self, rows: Iterable[PodRow]) -> Iterator[PodRow]:
         """Add to pods that wait how many nodes refuse them for which reason."""
-        names = [view.name for view in self._ledger.views() if view.problem is not Reason.NO_INVENTORY]
+        names = [view.name for view in self._ledger.views() if _has_gpus(view)]
         known: dict[object, tuple[Reason | None, str]] = {}
         for row in rows:
             waiting = self._ledger.waiting(row.uid) if row.state is State.WAITING and row.reason is None else None
@@ -298,7 +297,7 @@ class Inspector:
     def _totals(self, views: Sequence[NodeView]) -> Totals:
         states = [(view, state) for view in views for state in view.states]
         free = [free_of(state) for view, state in states if view.problem_of(state) is None and state.healthy]
-        bare = sum(view.problem is Reason.NO_INVENTORY for view in views)
+        bare = sum(not _has_gpus(view) for view in views)
         holds = self._ledger.holds()
         held = {hold.uid for hold in holds}
         used = [self._used.sums(view.name) for view in views if _tells(view)] if self._used is not None else []
@@ -349,9 +348,7 @@ def _placed(pod: PodRow) -> str:
         return f"it is bound, but {pod.sentence}: delete it and create it again without spec.nodeName"
     if pod.reason is not None:
         return f"it is bound to {pod.node}, but {pod.sentence}"
-    what = ", ".join(
-        f"{format_bytes(share.bytes)} of GPU {share.uuid if share.index is None else share.index}" for share in pod.gpus
-    )
+    what = ", ".join(share.sentence for share in pod.gpus)
     doing = "is being bound to" if pod.state is State.BINDING else "is bound to"
     return f"it {doing} {pod.node} and holds {what}"
 

@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from heapq import nsmallest
 from itertools import chain, islice
+from operator import attrgetter
 from typing import Literal
 
 import msgspec
@@ -31,6 +32,8 @@ UNTIL_A_POD_ENDS = frozenset(
 _UNTIL_CLIENTS_END = frozenset({Reason.TOO_MANY_CLIENTS, Reason.MODE_CONFLICT})
 _UNTIL_MENDED = frozenset({Reason.PLUGIN_GONE, Reason.NOT_ADVERTISED})
 _WISHED_AWAY = frozenset({Reason.NO_SUCH_GPU, Reason.ISOLATION_UNAVAILABLE})
+
+_size = attrgetter("bytes")
 
 
 class Change(msgspec.Struct, frozen=True, rename="camel"):
@@ -73,7 +76,7 @@ class Search:
         unit = container.share_bytes * count // container.units
         most, where = 0, None
         for view in self._order:
-            free = _free_together(view, self._request) // unit * unit
+            free = together(free_of_daemons(view, self._request), count) // unit * unit
             if free > most:
                 most, where = free, view
         if where is None or most >= container.share_bytes:
@@ -181,7 +184,7 @@ class Search:
             alone = self._ended_alone(view) if self._request.profiles else None
             if alone is not None:
                 hold, after = alone
-                yield (hold,), _size(hold), _ending(view.name, indices(after), (hold,))
+                yield (hold,), hold.bytes, _ending(view.name, indices(after), (hold,))
                 continue
             ending: list[Hold] = []
             # where memory is not what lacks, the smallest will do
@@ -210,11 +213,6 @@ class Search:
     def _after(self, view: NodeView, ended: Sequence[Hold]) -> Placement | None:
         placed = place(_without(view, ended, self._holds[view.name]), self._request)
         return placed if isinstance(placed, Placement) else None
-
-
-def _free_together(view: NodeView, request: PodRequest) -> int:
-    """Count the bytes that each of *gpu_count* GPUs has free for one process."""
-    return together(free_of_daemons(view, request), request.wishes.gpu_count)
 
 
 def free_of_daemons(view: NodeView, request: PodRequest) -> list[list[int]]:
@@ -311,12 +309,9 @@ def _without_slots(state: MIGState, ended: Sequence[Hold]) -> MIGState:
 
 
 def _all_healthy(view: NodeView) -> NodeView:
-    healthy = (_mended(state.gpu) for state in view.gpus)
-    view = msgspec.structs.replace(
-        view,
-        mig=tuple(msgspec.structs.replace(state, gpu=_mended(state.gpu)) for state in view.mig),
-    )
-    return _viewed(view, [msgspec.structs.replace(s, gpu=gpu) for s, gpu in zip(view.gpus, healthy, strict=True)])
+    mig = tuple(msgspec.structs.replace(state, gpu=_mended(state.gpu)) for state in view.mig)
+    gpus = [msgspec.structs.replace(state, gpu=_mended(state.gpu)) for state in view.gpus]
+    return _viewed(msgspec.structs.replace(view, mig=mig), gpus)
 
 
 def _mended(gpu: GPU) -> GPU:
@@ -329,13 +324,9 @@ def _viewed(view: NodeView, gpus: Sequence[GPUState]) -> NodeView:
     return msgspec.structs.replace(view, gpus=tuple(gpus), healthy=tuple(state for state in gpus if state.healthy))
 
 
-def _size(hold: Hold) -> int:
-    return sum(hold.charges.values()) or hold.everywhere_bytes
-
-
 def _ending(node: str, gpus: tuple[int, ...], ended: tuple[Hold, ...]) -> Change:
     keys = tuple(hold.key for hold in ended)
-    named = [f"{hold.key} ({format_bytes(_size(hold))})" for hold in ended]
+    named = [f"{hold.key} ({format_bytes(hold.bytes)})" for hold in ended]
     if len(named) > _PODS_NAMED:
         rest = sum(map(_size, ended[_PODS_NAMED:]))
         named[_PODS_NAMED:] = [f"{len(named) - _PODS_NAMED} more pods ({format_bytes(rest)})"]

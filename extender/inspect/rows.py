@@ -108,6 +108,11 @@ class Share(msgspec.Struct, frozen=True, rename="camel"):
     uuid: str
     bytes: int
 
+    @property
+    def sentence(self) -> str:
+        """Say it in words."""
+        return f"{format_bytes(self.bytes)} of GPU {self.uuid if self.index is None else self.index}"
+
 
 class Promise(msgspec.Struct, frozen=True, rename="camel"):
     """Say what is kept on a node for a pod that waits for evicted ones to go, and until when, in words."""
@@ -120,9 +125,7 @@ class Promise(msgspec.Struct, frozen=True, rename="camel"):
     @property
     def sentence(self) -> str:
         """Say it in words."""
-        what = ", ".join(
-            f"{format_bytes(one.bytes)} of GPU {one.uuid if one.index is None else one.index}" for one in self.gpus
-        )
+        what = ", ".join(one.sentence for one in self.gpus)
         return f"{what} on {self.node} {'is' if len(self.gpus) == 1 else 'are'} kept for {self.pod} {self.until}"
 
 

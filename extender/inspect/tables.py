@@ -35,7 +35,24 @@ _AMOUNTS = re.compile(r"(\d) ([KMGT]i)B\b")
 _SHOWN = dict.fromkeys((*range(32), *range(127, 160)), "?")
 
 
-def nodes_table(page: NodePage, *, wide: bool = False) -> str:
+Page = NodePage | PodPage | NamespacePage | MixPage
+
+
+def written(page: Page, form: str) -> str:
+    """Write a page as csv, table or wide, as *form* says."""
+    wide = form == "wide"
+    match page:
+        case NodePage():
+            return nodes_csv(page.items) if form == "csv" else nodes_table(page, wide=wide)
+        case PodPage():
+            return pods_csv(page.items) if form == "csv" else pods_table(page, wide=wide)
+        case NamespacePage():
+            return namespaces_csv(page.items) if form == "csv" else namespaces_table(page)
+        case MixPage():
+            return mix_csv(page.items) if form == "csv" else mix_table(page)
+
+
+def nodes_table(page: NodePage, *, wide: bool) -> str:
     """Show GPUs, one a line, and the cluster's sum below them."""
     rows = [(*_NODES, *(_NODES_WIDE if wide else ()))]
     for node in page.items:
@@ -55,7 +72,7 @@ def nodes_table(page: NodePage, *, wide: bool = False) -> str:
     return "\n".join(lines) + "\n"
 
 
-def pods_table(page: PodPage, *, wide: bool = False) -> str:
+def pods_table(page: PodPage, *, wide: bool) -> str:
     """Show pods, one a line."""
     rows = [(*_PODS, *(_PODS_WIDE if wide else ())), *(_pod_line(pod, wide=wide) for pod in page.items)]
     lines = [*columns(rows), *_more(page.remaining, page.continue_, "pods")]

@@ -10,12 +10,12 @@ import msgspec
 
 from cotenant.contract import inventory as inventories
 from cotenant.contract.compute import NOTHING, Compute, allocatable
-from cotenant.contract.inventory import GPU, MIG, Family, Inventory, MIGProfile, Mode
+from cotenant.contract.inventory import GPU, MIG, Family, Inventory, Mode
 from cotenant.contract.mig import Geometry
 from cotenant.contract.mps import Clients
 from cotenant.contract.names import Names
 from cotenant.contract.reasons import Reason
-from cotenant.contract.units import parse_quantity
+from cotenant.contract.units import count_of
 from extender.ledger.values import GPUState, Hold, MIGSlot, MIGState, Node, NodeView, Stage
 
 
@@ -248,9 +248,7 @@ class Account(msgspec.Struct):
 
 
 # GPUs that are alike share one geometry, and what it remembers.
-@lru_cache(maxsize=256)
-def _geometry(profiles: tuple[MIGProfile, ...]) -> Geometry:
-    return Geometry(profiles)
+_geometry = lru_cache(maxsize=256)(Geometry)
 
 
 def _inventory(annotation: str | None, unit_bytes: int) -> tuple[Inventory | None, Reason | None, str]:
@@ -279,7 +277,7 @@ def _inventory(annotation: str | None, unit_bytes: int) -> tuple[Inventory | Non
 def _advertises_memory(inventory: Inventory | None, advertised: str | int | None) -> bool:
     """Tell whether gpu-mem can be had; a node whose GPUs are all of other families need not have any."""
     gpus = inventory.gpus if inventory else ()
-    return _some(advertised) or (bool(gpus) and not any(gpu.family is Family.MEMORY for gpu in gpus))
+    return count_of(advertised) > 0 or (bool(gpus) and not any(gpu.family is Family.MEMORY for gpu in gpus))
 
 
 def _advertised_instances(node: Node, names: Names) -> frozenset[str]:
@@ -289,15 +287,8 @@ def _advertised_instances(node: Node, names: Names) -> frozenset[str]:
     return frozenset(
         intern(name.removeprefix(prefix))
         for name, amount in allocatable.items()
-        if name.startswith(prefix) and _some(amount)
+        if name.startswith(prefix) and count_of(amount) > 0
     )
-
-
-def _some(amount: str | int | None) -> bool:
-    try:
-        return parse_quantity(amount if amount is not None else 0) > 0
-    except ValueError:
-        return False
 
 
 def _others(inventory: Inventory) -> str:

@@ -302,16 +302,12 @@ class Ledger:
             self._views.drop(name)
             self._prune(account)
 
-    def nodes_replaced(self, nodes: Iterable[Node], others: Iterable[str] = ()) -> list[str]:
-        """Take over a LIST of all nodes: those that are not in it are gone, and named.
+    def nodes_replaced(self, listed: Collection[str]) -> list[str]:
+        """Take over a LIST of all nodes, by name: those that are not in it are gone, and named.
 
-        *others*, by name, were in it too: taken over page by page before, or unreadable, so that they stay as they are.
+        What it says of each was taken over before, page by page; what of it was unreadable stays as it is.
         """
         with self._lock:
-            listed = set(others)
-            for node in nodes:
-                listed.add(node.metadata.name)
-                self.observe_node(node)
             gone = [name for name in self._accounts if name not in listed]
             for name in gone:
                 self.node_gone(name)
@@ -342,18 +338,14 @@ class Ledger:
             for pod in pods:
                 self.observe_pod(pod)
 
-    def pods_replaced(self, pods: Iterable[Pod], started: int, others: Iterable[str] = ()) -> list[str]:
-        """Take over a LIST of all pods that was asked for after *started*, a mark(); name by UID those that are gone.
+    def pods_replaced(self, listed: Collection[str], started: int) -> list[str]:
+        """Take over a LIST of all pods, by UID, that was asked for after *started*, a mark(); name those that are gone.
 
         A pod that is not in it is, unless it was assumed later: the list may be older than such a pod, or it has gone
-        before; who lists finds that out. *others*, by UID, were in it too: taken over page by page before, or
-        unreadable, so that they keep what they hold.
+        before; who lists finds that out. What it says of each was taken over before, page by page; one that was
+        unreadable keeps what it holds.
         """
         with self._lock:
-            listed = set(others)
-            for pod in pods:
-                listed.add(pod.uid)
-                self.observe_pod(pod)
             known = {
                 *self._holds,
                 *self._promises,
@@ -361,7 +353,7 @@ class Ledger:
                 *self._ungranted.uids(),
                 *self._residents,
             }
-            held = {uid: self._holds.get(uid) for uid in known - listed}
+            held = {uid: self._holds.get(uid) for uid in known if uid not in listed}
             gone = [uid for uid, hold in held.items() if hold is None or hold.since <= started]
             for uid in gone:
                 self.pod_gone(uid)

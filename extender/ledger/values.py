@@ -8,7 +8,7 @@ import msgspec
 
 from cotenant.contract.compute import NOTHING, Compute
 from cotenant.contract.inventory import GPU, Family, Health, MIGInstance
-from cotenant.contract.mig import Geometry
+from cotenant.contract.mig import Geometry, overlap
 from cotenant.contract.mps import NONE, Clients
 from cotenant.contract.names import mig_suffix
 from cotenant.contract.reasons import Reason
@@ -116,11 +116,6 @@ class MIGState(msgspec.Struct, frozen=True):
             closed = one.uuid in unfit or any(overlap(one, other) for other in held if other != bare)
             free[one] = 0 if closed else max(0, self.replicas(one.profile) - held[bare])
         return free
-
-
-def overlap(one: MIGInstance, other: MIGInstance) -> bool:
-    """Tell whether two instances share a memory slice."""
-    return one.start < other.start + other.size and other.start < one.start + one.size
 
 
 def closed_by(state: GPUState | MIGState) -> Reason:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
@@ -31,17 +31,6 @@ class Watch(Protocol):
 
     last_event_at: float | None
     counts: Counts
-
-
-class _WriterCollector(Collector):
-    def __init__(self, writing: Callable[[], bool]) -> None:
-        self._writing = writing
-
-    def collect(self) -> Iterator[Metric]:
-        """Give one sample."""
-        yield GaugeMetricFamily(
-            "cotenant_writer", "1 where this extender is the one that binds.", value=self._writing()
-        )
 
 
 class _ThreadCollector(Collector):
@@ -157,7 +146,8 @@ class Metrics:
 
     def show_writer(self, writing: Callable[[], bool]) -> None:
         """Show whether this extender is the one that binds."""
-        self._registry.register(_WriterCollector(writing))
+        writer = Gauge("cotenant_writer", "1 where this extender is the one that binds.", registry=self._registry)
+        writer.set_function(writing)
 
     def show_threads(self, failures: Callable[[], Mapping[str, int]]) -> None:
         """Show how often each thread met what nobody expected."""

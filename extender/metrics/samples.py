@@ -102,7 +102,7 @@ class LedgerSamples:
         self._look(self._ledger.views())
         nodes = self._nodes.values()
         yield from self._sums()
-        yield _family("cotenant_nodes", "GPU nodes, by why nothing can be placed on them; none is no problem.", "gauge")
+        yield _family("cotenant_nodes", "GPU nodes, by why nothing can be placed on them; none is no problem.")
         problems = Counter(node.view.problem for node in nodes if node.sums or node.view.problem != "NoInventory")
         yield "".join(
             f'cotenant_nodes{{problem="{problem or "none"}"}} {count}\n' for problem, count in problems.items()
@@ -110,20 +110,19 @@ class LedgerSamples:
         yield _family(
             "cotenant_fragmentation_ratio",
             "Share of the free memory that lies in pieces too small for pods of the sizes that run.",
-            "gauge",
         )
         yield f"cotenant_fragmentation_ratio {_fragmentation(nodes):.6g}\n".encode()
-        yield _family(_LARGEST, "The largest piece of one GPU that a pod could be given on a node.", "gauge")
+        yield _family(_LARGEST, "The largest piece of one GPU that a pod could be given on a node.")
         yield "".join(node.largest for node in nodes).encode()
         if self._per_gpu:
             for n, (name, meaning) in enumerate(_OF_GPUS.items()):
-                yield _family(name, meaning, "gauge")
+                yield _family(name, meaning)
                 yield "".join(node.lines[n] for node in nodes if node.lines).encode()
             for name, meaning in _OF_SOME.items():
-                yield _family(name, meaning, "gauge")
+                yield _family(name, meaning)
                 yield "".join(node.some.get(name, "") for node in nodes if node.some).encode()
             yield from self._assumed(holds)
-            yield _family(_OF_PODS, "What a pod holds of a GPU, whose UUID other exporters know as well.", "gauge")
+            yield _family(_OF_PODS, "What a pod holds of a GPU, whose UUID other exporters know as well.")
             yield "".join(self._pod_lines(holds)).encode()
 
     def _look(self, views: Iterable[NodeView]) -> None:
@@ -144,7 +143,7 @@ class LedgerSamples:
         meanings = ("GPUs.", "GPUs that new pods may be placed on.", "What pods may be given.", "What pods hold.")
         names = ("gpus", "gpus_open", "memory_capacity_bytes", "memory_allocated_bytes")
         for n, (name, meaning) in enumerate(zip(names, meanings, strict=True)):
-            yield _family(f"cotenant_cluster_{name}", f"{meaning[:-1]}, by model and mode.", "gauge")
+            yield _family(f"cotenant_cluster_{name}", f"{meaning[:-1]}, by model and mode.")
             lines = (
                 f'cotenant_cluster_{name}{{model="{_escaped(model)}",mode="{mode}"}} {values[n]}\n'
                 for (model, mode), values in sums.items()
@@ -156,9 +155,7 @@ class LedgerSamples:
         for hold in holds:
             if hold.stage is Stage.ASSUMED:
                 assumed.update({(hold.node, uuid): amount for uuid, amount in hold.charges.items()})
-        yield _family(
-            "cotenant_gpu_memory_assumed_bytes", "Of what pods hold, what is not known to be bound yet.", "gauge"
-        )
+        yield _family("cotenant_gpu_memory_assumed_bytes", "Of what pods hold, what is not known to be bound yet.")
         line = 'cotenant_gpu_memory_assumed_bytes{{node="{}",uuid="{}"}} {}\n'.format
         rows = ((_escaped(node), _escaped(uuid), amount) for (node, uuid), amount in assumed.items())
         yield "".join(starmap(line, rows)).encode()
@@ -199,8 +196,8 @@ def _escaped(value: str) -> str:
     return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n") if not value.isalnum() else value
 
 
-def _family(name: str, meaning: str, kind: str) -> bytes:
-    return f"# HELP {name} {meaning}\n# TYPE {name} {kind}\n".encode()
+def _family(name: str, meaning: str) -> bytes:
+    return f"# HELP {name} {meaning}\n# TYPE {name} gauge\n".encode()
 
 
 def _fragmentation(nodes: Iterable[_NodeLines]) -> float:

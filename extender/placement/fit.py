@@ -10,9 +10,10 @@ from cotenant.contract.grant import GIVEN, ContainerGrant, GPUShare, Grant, Isol
 from cotenant.contract.inventory import Family, Mode
 from cotenant.contract.mps import NONE, Clients
 from cotenant.contract.reasons import Reason
-from cotenant.contract.request import ContainerRequest, PodRequest, Wishes, allowed
+from cotenant.contract.request import ContainerRequest, PodRequest, Wishes
 from extender.ledger import GPUState, NodeView, all_closed_by, closed_by
 from extender.placement import partition
+from extender.placement.wishes import is_wished, unwished
 
 # Packing several containers onto several GPUs is a search. Real pods need a handful of steps; beyond this many the node
 # counts as full, so that no pod can stall the scheduling of the others. Four containers on 8 GPUs stay below it.
@@ -113,8 +114,7 @@ def objection(state: GPUState, wishes: Wishes, need: int, clients: Clients) -> t
     """
     lacking = max(0, need - state.free_bytes)
     if not is_wished(state, wishes):
-        anywhere = msgspec.structs.replace(wishes, within=())
-        return (Reason.NAMESPACE_LIMIT if is_wished(state, anywhere) else Reason.NO_SUCH_GPU), lacking
+        return unwished([state], wishes), lacking
     if wishes.isolation is Isolation.LIMITED and state.gpu.mode is not Mode.MPS:
         return Reason.ISOLATION_UNAVAILABLE, lacking
     if not state.healthy:
@@ -169,18 +169,12 @@ def _usable(view: NodeView, wishes: Wishes) -> Sequence[GPUState] | Reason:
         return view.healthy or all_closed_by(view.gpus)
     states = [state for state in view.gpus if is_wished(state, wishes)]
     if not states:
-        anywhere = msgspec.structs.replace(wishes, within=())
-        return Reason.NAMESPACE_LIMIT if any(is_wished(s, anywhere) for s in view.gpus) else Reason.NO_SUCH_GPU
+        return unwished(view.gpus, wishes)
     if wishes.isolation is Isolation.LIMITED:
         states = [state for state in states if state.gpu.mode is Mode.MPS]
         if not states:
             return Reason.ISOLATION_UNAVAILABLE
     return [state for state in states if state.healthy] or all_closed_by(states)
-
-
-def is_wished(state: GPUState, wishes: Wishes) -> bool:
-    """Tell whether the GPU is of a model and UUID that the pod wishes for, and its namespace may have."""
-    return (not wishes.uuids or state.gpu.uuid in wishes.uuids) and allowed(state.gpu.model, wishes)
 
 
 def _search(

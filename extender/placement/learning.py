@@ -10,13 +10,19 @@ from cotenant.contract.request import PodRequest
 from extender.ledger import Ledger
 from extender.placement.ranking import FEWEST_PODS, Rankings, ask
 from extender.policies.mix import PodClass
-from extender.policies.table import MILLI
+from extender.policies.table import MILLI, Table
 
 V = TypeVar("V")
 
 # How many of the latest pods count, and after how many new ones the mix is taken anew.
 WINDOW = 5_000
 _STEP = 250
+
+
+def pod_class(request: PodRequest, table: Table) -> PodClass:
+    """Say which pods a request is like."""
+    asked, wishes = ask(request, table), request.wishes
+    return PodClass(asked.cpu_milli, asked.gpus, asked.share_milli, wishes.models, wishes.isolation.whole_gpu)
 
 
 class Learning(Protocol):
@@ -97,12 +103,10 @@ class Learner:
             self._add(self._partitioned, uid, frozenset(request.profiles))
             return
         table = self._rankings.table
-        asked = ask(request, table)
-        if asked.cpu_milli > table.most_cpu:
+        found = pod_class(request, table)
+        if found.cpu_milli > table.most_cpu:
             return  # it waits for a node that there is not, and others are to be placed as if it never came
-        wishes = request.wishes
-        alone = wishes.isolation.whole_gpu
-        self._add(self._latest, uid, PodClass(asked.cpu_milli, asked.gpus, asked.share_milli, wishes.models, alone))
+        self._add(self._latest, uid, found)
 
     @property
     def due(self) -> bool:

@@ -19,12 +19,13 @@ from cotenant.contract.grant import (
     IsolationRecord,
     MIGPlacement,
 )
-from cotenant.contract.inventory import Family, MIGInstance, Mode
+from cotenant.contract.inventory import MIGInstance, Mode
 from cotenant.contract.mig import Geometry, PlacementError
 from cotenant.contract.names import mig_suffix
 from cotenant.contract.reasons import Reason
-from cotenant.contract.request import ContainerRequest, PodRequest, Wishes, allowed
+from cotenant.contract.request import ContainerRequest, PodRequest, Wishes
 from extender.ledger import MIGState, NodeView, all_closed_by, closed_by
+from extender.placement.wishes import is_wished, unwished
 
 # Several containers on several GPUs are a search; beyond this many steps the node counts as full.
 MAX_STEPS = 1_000
@@ -76,8 +77,8 @@ def cost(view: NodeView, request: PodRequest, aim: Aim) -> tuple[float, Reason |
 
 def objection(state: MIGState, wishes: Wishes, profile: str) -> Reason | None:
     """Say why one GPU by itself has no room for an instance of *profile*; None where it has."""
-    if not _wished(state, wishes):
-        return _unwished([state], wishes)
+    if not is_wished(state, wishes):
+        return unwished([state], wishes)
     if not offers(state, profile):
         return Reason.NO_MIG_PROFILE
     state = _isolating(state, wishes)
@@ -127,7 +128,7 @@ def least_bytes(view: NodeView, wishes: Wishes, profile: str) -> int:
     """Count the least that an instance of *profile* is charged on a node; 0 where none of its GPUs has it."""
     found = []
     for state in view.mig:
-        if _wished(state, wishes) and offers(state, profile):
+        if is_wished(state, wishes) and offers(state, profile):
             there = (one for one in state.instances if state.suffix(one.profile) == profile)
             name = _name(state.geometry, profile)
             made = (
@@ -174,9 +175,9 @@ def _bytes(slot: Slot) -> int:
 
 
 def _usable(view: NodeView, request: PodRequest) -> list[MIGState] | Reason:
-    wished = [state for state in view.mig if _wished(state, request.wishes)]
+    wished = [state for state in view.mig if is_wished(state, request.wishes)]
     if view.mig and not wished:
-        return _unwished(view.mig, request.wishes)
+        return unwished(view.mig, request.wishes)
     isolating = [_isolating(state, request.wishes) for state in wished]
     for profile in request.profiles:
         if not any(offers(state, profile) for state in wished):
@@ -199,16 +200,6 @@ def _isolating(state: MIGState, wishes: Wishes) -> MIGState:
     whole = tuple(one for one in mig.instances if mig.replicas(one.profile) == 1)
     gpu = msgspec.structs.replace(state.gpu, mig=msgspec.structs.replace(mig, instances=whole))
     return msgspec.structs.replace(state, gpu=gpu)
-
-
-def _wished(state: MIGState, wishes: Wishes) -> bool:
-    return (not wishes.uuids or state.gpu.uuid in wishes.uuids) and allowed(state.gpu.model, wishes)
-
-
-def _unwished(states: Iterable[MIGState], wishes: Wishes) -> Reason:
-    """Say whether it is the pod that wishes for none of *states*, or its namespace that may have none."""
-    anywhere = msgspec.structs.replace(wishes, within=())
-    return Reason.NAMESPACE_LIMIT if any(_wished(state, anywhere) for state in states) else Reason.NO_SUCH_GPU
 
 
 @lru_cache(maxsize=4096)
@@ -347,7 +338,7 @@ def _size(usable: Iterable[MIGState], profile: str, aim: Aim) -> int:
 
 def _together(state: MIGState, profiles: tuple[str, ...], aim: Aim) -> tuple[MIGInstance, ...] | None:
     """Find an instance of the GPU for each of *profiles*, in their order."""
-    if state.gpu.family is Family.MIG_STATIC:
+    if state.static:
         free = {} if state.closed else state.free_shares()
         found = []
         for profile in profiles:

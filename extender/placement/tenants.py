@@ -18,7 +18,8 @@ from cotenant.contract.request import PodRequest, RequestError
 from cotenant.contract.units import format_bytes
 from extender.ledger import Hold, NodeView, Use
 from extender.placement import partition
-from extender.placement.fit import is_wished, pieces
+from extender.placement.fit import pieces
+from extender.placement.wishes import is_wished
 
 
 class Excess(msgspec.Struct, frozen=True):
@@ -111,13 +112,8 @@ class Tenants:
         limits = self.of(namespace)
         if limits is None:
             return None
-        if limits.gpus is not None and use.gpus + request.gpus > limits.gpus:
-            return Excess(namespace, "GPUs", limits.gpus, use.gpus, request.gpus)
-        most = limits.gpu_memory_bytes
         asked = least_bytes(request) if view is None else least_bytes_on(view, request, aim)
-        if most is not None and use.bytes + asked > most:
-            return Excess(namespace, "GPU memory", most, use.bytes, asked)
-        return None
+        return _excess(namespace, limits, use, request.gpus, asked)
 
     def depends_on_node(self, namespace: str, request: PodRequest) -> bool:
         """Tell whether only a node tells what *request* would be charged, and a limit asks that."""
@@ -128,14 +124,17 @@ class Tenants:
     def exceeded_by(self, hold: Hold, use: Use) -> Excess | None:
         """Say which limit what a pod is about to hold exceeds beside what is in *use*; None where none."""
         limits = self.of(hold.namespace)
-        if limits is None:
-            return None
-        if limits.gpus is not None and use.gpus + hold.gpus > limits.gpus:
-            return Excess(hold.namespace, "GPUs", limits.gpus, use.gpus, hold.gpus)
-        most = limits.gpu_memory_bytes
-        if most is not None and use.bytes + hold.bytes > most:
-            return Excess(hold.namespace, "GPU memory", most, use.bytes, hold.bytes)
-        return None
+        return None if limits is None else _excess(hold.namespace, limits, use, hold.gpus, hold.bytes)
+
+
+def _excess(namespace: str, limits: NamespaceLimits, use: Use, gpus: int, amount: int) -> Excess | None:
+    """Say which of *limits* so many *gpus*, and that *amount* of bytes, exceed beside what is in *use*."""
+    if limits.gpus is not None and use.gpus + gpus > limits.gpus:
+        return Excess(namespace, "GPUs", limits.gpus, use.gpus, gpus)
+    most = limits.gpu_memory_bytes
+    if most is not None and use.bytes + amount > most:
+        return Excess(namespace, "GPU memory", most, use.bytes, amount)
+    return None
 
 
 def least_bytes(request: PodRequest) -> int:

@@ -43,9 +43,9 @@ class Notebook:
             self.unread.append(obj)
             self._told.notify_all()
 
-    def waits_for(self, predicate: Callable[[], object], timeout: float = 20.0) -> bool:
+    def waits_for(self, predicate: Callable[[], object]) -> bool:
         with self._told:
-            return self._told.wait_for(lambda: bool(predicate()), timeout)
+            return self._told.wait_for(lambda: bool(predicate()), timeout=20.0)
 
     def _raise_for(self, name: str) -> None:
         if name in self.trouble:

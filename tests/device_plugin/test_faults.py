@@ -26,8 +26,8 @@ def unwell(known: Faults) -> bool:
     return bool(faults.ailments(known))
 
 
-def probes_until_well(known: Faults, *, most: int = 1000) -> int:
-    for count in range(most):
+def probes_until_well(known: Faults) -> int:
+    for count in range(1000):
         if not unwell(known):
             return count
         known = after(known, CLEAN)

@@ -17,13 +17,13 @@ def why_not() -> str:
 class Authority:
     """Signs certificates into a folder; the files are named NAME.crt and NAME.key."""
 
-    def __init__(self, folder: Path, name: str = "ca") -> None:
+    def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.name = folder, name
-        self.certificate = folder / f"{name}.crt"
+        self.folder = folder
+        self.certificate = folder / "ca.crt"
         self._openssl(
             "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-            "-subj", f"/CN={name}", "-keyout", str(folder / f"{name}.key"), "-out", str(self.certificate),
+            "-subj", "/CN=ca", "-keyout", str(folder / "ca.key"), "-out", str(self.certificate),
         )  # fmt: skip
 
     def sign(self, name: str) -> tuple[Path, Path]:
@@ -37,7 +37,7 @@ class Authority:
         )  # fmt: skip
         self._openssl(
             "x509", "-req", "-in", str(request), "-CA", str(self.certificate),
-            "-CAkey", str(self.folder / f"{self.name}.key"), "-CAcreateserial", "-days", "2",
+            "-CAkey", str(self.folder / "ca.key"), "-CAcreateserial", "-days", "2",
             "-extfile", str(extensions), "-out", str(certificate),
         )  # fmt: skip
         return certificate, key

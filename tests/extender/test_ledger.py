@@ -155,7 +155,7 @@ class TestNodes:
         ledger.observe_node(a_node("m").with_gpus(1).build())
         ledger.observe_node(a_node("k").with_gpus(1).build())
 
-        ledger.nodes_replaced([a_node("m").with_gpus(1).build()], others=["k"])
+        ledger.nodes_replaced({"m", "k"})
 
         assert {"m", "k"} == {view.name for view in ledger.views()}
 
@@ -330,14 +330,14 @@ class TestLists:
     def test_a_pod_missing_from_it_is_gone(self, ledger: Ledger) -> None:
         ledger.observe_pod(a_pod().asking(8).bound_to("n", EIGHT).build())
 
-        ledger.pods_replaced([], ledger.mark())
+        ledger.pods_replaced(set(), ledger.mark())
 
         assert [10, 10] == free(ledger)
 
     def test_an_assumption_older_than_it_is_gone_with_its_pod(self, ledger: Ledger) -> None:
         assume(ledger, a_pod().asking(8))
 
-        ledger.pods_replaced([], ledger.mark())
+        ledger.pods_replaced(set(), ledger.mark())
 
         assert [10, 10] == free(ledger)
 
@@ -345,7 +345,7 @@ class TestLists:
         started = ledger.mark()
         assume(ledger, a_pod().asking(8))
 
-        ledger.pods_replaced([], started)
+        ledger.pods_replaced(set(), started)
 
         assert [2, 10] == free(ledger)
 
@@ -354,7 +354,7 @@ class TestLists:
         assume(ledger, a_pod().asking(8))
         ledger.confirm("uid-of-p")
 
-        ledger.pods_replaced([], started)
+        ledger.pods_replaced(set(), started)
 
         assert [2, 10] == free(ledger)
 
@@ -364,14 +364,14 @@ class TestLists:
         other = a_grant(granted({"GPU-n-1": 8 * GIB}))
         ledger.settle(a_pod().asking(8).bound_to("n", other).build())
 
-        ledger.pods_replaced([], started)
+        ledger.pods_replaced(set(), started)
 
         assert [10, 2] == free(ledger)
 
     def test_a_pod_it_could_not_read_keeps_what_it_holds(self, ledger: Ledger) -> None:
         ledger.observe_pod(a_pod().asking(8).bound_to("n", EIGHT).build())
 
-        ledger.pods_replaced([], ledger.mark(), others=["uid-of-p"])
+        ledger.pods_replaced({"uid-of-p"}, ledger.mark())
 
         assert [2, 10] == free(ledger)
 
@@ -379,7 +379,7 @@ class TestLists:
         ledger.observe_pod(a_pod().asking(8).build())
         assert ledger.waiting("uid-of-p") is not None
 
-        ledger.pods_replaced([], ledger.mark())
+        ledger.pods_replaced(set(), ledger.mark())
 
         assert ledger.waiting("uid-of-p") is None
 

@@ -464,7 +464,8 @@ class LedgerMachine(RuleBasedStateMachine):
         unreadable = data.draw(st.sets(st.sampled_from(sorted(listing.pods)))) if listing.pods else set()
         self.unread |= unreadable
         readable = {uid: pod for uid, pod in listing.pods.items() if uid not in unreadable}
-        self.ledger.pods_replaced([pod.build() for pod in readable.values()], listing.started, unreadable)
+        self.ledger.observe_pods(pod.build() for pod in readable.values())
+        self.ledger.pods_replaced(listing.pods.keys(), listing.started)
         for uid in {*self.told, *self.told_pods, *self.assumed, *self.promises} - set(listing.pods):
             # younger than the list: it may not be in it
             if uid not in self.assumed or self.assumed[uid][1] <= listing.step:
@@ -522,13 +523,12 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def fresh(self, *, pods_first: bool) -> Ledger:
         ledger = Ledger(NAMES, GIB)
-        pods = [pod.build() for pod in self.stored.values()]
-        nodes = [node.build() for node in self.nodes.values()]
         if pods_first:
-            ledger.pods_replaced(pods, ledger.mark())
-        ledger.nodes_replaced(nodes)
+            ledger.observe_pods(pod.build() for pod in self.stored.values())
+        for node in self.nodes.values():
+            ledger.observe_node(node.build())
         if not pods_first:
-            ledger.pods_replaced(pods, ledger.mark())
+            ledger.observe_pods(pod.build() for pod in self.stored.values())
         return ledger
 
     # --- the model's side ---

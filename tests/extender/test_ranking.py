@@ -143,7 +143,7 @@ class TestCompute:
         cluster.ledger.observe_pod(pod.bound_to("n", hold.grant).build())
         assert 63_750 == self.free_milli(cluster.ledger)
 
-        cluster.ledger.pods_replaced([], cluster.ledger.mark())
+        cluster.ledger.pods_replaced(set(), cluster.ledger.mark())
         assert 64_000 == self.free_milli(cluster.ledger)
 
     def test_pods_seen_before_their_node_count(self) -> None:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def a_cluster(nodes: int = 12, seed: int = 0) -> list[TraceNode]:
-    random = Random(seed)
+def a_cluster(nodes: int = 12) -> list[TraceNode]:
+    random = Random(0)
     kinds = [(96_000, 8, "G2"), (64_000, 2, "P100"), (64_000, 4, "T4"), (32_000, 0, "")]
     return [
         TraceNode(f"n{n:03}", cpu, 262_144, gpus, model)
@@ -34,8 +34,8 @@ def a_cluster(nodes: int = 12, seed: int = 0) -> list[TraceNode]:
     ]
 
 
-def some_pods(count: int = 150, seed: int = 0) -> list[TracePod]:
-    random = Random(seed)
+def some_pods(count: int = 150) -> list[TracePod]:
+    random = Random(0)
     sizes = [(0, 0), (1, 250), (1, 460), (1, 810), (1, 1000), (1, 1000), (2, 1000), (4, 1000), (8, 1000)]
     pods = []
     for n in range(count):
@@ -47,8 +47,8 @@ def some_pods(count: int = 150, seed: int = 0) -> list[TracePod]:
     return pods
 
 
-def a_run(policy: str = "priced-leftovers", *, sample: bool = False, nodes: int = 12) -> tuple[list[TraceNode], Run]:
-    cluster, pods = a_cluster(nodes), some_pods()
+def a_run(policy: str = "priced-leftovers", *, sample: bool = False) -> tuple[list[TraceNode], Run]:
+    cluster, pods = a_cluster(), some_pods()
     return cluster, replay(cluster, pods, draw_order(pods, cluster, seed=3, ratio=1.3), policy, sample=sample)
 
 

@@ -1,7 +1,7 @@
 """What the doctor looks at: everything is read once, before anything is judged, and nothing is written."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -156,7 +156,7 @@ def annotations(body: Json) -> Json:
     return body["metadata"].get("annotations") or {}
 
 
-def gather(cluster: Cluster, *, service: str, now: Callable[[], float] = time.time) -> Facts:
+def gather(cluster: Cluster, *, service: str) -> Facts:
     """Read everything; what may not be read, or is not there on this version of Kubernetes, is noted, not raised.
 
     Raises ClusterError only where the API server does not answer at all, or not as one.
@@ -172,7 +172,9 @@ def gather(cluster: Cluster, *, service: str, now: Callable[[], float] = time.ti
             unread[what] = error.message
     proxy = f"/api/v1/namespaces/{namespace}/services/{name}/proxy"
     answers = dict(_asked(cluster, proxy, ("/readyz", "/version")))
-    return Facts(namespace=namespace, version=version, objects=objects, unread=unread, extender=answers, now=now())
+    return Facts(
+        namespace=namespace, version=version, objects=objects, unread=unread, extender=answers, now=time.time()
+    )
 
 
 class _Version(msgspec.Struct, frozen=True, rename="camel"):

@@ -31,7 +31,7 @@ def _not_readable(facts: Facts) -> Said:
             yield (
                 SUSPECT,
                 f"{what} could not be read, so what depends on them was not checked: {why}",
-                ("run cotenant doctor as a cluster administrator, or with a role that may list them"),
+                "run cotenant doctor as a cluster administrator, or with a role that may list them",
             )
 
 
@@ -54,7 +54,7 @@ def _plugin_missing(facts: Facts) -> Said:
         yield (
             BROKEN,
             f"no DaemonSet in {facts.namespace} runs cotenant-device-plugin",
-            ("install it with manifests/base, which both layouts include; without it no node advertises GPU memory"),
+            "install it with manifests/base, which both layouts include; without it no node advertises GPU memory",
         )
 
 
@@ -84,14 +84,14 @@ def _two_extenders(facts: Facts) -> Said:
                 f"{replicas} extenders run at once and no Lease says which of them binds: neither knows what the other "
                 "is just binding"
             ),
-            ("name a Lease in the extender's configuration, key writer, or set replicas: 1 and strategy: Recreate"),
+            "name a Lease in the extender's configuration, key writer, or set replicas: 1 and strategy: Recreate",
         )
     fences = facts.objects.get("validatingadmissionpolicybindings")
     if replicas > 1 and fences is not None and "cotenant-writer" not in {one["spec"]["policyName"] for one in fences}:
         yield (
             BROKEN,
             f"{replicas} extenders run at once, and nothing refuses what the last one still sends after a take-over",
-            ("apply writer.yaml of the layout; before Kubernetes 1.30 set replicas: 1 and strategy: Recreate"),
+            "apply writer.yaml of the layout; before Kubernetes 1.30 set replicas: 1 and strategy: Recreate",
         )
 
 
@@ -141,14 +141,14 @@ def _version_skew(facts: Facts) -> Said:
         yield (
             SUSPECT,
             f"the programs are of different images: {', '.join(map(' '.join, images.items()))}",
-            ("roll out one image; docs/operations.md says in which order"),
+            "roll out one image; docs/operations.md says in which order",
         )
     answer = facts.extender["/version"]
     if isinstance(answer, str) and f'"version":"{__version__}"' not in answer.replace(" ", ""):
         yield (
             SUSPECT,
             f"the extender says {answer.strip()}, this command is {__version__}",
-            ("use the command of the extender's version; it may judge by rules that have changed"),
+            "use the command of the extender's version; it may judge by rules that have changed",
         )
 
 
@@ -159,7 +159,7 @@ def _configuration_unreadable(facts: Facts) -> Said:
             yield (
                 BROKEN,
                 f"{program} cannot start with its configuration: {found}",
-                ("mend the file in its ConfigMap; docs/configuration.md has every key"),
+                "mend the file in its ConfigMap; docs/configuration.md has every key",
             )
 
 
@@ -230,7 +230,7 @@ def _admission_missing(facts: Facts) -> Said:
     yield (
         BROKEN,
         "nothing readies and refuses pods: anybody could write grants, and pods get no environment",
-        (f"apply manifests/{kind} (all policies and their bindings)"),
+        f"apply manifests/{kind} (all policies and their bindings)",
     )
 
 
@@ -241,14 +241,14 @@ def _webhook_without_authority(facts: Facts) -> Said:
         yield (
             BROKEN,
             f"webhooks have no caBundle, so every call fails and our pods are refused: {', '.join(bare)}",
-            ("put the CA of the extender's certificate there; the chart does so by itself"),
+            "put the CA of the extender's certificate there; the chart does so by itself",
         )
     configuration = facts.extender_configuration()
     if _webhooks(facts) and isinstance(configuration, ExtenderConfiguration) and configuration.tls is None:
         yield (
             BROKEN,
             "webhooks call the extender by HTTPS, and it has no tls in its configuration",
-            ("make a certificate and name it by tls in extender-config.yaml; the chart does so by itself"),
+            "make a certificate and name it by tls in extender-config.yaml; the chart does so by itself",
         )
 
 
@@ -269,11 +269,11 @@ def _verbs_closed(facts: Facts) -> Said:
             yield (
                 BROKEN,
                 f"the NetworkPolicy {shipped[0]['metadata']['name']} lets nobody call the verbs",
-                (f"put the addresses of the control plane nodes there instead of {_NOBODY}"),
+                f"put the addresses of the control plane nodes there instead of {_NOBODY}",
             )
         if not facts.of("networkpolicies") and "networkpolicies" in facts.objects:
             yield (
                 SUSPECT,
                 "no NetworkPolicy guards the verbs: whoever reaches them can bind pods",
-                ("apply the one of manifests/attached/extender.yaml"),
+                "apply the one of manifests/attached/extender.yaml",
             )

@@ -9,8 +9,8 @@ from cotenant.cli.doctor.facts import Facts, Json, annotations, labels, seconds
 from cotenant.contract import grant as grants
 from cotenant.contract import inventory as inventories
 from cotenant.contract.configuration import ExtenderConfiguration
-from cotenant.contract.inventory import Health, Inventory, Mode
-from cotenant.contract.units import format_bytes, parse_quantity
+from cotenant.contract.inventory import GPU, Health, Inventory, Mode
+from cotenant.contract.units import count_of, format_bytes
 
 BROKEN, SUSPECT = Severity.BROKEN, Severity.SUSPECT
 # The kubelet's word for what it has no room for (pkg/kubelet/lifecycle), other than our own resource.
@@ -30,10 +30,7 @@ def _key(pod: Json) -> str:
 
 
 def _amount(node: Json, resource: str) -> int:
-    try:
-        return parse_quantity((node.get("status", {}).get("allocatable") or {}).get(resource, 0))
-    except ValueError:
-        return 0
+    return count_of((node.get("status", {}).get("allocatable") or {}).get(resource))
 
 
 def _inventories(facts: Facts) -> Iterator[tuple[Json, Inventory]]:
@@ -42,6 +39,11 @@ def _inventories(facts: Facts) -> Iterator[tuple[Json, Inventory]]:
             yield node, inventories.decode(annotations(node)[facts.names.inventory])
         except (KeyError, inventories.InventoryError):
             continue
+
+
+def _gpus(facts: Facts) -> Iterator[tuple[str, GPU]]:
+    """Give each GPU that is published, with the name of its node."""
+    return ((_name(node), gpu) for node, inventory in _inventories(facts) for gpu in inventory.gpus)
 
 
 @check("no-gpu-nodes")
@@ -57,14 +59,14 @@ def _plugin_not_serving(facts: Facts) -> Said:
         yield (
             BROKEN,
             f"labelled nodes publish no GPUs: {some(silent)}",
-            (f"their plugin has not started or finds no NVML (runtimeClassName?): {_LOGS.format(facts.namespace)}"),
+            f"their plugin has not started or finds no NVML (runtimeClassName?): {_LOGS.format(facts.namespace)}",
         )
     gone = [_name(node) for node, inventory in _inventories(facts) if not inventory.serving]
     if gone:
         yield (
             BROKEN,
             f"the device plugin is not registered with the kubelet: {some(gone)}",
-            (f"see what it says: {_LOGS.format(facts.namespace)}"),
+            f"see what it says: {_LOGS.format(facts.namespace)}",
         )
 
 
@@ -106,7 +108,7 @@ def _node_unit_differs(facts: Facts) -> Said:
             yield (
                 BROKEN,
                 f"nodes count in another unit than the extender's {told.unit}: {some(others)}",
-                ("restart their plugins with the unit of extender-config.yaml"),
+                "restart their plugins with the unit of extender-config.yaml",
             )
 
 
@@ -127,74 +129,69 @@ def _advertised_twice(facts: Facts) -> Said:
         yield (
             BROKEN,
             f"another device plugin hands out the same GPUs as nvidia.com/…: {some(twice)}",
-            ("take these nodes out of NVIDIA's plugin or GPU Operator (nvidia.com/gpu.deploy.device-plugin=false)"),
+            "take these nodes out of NVIDIA's plugin or GPU Operator (nvidia.com/gpu.deploy.device-plugin=false)",
         )
 
 
 @check("one-uuid-on-two-nodes")
 def _one_uuid_on_two_nodes(facts: Facts) -> Said:
     where: defaultdict[str, list[str]] = defaultdict(list)
-    for node, inventory in _inventories(facts):
-        for gpu in inventory.gpus:
-            where[gpu.uuid].append(_name(node))
+    for node, gpu in _gpus(facts):
+        where[gpu.uuid].append(node)
     for uuid, names in where.items():
         if len(names) > 1:
             yield (
                 BROKEN,
                 f"GPU {uuid} is on several nodes: {some(names)}",
-                ("a node was renamed and its old Node object stayed, or its disk was copied: delete what is not there"),
+                "a node was renamed and its old Node object stayed, or its disk was copied: delete what is not there",
             )
 
 
 @check("gpu-unhealthy")
 def _gpu_unhealthy(facts: Facts) -> Said:
-    for node, inventory in _inventories(facts):
-        for gpu in inventory.gpus:
-            if gpu.health is Health.UNHEALTHY:
-                yield (
-                    SUSPECT,
-                    f"{_name(node)} GPU {gpu.index} is unhealthy: {gpu.detail or 'its plugin says no more'}",
-                    (f"nvidia-smi -q -i {gpu.uuid} on the node; docs/runbooks.md, CotenantGPUUnhealthyWithPods"),
-                )
+    for node, gpu in _gpus(facts):
+        if gpu.health is Health.UNHEALTHY:
+            yield (
+                SUSPECT,
+                f"{node} GPU {gpu.index} is unhealthy: {gpu.detail or 'its plugin says no more'}",
+                f"nvidia-smi -q -i {gpu.uuid} on the node; docs/runbooks.md, CotenantGPUUnhealthyWithPods",
+            )
 
 
 @check("gpu-fenced")
 def _gpu_fenced(facts: Facts) -> Said:
-    for node, inventory in _inventories(facts):
-        for gpu in inventory.gpus:
-            if gpu.foreign is None:
-                continue
-            what = "gets no new pods" if gpu.fenced else f"has {format_bytes(gpu.foreign_bytes)} that count as taken"
-            yield (
-                SUSPECT,
-                f"{_name(node)} GPU {gpu.index} {what}: {gpu.foreign.detail}",
-                ("end those who go around the extender, or take the GPU out of the other plugin; docs/coexistence.md"),
-            )
+    for node, gpu in _gpus(facts):
+        if gpu.foreign is None:
+            continue
+        what = "gets no new pods" if gpu.fenced else f"has {format_bytes(gpu.foreign_bytes)} that count as taken"
+        yield (
+            SUSPECT,
+            f"{node} GPU {gpu.index} {what}: {gpu.foreign.detail}",
+            "end those who go around the extender, or take the GPU out of the other plugin; docs/coexistence.md",
+        )
 
 
 @check("mps-without-daemon")
 def _mps_without_daemon(facts: Facts) -> Said:
-    for node, inventory in _inventories(facts):
-        for gpu in inventory.gpus:
-            if gpu.mode is Mode.MPS and not gpu.mps_pipe:
-                yield (
-                    BROKEN,
-                    f"{_name(node)} GPU {gpu.index} is in mode mps, and no control daemon listens",
-                    ("its plugin starts the daemon; see its log on that node"),
-                )
+    for node, gpu in _gpus(facts):
+        if gpu.mode is Mode.MPS and not gpu.mps_pipe:
+            yield (
+                BROKEN,
+                f"{node} GPU {gpu.index} is in mode mps, and no control daemon listens",
+                "its plugin starts the daemon; see its log on that node",
+            )
 
 
 @check("mig-unexplained")
 def _mig_unexplained(facts: Facts) -> Said:
-    for node, inventory in _inventories(facts):
-        for gpu in inventory.gpus:
-            if gpu.mig is not None and gpu.mig.unexplained:
-                what = ", ".join(f"{one.profile} at slice {one.start}" for one in gpu.mig.unexplained)
-                yield (
-                    SUSPECT,
-                    f"{_name(node)} GPU {gpu.index} has MIG instances that no pod was given: {what}",
-                    ("their slices count as taken; where nothing uses them: nvidia-smi mig -dci and -dgi on the node"),
-                )
+    for node, gpu in _gpus(facts):
+        if gpu.mig is not None and gpu.mig.unexplained:
+            what = ", ".join(f"{one.profile} at slice {one.start}" for one in gpu.mig.unexplained)
+            yield (
+                SUSPECT,
+                f"{node} GPU {gpu.index} has MIG instances that no pod was given: {what}",
+                "their slices count as taken; where nothing uses them: nvidia-smi mig -dci and -dgi on the node",
+            )
 
 
 @check("pods-without-grant")
@@ -217,13 +214,13 @@ def _pods_without_grant(facts: Facts) -> Said:
         yield (
             BROKEN,
             f"pods were bound without a grant, around the extender: {some(lost)}",
-            ("delete them, and create them without spec.nodeName and with no scheduler of their own"),
+            "delete them, and create them without spec.nodeName and with no scheduler of their own",
         )
     if unreadable:
         yield (
             BROKEN,
             f"the grants of pods cannot be read: {some(unreadable)}",
-            ("delete these pods, and see that the policy cotenant-grants is installed"),
+            "delete these pods, and see that the policy cotenant-grants is installed",
         )
 
 
@@ -262,7 +259,7 @@ def _cpu_raced(facts: Facts) -> Said:
         yield (
             SUSPECT,
             f"kubelets rejected pods of ours, as another scheduler had given their CPU or memory away: {some(raced)}",
-            ("keep other schedulers' pods off GPU nodes by a taint: docs/operations.md, Two schedulers on one node"),
+            "keep other schedulers' pods off GPU nodes by a taint: docs/operations.md, Two schedulers on one node",
         )
 
 
@@ -282,17 +279,16 @@ def _overcommitted(facts: Facts) -> Said:
         except (KeyError, grants.GrantError):
             continue
         held.update({(pod["spec"].get("nodeName", ""), uuid): amount for uuid, amount in charges.items()})
-    for node, inventory in _inventories(facts):
-        for gpu in inventory.gpus:
-            if gpu.family is inventories.Family.MEMORY and held[_name(node), gpu.uuid] > gpu.usable_bytes:
-                yield (
-                    BROKEN,
-                    f"pods hold more of {_name(node)} GPU {gpu.index} than it can give",
-                    (
-                        "the GPU has shrunk, or reservePerGpu has grown: end pods until it fits; "
-                        "docs/runbooks.md, CotenantGPUOvercommitted"
-                    ),
-                )
+    for node, gpu in _gpus(facts):
+        if gpu.family is inventories.Family.MEMORY and held[node, gpu.uuid] > gpu.usable_bytes:
+            yield (
+                BROKEN,
+                f"pods hold more of {node} GPU {gpu.index} than it can give",
+                (
+                    "the GPU has shrunk, or reservePerGpu has grown: end pods until it fits; "
+                    "docs/runbooks.md, CotenantGPUOvercommitted"
+                ),
+            )
 
 
 @check("clock-differs")
@@ -309,7 +305,7 @@ def _clock_differs(facts: Facts) -> Said:
         yield (
             SUSPECT,
             f"the clocks of nodes are ahead of this machine's by more than a minute: {some(ahead)}",
-            ("run NTP there (or here): certificates, leases and alerts go by the clock"),
+            "run NTP there (or here): certificates, leases and alerts go by the clock",
         )
 
 
@@ -321,5 +317,5 @@ def _label_without_plugin(facts: Facts) -> Said:
         yield (
             SUSPECT,
             f"nodes publish GPUs, and have no label {label}=true that keeps a plugin there: {some(left)}",
-            (f"label them, or take the inventory off: kubectl annotate node NODE {facts.names.inventory}-"),
+            f"label them, or take the inventory off: kubectl annotate node NODE {facts.names.inventory}-",
         )

@@ -39,7 +39,7 @@ def _does_not_call(facts: Facts) -> Said:
         yield (
             BROKEN,
             f"no extender {_WHERE} has managedResources with {told.names.managed}",
-            ("take `extenders` over from manifests/second-scheduler/scheduler-config.yaml"),
+            "take `extenders` over from manifests/second-scheduler/scheduler-config.yaml",
         )
     for stanza, _ in stanzas:
         port = str(stanza.get("urlPrefix", "")).rpartition(":")[2]
@@ -47,7 +47,7 @@ def _does_not_call(facts: Facts) -> Said:
             yield (
                 BROKEN,
                 f"kube-scheduler calls {stanza.get('urlPrefix')}, the extender listens on {told.listen}",
-                (f"let urlPrefix {_WHERE} name the extender's `listen`"),
+                f"let urlPrefix {_WHERE} name the extender's `listen`",
             )
         missing = [verb for verb in ("filterVerb", "prioritizeVerb", "bindVerb") if not stanza.get(verb)]
         if missing:
@@ -60,7 +60,7 @@ def _ignores_errors(facts: Facts) -> Said:
         yield (
             BROKEN,
             f"ignorable: true {_WHERE}: on an error kube-scheduler binds pods itself, without a grant",
-            ("set ignorable: false"),
+            "set ignorable: false",
         )
 
 
@@ -70,7 +70,7 @@ def _sends_whole_nodes(facts: Facts) -> Said:
         yield (
             BROKEN,
             f"nodeCacheCapable is not true {_WHERE}: 700 times as much is sent, and in-tree scores go wrong",
-            ("set nodeCacheCapable: true"),
+            "set nodeCacheCapable: true",
         )
 
 
@@ -82,7 +82,7 @@ def _looks_for_managed(facts: Facts) -> Said:
                 yield (
                     BROKEN,
                     f"kube-scheduler looks for {told.names.managed}, which no node has",
-                    (f"set ignoredByScheduler: true beside it {_WHERE}"),
+                    f"set ignoredByScheduler: true beside it {_WHERE}",
                 )
 
 
@@ -135,5 +135,5 @@ def _version(facts: Facts) -> Said:
             yield (
                 BROKEN,
                 f"kube-scheduler is {container['image'].rpartition(':')[2]}, the API server {facts.version}",
-                ("use the API server's version or the minor version before it"),
+                "use the API server's version or the minor version before it",
             )
