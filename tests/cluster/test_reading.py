@@ -1,8 +1,10 @@
 import msgspec
 import pytest
 
+from cotenant.cluster.errors import Unreachable
+from cotenant.cluster.leases import Lease
 from cotenant.cluster.nesting import decoded
-from cotenant.cluster.reading import NotJSONError, Reader, Unreadable
+from cotenant.cluster.reading import NotJSONError, Reader, Unreadable, answered
 from cotenant.contract.pods import Pod
 
 # What the API server takes; msgspec gives up at 1,000, as deep as Python recurses.
@@ -64,3 +66,10 @@ class TestDepth:
         body = b'{"a":' + b"[" * DEEPEST + b'"]"' + b"]" * DEEPEST + b',"b":1}'
 
         assert 1 == decoded(msgspec.json.decode, body)["b"]
+
+
+def test_an_answer_that_is_something_else_leaves_open_what_was_done() -> None:
+    with pytest.raises(Unreachable, match="the API server's answer is no Lease") as told:
+        answered(msgspec.json.Decoder(Lease), b"<html>502 Bad Gateway</html>")
+
+    assert told.value.outcome_unknown
