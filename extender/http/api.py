@@ -1,5 +1,6 @@
 """The read-only /v1 routes: what the ledger knows, as JSON or as text in columns, page by page."""
 
+import re
 from collections.abc import Callable
 from functools import partial
 
@@ -9,7 +10,7 @@ from flask import Flask, Response, request
 
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
-from extender.http.app import SIMULATE
+from extender.http.app import SIMULATE, status
 from extender.inspect.inspector import Inspector
 from extender.inspect.rows import PodExplanation, State
 from extender.inspect.tables import (
@@ -46,11 +47,11 @@ def inspection(app: Flask, *, inspector: Inspector, synced: Callable[[], bool]) 
 
     def answer(make: Callable[..., Response], **path: str) -> Response:
         if not synced():
-            return _failed(f"{Reason.CACHE_NOT_SYNCED.sentence}; ask again in a moment", 503)
+            return status(f"{Reason.CACHE_NOT_SYNCED.sentence}; ask again in a moment", 503)
         try:
             return make(inspector, one_of("as", forms, default="json"), **path)
         except QueryError as error:
-            return _failed(str(error), 400)
+            return status(str(error), 400)
 
     for rule, make in (
         ("nodes", _nodes),
@@ -80,7 +81,7 @@ def _pods(inspector: Inspector, form: str) -> Response:
         limit=number("limit", PAGE, most=MAX_PAGE),
         after=bounded("continue", _LONGEST_CONTINUE),
         query=bounded("filter", MAX_QUERY),
-        namespace=bounded("namespace", MAX_QUERY),
+        namespace=namespace(),
         state=state(),
     )
     if form == "csv":
@@ -114,7 +115,7 @@ def _explain(inspector: Inspector, form: str, *, namespace: str, pod: str) -> Re
         start=number("continue", 0, least=0, most=1_000_000),
     )
     if told is None:
-        return _failed(not_ours(namespace, pod), 404)
+        return status(not_ours(namespace, pod), 404)
     return _explained(told, form)
 
 
@@ -175,6 +176,14 @@ def state() -> State | None:
     return None if found == "all" else State(found)
 
 
+def namespace() -> str:
+    """Read a namespace from the query, "" for all; raise QueryError for what can be no namespace's name."""
+    given = bounded("namespace", MAX_QUERY)
+    if not re.fullmatch("[a-z0-9-]*", given):
+        raise QueryError(f"namespace={given[:20]!r} can be no namespace's name")
+    return given
+
+
 def text(body: str) -> Response:
     """Answer in plain text."""
     return Response(body, mimetype="text/plain")
@@ -183,15 +192,6 @@ def text(body: str) -> Response:
 def _rows(written: str, after: str) -> Response:
     """Answer in CSV, of which a last line says where the next page begins: kubectl get --raw shows no headers."""
     return text(f"{written}# continue {after}\n" if after else written)
-
-
-def _failed(sentence: str, code: int) -> Response:
-    """Answer with a Status: of an error that comes through the API server's proxy, kubectl shows nothing else."""
-    reason = {400: "BadRequest", 404: "NotFound", 503: "ServiceUnavailable"}[code]
-    status = {"kind": "Status", "apiVersion": "v1", "status": "Failure"}
-    return Response(
-        _encode({**status, "message": sentence, "reason": reason, "code": code}), code, mimetype="application/json"
-    )
 
 
 def _document(value: object, form: str) -> Response | None:
