@@ -157,6 +157,21 @@ class TestConfiguration:
         assert [shown(value) for value in defaults.values()] == [row[1] for row in rows]
 
     @pytest.mark.parametrize(
+        ("page", "part", "kind"),
+        [
+            ("configuration.md", "Pools of nodes", ExtenderConfiguration),
+            ("configuration.md", "Pods that are expected", ExtenderConfiguration),
+            ("configuration.md", "Rules for GPUs", DevicePluginConfiguration),
+            ("mig.md", "Shares of instances", DevicePluginConfiguration),
+            ("modes.md", "Counting GPUs", DevicePluginConfiguration),
+            ("tenants.md", "Limits of namespaces", ExtenderConfiguration),
+        ],
+    )
+    def test_an_example_of_a_configuration_is_one(self, page: str, part: str, kind: type[msgspec.Struct]) -> None:
+        (text,) = blocks(section(page, part), "yaml")
+        assert kind() != convert(text, kind)
+
+    @pytest.mark.parametrize(
         ("part", "kind"),
         [
             ("MPS daemons", MPSSettings),
