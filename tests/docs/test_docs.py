@@ -285,6 +285,39 @@ class TestInstall:
         assert f"`scheduler.yaml`, {version} as shipped" in section("install.md", "By kustomize")
 
 
+class TestUseCases:
+    """docs/use-cases.md."""
+
+    @pytest.mark.parametrize("mode", ["mps", "mig", "time-slicing"])
+    def test_before_1_36_the_plugin_is_given_what_the_folder_of_the_mode_gives_it(
+        self, tmp_path: Path, mode: str
+    ) -> None:
+        (text,) = blocks(section("use-cases.md", "Before Kubernetes 1.36"), "yaml")
+        kustomization = yaml.safe_load(text.replace("PATH", str(ROOT)))
+        if mode == "time-slicing":  # as the sentence below it says
+            del kustomization["configMapGenerator"]
+            kustomization["resources"].append("time-slicing-config.yaml")
+            kustomization["components"] = [str(ROOT / "manifests" / "components" / "nvidia-config")]
+        copied = "time-slicing-config.yaml" if mode == "time-slicing" else "device-plugin-config.yaml"
+        (tmp_path / copied).write_text((ROOT / "manifests" / mode / copied).read_text())
+        (tmp_path / "kustomization.yaml").write_text(
+            yaml.safe_dump(kustomization).replace("components/mps", f"components/{mode}")
+        )
+
+        def of_the_plugin(folder: Path) -> list[Any]:
+            return [
+                one
+                for one in build(folder)
+                if one["kind"] == "DaemonSet"
+                or one["metadata"]["name"] in {"cotenant-device-plugin-config", "time-slicing-config"}
+            ]
+
+        built = of_the_plugin(tmp_path)
+        assert 3 - (mode != "time-slicing") == len(built)
+        assert of_the_plugin(ROOT / "manifests" / mode) == built
+        assert any("Webhook" in one["kind"] for one in build(tmp_path))
+
+
 def taken_off(command: str) -> set[str]:
     """Name the labels or annotations that a command takes away."""
     return {word.removesuffix("-") for word in command.split() if word.endswith("-")}
