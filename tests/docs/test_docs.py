@@ -2,7 +2,10 @@
 
 import ast
 import re
+import runpy
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -411,6 +414,26 @@ class TestLimits:
 
     def test_the_limit_of_ids_is_the_one_that_the_plugin_holds(self) -> None:
         assert f"At most {MAX_IDS:,} device ids per node" in (DOCS / "limits.md").read_text()
+
+
+def test_on_the_site_a_link_to_a_page_leads_to_it_and_one_out_of_docs_to_the_repository() -> None:
+    conf = runpy.run_path(str(DOCS / "conf.py"))
+    text = ["[a](../contract.md#reasons) [b](../../manifests/examples/mps.yaml) [c](index.md)"]
+    conf["_read"](None, "moving-in/index", text)
+    there = f"{conf['REPOSITORY']}manifests/examples/mps.yaml"
+    assert [f"[a](../contract.md#reasons) [b]({there}) [c](index.md)"] == text
+
+
+def test_the_site_shows_help_as_the_command_itself_does() -> None:
+    # in a process of its own: click keeps the help option that a command was first asked with
+    write = (
+        "import runpy; conf = runpy.run_path('docs/conf.py'); "
+        "print(*conf['_command']('cotenant', conf['cotenant']), sep='\\n')"
+    )
+    shown = subprocess.run([sys.executable, "-c", write], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for arguments in (["--help"], ["inspect", "pods", "--help"]):
+        said = CliRunner().invoke(cotenant, arguments, prog_name="cotenant", terminal_width=78).output
+        assert said.strip() in shown
 
 
 def test_every_page_stands_in_the_index_where_people_see_it_and_where_the_site_reads_it() -> None:
