@@ -37,6 +37,15 @@ _Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _pod = msgspec.json.Decoder(Pod)
 
 
+class _Kind(msgspec.Struct, frozen=True):
+    """Hold what an object calls itself."""
+
+    kind: str = "Pod"
+
+
+_kind = msgspec.json.Decoder(_Kind)
+
+
 class QueryError(ValueError):
     """Say what is wrong with a query parameter."""
 
@@ -120,8 +129,14 @@ def _explain(inspector: Inspector, form: str, *, namespace: str, pod: str) -> Re
 
 
 def _simulate(inspector: Inspector, form: str) -> Response:
+    posted = request.get_data(cache=False)
     try:
-        pod = _pod.decode(request.get_data(cache=False))
+        kind = _kind.decode(posted).kind
+        if kind != "Pod":
+            raise QueryError(
+                f"what was posted is a {kind[:60]!r} and no Pod: `cotenant plan fit --file` takes Deployments and Jobs"
+            )
+        pod = _pod.decode(posted)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise QueryError(f"what was posted is no Pod as the API server has it, in JSON: {error}") from error
     told = inspector.simulate(pod, limit=number("limit", 50, most=MAX_PAGE))

@@ -382,7 +382,11 @@ class TestSimulation:
         ("body", "why"),
         [
             (b"{", "is no Pod as the API server has it"),
-            (b'{"kind":"Deployment","metadata":{"name":"d"}}', "is no Pod as the API server has it"),
+            # as the API server answers to its creation with --dry-run=server
+            (
+                b'{"kind":"Deployment","metadata":{"name":"d","namespace":"default","uid":"u"},"spec":{"replicas":1}}',
+                "what was posted is a 'Deployment' and no Pod: `cotenant plan fit --file` takes Deployments",
+            ),
             (a_pod().as_json(), "asks for nothing of ours"),
         ],
     )
