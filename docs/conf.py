@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from cotenant import __version__  # noqa: E402
@@ -36,12 +36,12 @@ highlight_language = "text"
 
 # Files of the repository that pages link to: the site has no copy of them.
 REPOSITORY = "https://cotenant.io/source/"
-_OUTSIDE = re.compile(r"\]\((\.\./(?!docs/)[^)#]+)(#[^)]*)?\)")
+_ABOVE = re.compile(r"\]\((\.\./[^)#]+)(#[^)]*)?\)")
 
 
 def _command(name: str, command: click.Command, above: click.Context | None = None) -> list[str]:
     """Write the help of a command and of those below it."""
-    context = click.Context(command, info_name=name.rpartition(" ")[2], parent=above)
+    context = click.Context(command, info_name=name.rpartition(" ")[2], parent=above, **command.context_settings)
     lines = [f"## {name}", "", "```text", command.get_help(context), "```", ""]
     if isinstance(command, click.Group):
         for below in command.list_commands(context):
@@ -59,8 +59,14 @@ def _write_reference(_app: Any, _config: Any) -> None:
     target.write_text("\n".join(["# Commands", "", "As the commands say themselves.", "", *body]))
 
 
-def _read(_app: Any, _page: str, source: list[str]) -> None:
-    source[0] = _OUTSIDE.sub(lambda link: f"]({REPOSITORY}{link[1].removeprefix('../')}{link[2] or ''})", source[0])
+def _read(_app: Any, page: str, source: list[str]) -> None:
+    def led(link: re.Match[str]) -> str:
+        file = (HERE / page).parent.joinpath(link[1]).resolve()
+        if file.is_relative_to(HERE):
+            return link[0]
+        return f"]({REPOSITORY}{file.relative_to(HERE.parent)}{link[2] or ''})"
+
+    source[0] = _ABOVE.sub(led, source[0])
 
 
 def setup(app: Any) -> None:

@@ -224,6 +224,17 @@ def test_a_small_window_shows_all_of_it() -> None:
         assert [] == violations(page)
 
 
+def test_the_longest_name_leaves_the_columns_beside_it_in_the_window() -> None:
+    ledger = Ledger(NAMES, GIB)
+    ledger.observe_node(a_node("n").with_gpus(1, "79GiB").build())
+    # Kubernetes' longest, with nothing at which a line would break
+    ledger.observe_pod(a_pod().named("w" * 253).in_namespace("t" * 63).asking(100).build())
+    with served(ledger) as address, browsing() as page:
+        page.goto(address)
+        table = page.locator(".scroll").first
+        assert table.evaluate("one => one.scrollWidth <= one.clientWidth")
+
+
 def test_all_of_it_is_reached_by_keyboard_and_shows_where_one_is() -> None:
     with served(a_ledger(3)) as address, browsing() as page:
         page.goto(address)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import wraps
+from importlib.util import find_spec
 from math import inf, isnan
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,11 @@ _PLOT = "as .svg, .png or .pdf."
 
 
 def _drawable(_context: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
-    """Refuse a picture of another kind before the run, and not after it."""
+    """Refuse a picture of another kind, or one that nothing here draws, before the run, and not after it."""
     if path is not None and path.suffix not in _PICTURES:
         raise click.BadParameter(f"expected a name that ends in {', '.join(_PICTURES)}, not {str(path)!r}")
+    if path is not None and find_spec("matplotlib") is None:
+        raise click.ClickException("pictures need matplotlib: pip install '.[plots]' in Cotenant's checkout")
     return path
 
 

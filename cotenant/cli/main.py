@@ -47,6 +47,14 @@ def demo(*, serve: bool, plain: bool) -> None:
     sys.exit(run(serve=serve, plain=plain))
 
 
+def _name_of_pod(_context: click.Context, _argument: click.Parameter, pod: str) -> str:
+    name = pod.removeprefix("pods/").removeprefix("pod/")
+    if not name or "/" in name:
+        raise click.BadParameter(f"{pod!r} is no pod's name; of which namespace it is, --namespace says")
+    return name
+
+
+_pod = click.argument("pod", callback=_name_of_pod)
 _namespace = click.option(
     "-n", "--namespace", metavar="NAME", help="The pod's namespace  [default: that of the kubeconfig's context]"
 )
@@ -128,7 +136,7 @@ def inspect_mix(*, output: str, **where: Any) -> None:
     short_help="Say why a pod is pending, and what would help.",
     epilog=examples("cotenant explain train-7", "cotenant explain train-7 -n team-a -o wide"),
 )
-@click.argument("pod")
+@_pod
 @_namespace
 @click.option("-o", "--output", type=_TEXT_OUTPUTS, default="table", help="How to print; wide has every GPU.")
 @_source
@@ -136,16 +144,15 @@ def explain(*, pod: str, namespace: str | None, output: str, **where: Any) -> No
     """Say why POD is pending: the reason and the shortfall, and the least that would make it fit."""
     from cotenant.cli import inspection  # noqa: PLC0415 - the Kubernetes client takes a second to import
 
-    name = pod.removeprefix("pods/").removeprefix("pod/")
     of = namespace or inspection.current_namespace(**where)
-    inspection.answer(lambda ask: inspection.explanation(ask, output, of, name), **where)
+    inspection.answer(lambda ask: inspection.explanation(ask, output, of, pod), **where)
 
 
 @main.command(
     short_help="Have an autoscaler add a node for a pod.",
     epilog=examples("cotenant grow train-7 -n team-a | kubectl apply -f -"),
 )
-@click.argument("pod")
+@_pod
 @_namespace
 @click.option("--image", default="registry.k8s.io/pause:3.10", show_default=True, help="What its twin runs.")
 @click.option(
@@ -163,9 +170,8 @@ def grow(*, pod: str, names: Any, namespace: str | None, image: str, minutes: in
     from cotenant.cli import grow as growing  # noqa: PLC0415 - the Kubernetes client takes a second to import
     from cotenant.cli import inspection  # noqa: PLC0415
 
-    name = pod.removeprefix("pods/").removeprefix("pod/")
     of = namespace or inspection.current_namespace(**where)
-    growing.run(name, names=names, namespace=of, image=image, minutes=minutes, **where)
+    growing.run(pod, names=names, namespace=of, image=image, minutes=minutes, **where)
 
 
 @main.command(

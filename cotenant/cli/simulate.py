@@ -83,10 +83,8 @@ def sentences() -> Iterator[None]:
     except (TraceError, RequestError, OSError) as error:
         raise click.ClickException(str(error)) from error
     except ImportError as error:
-        wanted, extra = (
-            ("--scheduler needs Dask", "dask") if "distributed" in str(error) else ("plots need matplotlib", "plots")
-        )
-        raise click.ClickException(f"{wanted}: install cotenant[{extra}] ({error})") from error
+        sentence = "--scheduler needs Dask: pip install '.[dask]' in Cotenant's checkout"
+        raise click.ClickException(f"{sentence} ({error})") from error
 
 
 def check_folders(*paths: Path | None) -> None:

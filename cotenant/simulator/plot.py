@@ -1,4 +1,4 @@
-"""Pictures of simulations. The only module that knows matplotlib, which is optional: cotenant[plots]."""
+"""Pictures of simulations. The only module that knows matplotlib, which is optional: the extra `plots`."""
 
 from collections import defaultdict
 from collections.abc import Sequence

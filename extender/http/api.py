@@ -1,5 +1,6 @@
 """The read-only /v1 routes: what the ledger knows, as JSON or as text in columns, page by page."""
 
+import re
 from collections.abc import Callable
 from functools import partial
 
@@ -9,7 +10,7 @@ from flask import Flask, Response, request
 
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
-from extender.http.app import SIMULATE
+from extender.http.app import SIMULATE, status
 from extender.inspect.inspector import Inspector
 from extender.inspect.rows import MixPage, NamespacePage, NodePage, PodExplanation, PodPage, State
 from extender.inspect.tables import Page, explanation_table, written
@@ -26,6 +27,15 @@ _Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _pod = msgspec.json.Decoder(Pod)
 
 
+class _Kind(msgspec.Struct, frozen=True):
+    """Hold what an object calls itself."""
+
+    kind: str = "Pod"
+
+
+_kind = msgspec.json.Decoder(_Kind)
+
+
 class QueryError(ValueError):
     """Say what is wrong with a query parameter."""
 
@@ -36,13 +46,13 @@ def inspection(app: Flask, *, inspector: Inspector, synced: Callable[[], bool]) 
 
     def answer(make: Callable[..., Page | PodExplanation | Response], **path: str) -> Response:
         if not synced():
-            return _failed(f"{Reason.CACHE_NOT_SYNCED.sentence}; ask again in a moment", 503)
+            return status(f"{Reason.CACHE_NOT_SYNCED.sentence}; ask again in a moment", 503)
         try:
             form = one_of("as", forms, default="json")
             made = make(inspector, **path)
             return made if isinstance(made, Response) else _answered(made, form)
         except QueryError as error:
-            return _failed(str(error), 400)
+            return status(str(error), 400)
 
     for rule, make in (
         ("nodes", _nodes),
@@ -69,7 +79,7 @@ def _pods(inspector: Inspector) -> PodPage:
         limit=number("limit", PAGE, most=MAX_PAGE),
         after=bounded("continue", _LONGEST_CONTINUE),
         query=bounded("filter", MAX_QUERY),
-        namespace=bounded("namespace", MAX_QUERY),
+        namespace=namespace(),
         state=state(),
     )
 
@@ -93,12 +103,18 @@ def _explain(inspector: Inspector, *, namespace: str, pod: str) -> PodExplanatio
         limit=number("limit", 50, most=MAX_PAGE),
         start=number("continue", 0, least=0, most=1_000_000),
     )
-    return _failed(not_ours(namespace, pod), 404) if told is None else told
+    return status(not_ours(namespace, pod), 404) if told is None else told
 
 
 def _simulate(inspector: Inspector) -> PodExplanation:
+    posted = request.get_data(cache=False)
     try:
-        pod = _pod.decode(request.get_data(cache=False))
+        kind = _kind.decode(posted).kind
+        if kind != "Pod":
+            raise QueryError(
+                f"what was posted is a {kind[:60]!r} and no Pod: `cotenant plan fit --file` takes Deployments and Jobs"
+            )
+        pod = _pod.decode(posted)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise QueryError(f"what was posted is no Pod as the API server has it, in JSON: {error}") from error
     told = inspector.simulate(pod, limit=number("limit", 50, most=MAX_PAGE))
@@ -147,18 +163,17 @@ def state() -> State | None:
     return None if found == "all" else State(found)
 
 
+def namespace() -> str:
+    """Read a namespace from the query, "" for all; raise QueryError for what can be no namespace's name."""
+    given = bounded("namespace", MAX_QUERY)
+    if not re.fullmatch("[a-z0-9-]*", given):
+        raise QueryError(f"namespace={given[:20]!r} can be no namespace's name")
+    return given
+
+
 def text(body: str) -> Response:
     """Answer in plain text."""
     return Response(body, mimetype="text/plain")
-
-
-def _failed(sentence: str, code: int) -> Response:
-    """Answer with a Status: of an error that comes through the API server's proxy, kubectl shows nothing else."""
-    reason = {400: "BadRequest", 404: "NotFound", 503: "ServiceUnavailable"}[code]
-    status = {"kind": "Status", "apiVersion": "v1", "status": "Failure"}
-    return Response(
-        _encode({**status, "message": sentence, "reason": reason, "code": code}), code, mimetype="application/json"
-    )
 
 
 def _answered(made: Page | PodExplanation, form: str) -> Response:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import msgspec
 import structlog
 from flask import Flask, Response, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, NotFound
 
 from cotenant import __version__
 from extender.http.calls import JSON
@@ -17,6 +17,15 @@ REVIEWS = "/admission/"
 SIMULATE = "/v1/simulate"
 # What an API server takes (k8s.io/apiserver, MaxRequestBodyBytes). In a review the stored object is beside the new one.
 _OBJECT_BYTES = 3 << 20
+
+# as the API server calls them (apimachinery, StatusReason)
+_REASONS = {
+    400: "BadRequest",
+    404: "NotFound",
+    405: "MethodNotAllowed",
+    500: "InternalError",
+    503: "ServiceUnavailable",
+}
 
 _encode = msgspec.json.Encoder().encode
 
@@ -82,9 +91,22 @@ def new_app() -> Flask:
     return app
 
 
+def status(sentence: str, code: int) -> Response:
+    """Answer with a Status: of an error that comes through the API server's proxy, kubectl shows nothing else."""
+    told = {"kind": "Status", "apiVersion": "v1", "status": "Failure"}
+    reason = _REASONS.get(code, "Unknown")
+    return Response(_encode({**told, "message": sentence, "reason": reason, "code": code}), code, mimetype=JSON)
+
+
 def _failed(error: Exception) -> Response:
-    if isinstance(error, HTTPException):
-        return Response(f"{request.method} {request.path}: {error.description}\n", error.code, mimetype="text/plain")
-    _log.error("request failed", verb=request.path.strip("/"), exc_info=error)
-    sentence = f"{request.path.strip('/')} failed inside the extender ({type(error).__name__}); its log says more"
-    return Response(f"{sentence}\n", 500, mimetype="text/plain")
+    if isinstance(error, NotFound):
+        sentence, code = f"{request.method} {request.path}: there is no such path here", 404
+    elif isinstance(error, HTTPException):
+        sentence, code = f"{request.method} {request.path}: {error.description}", error.code or 500
+    else:
+        _log.error("request failed", verb=request.path.strip("/"), exc_info=error)
+        sentence = f"{request.path.strip('/')} failed inside the extender ({type(error).__name__}); its log says more"
+        code = 500
+    if request.path.startswith("/v1/"):
+        return status(sentence, code)
+    return Response(f"{sentence}\n", code, mimetype="text/plain")

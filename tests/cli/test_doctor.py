@@ -91,6 +91,18 @@ class TestWell:
         names = {one["check"] for one in found(api, tmp_path)}
         assert {"extender-missing", "plugin-missing", "admission-missing", "no-gpu-nodes"} == names
 
+    @pytest.mark.parametrize(
+        ("version", "layout", "admission"),
+        [("v1.36.3", "second-scheduler", "policies"), ("v1.35.0-gke.100", "webhook", "webhook")],
+    )
+    def test_what_to_install_is_what_the_clusters_version_takes(
+        self, api: ApiServer, tmp_path: Path, version: str, layout: str, admission: str
+    ) -> None:
+        api.version = version
+        advice = {one["check"]: one["do"] for one in found(api, tmp_path)}
+        assert f"kubectl apply -k manifests/{layout} with your image" in advice["extender-missing"]
+        assert f"manifests/admission/{admission} " in advice["admission-missing"]
+
     def test_an_api_server_that_is_not_there_is_one_sentence(self, api: ApiServer, tmp_path: Path) -> None:
         kubeconfig = api.kubeconfig(tmp_path / "kubeconfig")
         api.stop()

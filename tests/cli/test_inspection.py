@@ -104,6 +104,13 @@ class TestCommands:
         said = 'Error: services "cotenant-extender" not found: name it by --service where Cotenant was installed'
         assert (1, said) == (elsewhere.exit_code, elsewhere.output[: len(said)])
 
+    @pytest.mark.parametrize("pod", ["default/train", "pod/", ""])
+    @pytest.mark.parametrize("command", ["explain", "grow"])
+    def test_what_is_no_pods_name_is_refused(self, command: str, pod: str) -> None:
+        result = cotenant(command, pod, "--server", "127.0.0.1:1")
+        assert 2 == result.exit_code
+        assert f"{pod!r} is no pod's name; of which namespace it is, --namespace says" in result.output
+
     @pytest.mark.parametrize(
         ("code", "said", "then"),
         [
@@ -251,6 +258,8 @@ class TestPlugin:
             (("pods", "-A", "--output=yaml"), "/v1/pods?as=yaml", "name: train"),
             (("explain", "waits"), "/v1/explain/team-a/waits?as=table", "team-a/waits asks 11 GiB: waiting"),
             (("explain", "pod/train", "--namespace=default"), "/v1/explain/default/train?", "holds 6 GiB of GPU 0"),
+            # as kubectl's own short flags can be written
+            (("explain", "train", "-n=default", "-o=yaml"), "/v1/explain/default/train?as=yaml", "name: train"),
         ],
     )
     def test_what_it_asks_for_is_what_the_extender_answers(
@@ -321,6 +330,11 @@ class TestPlugin:
         assert f"Error from server {said}" == first
         assert second.startswith("kubectl gpumem: ")
         assert then in second
+
+    @pytest.mark.parametrize("flag", ["-fpod.yaml", "-f=pod.yaml", "--filename=pod.yaml"])
+    def test_simulate_takes_its_file_as_kubectl_does(self, kubectl: Kubectl, flag: str) -> None:
+        _, _, called = kubectl.gpumem("simulate", flag)
+        assert "--filename=pod.yaml" in called
 
     @pytest.mark.parametrize(("units", "status"), [(3, 0), (11, 1)])
     def test_simulate_has_admission_ready_the_pod_and_ends_as_it_fits(

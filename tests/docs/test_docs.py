@@ -2,7 +2,10 @@
 
 import ast
 import re
+import runpy
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +160,21 @@ class TestConfiguration:
         assert [shown(value) for value in defaults.values()] == [row[1] for row in rows]
 
     @pytest.mark.parametrize(
+        ("page", "part", "kind"),
+        [
+            ("configuration.md", "Pools of nodes", ExtenderConfiguration),
+            ("configuration.md", "Pods that are expected", ExtenderConfiguration),
+            ("configuration.md", "Rules for GPUs", DevicePluginConfiguration),
+            ("mig.md", "Shares of instances", DevicePluginConfiguration),
+            ("modes.md", "Counting GPUs", DevicePluginConfiguration),
+            ("tenants.md", "Limits of namespaces", ExtenderConfiguration),
+        ],
+    )
+    def test_an_example_of_a_configuration_is_one(self, page: str, part: str, kind: type[msgspec.Struct]) -> None:
+        (text,) = blocks(section(page, part), "yaml")
+        assert kind() != convert(text, kind)
+
+    @pytest.mark.parametrize(
         ("part", "kind"),
         [
             ("MPS daemons", MPSSettings),
@@ -270,6 +288,39 @@ class TestInstall:
         assert f"`scheduler.yaml`, {version} as shipped" in section("install.md", "By kustomize")
 
 
+class TestUseCases:
+    """docs/use-cases.md."""
+
+    @pytest.mark.parametrize("mode", ["mps", "mig", "time-slicing"])
+    def test_before_1_36_the_plugin_is_given_what_the_folder_of_the_mode_gives_it(
+        self, tmp_path: Path, mode: str
+    ) -> None:
+        (text,) = blocks(section("use-cases.md", "Before Kubernetes 1.36"), "yaml")
+        kustomization = yaml.safe_load(text.replace("PATH", str(ROOT)))
+        if mode == "time-slicing":  # as the sentence below it says
+            del kustomization["configMapGenerator"]
+            kustomization["resources"].append("time-slicing-config.yaml")
+            kustomization["components"] = [str(ROOT / "manifests" / "components" / "nvidia-config")]
+        copied = "time-slicing-config.yaml" if mode == "time-slicing" else "device-plugin-config.yaml"
+        (tmp_path / copied).write_text((ROOT / "manifests" / mode / copied).read_text())
+        (tmp_path / "kustomization.yaml").write_text(
+            yaml.safe_dump(kustomization).replace("components/mps", f"components/{mode}")
+        )
+
+        def of_the_plugin(folder: Path) -> list[Any]:
+            return [
+                one
+                for one in build(folder)
+                if one["kind"] == "DaemonSet"
+                or one["metadata"]["name"] in {"cotenant-device-plugin-config", "time-slicing-config"}
+            ]
+
+        built = of_the_plugin(tmp_path)
+        assert 3 - (mode != "time-slicing") == len(built)
+        assert of_the_plugin(ROOT / "manifests" / mode) == built
+        assert any("Webhook" in one["kind"] for one in build(tmp_path))
+
+
 def taken_off(command: str) -> set[str]:
     """Name the labels or annotations that a command takes away."""
     return {word.removesuffix("-") for word in command.split() if word.endswith("-")}
@@ -363,6 +414,26 @@ class TestLimits:
 
     def test_the_limit_of_ids_is_the_one_that_the_plugin_holds(self) -> None:
         assert f"At most {MAX_IDS:,} device ids per node" in (DOCS / "limits.md").read_text()
+
+
+def test_on_the_site_a_link_to_a_page_leads_to_it_and_one_out_of_docs_to_the_repository() -> None:
+    conf = runpy.run_path(str(DOCS / "conf.py"))
+    text = ["[a](../contract.md#reasons) [b](../../manifests/examples/mps.yaml) [c](index.md)"]
+    conf["_read"](None, "moving-in/index", text)
+    there = f"{conf['REPOSITORY']}manifests/examples/mps.yaml"
+    assert [f"[a](../contract.md#reasons) [b]({there}) [c](index.md)"] == text
+
+
+def test_the_site_shows_help_as_the_command_itself_does() -> None:
+    # in a process of its own: click keeps the help option that a command was first asked with
+    write = (
+        "import runpy; conf = runpy.run_path('docs/conf.py'); "
+        "print(*conf['_command']('cotenant', conf['cotenant']), sep='\\n')"
+    )
+    shown = subprocess.run([sys.executable, "-c", write], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for arguments in (["--help"], ["inspect", "pods", "--help"]):
+        said = CliRunner().invoke(cotenant, arguments, prog_name="cotenant", terminal_width=78).output
+        assert said.strip() in shown
 
 
 def test_every_page_stands_in_the_index_where_people_see_it_and_where_the_site_reads_it() -> None:

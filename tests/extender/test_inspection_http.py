@@ -293,6 +293,10 @@ class TestErrors:
             ("/v1/nodes?limit=\u0663", 400, "is not a whole number"),
             ("/v1/nodes?as=xml", 400, "as='xml' is none of json, yaml, table, wide, csv"),
             ("/v1/pods?state=lost", 400, "state='lost' is none of all, waiting, binding, bound, ungranted"),
+            ("/v1/pods?namespace=%3Dteam-a", 400, "namespace='=team-a' can be no namespace's name"),
+            ("/v1/gpus", 404, "GET /v1/gpus: there is no such path here"),
+            ("/v1/explain/default/team-a/p", 404, "there is no such path here"),
+            ("/v1/simulate", 405, "The method is not allowed"),
             (f"/v1/pods?filter={'x' * 101}", 400, "filter has 101 letters, more than the 100 allowed"),
             ("/v1/explain/default/p?as=csv", 404, "no pod 'p'"),
         ],
@@ -378,7 +382,11 @@ class TestSimulation:
         ("body", "why"),
         [
             (b"{", "is no Pod as the API server has it"),
-            (b'{"kind":"Deployment","metadata":{"name":"d"}}', "is no Pod as the API server has it"),
+            # as the API server answers to its creation with --dry-run=server
+            (
+                b'{"kind":"Deployment","metadata":{"name":"d","namespace":"default","uid":"u"},"spec":{"replicas":1}}',
+                "what was posted is a 'Deployment' and no Pod: `cotenant plan fit --file` takes Deployments",
+            ),
             (a_pod().as_json(), "asks for nothing of ours"),
         ],
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -206,6 +208,20 @@ class TestCommand:
         assert not (tmp_path / "a.json").exists()
         # the progress of a run
         assert "priced-leftovers" not in output
+
+    def test_where_matplotlib_is_missing_no_run_begins_that_would_end_without_its_picture(self, tmp_path: Path) -> None:
+        nodes, pods = written(tmp_path)
+        picture = str(tmp_path / "a.svg")
+        without = "import sys; sys.modules['matplotlib'] = None; from cotenant.cli.main import main; main()"
+        for command in (["simulate", "--plot"], ["churn", "--out", str(tmp_path / "out"), "--plot"]):
+            done = subprocess.run(
+                [sys.executable, "-c", without, *command, picture, "--nodes", nodes, "--pods", pods],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            said = "Error: pictures need matplotlib: pip install '.[plots]' in Cotenant's checkout\n"
+            assert (1, "", said) == (done.returncode, done.stdout, done.stderr)
 
 
 class TestSweep:

@@ -23,6 +23,12 @@ _REFUSED = re.compile(r"written in the term '([^']*)', but the Lease \S+ is held
 _LEARNED_SECONDS = 5.0
 
 
+def _has_policies(facts: Facts) -> bool:
+    """Tell whether the API server has the kind of admission policies that ours are."""
+    major, minor = (int("".join(filter(str.isdigit, part))) for part in facts.version.lstrip("v").split(".")[:2])
+    return (major, minor) >= _POLICIES_SINCE
+
+
 @check("not-readable")
 def _not_readable(facts: Facts) -> Said:
     # kinds that this version of Kubernetes does not have are no matter of rights
@@ -38,12 +44,13 @@ def _not_readable(facts: Facts) -> Said:
 @check("extender-missing")
 def _extender_missing(facts: Facts) -> Said:
     if "deployments" in facts.objects and facts.workload(EXTENDER) is None:
+        folder = "second-scheduler" if _has_policies(facts) else "webhook"
         yield (
             BROKEN,
             f"no Deployment in {facts.namespace} runs cotenant-extender",
             (
-                "install it: kubectl apply -k manifests/second-scheduler, or helm install; if it lies in another "
-                "namespace, name it with --service"
+                f"install it: kubectl apply -k manifests/{folder} with your image (docs/install.md), or helm install; "
+                "if it lies in another namespace, name it with --service"
             ),
         )
 
@@ -225,8 +232,7 @@ def _admission_missing(facts: Facts) -> Said:
         return
     if "validatingadmissionpolicies" in facts.unread and "validatingwebhookconfigurations" in facts.unread:
         return
-    major, minor = (int("".join(filter(str.isdigit, part))) for part in facts.version.lstrip("v").split(".")[:2])
-    kind = "admission/policies" if (major, minor) >= _POLICIES_SINCE else "admission/webhook"
+    kind = "admission/policies" if _has_policies(facts) else "admission/webhook"
     yield (
         BROKEN,
         "nothing readies and refuses pods: anybody could write grants, and pods get no environment",
