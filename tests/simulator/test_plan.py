@@ -63,10 +63,9 @@ def new(units: int, count: int = 1, *models: str) -> PodEntry:
     return PodEntry(name="new", containers=(Asking(name="c", gpu_mem=units),), gpu_count=count, models=models)
 
 
-def room(found: Scene, units: int, *, count: int = 1, most: int = 10, priority: int = 0) -> MovePlan:
-    asked = document.request(
-        PodEntry(name="new", containers=(Asking(name="c", gpu_mem=units),), gpu_count=count), found.document
-    )
+def room(found: Scene, units: int, *, count: int = 1, most: int = 10, priority: int = 0, **more: Any) -> MovePlan:
+    entry = msgspec.structs.replace(new(units, count), **more)
+    asked = document.request(entry, found.document)
     return Planner(found, found.scheduler("binpack"), priority=priority).make_room(asked, None, most=most)
 
 
@@ -169,6 +168,10 @@ class TestMoves:
         assert [("p1", "n0")] == [(move.name, move.to_node) for move in plan.moves]
 
 
+# node, GPU, GiB
+_STAYING = (("n0", 1, 8), ("n1", 0, 5))
+
+
 class TestRoom:
     def test_the_smallest_pod_that_makes_room_is_moved(self) -> None:
         pods = [a_pod("large", 6, on=("n0", 0)), a_pod("small", 3, on=("n1", 0)), a_pod("third", 7, on=("n2", 0))]
@@ -199,6 +202,36 @@ class TestRoom:
 
         assert plan.fits
         assert [("p0", "q"), ("p1", "q")] == sorted((move.name, move.to_node) for move in plan.moves)
+
+    def test_of_a_pod_on_several_gpus_only_its_part_makes_room_on_one(self) -> None:
+        pods = [
+            # 4 GiB, of which 2 are on GPU 0, where 4 are missing
+            a_pod("wide", 4, on=("n0", 0), gpu_count=2),
+            a_pod("small", 5, on=("n0", 0)),
+            *(a_pod(f"stays-{node}", units, on=(node, gpu), stays="x") for node, gpu, units in _STAYING),
+        ]
+        plan = room(a_scene([a_node("n0", 10, 10), a_node("n1", 10)], pods), 7)
+
+        assert plan.fits
+        assert [("small", "n1")] == [(move.name, move.to_node) for move in plan.moves]
+
+    @pytest.mark.parametrize(
+        ("sizes", "held", "wish"),
+        [
+            ((10, 10, 10), (7, 7, 7), {"isolation": "exclusive"}),
+            # 5, 6 and 6 GiB are missing
+            ((12, 10, 12), (7, 6, 8), {"models": ("GPU-12",)}),
+        ],
+    )
+    def test_gpus_that_the_pod_cannot_have_are_passed_over(
+        self, sizes: tuple[int, ...], held: tuple[int, ...], wish: dict[str, Any]
+    ) -> None:
+        # what is on the second GPU stays; the others can go to n1
+        pods = [a_pod(f"p{gpu}", units, on=("n0", gpu), stays="x" * (gpu == 1)) for gpu, units in enumerate(held)]
+        plan = room(a_scene([a_node("n0", *sizes), a_node("n1", 8, 8)], pods), 20, count=2, **wish)
+
+        assert plan.fits
+        assert [("p0", "n1"), ("p2", "n1")] == sorted((move.name, move.to_node) for move in plan.moves)
 
     @settings(max_examples=60, deadline=None)
     @given(st.integers(0, 1 << 32))
