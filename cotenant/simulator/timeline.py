@@ -271,6 +271,9 @@ class Timeline:
         if self._node is None:
             raise ValueError("losses need a way to make nodes anew")
         scheduler, lost = self._scheduler, self._lost.setdefault(loss.node, set())
+        if loss.gpu is not None and loss.node not in scheduler.table.rows:
+            # the node itself is lost, and comes back with all of its GPUs
+            return
         if loss.back:
             lost -= {loss.gpu} if loss.gpu is not None else set(lost)
             scheduler.observe(self._node(loss.node, lost))

@@ -109,6 +109,17 @@ class TestLosses:
         # p was on it, and r has waited longer: it is the first to be tried when the GPU is back
         assert {"p": 950, "q": 0, "r": 88} == waited(found)
 
+    @pytest.mark.parametrize("back", [False, True])
+    def test_what_happens_to_a_gpu_of_a_lost_node_brings_no_node_back(self, back: bool) -> None:
+        losses = [
+            {"at": 10, "node": "n"},
+            {"at": 20, "node": "n", "gpu": 0, "back": back},
+            {"at": 70, "node": "n", "back": True},
+        ]
+        found = played(a_scene([node("n", gpus(2))], [pod("p", 10, 30)], events=losses))
+
+        assert {"p": 40} == waited(found)
+
     def test_a_node_may_be_lost_twice_and_come_back_with_all_gpus(self) -> None:
         losses = [{"at": at, "node": "n", "back": at in {20, 40}} for at in (10, 20, 30, 40)]
         found = played(a_scene([node()], [pod("p", 10)], events=losses))
