@@ -66,8 +66,9 @@ class Played(msgspec.Struct, frozen=True):
     waited (J,): seconds spent waiting, all times together, until the end for those that still wait. restarts: how often
     a pod had to come again because what it ran on was lost. decisions: seconds of each ranking, those that found no
     place too. at (M,), allocated, fragmented, waiting (M,): moments, and percent of all GPU memory held then, percent
-    fragmented (FGD's definition), and how many pods waited. capacity_bytes: of all GPUs in the beginning. moves: how
-    many pods were moved for others.
+    fragmented (FGD's definition), and how many pods waited. most_allocated: the most percent that was ever held, which
+    may be between two moments. capacity_bytes: of all GPUs in the beginning. moves: how many pods were moved for
+    others.
     """
 
     jobs: tuple[Job, ...]
@@ -79,6 +80,7 @@ class Played(msgspec.Struct, frozen=True):
     allocated: Floats
     fragmented: Floats
     waiting: Floats
+    most_allocated: float
     capacity_bytes: int
     seconds: float
     moves: int = 0
@@ -143,7 +145,8 @@ class Timeline:
         self._waited = np.zeros(len(self._jobs))
         self._losses = list(losses)
         self._patience = patience
-        capacity = int(self._scheduler.table.usable_bytes.sum())
+        self._most = 0.0
+        self._capacity = int(self._scheduler.table.usable_bytes.sum())
         for n, job in enumerate(self._jobs):
             self._plan(job.arrival, _What.ARRIVAL, n)
         for n, loss in enumerate(self._losses):
@@ -155,7 +158,7 @@ class Timeline:
         while self._happenings and self._happenings[0][0] <= until:
             now, what, _, n = heappop(self._happenings)
             if what is _What.LOOK:
-                seen[:, n] = self._look(capacity)
+                seen[:, n] = self._look()
             elif what is _What.GIVE_UP:
                 if self._started[n] == inf and now - self._since[n] >= patience:
                     break
@@ -174,7 +177,8 @@ class Timeline:
             allocated=seen[0],
             fragmented=seen[1],
             waiting=seen[2],
-            capacity_bytes=capacity,
+            most_allocated=max(self._most, float(seen[0].max())),
+            capacity_bytes=self._capacity,
             seconds=time.perf_counter() - began,
             moves=self._moves,
         )
@@ -212,6 +216,7 @@ class Timeline:
         self._running[job.uid] = n, scheduler.table.names[row]
         self._started[n] = now
         self._waited[n] += now - self._since[n]
+        self._most = max(self._most, self._allocated())
         if job.life < inf:
             self._plan(now + job.life, _What.END, n)
         return True
@@ -297,10 +302,14 @@ class Timeline:
             self._started[n] = inf
             self._plan(now, _What.ARRIVAL, n)
 
-    def _look(self, capacity: int) -> tuple[float, float, int]:
+    def _allocated(self) -> float:
+        """Count the percent of all GPU memory that is held just now."""
         table = self._scheduler.table
-        held = int((table.usable_bytes - table.free_bytes).sum())
+        return 100 * int((table.usable_bytes - table.free_bytes).sum()) / max(1, self._capacity)
+
+    def _look(self) -> tuple[float, float, int]:
+        table = self._scheduler.table
         fragments = Fragmentation(self._mix, table).of(table.free_milli, table.cpu_free, table.node_model).sum()
         waiting = sum(map(len, self._queues.values()))
-        whole = max(1, capacity)
-        return 100 * held / whole, 100 * float(fragments) * table.largest_bytes / MILLI / whole, waiting
+        fragmented = 100 * float(fragments) * table.largest_bytes / MILLI / max(1, self._capacity)
+        return self._allocated(), fragmented, waiting

@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cotenant.cli.main import main
+from cotenant.contract import inventory as inventories
+from cotenant.contract.inventory import GPU, MIG, Family, Foreign, Health, Inventory, Mode
 from cotenant.contract.units import GIB
 from cotenant.simulator import document
 from cotenant.simulator.capacity import Largest, largest
@@ -49,6 +51,11 @@ def a_pod(name: str, units: int, *, on: tuple[str, int] | None = None, **more: A
     assert isinstance(placed, Placement)
     text = msgspec.json.encode({"version": 1} | msgspec.to_builtins(grant(asked, placed))).decode()
     return msgspec.structs.replace(entry, node=node, grant=text)
+
+
+def a_gpu(index: int, **more: Any) -> GPU:
+    """A GPU of 10 GiB as a device plugin tells of it."""
+    return GPU(uuid=f"GPU-{index}", index=index, model="A", total_bytes=10 * GIB, usable_bytes=10 * GIB, **more)
 
 
 def a_scene(nodes: list[NodeEntry], pods: list[PodEntry], **more: Any) -> Scene:
@@ -414,6 +421,45 @@ class TestNodes:
         # the third waits from 2 to 10
         assert 1 == msgspec.json.decode(run(*arguments, "--wait", "8").stdout)["nodes"]
         assert 2 == msgspec.json.decode(run(*arguments, "--wait", "7").stdout)["nodes"]
+
+    def test_what_is_held_at_most_counts_a_moment_too(self, tmp_path: Path) -> None:
+        # for 2 s of a day both GPUs are full
+        pods = [a_pod("p", 10), a_pod("short", 10, arrival=600.0, departure=602.0), a_pod("last", 1, arrival=86_400.0)]
+        done = run("nodes", "--trace", self.trace(tmp_path, pods), "--like", "kind")
+
+        assert "1 nodes like kind: every pod is placed at once; at most 100.00 % of their GPU memory is held" in (
+            done.output
+        )
+
+    @pytest.mark.parametrize(
+        ("gpus", "pods", "nodes"),
+        [
+            # a pod of all of a GPU's memory for each node
+            ((a_gpu(0), a_gpu(1, family=Family.MIG_DYNAMIC, mode=Mode.MIG, mig=MIG())), (10, 10, 10), 3),
+            ((a_gpu(0), a_gpu(1, family=Family.REPLICAS)), (10, 10, 10), 3),
+            # a new node is well, and nobody else's
+            ((a_gpu(0, health=Health.UNHEALTHY, foreign=Foreign(bytes=GIB)),), (10, 10), 2),
+            # of so many clients MPS serves two
+            ((a_gpu(0, mode=Mode.MPS, mps_pipe="/run/mps", max_clients=2),), (1, 1, 1, 1), 2),
+        ],
+    )
+    def test_of_a_live_node_the_gpus_count_that_share_memory(
+        self, tmp_path: Path, gpus: tuple[GPU, ...], pods: tuple[int, ...], nodes: int
+    ) -> None:
+        inventory = inventories.encode(Inventory(generation=7, unit_bytes=GIB, serving=False, gpus=gpus))
+        kind = NodeEntry(name="kind", cpu=64, memory="256Gi", inventory=inventory)
+        trace = written(tmp_path, a_scene([kind, a_node("other", 1)], [a_pod(f"p{n}", m) for n, m in enumerate(pods)]))
+        done = run("nodes", "--trace", trace, "--like", "kind", "-o", "json")
+
+        assert nodes == msgspec.json.decode(done.stdout)["nodes"]
+
+    def test_a_node_whose_inventory_cannot_be_read_is_refused(self, tmp_path: Path) -> None:
+        kind = NodeEntry(name="kind", cpu=64, memory="256Gi", inventory="{bad")
+        trace = written(tmp_path, a_scene([kind, a_node("other", 10)], [a_pod("p", 10)]))
+        done = run("nodes", "--trace", trace, "--like", "kind")
+
+        assert 2 == done.exit_code
+        assert "kind: the node's inventory is not versioned JSON" in done.output
 
     def test_where_no_number_is_enough_that_is_told(self, tmp_path: Path) -> None:
         done = run("nodes", "--trace", self.trace(tmp_path, [a_pod("p", 11)]), "--like", "kind")

@@ -110,7 +110,7 @@ class TestLosses:
         assert {"p": 950, "q": 0, "r": 88} == waited(found)
 
     @pytest.mark.parametrize("back", [False, True])
-    def test_what_happens_to_a_gpu_of_a_lost_node_brings_no_node_back(self, back: bool) -> None:
+    def test_what_happens_to_a_gpu_of_a_lost_node_brings_no_node_back(self, *, back: bool) -> None:
         losses = [
             {"at": 10, "node": "n"},
             {"at": 20, "node": "n", "gpu": 0, "back": back},
@@ -241,6 +241,10 @@ class TestBadTraces:
             ({"pods": [pod("p", 1, containers=[{"name": "c", "gpuMem": 1}])]}, "$.pods[0].gpuMem: expected either"),
             ({"events": [{"at": 1, "node": "m"}]}, "$.events[0].node: expected the name of a node, not 'm'"),
             ({"events": [{"at": 1, "node": "n", "gpu": 1}]}, "$.events[0].gpu: expected the index of a GPU that n has"),
+            (
+                {"nodes": [node("n", inventory="{bad")], "events": [{"at": 1, "node": "n", "gpu": 0}]},
+                "$.events[0].gpu: expected a node whose GPUs can be read: the node's inventory is not versioned JSON",
+            ),
         ],
     )
     def test_it_is_refused_by_file_and_place(self, tmp_path: Path, text: bytes | Json, expected: str) -> None:
