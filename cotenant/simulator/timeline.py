@@ -130,25 +130,23 @@ class Timeline:
         jobs: Sequence[Job],
         losses: Iterable[Loss] = (),
         *,
+        residents: Iterable[tuple[Job, str]] = (),
         until: float,
         patience: float = inf,
         progress: Callable[[int], None] = lambda _count: None,
     ) -> Played:
         """Play everything up to *until* seconds, or until a pod has waited for longer than *patience* seconds.
 
+        *residents* are on the ledger already, each on the node named. What is told of pods is told of those of them
+        that are lost, which then come like any other.
         *progress* is told how many jobs came since it was last told.
         """
         began = time.perf_counter()
-        self._jobs = tuple(sorted(jobs, key=lambda job: job.arrival))
-        self._since = np.zeros(len(self._jobs))
-        self._started = np.full(len(self._jobs), inf)
-        self._waited = np.zeros(len(self._jobs))
-        self._losses = list(losses)
         self._patience = patience
         self._most = 0.0
         self._capacity = int(self._scheduler.table.usable_bytes.sum())
-        for n, job in enumerate(self._jobs):
-            self._plan(job.arrival, _What.ARRIVAL, n)
+        self._begin(jobs, tuple(residents))
+        self._losses = list(losses)
         for n, loss in enumerate(self._losses):
             self._plan(loss.at, _What.LOSS, n)
         moments = np.linspace(0, until, MOMENTS)
@@ -168,9 +166,9 @@ class Timeline:
             for _, n in queue:
                 self._waited[n] += until - self._since[n]
         return Played(
-            jobs=self._jobs,
-            started=self._started,
-            waited=self._waited,
+            jobs=tuple(job for job, came in zip(self._jobs, self._came, strict=True) if came),
+            started=self._started[self._came],
+            waited=self._waited[self._came],
             restarts=self._restarts,
             decisions=np.array(self._decisions),
             at=moments,
@@ -182,6 +180,21 @@ class Timeline:
             seconds=time.perf_counter() - began,
             moves=self._moves,
         )
+
+    def _begin(self, jobs: Sequence[Job], residents: Sequence[tuple[Job, str]]) -> None:
+        """Plan when jobs come, and when those that are there end."""
+        self._jobs = [*sorted(jobs, key=lambda job: job.arrival), *(job for job, _ in residents)]
+        self._came = np.arange(len(self._jobs)) < len(jobs)
+        self._since = np.zeros(len(self._jobs))
+        self._started = np.full(len(self._jobs), inf)
+        self._waited = np.zeros(len(self._jobs))
+        for n, job in enumerate(self._jobs[: len(jobs)]):
+            self._plan(job.arrival, _What.ARRIVAL, n)
+        for n, (job, node) in enumerate(residents, start=len(jobs)):
+            self._running[job.uid] = n, node
+            self._started[n] = job.arrival
+            if job.life < inf:
+                self._plan(job.arrival + job.life, _What.END, n)
 
     def _act(self, what: _What, n: int, now: float, progress: Callable[[int], None]) -> None:
         if what is _What.ARRIVAL:
@@ -300,6 +313,8 @@ class Timeline:
             scheduler.remove(uid)
             self._restarts += 1
             self._started[n] = inf
+            if not self._came[n]:
+                self._came[n], self._jobs[n] = True, msgspec.structs.replace(self._jobs[n], arrival=now)
             self._plan(now, _What.ARRIVAL, n)
 
     def _allocated(self) -> float:

@@ -42,7 +42,20 @@ def a_scene(nodes: list[Json], pods: list[Json], *, afresh: bool = False, **more
 
 
 def played(found: Scene, until: float = 1000, policy: str = "binpack") -> Played:
-    return Timeline(found.scheduler(policy), found.mix, found.node).play(found.jobs, found.losses, until=until)
+    timeline = Timeline(found.scheduler(policy), found.mix, found.node)
+    return timeline.play(found.jobs, found.losses, residents=found.residents, until=until)
+
+
+def in_place(found: Scene, nodes: list[str]) -> list[Json]:
+    """Give the pods of a scene as a snapshot has them, each placed on the node named."""
+    scheduler, pods = found.scheduler("binpack"), []
+    for entry, name in zip(found.document.pods, nodes, strict=True):
+        scheduler.place(entry.identity, document.request(entry, found.document), frozenset({name}))
+        hold = scheduler.ledger.hold(entry.identity)
+        assert hold is not None
+        placed = msgspec.structs.replace(entry, node=name, grant=hold.grant)
+        pods.append(msgspec.to_builtins(placed))
+    return pods
 
 
 def waited(found: Played) -> dict[str, float]:
@@ -119,6 +132,24 @@ class TestLosses:
         found = played(a_scene([node("n", gpus(2))], [pod("p", 10, 30)], events=losses))
 
         assert {"p": 40} == waited(found)
+
+    def test_pods_that_have_a_place_in_a_snapshot_come_again_when_that_is_lost(self) -> None:
+        there = [pod("p", 6), pod("q", 6), pod("daemon", 2, owner="DaemonSet/d")]
+        snapshot = in_place(a_scene([node("n", gpus(2))], there), ["n", "n", "n"])
+        losses = [{"at": 50, "node": "n"}, {"at": 80, "node": "n", "gpu": 0, "back": True}]
+        found = played(a_scene([node("n", gpus(2)), node("m")], snapshot, events=losses))
+
+        # m has room for one of them; the daemon's pod belongs to its node
+        assert {"p": 0, "q": 950} == waited(found)
+        assert 2 == found.restarts
+
+    def test_pods_that_have_a_place_in_a_snapshot_count_as_none_that_came_and_end_when_it_says(self) -> None:
+        snapshot = in_place(a_scene([node()], [pod("p", 8, 0, 100), pod("q", 2, 0)]), ["n", "n"])
+        found = played(a_scene([node()], [*snapshot, pod("r", 8, 30)]))
+
+        assert {"r": 70} == waited(found)
+        # until 100 p and q, then q and r
+        assert {100.0} == set(found.allocated.tolist())
 
     def test_a_node_may_be_lost_twice_and_come_back_with_all_gpus(self) -> None:
         losses = [{"at": at, "node": "n", "back": at in {20, 40}} for at in (10, 20, 30, 40)]
@@ -278,6 +309,14 @@ class TestCommand:
         (folder / "trace.json").write_bytes(msgspec.json.encode(trace))
         done = CliRunner().invoke(main, ["simulate", "--trace", str(folder / "trace.json"), "--seed", "1", *more])
         return done.exit_code, done.output
+
+    def test_the_loss_of_a_node_of_a_snapshot_is_played(self, tmp_path: Path) -> None:
+        pods = in_place(a_scene([node()], [pod("p", 8)]), ["n"])
+        losses = [{"at": 50, "node": "n"}]
+        _, output = self.simulate(tmp_path, {"nodes": [node(), node("m")], "pods": pods, "events": losses})
+
+        assert "1 pods in" in output
+        assert "1 pod came again after the loss of a node or GPU" in output
 
     def test_waiting_is_printed_written_and_drawn(self, tmp_path: Path) -> None:
         trace = {"nodes": [node()], "pods": [pod("p", 8, 0, 600), pod("q", 8, 0, 60)]}
