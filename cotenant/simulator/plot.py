@@ -85,7 +85,7 @@ def strips(reports: Sequence[Report], path: Path) -> None:
         slivers = sum(1 for left in nodes for milli in left if 0 < milli < MILLI)
         idle = sum(1 for left in nodes for milli in left if milli == MILLI)
         axes.set_title(
-            f"{one.policy}: {free:.0f} GPUs' worth free, on {idle} empty and {slivers} partly used ones",
+            f"{one.policy}: {free:.1f} GPUs' worth free, on {idle} empty and {slivers} partly used ones",
             fontsize="small",
             loc="left",
         )
