@@ -66,9 +66,9 @@ class Played(msgspec.Struct, frozen=True):
     waited (J,): seconds spent waiting, all times together, until the end for those that still wait. restarts: how often
     a pod had to come again because what it ran on was lost. decisions: seconds of each ranking, those that found no
     place too. at (M,), allocated, fragmented, waiting (M,): moments, and percent of all GPU memory held then, percent
-    fragmented (FGD's definition), and how many pods waited. most_allocated: the most percent that was ever held, which
-    may be between two moments. capacity_bytes: of all GPUs in the beginning. moves: how many pods were moved for
-    others.
+    fragmented (FGD's definition), and how many pods waited. allocated_seconds (M,): percent held times the seconds that
+    it was, up to each moment; what comes and goes between two of them counts. most_allocated: the most percent that was
+    ever held. capacity_bytes: of all GPUs in the beginning. moves: how many pods were moved for others.
     """
 
     jobs: tuple[Job, ...]
@@ -80,6 +80,7 @@ class Played(msgspec.Struct, frozen=True):
     allocated: Floats
     fragmented: Floats
     waiting: Floats
+    allocated_seconds: Floats
     most_allocated: float
     capacity_bytes: int
     seconds: float
@@ -143,7 +144,6 @@ class Timeline:
         """
         began = time.perf_counter()
         self._patience = patience
-        self._most = 0.0
         self._capacity = int(self._scheduler.table.usable_bytes.sum())
         self._begin(jobs, tuple(residents))
         self._losses = list(losses)
@@ -152,16 +152,21 @@ class Timeline:
         moments = np.linspace(0, until, MOMENTS)
         for n, moment in enumerate(moments):
             self._plan(float(moment), _What.LOOK, n)
-        seen = np.zeros((3, MOMENTS))
+        seen, before = np.zeros((4, MOMENTS)), 0.0
+        held = most = self._allocated()
+        held_seconds = 0.0
         while self._happenings and self._happenings[0][0] <= until:
             now, what, _, n = heappop(self._happenings)
+            held_seconds, before = held_seconds + held * (now - before), now
             if what is _What.LOOK:
-                seen[:, n] = self._look()
+                seen[:, n] = *self._look(), held_seconds
             elif what is _What.GIVE_UP:
                 if self._started[n] == inf and now - self._since[n] >= patience:
                     break
             else:
                 self._act(what, n, now, progress)
+                held = self._allocated()
+                most = max(most, held)
         for queue in self._queues.values():
             for _, n in queue:
                 self._waited[n] += until - self._since[n]
@@ -175,7 +180,8 @@ class Timeline:
             allocated=seen[0],
             fragmented=seen[1],
             waiting=seen[2],
-            most_allocated=max(self._most, float(seen[0].max())),
+            allocated_seconds=seen[3],
+            most_allocated=most,
             capacity_bytes=self._capacity,
             seconds=time.perf_counter() - began,
             moves=self._moves,
@@ -229,7 +235,6 @@ class Timeline:
         self._running[job.uid] = n, scheduler.table.names[row]
         self._started[n] = now
         self._waited[n] += now - self._since[n]
-        self._most = max(self._most, self._allocated())
         if job.life < inf:
             self._plan(now + job.life, _What.END, n)
         return True

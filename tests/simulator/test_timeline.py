@@ -16,6 +16,7 @@ from cotenant.simulator import document
 from cotenant.simulator.document import DocumentError
 from cotenant.simulator.scene import Scene, scene
 from cotenant.simulator.timeline import Played, Timeline
+from cotenant.simulator.times import times_report
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,6 +103,17 @@ class TestWaiting:
         # 5 of 20 GiB for half of the time
         assert {25.0, 0.0} == set(found.allocated.tolist())
         assert 12.5 == pytest.approx(found.allocated.mean(), abs=0.1)
+
+    def test_the_mean_is_of_all_the_time_and_not_of_moments_that_fall_into_step(self) -> None:
+        # ten minutes of each of 400 hours, as a CronJob: the 400 moments are an hour apart and see 10 of 11 of them
+        pods = [pod(f"p{n}", 10, 3600 * n, 600) for n in range(400)]
+        found = played(a_scene([node()], pods), until=3600 * 399 + 660)
+
+        # 400 times 600 of 1,437,060 s
+        assert 16.701 == times_report(found, policy="binpack", seed=0).allocation
+        # from the 200th moment on, at 720,331 s and 331 s of the 201st hour: 269 s of that and 199 times 600
+        half = times_report(found, policy="binpack", seed=0, since=float(found.at[200])).allocation
+        assert 100 * (269 + 199 * 600) / (1_437_060 - 720_331) == pytest.approx(half, abs=0.01)
 
 
 class TestLosses:
