@@ -427,9 +427,10 @@ class TestNodes:
         pods = [a_pod("p", 10), a_pod("short", 10, arrival=600.0, departure=602.0), a_pod("last", 1, arrival=86_400.0)]
         done = run("nodes", "--trace", self.trace(tmp_path, pods), "--like", "kind")
 
-        assert "1 nodes like kind: every pod is placed at once; at most 100.00 % of their GPU memory is held" in (
-            done.output
+        told = (
+            "1 node like kind: every pod is placed at once; at most 100.00 % of their GPU memory is held\nBy sums alone"
         )
+        assert told in done.output
 
     @pytest.mark.parametrize(
         ("gpus", "pods", "nodes"),
