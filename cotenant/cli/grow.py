@@ -95,10 +95,11 @@ def twin(pod: Json, refused: list[str], names: Names, *, image: str, minutes: in
         for key, value in (metadata.get("annotations") or {}).items()
         if key in {names.isolation, names.gpu_model, names.gpu_count, names.policy}
     }
-    containers = [
-        {"name": one["name"], "image": image, "resources": _asked(one.get("resources") or {}, names)}
-        for one in spec["containers"]
-    ]
+    containers = {
+        kind: [_idle(one, names, image) for one in spec[kind]]
+        for kind in ("initContainers", "containers")
+        if spec.get(kind)
+    }
     elsewhere = {"key": _HOSTNAME, "operator": "NotIn", "values": sorted(refused)}
     affinity = msgspec.json.decode(msgspec.json.encode(spec.get("affinity") or {}))
     required = affinity.setdefault("nodeAffinity", {}).setdefault("requiredDuringSchedulingIgnoredDuringExecution", {})
@@ -124,9 +125,16 @@ def twin(pod: Json, refused: list[str], names: Names, *, image: str, minutes: in
             "terminationGracePeriodSeconds": 0,
             "activeDeadlineSeconds": 60 * minutes,
             "automountServiceAccountToken": False,
-            "containers": containers,
+            **containers,
         },
     }
+
+
+def _idle(container: Json, names: Names, image: str) -> Json:
+    """Make a container that asks the same and idles; a sidecar stays one."""
+    always = {"restartPolicy": container["restartPolicy"]} if container.get("restartPolicy") else {}
+    asked = _asked(container.get("resources") or {}, names)
+    return {"name": container["name"], "image": image, "resources": asked, **always}
 
 
 def _asked(resources: Mapping[str, Any], names: Names) -> Json:

@@ -16,6 +16,8 @@ from cotenant.cli.simulate import read_scene, sentences
 from cotenant.cli.snapshot import complain, read_live, told
 from cotenant.cluster import ApiError, Cluster, NotFound, connect
 from cotenant.cluster.writes import evict, get_pod
+from cotenant.contract import inventory as inventories
+from cotenant.contract.inventory import Health
 from cotenant.contract.names import Names
 from cotenant.contract.request import PodRequest, RequestError
 from cotenant.simulator import capacity, cluster, document
@@ -221,6 +223,10 @@ def _from_trace(trace: Path, like: str) -> tuple[list[Job], Mix, Any]:
     if kind is None:
         raise click.BadParameter(f"{trace} has no node {like!r}", param_hint="--like")
     entry: NodeEntry = kind
+    try:
+        document.inventory_of(entry, found.document.unit_bytes)
+    except inventories.InventoryError as error:
+        raise click.BadParameter(f"{like}: {error}", param_hint="--like") from error
 
     def make(names: Sequence[str]) -> Ledger:
         ledger = Ledger(found.document.names, found.document.unit_bytes, labels=entry.labels)
@@ -233,15 +239,14 @@ def _from_trace(trace: Path, like: str) -> tuple[list[Job], Mix, Any]:
 
 
 def _copy(node: NodeEntry, name: str, unit_bytes: int) -> NodeEntry:
-    """Give the node another name, and its GPUs UUIDs of their own."""
-    gpus = document.inventory_of(node, unit_bytes).gpus
-    return NodeEntry(
-        name=name,
-        cpu=node.cpu,
-        memory=node.memory,
-        labels=node.labels,
-        gpus=tuple(document.GPUEntry(model=gpu.model, memory=gpu.usable_bytes, mode=gpu.mode) for gpu in gpus),
+    """Give a new node of that kind: another name, GPUs with UUIDs of their own that are well, and nobody's yet."""
+    there = document.inventory_of(node, unit_bytes)
+    gpus = tuple(
+        msgspec.structs.replace(gpu, uuid=f"{name}/{gpu.index}", health=Health.HEALTHY, foreign=None)
+        for gpu in there.gpus
     )
+    text = inventories.encode(msgspec.structs.replace(there, serving=True, gpus=gpus)) if gpus else ""
+    return NodeEntry(name=name, cpu=node.cpu, memory=node.memory, labels=node.labels, inventory=text)
 
 
 def _from_csv(nodes_csv: Path, pods_csv: Path, like: str, seed: int) -> tuple[list[Job], Mix, Any]:

@@ -84,7 +84,8 @@ def needed_table(answer: Needed, like: str, *, most: int, wait: float) -> str:
     if answer.nodes < 0:
         return f"{most} nodes like {like} are not enough: raise --most"
     short = max((count for count, done in answer.tried.items() if not done), default=0)
+    few = f"{short} {'is' if short == 1 else 'are'} too few. " if short else ""
     return (
-        f"{answer.nodes} nodes like {like}: {waits}; at most {answer.allocation:.2f} % of their GPU memory is held\n"
-        f"{short} are too few. By sums alone it would be {answer.by_sums}, for {answer.by_what}."
+        f"{counted(answer.nodes, 'node')} like {like}: {waits}; at most {answer.allocation:.2f} % of their GPU memory "
+        f"is held\n{few}By sums alone it would be {answer.by_sums}, for {answer.by_what}."
     )

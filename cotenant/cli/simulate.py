@@ -145,11 +145,12 @@ def run_trace(
     set_up = read_scene(trace, afresh=afresh)
     scheduler = set_up.scheduler(choices, seed=seed, sample=sample, learn=learn)
     times = [job.arrival for job in set_up.jobs] + [loss.at for loss in set_up.losses]
-    ends = [job.arrival + job.life for job in set_up.jobs if job.life < float("inf")]
+    known = [*set_up.jobs, *(job for job, _ in set_up.residents)]
+    ends = [job.arrival + job.life for job in known if job.life < float("inf")]
     until = max([*times, *ends], default=0.0) + _AFTER_SECONDS
     with click.progressbar(length=len(set_up.jobs), label=choices.default, file=sys.stderr) as bar:
         played = Timeline(scheduler, set_up.mix, set_up.node).play(
-            set_up.jobs, set_up.losses, until=until, progress=bar.update
+            set_up.jobs, set_up.losses, residents=set_up.residents, until=until, progress=bar.update
         )
     found = times_report(played, policy=choices.default, seed=seed)
     with sentences():

@@ -149,7 +149,7 @@ def needed(
             progress(f"{count} nodes")
             played = Timeline(make(count), mix).play(jobs, until=until, patience=patience)
             tried[count] = bool((played.waited <= patience).all())
-            held[count] = float(played.allocated.max())
+            held[count] = played.most_allocated
         return tried[count]
 
     enough = min(most, max(1, peak))

@@ -17,9 +17,10 @@ from cotenant.simulator.trace import MILLI, TraceError, TraceNode, TracePod, rea
 from extender.placement.learning import WINDOW
 from extender.policies.mix import Mix
 
-# The two-sided 95 percent quantile of Student's t, by degrees of freedom; beyond, that of the normal distribution.
+# The two-sided 95 percent quantile of Student's t, by degrees of freedom; beyond, it is that of the normal distribution
+# and two terms more (Abramowitz and Stegun 26.7.5), which is right to a thousandth.
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-_NORMAL = 1.96
+_NORMAL = 1.959964
 
 
 def fewer(nodes: Sequence[TraceNode], every: int) -> list[TraceNode]:
@@ -150,10 +151,14 @@ class Churn(msgspec.Struct, frozen=True):
         lives = read_lives(self.pods, pods)
         nodes = fewer(everything, self.every)
         usable = [n for n, pod in enumerate(pods) if _possible(pod, nodes)]
-        if not usable or not any(lives[n] for n in usable):
-            raise TraceError(self.pods, 1, "deletion_time", "expected pods that live, and that fit the nodes kept")
+        if not any(lives[n] and pods[n].milli for n in usable):
+            expected = "expected pods that live, ask GPUs, and fit the nodes kept"
+            raise TraceError(self.pods, 1, "deletion_time", expected)
         pods, lives = [pods[n] for n in usable], [min(lives[n], self.longest * 3600) for n in usable]
         drift = [] if self.drift is None else read_pods(self.drift, everything)
+        drift = [pod for pod in drift if _possible(pod, nodes)]
+        if self.drift is not None and not any(pod.milli for pod in drift):
+            raise TraceError(self.drift, 1, "num_gpu", "expected pods that ask GPUs, and fit the nodes kept")
         jobs = draw(
             nodes,
             pods,
@@ -162,7 +167,7 @@ class Churn(msgspec.Struct, frozen=True):
             hours=self.hours,
             seed=self.seed,
             together=self.together,
-            drift=[pod for pod in drift if _possible(pod, nodes)],
+            drift=drift,
         )
         mix = Mix.of(pod.pod_class for pod in pods)
         order = np.random.default_rng(self.seed).permutation(len(nodes))
@@ -263,5 +268,10 @@ def half_width(values: Sequence[float]) -> float:
     freedom = len(values) - 1
     if freedom < 1:
         return 0.0
-    quantile = _STUDENT[freedom - 1] if freedom <= len(_STUDENT) else _NORMAL
+    quantile = _STUDENT[freedom - 1] if freedom <= len(_STUDENT) else _beyond(freedom)
     return round(quantile * stdev(values) / sqrt(len(values)), 3)
+
+
+def _beyond(freedom: int) -> float:
+    first, second = (_NORMAL**3 + _NORMAL) / 4, (5 * _NORMAL**5 + 16 * _NORMAL**3 + 3 * _NORMAL) / 96
+    return _NORMAL + first / freedom + second / freedom**2

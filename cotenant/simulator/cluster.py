@@ -32,7 +32,9 @@ def request(pod: TracePod) -> PodRequest:
     if not pod.gpus:
         return PodRequest(containers=(), wishes=Wishes(), compute=compute)
     asking = ContainerRequest(name="main", role=Role.MAIN, units=pod.milli, share_bytes=pod.share_milli * UNIT_BYTES)
-    return PodRequest(containers=(asking,), wishes=Wishes(gpu_count=pod.gpus, models=pod.models), compute=compute)
+    return PodRequest(
+        containers=(asking,), wishes=Wishes(gpu_count=pod.gpus, models=pod.wished_models), compute=compute
+    )
 
 
 def bind(ledger: Ledger, uid: str, asked: PodRequest, node: str, prefer: Preference) -> None:
@@ -73,7 +75,7 @@ def _node(node: TraceNode) -> Node:
         GPU(
             uuid=f"{node.name}/{index}",
             index=index,
-            model=node.model,
+            model=node.marked_model,
             total_bytes=MILLI * UNIT_BYTES,
             usable_bytes=MILLI * UNIT_BYTES,
         )

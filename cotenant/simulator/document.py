@@ -337,8 +337,14 @@ def _event_problems(
     node = nodes.get(event.node)
     if node is None:
         yield f"{place}.node", f"expected the name of a node, not {event.node!r}"
-    elif event.gpu is not None and event.gpu not in {gpu.index for gpu in inventory_of(node, found.unit_bytes).gpus}:
-        yield f"{place}.gpu", f"expected the index of a GPU that {event.node} has, not {event.gpu}"
+    elif event.gpu is not None:
+        try:
+            gpus = inventory_of(node, found.unit_bytes).gpus
+        except inventories.InventoryError as error:
+            yield f"{place}.gpu", f"expected a node whose GPUs can be read: {error}"
+            return
+        if event.gpu not in {gpu.index for gpu in gpus}:
+            yield f"{place}.gpu", f"expected the index of a GPU that {event.node} has, not {event.gpu}"
 
 
 def _node_problems(place: str, node: NodeEntry, unit_bytes: int) -> Iterable[tuple[str, str]]:

@@ -5,7 +5,7 @@ holds, as in a live cluster. So the plan knows where it will lie, and never leav
 happens meanwhile.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -15,8 +15,9 @@ from cotenant.simulator.capacity import gpus_of
 from cotenant.simulator.document import Document, PodEntry, kube_pod, request
 from cotenant.simulator.scene import Doors, Scene
 from cotenant.simulator.scheduler import Scheduler
-from extender.ledger import NodeView
+from extender.ledger import GPUState, NodeView
 from extender.placement.fit import pieces
+from extender.placement.wishes import is_wished
 from extender.policies.fragmentation import Fragmentation
 from extender.policies.table import MILLI, Floats, Ints
 from extender.shadow.placements import Free, free_of
@@ -117,7 +118,10 @@ class Planner:
         return MovePlan(tuple(moves), before, self.free(), self._left)
 
     def make_room(self, asked: PodRequest, among: frozenset[str] | None, *, most: int) -> MovePlan:
-        """Choose the fewest and smallest moves, up to *most*, after which a request fits."""
+        """Choose moves, up to *most*, after which a request fits: of the ways tried the one of the fewest and smallest.
+
+        Tried is to empty the likeliest GPUs of each node; what takes moves on several nodes is not found.
+        """
         before = self.free()
         if self._fits(asked, among):
             return MovePlan((), before, before, self._left, fits=True)
@@ -217,37 +221,28 @@ class Planner:
     def _groups(self, view: NodeView, asked: PodRequest) -> Iterable[list[str]]:
         """List pods of one node without which its GPUs could take a request, for each of the likeliest sets of GPUs."""
         ledger, count, need = self._scheduler.ledger, asked.wishes.gpu_count, max(pieces(asked), default=0)
-        here = [uid for uid, (entry, _) in self._movable.items() if entry.node == view.name]
-        on: dict[str, list[str]] = {state.gpu.uuid: [] for state in view.healthy}
-        for uid in here:
-            hold = ledger.hold(uid)
-            for uuid in hold.charges if hold is not None else ():
+        states = [state for state in view.healthy if is_wished(state, asked.wishes)]
+        # what each pod holds of each GPU: one of several GPUs frees a part of each
+        on: dict[str, dict[str, int]] = {state.gpu.uuid: {} for state in states}
+        for uid, (entry, _) in self._movable.items():
+            hold = ledger.hold(uid) if entry.node == view.name else None
+            for uuid, held in hold.charges.items() if hold is not None else ():
                 if uuid in on:
-                    on[uuid].append(uid)
-        cheapest = sorted(view.healthy, key=lambda state: max(0, need - state.free_bytes))
-        for first in range(max(0, len(cheapest) - count) + 1):
-            taken = cheapest[first : first + count]
+                    on[uuid][uid] = held
+
+        def missing(state: GPUState) -> int:
+            return state.held_bytes if asked.wishes.isolation.whole_gpu else max(0, need - state.free_bytes)
+
+        possible = (state for state in states if sum(on[state.gpu.uuid].values()) >= missing(state))
+        cheapest = sorted(possible, key=missing)
+        for first in range(len(cheapest) - count + 1):
             group: list[str] = []
-            for state in taken:
-                missing = state.held_bytes if asked.wishes.isolation.whole_gpu else need - state.free_bytes
-                group += [uid for uid in self._smallest(on[state.gpu.uuid], missing) if uid not in group]
+            for state in cheapest[first : first + count]:
+                holders = on[state.gpu.uuid]
+                lacking = missing(state) - sum(holders.get(uid, 0) for uid in group)
+                group += _smallest({uid: amount for uid, amount in holders.items() if uid not in group}, lacking)
             if group:
                 yield group
-
-    def _smallest(self, uids: Sequence[str], missing: int) -> list[str]:
-        """Choose pods that hold so many bytes together: the smallest one that does, else the largest first."""
-        if missing <= 0:
-            return []
-        by_size = sorted(uids, key=self._held)
-        for uid in by_size:
-            if self._held(uid) >= missing:
-                return [uid]
-        chosen: list[str] = []
-        for uid in reversed(by_size):
-            if missing > 0:
-                chosen.append(uid)
-                missing -= self._held(uid)
-        return chosen
 
     def _try(self, group: Sequence[str], asked: PodRequest, among: frozenset[str] | None) -> bool:
         """Tell whether a request fits when these pods have been moved; undo that."""
@@ -264,3 +259,17 @@ class Planner:
         for uid in reversed(moved):
             self._undo(uid, entries[uid])
         return fits
+
+
+def _smallest(held: Mapping[str, int], missing: int) -> list[str]:
+    """Choose pods that hold so many bytes of a GPU together: the smallest one that does, else the largest first."""
+    by_size = sorted(held, key=lambda uid: held[uid])
+    for uid in by_size:
+        if held[uid] >= missing:
+            return [uid] if missing > 0 else []
+    chosen: list[str] = []
+    for uid in reversed(by_size):
+        if missing > 0:
+            chosen.append(uid)
+            missing -= held[uid]
+    return chosen

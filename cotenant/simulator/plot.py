@@ -43,9 +43,9 @@ def curves(reports: Sequence[Report], path: Path) -> None:
         near = left.inset_axes((0.50, 0.10, 0.47, 0.45))
         for line in left.lines:
             near.plot(line.get_xdata(), line.get_ydata(), color=line.get_color(), linewidth=1)
-        lowest = min(values for one in reports for column, values in one.allocation.items() if int(column) >= 98)  # noqa: PLR2004
+        late = (values for one in reports for column, values in one.allocation.items() if int(column) >= 98)  # noqa: PLR2004
         near.set_xlim(80, 130)
-        near.set_ylim(min(lowest, 79) - 1, 100)
+        near.set_ylim(min([79, *late]) - 1, 100)
         near.tick_params(labelsize="x-small")
         near.grid(alpha=0.3)
     left.legend(loc="upper left", fontsize="small")
@@ -85,7 +85,7 @@ def strips(reports: Sequence[Report], path: Path) -> None:
         slivers = sum(1 for left in nodes for milli in left if 0 < milli < MILLI)
         idle = sum(1 for left in nodes for milli in left if milli == MILLI)
         axes.set_title(
-            f"{one.policy}: {free:.0f} GPUs' worth free, on {idle} empty and {slivers} partly used ones",
+            f"{one.policy}: {free:.1f} GPUs' worth free, on {idle} empty and {slivers} partly used ones",
             fontsize="small",
             loc="left",
         )

@@ -32,13 +32,15 @@ class Scene(msgspec.Struct, frozen=True):
     """Hold what a document says, ready to be played.
 
     *ledger* holds its nodes, and the pods that have a place already unless they are to be placed *afresh*. *jobs* are
-    the others. *refused* says of pods that no cluster could take why not.
+    the others. *residents* are those that have a place, with its node, and that would be made anew were it lost: not a
+    DaemonSet's, nor a static one, nor one of MIG instances. *refused* says of pods that no cluster could take why not.
     """
 
     document: Document
     ledger: Ledger
     mix: Mix
     jobs: tuple[Job, ...]
+    residents: tuple[tuple[Job, str], ...]
     losses: tuple[Loss, ...]
     refused: dict[str, str]
 
@@ -64,7 +66,7 @@ def scene(document: Document, *, afresh: bool = False) -> Scene:
     for node in document.nodes:
         ledger.observe_node(kube_node(node, document))
     doors = Doors(document)
-    jobs, classes, refused = [], [], {}
+    jobs, residents, classes, refused = [], [], [], {}
     table = Table(ledger)
     for pod in document.pods:
         try:
@@ -77,10 +79,18 @@ def scene(document: Document, *, afresh: bool = False) -> Scene:
             classes.append(pod_class(asked, table))
         if pod.node and not afresh:
             ledger.observe_pod(kube_pod(pod, document, bound=True))
+            if asked is not None and _made_anew(pod, asked):
+                residents.append((_job(pod, asked, table, doors), pod.node))
         elif asked is not None:
             jobs.append(_job(pod, asked, table, doors))
     losses = tuple(Loss(at=e.at, node=e.node, gpu=e.gpu, back=e.back) for e in document.events)
-    return Scene(document, ledger, Mix.of(classes), tuple(jobs), losses, refused)
+    return Scene(document, ledger, Mix.of(classes), tuple(jobs), tuple(residents), losses, refused)
+
+
+def _made_anew(pod: PodEntry, asked: PodRequest) -> bool:
+    """Tell whether a pod would come again elsewhere, asking what it asks."""
+    with_instances = bool(pod.grant) and not asked.containers
+    return not with_instances and pod.owner.partition("/")[0] not in {"DaemonSet", "Node"}
 
 
 def kind(asked: PodRequest, table: Table) -> str:

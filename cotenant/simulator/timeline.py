@@ -66,8 +66,9 @@ class Played(msgspec.Struct, frozen=True):
     waited (J,): seconds spent waiting, all times together, until the end for those that still wait. restarts: how often
     a pod had to come again because what it ran on was lost. decisions: seconds of each ranking, those that found no
     place too. at (M,), allocated, fragmented, waiting (M,): moments, and percent of all GPU memory held then, percent
-    fragmented (FGD's definition), and how many pods waited. capacity_bytes: of all GPUs in the beginning. moves: how
-    many pods were moved for others.
+    fragmented (FGD's definition), and how many pods waited. allocated_seconds (M,): percent held times the seconds that
+    it was, up to each moment; what comes and goes between two of them counts. most_allocated: the most percent that was
+    ever held. capacity_bytes: of all GPUs in the beginning. moves: how many pods were moved for others.
     """
 
     jobs: tuple[Job, ...]
@@ -79,6 +80,8 @@ class Played(msgspec.Struct, frozen=True):
     allocated: Floats
     fragmented: Floats
     waiting: Floats
+    allocated_seconds: Floats
+    most_allocated: float
     capacity_bytes: int
     seconds: float
     moves: int = 0
@@ -128,56 +131,76 @@ class Timeline:
         jobs: Sequence[Job],
         losses: Iterable[Loss] = (),
         *,
+        residents: Iterable[tuple[Job, str]] = (),
         until: float,
         patience: float = inf,
         progress: Callable[[int], None] = lambda _count: None,
     ) -> Played:
         """Play everything up to *until* seconds, or until a pod has waited for longer than *patience* seconds.
 
+        *residents* are on the ledger already, each on the node named. What is told of pods is told of those of them
+        that are lost, which then come like any other.
         *progress* is told how many jobs came since it was last told.
         """
         began = time.perf_counter()
-        self._jobs = tuple(sorted(jobs, key=lambda job: job.arrival))
-        self._since = np.zeros(len(self._jobs))
-        self._started = np.full(len(self._jobs), inf)
-        self._waited = np.zeros(len(self._jobs))
-        self._losses = list(losses)
         self._patience = patience
-        capacity = int(self._scheduler.table.usable_bytes.sum())
-        for n, job in enumerate(self._jobs):
-            self._plan(job.arrival, _What.ARRIVAL, n)
+        self._capacity = int(self._scheduler.table.usable_bytes.sum())
+        self._begin(jobs, tuple(residents))
+        self._losses = list(losses)
         for n, loss in enumerate(self._losses):
             self._plan(loss.at, _What.LOSS, n)
         moments = np.linspace(0, until, MOMENTS)
         for n, moment in enumerate(moments):
             self._plan(float(moment), _What.LOOK, n)
-        seen = np.zeros((3, MOMENTS))
+        seen, before = np.zeros((4, MOMENTS)), 0.0
+        held = most = self._allocated()
+        held_seconds = 0.0
         while self._happenings and self._happenings[0][0] <= until:
             now, what, _, n = heappop(self._happenings)
+            held_seconds, before = held_seconds + held * (now - before), now
             if what is _What.LOOK:
-                seen[:, n] = self._look(capacity)
+                seen[:, n] = *self._look(), held_seconds
             elif what is _What.GIVE_UP:
                 if self._started[n] == inf and now - self._since[n] >= patience:
                     break
             else:
                 self._act(what, n, now, progress)
+                held = self._allocated()
+                most = max(most, held)
         for queue in self._queues.values():
             for _, n in queue:
                 self._waited[n] += until - self._since[n]
         return Played(
-            jobs=self._jobs,
-            started=self._started,
-            waited=self._waited,
+            jobs=tuple(job for job, came in zip(self._jobs, self._came, strict=True) if came),
+            started=self._started[self._came],
+            waited=self._waited[self._came],
             restarts=self._restarts,
             decisions=np.array(self._decisions),
             at=moments,
             allocated=seen[0],
             fragmented=seen[1],
             waiting=seen[2],
-            capacity_bytes=capacity,
+            allocated_seconds=seen[3],
+            most_allocated=most,
+            capacity_bytes=self._capacity,
             seconds=time.perf_counter() - began,
             moves=self._moves,
         )
+
+    def _begin(self, jobs: Sequence[Job], residents: Sequence[tuple[Job, str]]) -> None:
+        """Plan when jobs come, and when those that are there end."""
+        self._jobs = [*sorted(jobs, key=lambda job: job.arrival), *(job for job, _ in residents)]
+        self._came = np.arange(len(self._jobs)) < len(jobs)
+        self._since = np.zeros(len(self._jobs))
+        self._started = np.full(len(self._jobs), inf)
+        self._waited = np.zeros(len(self._jobs))
+        for n, job in enumerate(self._jobs[: len(jobs)]):
+            self._plan(job.arrival, _What.ARRIVAL, n)
+        for n, (job, node) in enumerate(residents, start=len(jobs)):
+            self._running[job.uid] = n, node
+            self._started[n] = job.arrival
+            if job.life < inf:
+                self._plan(job.arrival + job.life, _What.END, n)
 
     def _act(self, what: _What, n: int, now: float, progress: Callable[[int], None]) -> None:
         if what is _What.ARRIVAL:
@@ -271,6 +294,9 @@ class Timeline:
         if self._node is None:
             raise ValueError("losses need a way to make nodes anew")
         scheduler, lost = self._scheduler, self._lost.setdefault(loss.node, set())
+        if loss.gpu is not None and loss.node not in scheduler.table.rows:
+            # the node itself is lost, and comes back with all of its GPUs
+            return
         if loss.back:
             lost -= {loss.gpu} if loss.gpu is not None else set(lost)
             scheduler.observe(self._node(loss.node, lost))
@@ -292,12 +318,18 @@ class Timeline:
             scheduler.remove(uid)
             self._restarts += 1
             self._started[n] = inf
+            if not self._came[n]:
+                self._came[n], self._jobs[n] = True, msgspec.structs.replace(self._jobs[n], arrival=now)
             self._plan(now, _What.ARRIVAL, n)
 
-    def _look(self, capacity: int) -> tuple[float, float, int]:
+    def _allocated(self) -> float:
+        """Count the percent of all GPU memory that is held just now."""
         table = self._scheduler.table
-        held = int((table.usable_bytes - table.free_bytes).sum())
+        return 100 * int((table.usable_bytes - table.free_bytes).sum()) / max(1, self._capacity)
+
+    def _look(self) -> tuple[float, float, int]:
+        table = self._scheduler.table
         fragments = Fragmentation(self._mix, table).of(table.free_milli, table.cpu_free, table.node_model).sum()
         waiting = sum(map(len, self._queues.values()))
-        whole = max(1, capacity)
-        return 100 * held / whole, 100 * float(fragments) * table.largest_bytes / MILLI / whole, waiting
+        fragmented = 100 * float(fragments) * table.largest_bytes / MILLI / max(1, self._capacity)
+        return self._allocated(), fragmented, waiting

@@ -12,10 +12,11 @@ from extender.policies.table import Floats
 class TimesReport(msgspec.Struct, frozen=True):
     """Hold the figures of one play, as its JSON has them.
 
-    allocation, fragmentation: percent of all GPU memory, mean over the time that was measured. waited_s: mean, median,
-    95th and 99th percentile and worst of the seconds that pods waited, those that wait still as far as they have; by
-    kind likewise. unplaced: how many wait still, by kind. decision_ms as in a report without times. moments: seconds,
-    allocated, fragmented and waiting pods of each moment. moves: how many pods were moved for others.
+    allocation: percent of all GPU memory, mean over the time that was measured. fragmentation, waiting: percent, and
+    how many pods wait, mean over the moments of that time. waited_s: mean, median, 95th and 99th percentile and worst
+    of the seconds that pods waited, those that wait still as far as they have; by kind likewise. unplaced: how many
+    wait still, by kind. decision_ms as in a report without times. moments: seconds, allocated, fragmented and waiting
+    pods of each moment. moves: how many pods were moved for others.
     """
 
     policy: str
@@ -50,7 +51,7 @@ def times_report(played: Played, *, policy: str, seed: int, since: float = 0.0) 
         seed=seed,
         hours=round(float(played.at[-1] - since) / 3600, 3),
         pods=int(counted.sum()),
-        allocation=round(float(played.allocated[seen].mean()), 3),
+        allocation=round(_mean(played.allocated_seconds[seen], played.at[seen]), 3),
         fragmentation=round(float(played.fragmented[seen].mean()), 3),
         waiting=round(float(played.waiting[seen].mean()), 2),
         waited_s=spread(played.waited[counted]),
@@ -67,6 +68,10 @@ def times_report(played: Played, *, policy: str, seed: int, since: float = 0.0) 
         },
         moves=played.moves,
     )
+
+
+def _mean(amount_seconds: Floats, at: Floats) -> float:
+    return float((amount_seconds[-1] - amount_seconds[0]) / (at[-1] - at[0]))
 
 
 def spread(values: Floats) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterator
+from glob import escape
 from pathlib import Path
 from random import Random
 
@@ -41,6 +42,11 @@ class TraceNode(msgspec.Struct, frozen=True):
     gpus: int
     model: str
 
+    @property
+    def marked_model(self) -> str:
+        """Give the model so that it is part of no other one: a pod that may have an A10 may not have an A100."""
+        return f"<{self.model}>"
+
 
 class TracePod(msgspec.Struct, frozen=True):
     """Hold a pod: *gpus* GPUs, *share_milli* of each, on one of *models*, on any where none is named."""
@@ -51,6 +57,11 @@ class TracePod(msgspec.Struct, frozen=True):
     gpus: int
     share_milli: int
     models: tuple[str, ...] = ()
+
+    @property
+    def wished_models(self) -> tuple[str, ...]:
+        """Give the models as wishes, each of which the marked model of that name alone fulfils."""
+        return tuple(f"<{escape(model)}>" for model in self.models)
 
     @property
     def milli(self) -> int:
@@ -67,7 +78,7 @@ class TracePod(msgspec.Struct, frozen=True):
     @property
     def pod_class(self) -> PodClass:
         """Say which pods it is like."""
-        return PodClass(self.cpu_milli, self.gpus, self.share_milli, self.models)
+        return PodClass(self.cpu_milli, self.gpus, self.share_milli, self.wished_models)
 
 
 class Order(msgspec.Struct, frozen=True):

@@ -8,11 +8,11 @@ import pytest
 
 from cotenant.cli.grow import PRIORITY_CLASS, objection, twin
 from cotenant.contract.names import Names
-from tests.builders import NAMES, a_node, a_pod
+from tests.builders import NAMES, PodBuilder, a_node, a_pod, request_of
 from tests.extender.test_explain import Cluster
 
 if TYPE_CHECKING:
-    from tests.builders import NodeBuilder, PodBuilder
+    from tests.builders import NodeBuilder
 
 
 def made(pod: PodBuilder, names: Names = NAMES, **spec: Any) -> Any:
@@ -46,6 +46,17 @@ def test_it_asks_the_same_of_another_node_and_runs_nothing() -> None:
     assert "volumes" not in one["spec"]
     assert {NAMES.gpu_count: "2"} == one["metadata"]["annotations"]
     assert [{"matchExpressions": [ELSEWHERE]}] == terms(one)
+
+
+def test_it_asks_what_sidecars_and_init_containers_ask_too() -> None:
+    one = made(a_pod().with_init(4, name="load").with_sidecar(2, name="cache").asking(8))
+    found = PodBuilder(
+        init=tuple(one["spec"]["initContainers"]),
+        main=tuple(one["spec"]["containers"]),
+    )
+
+    assert request_of(a_pod().with_init(4, name="load").with_sidecar(2, name="cache").asking(8)) == request_of(found)
+    assert {"pause"} == {each["image"] for kind in ("initContainers", "containers") for each in one["spec"][kind]}
 
 
 def test_under_another_domain_it_wishes_the_same_too() -> None:

@@ -69,6 +69,10 @@ def test_intervals_are_students() -> None:
     # of 1 to 5: deviation 1.5811, over the root of 5, times 2.776 for 4 degrees of freedom
     assert 1.963 == half_width([1, 2, 3, 4, 5])
     assert 0 == half_width([3])
+    # 25 times 0 and 25 times 1: deviation 0.50508, over the root of 50, times 2.0096 for 49 degrees of freedom
+    assert 0.144 == half_width([0, 1] * 25)
+    # 17 times a thousand: deviation 514.5, over the root of 17, times 2.120 for 16 degrees of freedom
+    assert 264.5 == pytest.approx(half_width([0, 1000] * 8 + [0]), abs=0.1)
 
 
 def written(folder: Path, *, times: str = "creation_time,deletion_time,scheduled_time") -> list[str]:
@@ -116,6 +120,34 @@ def test_what_goes_wrong_in_another_process_is_told_here(tmp_path: Path) -> None
 
     assert 1 == done.exit_code
     assert "pods.csv, line 1, column deletion_time: expected pods that live" in done.output
+
+
+@pytest.mark.parametrize(
+    ("row", "drift", "expected"),
+    [
+        ("p,1000,10,0,0,,5,15,5", None, "pods.csv, line 1, column deletion_time: expected pods that live, ask GPUs"),
+        (None, "p,1000,10,0,0,,5,15,5", "drift.csv, line 1, column num_gpu: expected pods that ask GPUs"),
+        # of the nodes kept none has 5 GPUs
+        (None, "p,1000,10,5,1000,,5,15,5", "drift.csv, line 1, column num_gpu: expected pods that ask GPUs"),
+    ],
+)
+def test_pods_of_which_no_load_can_be_made_are_refused(
+    tmp_path: Path, row: str | None, drift: str | None, expected: str
+) -> None:
+    files = written(tmp_path)
+    nodes = (tmp_path / "nodes.csv").read_text()
+    (tmp_path / "nodes.csv").write_text(f"{nodes}\nz,64000,262144,8,G2\n")
+    header = (tmp_path / "pods.csv").read_text().splitlines()[0]
+    if row is not None:
+        (tmp_path / "pods.csv").write_text(f"{header}\n{row}\n")
+    if drift is not None:
+        (tmp_path / "drift.csv").write_text(f"{header}\n{drift}\n")
+        files += ["--drift", str(tmp_path / "drift.csv")]
+    out = ["--out", str(tmp_path / "out"), "--policy", "fgd", "--seeds", "1", "--hours", "1", "--every", "5"]
+    done = CliRunner().invoke(main, ["churn", *files, *out])
+
+    assert 1 == done.exit_code
+    assert expected in done.output
 
 
 def test_a_row_for_each_policy_and_load_and_the_same_again_without_playing(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cotenant.cli.main import main
+from cotenant.contract import inventory as inventories
+from cotenant.contract.inventory import GPU, MIG, Family, Foreign, Health, Inventory, Mode
 from cotenant.contract.units import GIB
 from cotenant.simulator import document
 from cotenant.simulator.capacity import Largest, largest
@@ -51,6 +53,11 @@ def a_pod(name: str, units: int, *, on: tuple[str, int] | None = None, **more: A
     return msgspec.structs.replace(entry, node=node, grant=text)
 
 
+def a_gpu(index: int, **more: Any) -> GPU:
+    """A GPU of 10 GiB as a device plugin tells of it."""
+    return GPU(uuid=f"GPU-{index}", index=index, model="A", total_bytes=10 * GIB, usable_bytes=10 * GIB, **more)
+
+
 def a_scene(nodes: list[NodeEntry], pods: list[PodEntry], **more: Any) -> Scene:
     return scene(Document(nodes=tuple(nodes), pods=tuple(pods), **more))
 
@@ -63,10 +70,9 @@ def new(units: int, count: int = 1, *models: str) -> PodEntry:
     return PodEntry(name="new", containers=(Asking(name="c", gpu_mem=units),), gpu_count=count, models=models)
 
 
-def room(found: Scene, units: int, *, count: int = 1, most: int = 10, priority: int = 0) -> MovePlan:
-    asked = document.request(
-        PodEntry(name="new", containers=(Asking(name="c", gpu_mem=units),), gpu_count=count), found.document
-    )
+def room(found: Scene, units: int, *, count: int = 1, most: int = 10, priority: int = 0, **more: Any) -> MovePlan:
+    entry = msgspec.structs.replace(new(units, count), **more)
+    asked = document.request(entry, found.document)
     return Planner(found, found.scheduler("binpack"), priority=priority).make_room(asked, None, most=most)
 
 
@@ -169,6 +175,10 @@ class TestMoves:
         assert [("p1", "n0")] == [(move.name, move.to_node) for move in plan.moves]
 
 
+# node, GPU, GiB
+_STAYING = (("n0", 1, 8), ("n1", 0, 5))
+
+
 class TestRoom:
     def test_the_smallest_pod_that_makes_room_is_moved(self) -> None:
         pods = [a_pod("large", 6, on=("n0", 0)), a_pod("small", 3, on=("n1", 0)), a_pod("third", 7, on=("n2", 0))]
@@ -199,6 +209,36 @@ class TestRoom:
 
         assert plan.fits
         assert [("p0", "q"), ("p1", "q")] == sorted((move.name, move.to_node) for move in plan.moves)
+
+    def test_of_a_pod_on_several_gpus_only_its_part_makes_room_on_one(self) -> None:
+        pods = [
+            # 4 GiB, of which 2 are on GPU 0, where 4 are missing
+            a_pod("wide", 4, on=("n0", 0), gpu_count=2),
+            a_pod("small", 5, on=("n0", 0)),
+            *(a_pod(f"stays-{node}", units, on=(node, gpu), stays="x") for node, gpu, units in _STAYING),
+        ]
+        plan = room(a_scene([a_node("n0", 10, 10), a_node("n1", 10)], pods), 7)
+
+        assert plan.fits
+        assert [("small", "n1")] == [(move.name, move.to_node) for move in plan.moves]
+
+    @pytest.mark.parametrize(
+        ("sizes", "held", "wish"),
+        [
+            ((10, 10, 10), (7, 7, 7), {"isolation": "exclusive"}),
+            # 5, 6 and 6 GiB are missing
+            ((12, 10, 12), (7, 6, 8), {"models": ("GPU-12",)}),
+        ],
+    )
+    def test_gpus_that_the_pod_cannot_have_are_passed_over(
+        self, sizes: tuple[int, ...], held: tuple[int, ...], wish: dict[str, Any]
+    ) -> None:
+        # what is on the second GPU stays; the others can go to n1
+        pods = [a_pod(f"p{gpu}", units, on=("n0", gpu), stays="x" * (gpu == 1)) for gpu, units in enumerate(held)]
+        plan = room(a_scene([a_node("n0", *sizes), a_node("n1", 8, 8)], pods), 20, count=2, **wish)
+
+        assert plan.fits
+        assert [("p0", "n1"), ("p2", "n1")] == sorted((move.name, move.to_node) for move in plan.moves)
 
     @settings(max_examples=60, deadline=None)
     @given(st.integers(0, 1 << 32))
@@ -385,6 +425,46 @@ class TestNodes:
         # the third waits from 2 to 10
         assert 1 == msgspec.json.decode(run(*arguments, "--wait", "8").stdout)["nodes"]
         assert 2 == msgspec.json.decode(run(*arguments, "--wait", "7").stdout)["nodes"]
+
+    def test_what_is_held_at_most_counts_a_moment_too(self, tmp_path: Path) -> None:
+        # for 2 s of a day both GPUs are full
+        pods = [a_pod("p", 10), a_pod("short", 10, arrival=600.0, departure=602.0), a_pod("last", 1, arrival=86_400.0)]
+        done = run("nodes", "--trace", self.trace(tmp_path, pods), "--like", "kind")
+
+        told = (
+            "1 node like kind: every pod is placed at once; at most 100.00 % of their GPU memory is held\nBy sums alone"
+        )
+        assert told in done.output
+
+    @pytest.mark.parametrize(
+        ("gpus", "pods", "nodes"),
+        [
+            # a pod of all of a GPU's memory for each node
+            ((a_gpu(0), a_gpu(1, family=Family.MIG_DYNAMIC, mode=Mode.MIG, mig=MIG())), (10, 10, 10), 3),
+            ((a_gpu(0), a_gpu(1, family=Family.REPLICAS)), (10, 10, 10), 3),
+            # a new node is well, and nobody else's
+            ((a_gpu(0, health=Health.UNHEALTHY, foreign=Foreign(bytes=GIB)),), (10, 10), 2),
+            # of so many clients MPS serves two
+            ((a_gpu(0, mode=Mode.MPS, mps_pipe="/run/mps", max_clients=2),), (1, 1, 1, 1), 2),
+        ],
+    )
+    def test_of_a_live_node_the_gpus_count_that_share_memory(
+        self, tmp_path: Path, gpus: tuple[GPU, ...], pods: tuple[int, ...], nodes: int
+    ) -> None:
+        inventory = inventories.encode(Inventory(generation=7, unit_bytes=GIB, serving=False, gpus=gpus))
+        kind = NodeEntry(name="kind", cpu=64, memory="256Gi", inventory=inventory)
+        trace = written(tmp_path, a_scene([kind, a_node("other", 1)], [a_pod(f"p{n}", m) for n, m in enumerate(pods)]))
+        done = run("nodes", "--trace", trace, "--like", "kind", "-o", "json")
+
+        assert nodes == msgspec.json.decode(done.stdout)["nodes"]
+
+    def test_a_node_whose_inventory_cannot_be_read_is_refused(self, tmp_path: Path) -> None:
+        kind = NodeEntry(name="kind", cpu=64, memory="256Gi", inventory="{bad")
+        trace = written(tmp_path, a_scene([kind, a_node("other", 10)], [a_pod("p", 10)]))
+        done = run("nodes", "--trace", trace, "--like", "kind")
+
+        assert 2 == done.exit_code
+        assert "kind: the node's inventory is not versioned JSON" in done.output
 
     def test_where_no_number_is_enough_that_is_told(self, tmp_path: Path) -> None:
         done = run("nodes", "--trace", self.trace(tmp_path, [a_pod("p", 11)]), "--like", "kind")

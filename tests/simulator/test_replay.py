@@ -106,6 +106,19 @@ class TestSample:
         assert Sampler(table, rows).shown(table.known, last, 500 * MIB)[rows[-1]]
 
 
+@pytest.mark.parametrize("policy", ["priced-leftovers", "fgd", "binpack"])
+def test_a_model_is_not_taken_for_another_whose_name_holds_its_own(policy: str) -> None:
+    nodes = [
+        TraceNode("a", 64_000, 1024, 1, "A10"),
+        TraceNode("b", 64_000, 1024, 1, "A100"),
+        TraceNode("c", 1, 1, 0, ""),
+    ]
+    pods = [TracePod("p", 1000, 10, 1, 1000, ("A10",)), TracePod("q", 1000, 10, 1, 1000, ("A100",))]
+    order = Order(arrivals=(0, 0, 1, 1), ranks=(0, 1, 2))
+
+    assert [0, -1, 1, -1] == replay(nodes, pods, order, policy).row.tolist()
+
+
 class TestReport:
     def test_columns_average_what_was_seen_at_that_load(self) -> None:
         nodes = [TraceNode("n", 64_000, 1024, 1, "G2")]
@@ -159,6 +172,13 @@ class TestCommand:
         written = msgspec.json.decode((tmp_path / "out.json").read_bytes())
         assert {"allocation", "fragmentation", "dropped", "seconds", "seed", "policy"} <= set(written)
         assert (7, "priced-leftovers") == (written["seed"], written["policy"])
+        assert "<svg" in (tmp_path / "out.svg").read_text()
+
+    @pytest.mark.parametrize("ratio", ["0", "0.5", "0.94", "1", "2"])
+    def test_a_plot_is_drawn_of_any_load(self, tmp_path: Path, ratio: str) -> None:
+        status, output = self.simulate(tmp_path, "--ratio", ratio, "--plot", str(tmp_path / "out.svg"))
+
+        assert 0 == status, output
         assert "<svg" in (tmp_path / "out.svg").read_text()
 
     def test_without_a_sequence_the_seed_draws_one_and_a_sample_may_be_shown(self, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from cotenant.simulator import document
 from cotenant.simulator.document import DocumentError
 from cotenant.simulator.scene import Scene, scene
 from cotenant.simulator.timeline import Played, Timeline
+from cotenant.simulator.times import times_report
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,7 +43,20 @@ def a_scene(nodes: list[Json], pods: list[Json], *, afresh: bool = False, **more
 
 
 def played(found: Scene, until: float = 1000, policy: str = "binpack") -> Played:
-    return Timeline(found.scheduler(policy), found.mix, found.node).play(found.jobs, found.losses, until=until)
+    timeline = Timeline(found.scheduler(policy), found.mix, found.node)
+    return timeline.play(found.jobs, found.losses, residents=found.residents, until=until)
+
+
+def in_place(found: Scene, nodes: list[str]) -> list[Json]:
+    """Give the pods of a scene as a snapshot has them, each placed on the node named."""
+    scheduler, pods = found.scheduler("binpack"), []
+    for entry, name in zip(found.document.pods, nodes, strict=True):
+        scheduler.place(entry.identity, document.request(entry, found.document), frozenset({name}))
+        hold = scheduler.ledger.hold(entry.identity)
+        assert hold is not None
+        placed = msgspec.structs.replace(entry, node=name, grant=hold.grant)
+        pods.append(msgspec.to_builtins(placed))
+    return pods
 
 
 def waited(found: Played) -> dict[str, float]:
@@ -90,6 +104,17 @@ class TestWaiting:
         assert {25.0, 0.0} == set(found.allocated.tolist())
         assert 12.5 == pytest.approx(found.allocated.mean(), abs=0.1)
 
+    def test_the_mean_is_of_all_the_time_and_not_of_moments_that_fall_into_step(self) -> None:
+        # ten minutes of each of 400 hours, as a CronJob: the 400 moments are an hour apart and see 10 of 11 of them
+        pods = [pod(f"p{n}", 10, 3600 * n, 600) for n in range(400)]
+        found = played(a_scene([node()], pods), until=3600 * 399 + 660)
+
+        # 400 times 600 of 1,437,060 s
+        assert 16.701 == times_report(found, policy="binpack", seed=0).allocation
+        # from the 200th moment on, at 720,331 s and 331 s of the 201st hour: 269 s of that and 199 times 600
+        half = times_report(found, policy="binpack", seed=0, since=float(found.at[200])).allocation
+        assert 100 * (269 + 199 * 600) / (1_437_060 - 720_331) == pytest.approx(half, abs=0.01)
+
 
 class TestLosses:
     def test_pods_of_a_lost_node_come_again_and_run_all_of_their_time(self) -> None:
@@ -108,6 +133,35 @@ class TestLosses:
         assert 1 == found.restarts
         # p was on it, and r has waited longer: it is the first to be tried when the GPU is back
         assert {"p": 950, "q": 0, "r": 88} == waited(found)
+
+    @pytest.mark.parametrize("back", [False, True])
+    def test_what_happens_to_a_gpu_of_a_lost_node_brings_no_node_back(self, *, back: bool) -> None:
+        losses = [
+            {"at": 10, "node": "n"},
+            {"at": 20, "node": "n", "gpu": 0, "back": back},
+            {"at": 70, "node": "n", "back": True},
+        ]
+        found = played(a_scene([node("n", gpus(2))], [pod("p", 10, 30)], events=losses))
+
+        assert {"p": 40} == waited(found)
+
+    def test_pods_that_have_a_place_in_a_snapshot_come_again_when_that_is_lost(self) -> None:
+        there = [pod("p", 6), pod("q", 6), pod("daemon", 2, owner="DaemonSet/d")]
+        snapshot = in_place(a_scene([node("n", gpus(2))], there), ["n", "n", "n"])
+        losses = [{"at": 50, "node": "n"}, {"at": 80, "node": "n", "gpu": 0, "back": True}]
+        found = played(a_scene([node("n", gpus(2)), node("m")], snapshot, events=losses))
+
+        # m has room for one of them; the daemon's pod belongs to its node
+        assert {"p": 0, "q": 950} == waited(found)
+        assert 2 == found.restarts
+
+    def test_pods_that_have_a_place_in_a_snapshot_count_as_none_that_came_and_end_when_it_says(self) -> None:
+        snapshot = in_place(a_scene([node()], [pod("p", 8, 0, 100), pod("q", 2, 0)]), ["n", "n"])
+        found = played(a_scene([node()], [*snapshot, pod("r", 8, 30)]))
+
+        assert {"r": 70} == waited(found)
+        # until 100 p and q, then q and r
+        assert {100.0} == set(found.allocated.tolist())
 
     def test_a_node_may_be_lost_twice_and_come_back_with_all_gpus(self) -> None:
         losses = [{"at": at, "node": "n", "back": at in {20, 40}} for at in (10, 20, 30, 40)]
@@ -230,6 +284,10 @@ class TestBadTraces:
             ({"pods": [pod("p", 1, containers=[{"name": "c", "gpuMem": 1}])]}, "$.pods[0].gpuMem: expected either"),
             ({"events": [{"at": 1, "node": "m"}]}, "$.events[0].node: expected the name of a node, not 'm'"),
             ({"events": [{"at": 1, "node": "n", "gpu": 1}]}, "$.events[0].gpu: expected the index of a GPU that n has"),
+            (
+                {"nodes": [node("n", inventory="{bad")], "events": [{"at": 1, "node": "n", "gpu": 0}]},
+                "$.events[0].gpu: expected a node whose GPUs can be read: the node's inventory is not versioned JSON",
+            ),
         ],
     )
     def test_it_is_refused_by_file_and_place(self, tmp_path: Path, text: bytes | Json, expected: str) -> None:
@@ -263,6 +321,14 @@ class TestCommand:
         (folder / "trace.json").write_bytes(msgspec.json.encode(trace))
         done = CliRunner().invoke(main, ["simulate", "--trace", str(folder / "trace.json"), "--seed", "1", *more])
         return done.exit_code, done.output
+
+    def test_the_loss_of_a_node_of_a_snapshot_is_played(self, tmp_path: Path) -> None:
+        pods = in_place(a_scene([node()], [pod("p", 8)]), ["n"])
+        losses = [{"at": 50, "node": "n"}]
+        _, output = self.simulate(tmp_path, {"nodes": [node(), node("m")], "pods": pods, "events": losses})
+
+        assert "1 pods in" in output
+        assert "1 pod came again after the loss of a node or GPU" in output
 
     def test_waiting_is_printed_written_and_drawn(self, tmp_path: Path) -> None:
         trace = {"nodes": [node()], "pods": [pod("p", 8, 0, 600), pod("q", 8, 0, 60)]}
