@@ -33,6 +33,9 @@ _GPU_INSTANCE, _COMPUTE_INSTANCE, MIG_DEVICE = 0x100000, 0x200000, 0x300000
 # NVML_COMPUTE_INSTANCE_PROFILE_* by compute slices
 _COMPUTE_PROFILES = {1: 0, 2: 1, 3: 2, 4: 3, 7: 4, 8: 5, 6: 6}
 _NO_RESET = (9, 0)
+# To a handle that has become invalid, as that of an instance which was destroyed: nvml.h lists no other answer for it
+# (nvmlGpuInstanceGetInfo, nvmlGpuInstanceDestroy, nvmlComputeInstanceDestroy, nvmlDeviceGetUUID).
+_GONE = int(pynvml.NVML_ERROR_INVALID_ARGUMENT)
 
 
 class CrashError(BaseException):
@@ -144,7 +147,7 @@ class MIGFunctions:
         with self._state() as state:
             found = state.find(number)
             if found is None or not found.uuid:
-                return int(pynvml.NVML_ERROR_NOT_FOUND)
+                return _GONE
             if symbol == "nvmlDeviceGetUUID":
                 arguments[0].value = found.uuid.encode()
             elif symbol == "nvmlDeviceGetGpuInstanceId":
@@ -240,7 +243,7 @@ class MIGFunctions:
         with self._state() as state:
             found = state.find(_handle(instance) - _GPU_INSTANCE)
             if found is None:
-                return int(pynvml.NVML_ERROR_NOT_FOUND)
+                return _GONE
             target = info._obj
             target.id, target.profileId = found.id, found.profile_id
             target.placement.start, target.placement.size = found.start, found.size
@@ -252,7 +255,7 @@ class MIGFunctions:
         with self._state() as state:
             found = state.find(_handle(instance) - _GPU_INSTANCE)
             if found is None:
-                return int(pynvml.NVML_ERROR_NOT_FOUND)
+                return _GONE
         slices = next((n for n, number in _COMPUTE_PROFILES.items() if number == _value(profile)), 0)
         if not 0 < slices <= self._profile(found).compute_slices:
             return int(pynvml.NVML_ERROR_NOT_SUPPORTED)
@@ -263,7 +266,7 @@ class MIGFunctions:
         with self._state() as state:
             found = state.find(_handle(instance) - _GPU_INSTANCE)
             if found is None:
-                return int(pynvml.NVML_ERROR_NOT_FOUND)
+                return _GONE
             has = bool(found.uuid) and _value(profile_id) == _COMPUTE_PROFILES[self._profile(found).compute_slices]
             if has:
                 instances[0] = ctypes.cast(_COMPUTE_INSTANCE + found.number, pynvml.c_nvmlComputeInstance_t)
@@ -274,7 +277,7 @@ class MIGFunctions:
         with self._state() as state:
             found = state.find(_handle(instance) - _GPU_INSTANCE)
             if found is None:
-                return int(pynvml.NVML_ERROR_NOT_FOUND)
+                return _GONE
             if found.uuid or _value(profile_id) != _COMPUTE_PROFILES[self._profile(found).compute_slices]:
                 return int(pynvml.NVML_ERROR_INSUFFICIENT_RESOURCES)
             state.made += 1
@@ -287,7 +290,7 @@ class MIGFunctions:
         with self._state() as state:
             found = state.find(_handle(compute) - _COMPUTE_INSTANCE)
             if found is None or not found.uuid:
-                return int(pynvml.NVML_ERROR_NOT_FOUND)
+                return _GONE
             if found.in_use:
                 return int(pynvml.NVML_ERROR_IN_USE)
             _note(state, "end", found.uuid, found.gpu)
@@ -298,7 +301,7 @@ class MIGFunctions:
         with self._state() as state:
             found = state.find(_handle(instance) - _GPU_INSTANCE)
             if found is None:
-                return int(pynvml.NVML_ERROR_NOT_FOUND)
+                return _GONE
             if found.uuid:
                 return int(pynvml.NVML_ERROR_IN_USE)
             state.instances.remove(found)

@@ -18,6 +18,9 @@ Call = Callable[..., Any]
 
 # What NVML answers for a profile that is another GPU's, or newer than the driver.
 _NO_SUCH_PROFILE = frozenset({pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_INVALID_ARGUMENT})
+# What it answers to the handle of an instance that somebody has destroyed: the handle is invalid then (nvml.h,
+# nvmlDeviceCreateGpuInstance, nvmlGpuInstanceGetInfo).
+_GONE = frozenset({pynvml.NVML_ERROR_INVALID_ARGUMENT, pynvml.NVML_ERROR_NOT_FOUND})
 # What drivers before 470 answer to nvmlDeviceGetGpuInstanceProfileInfoV.
 _NO_NAMES = frozenset({pynvml.NVML_ERROR_FUNCTION_NOT_FOUND, pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH})
 
@@ -58,7 +61,7 @@ def instances(call: Call, handle: Any, known: Sequence[MIGProfile]) -> tuple[GPU
             try:
                 info = call(pynvml.nvmlGpuInstanceGetInfo, made)
             except pynvml.NVMLError as error:
-                if error.value == pynvml.NVML_ERROR_NOT_FOUND:
+                if error.value in _GONE:
                     continue  # destroyed meanwhile
                 raise
             uuid, compute_id = devices.get(info.id, ("", None))
@@ -149,7 +152,7 @@ def _gone_is_done() -> Iterator[None]:
     try:
         yield
     except pynvml.NVMLError as error:
-        if error.value != pynvml.NVML_ERROR_NOT_FOUND:
+        if error.value not in _GONE:
             raise
 
 
@@ -167,8 +170,9 @@ def _handles(call: Call, handle: Any, profile: MIGProfile) -> list[Any]:
 
 def _handle_of(call: Call, handle: Any, profile: MIGProfile, instance_id: int) -> Any:
     for made in _handles(call, handle, profile):
-        if call(pynvml.nvmlGpuInstanceGetInfo, made).id == instance_id:
-            return made
+        with _gone_is_done():
+            if call(pynvml.nvmlGpuInstanceGetInfo, made).id == instance_id:
+                return made
     return None
 
 

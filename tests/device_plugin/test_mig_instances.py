@@ -1,10 +1,12 @@
 """GPU instances through the real pynvml, on the made-up library, whose state outlives the process."""
 
 from pathlib import Path
+from typing import Any
 
+import pynvml
 import pytest
 
-from device_plugin.nvml import NVML, MIGError
+from device_plugin.nvml import NVML, MIGError, mig
 from device_plugin.nvml.fake_mig import CrashError, Fault, StateFile
 
 A100 = "gpus: [{model: NVIDIA A100-SXM4-40GB, memory: 40GiB, uuid: GPU-0, mig: true, computeCapability: [8, 0]}]"
@@ -85,6 +87,41 @@ def test_an_instance_in_use_stays(file: Path) -> None:
     with pytest.raises(MIGError, match="it is in use"):
         nvml.destroy_mig_instance(0, *nvml.mig_instances(0))
     assert [("2g.10gb", 2, True)] == there(nvml)
+
+
+def between(file: Path, before: Any, nvml: NVML) -> Any:
+    """Make NVML's call such that another program destroys all instances just before the first call of *before*."""
+    other = NVML.open(fake=file)
+    left = list(other.mig_instances(0))
+
+    def call(function: Any, *arguments: Any) -> Any:
+        if function is before:
+            while left:
+                other.destroy_mig_instance(0, left.pop())
+        return nvml.call(function, *arguments)
+
+    return call
+
+
+@pytest.mark.parametrize("before", [pynvml.nvmlGpuInstanceGetInfo, pynvml.nvmlDeviceGetUUID])
+def test_an_instance_that_another_program_destroys_while_all_are_read_is_left_out(file: Path, before: Any) -> None:
+    nvml = NVML.open(fake=file)
+    nvml.create_mig_instance(0, "1g.5gb", 0)
+    nvml.create_mig_instance(0, "3g.20gb", 4)
+    call = between(file, before, nvml)
+    assert () == mig.instances(call, nvml.handle(0), nvml.mig_profiles(0))
+
+
+@pytest.mark.parametrize(
+    "before", [pynvml.nvmlGpuInstanceGetInfo, pynvml.nvmlComputeInstanceDestroy, pynvml.nvmlGpuInstanceDestroy]
+)
+def test_an_instance_that_another_program_destroys_first_is_destroyed(file: Path, before: Any) -> None:
+    nvml = NVML.open(fake=file)
+    nvml.create_mig_instance(0, "1g.5gb", 0)
+    (one,) = nvml.mig_instances(0)
+    (profile,) = (known for known in nvml.mig_profiles(0) if known.name == "1g.5gb")
+    mig.destroy(between(file, before, nvml), nvml.handle(0), profile, one.id)
+    assert [] == there(nvml)
 
 
 def test_a_crash_between_any_two_calls_leaves_what_the_next_call_completes_or_clears(file: Path) -> None:
