@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 import pynvml
 
-from cotenant.contract.boards import BoardProfile
+from cotenant.contract.boards import Board, BoardProfile
 from cotenant.contract.inventory import MIGInstance
 from cotenant.contract.mig import Geometry, PlacementError
 
@@ -224,11 +224,10 @@ class MIGFunctions:
             except PlacementError:
                 return int(pynvml.NVML_ERROR_INSUFFICIENT_RESOURCES)
             state.made += 1
-            used = {one.id for one in there}
             made = FakeInstance(
                 number=state.made,
                 gpu=gpu.uuid,
-                id=next(n for n in range(1, 64) if n not in used),
+                id=_instance_id(cut, wanted),
                 profile_id=known.profile_id,
                 profile=known.name,
                 start=wanted.start,
@@ -281,7 +280,9 @@ class MIGFunctions:
             if found.uuid or _value(profile_id) != _COMPUTE_PROFILES[self._profile(found).compute_slices]:
                 return int(pynvml.NVML_ERROR_INSUFFICIENT_RESOURCES)
             state.made += 1
-            found.uuid = f"MIG-{uuid.uuid5(_NAMESPACE, f'{found.gpu}/{state.made}')}"
+            # Real ones are of version 5, made of a name: whatever lies there next has the same one (NVIDIA/go-dcgm#30
+            # shows MIG-a65afc88-50b5-5ccf-b0a8-f93b3247ae9e, go-nvml#57 MIG-90443af0-2fe6-57fb-86fe-54186d5a6581).
+            found.uuid = f"MIG-{uuid.uuid5(_NAMESPACE, f'{found.gpu}/{found.id}/0')}"
             _note(state, "use", found.uuid, found.gpu)
             _point(compute._obj, _COMPUTE_INSTANCE + found.number)
         return 0
@@ -314,6 +315,16 @@ class MIGFunctions:
         if cut is None:
             raise ValueError(f"GPU {instance.gpu} has an instance, and no profiles")
         return next(one for one in cut.profiles if one.profile_id == instance.profile_id)
+
+
+def _instance_id(cut: Board, wanted: MIGInstance) -> int:
+    """Give NVML's id of an instance: it follows from its place, and the whole GPU's is 0.
+
+    On an A100 `nvidia-smi mig -lgi` shows 1 and 2 for halves, 3 to 6 for quarters and 7 to 14 for eighths (NVIDIA, MIG
+    user guide, "Creating GPU Instances").
+    """
+    largest = max(profile.size for profile in cut.profiles)
+    return largest // wanted.size - 1 + wanted.start // wanted.size
 
 
 def _strike(state: State) -> Fault | None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pynvml
 import pytest
@@ -36,6 +37,26 @@ def test_an_instance_lies_where_it_was_placed_and_another_process_sees_it(file: 
     assert nvml.mig_instances(0) == other.mig_instances(0)
     uuids = {one.uuid for one in nvml.mig_instances(0)}
     assert 2 == len(uuids)
+
+
+def test_an_instance_made_anew_in_its_place_has_the_uuid_and_the_number_that_it_had(file: Path) -> None:
+    nvml = NVML.open(fake=file)
+    nvml.create_mig_instance(0, "3g.20gb", 4)
+    (before,) = nvml.mig_instances(0)
+    nvml.destroy_mig_instance(0, before)
+    nvml.create_mig_instance(0, "3g.20gb", 4)
+    assert (before,) == nvml.mig_instances(0)
+    assert 5 == UUID(before.uuid.removeprefix("MIG-")).version
+
+
+def test_the_instance_that_is_the_whole_gpu_has_the_number_0(file: Path) -> None:
+    nvml = NVML.open(fake=file)
+    nvml.create_mig_instance(0, "7g.40gb", 0)
+    (gpu,), (one,) = nvml.gpus(), nvml.mig_instances(0)
+    assert 0 == one.id
+    assert len(nvml.mig_nodes(gpu, one)) == 3  # the GPU's, its own and its compute instance's
+    nvml.destroy_mig_instance(0, one)
+    assert [] == there(nvml)
 
 
 def test_an_instance_that_would_overlap_another_is_refused(file: Path) -> None:
