@@ -236,7 +236,10 @@ def _text(text: str | bytes) -> str:
 
 
 def profiles(call: Call, handle: Any) -> tuple[MIGProfile, ...]:
-    """Read the profiles of the GPU behind *handle*; none where it knows no MIG. Raises pynvml.NVMLError."""
+    """Read the profiles of the GPU behind *handle*; none where it knows no MIG, or tells none with MIG mode off.
+
+    Raises pynvml.NVMLError.
+    """
     found = []
     for number in range(pynvml.NVML_GPU_INSTANCE_PROFILE_COUNT):
         info, name = _info(call, handle, number)
@@ -290,9 +293,18 @@ def _nameless(call: Call, handle: Any, number: int) -> tuple[Any, str]:
 
 
 def _placements(call: Call, handle: Any, profile_id: int) -> list[tuple[int, int]]:
-    """Read starts and sizes in memory slices."""
+    """Read starts and sizes in memory slices; none where the driver knows none, or tells none with MIG mode off.
+
+    nvml.h of drivers about 525 has NVML_ERROR_NOT_SUPPORTED "if device doesn't have MIG mode enabled" here; NVIDIA's
+    DRA driver passes such profiles by (nvlib.go, inspectMigProfilesAndPlacements).
+    """
     count = ctypes.c_uint(0)
-    call(pynvml.nvmlDeviceGetGpuInstancePossiblePlacements, handle, profile_id, None, ctypes.byref(count))
-    places = (pynvml.c_nvmlGpuInstancePlacement_t * count.value)()
-    call(pynvml.nvmlDeviceGetGpuInstancePossiblePlacements, handle, profile_id, places, ctypes.byref(count))
+    try:
+        call(pynvml.nvmlDeviceGetGpuInstancePossiblePlacements, handle, profile_id, None, ctypes.byref(count))
+        places = (pynvml.c_nvmlGpuInstancePlacement_t * count.value)()
+        call(pynvml.nvmlDeviceGetGpuInstancePossiblePlacements, handle, profile_id, places, ctypes.byref(count))
+    except pynvml.NVMLError as error:
+        if error.value in _NO_SUCH_PROFILE:
+            return []
+        raise
     return sorted((place.start, place.size) for place in places[: count.value])
