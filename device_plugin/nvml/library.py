@@ -30,6 +30,9 @@ T = TypeVar("T")
 _turn = Turn()
 # A call takes a millisecond, and a GPU that is waking up from its sleep a second or two.
 _PATIENCE_SECONDS = 5.0
+# The first look initializes all GPUs where nothing else does, as nvidia-persistenced: on eight A100 that took over 25 s
+# (Azure/AgentBaker#2829). No GPU is to be missing for that when the plugin begins to serve.
+_FIRST_TIMES = 6
 _GUEST = pynvml.NVML_GPU_VIRTUALIZATION_MODE_VGPU
 # What NVML answers for a GPU that has to be reset, or is being reset.
 _LOST = frozenset({pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED})
@@ -109,7 +112,7 @@ class NVML:
     ) -> None:
         """Take *library*, None for the one pynvml finds; *device_path* names a GPU's node by its minor number.
 
-        *patience* are the seconds that one GPU may take to answer.
+        *patience* are the seconds that one GPU may take to answer; at the first look six times as many.
         """
         self._library = Library(library)
         self._device_path = device_path
@@ -122,6 +125,7 @@ class NVML:
         self._profiles: dict[int, tuple[MIGProfile, ...]] = {}
         self._known: dict[int, PhysicalGPU] = {}
         self._count = 0
+        self._looked = False
         # the last look could read none of the GPUs, where it is not that they are lost, or that the driver hangs
         self.blind = False
 
@@ -173,7 +177,9 @@ class NVML:
             self._count = count
             self._handles.clear()
             self._profiles.clear()
-        answers = self._patience.ask({index: partial(self._read, index) for index in range(count)})
+        questions = {index: partial(self._read, index) for index in range(count)}
+        answers = self._patience.ask(questions, times=1 if self._looked else _FIRST_TIMES)
+        self._looked = True
         errors = [answer for answer in answers.values() if isinstance(answer, pynvml.NVMLError)]
         reasons = [error for error in errors if error.value not in _LOST]
         self.blind = bool(reasons) and len(errors) == count
