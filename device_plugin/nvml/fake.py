@@ -24,7 +24,7 @@ from cotenant.contract import configuration
 from cotenant.contract.boards import Board, BoardProfile, UnknownBoardError, board, board_of
 from cotenant.contract.configuration import ConfigurationError
 from cotenant.contract.units import parse_bytes
-from device_plugin.nvml.fake_health import FakeHealth, HealthSymbols
+from device_plugin.nvml.fake_health import EVENT_DEVICE, FakeHealth, HealthSymbols
 from device_plugin.nvml.fake_mig import MIG_DEVICE, MIGFunctions, StateFile, struck
 
 log = structlog.get_logger(__name__)
@@ -204,6 +204,8 @@ class FakeLibrary(HealthSymbols, MIGFunctions):
     def _on_device(self, symbol: str, function: Callable[..., int | None], arguments: tuple[Any, ...]) -> int:
         # A handle is index + 1: null is no device.
         index = (ctypes.cast(arguments[0], ctypes.c_void_p).value or 0) - 1
+        if EVENT_DEVICE <= index < 2 * EVENT_DEVICE:
+            index -= EVENT_DEVICE
         if index >= MIG_DEVICE:
             return self.on_mig_device(symbol, index + 1 - MIG_DEVICE, arguments[1:])
         if not 0 <= index < len(self._gpus):
