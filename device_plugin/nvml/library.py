@@ -69,6 +69,7 @@ class PhysicalGPU(msgspec.Struct, frozen=True, kw_only=True):
     # NVML's, ordered by PCI address; moves when another GPU is lost over a restart
     index: int
     model: str
+    # 0 where it does not say, as a GPU does that shares the machine's memory
     total_bytes: int
     # kept by driver and firmware, part of total (nvmlMemory_v2_t.reserved); 0 where the driver is older than 510
     reserved_bytes: int
@@ -400,12 +401,21 @@ class NVML:
     def _processes(self, index: int) -> tuple[GPUProcess, ...]:
         return processes.read(self._optional, self.handle(index))
 
-    def _memory(self, handle: Any) -> tuple[int, int, int]:
-        """Read total, reserved and used bytes; drivers before 510 know no reserved bytes and count them as used."""
+    def _memory(self, handle: Any) -> tuple[int, int, int | None]:
+        """Read total, reserved and used bytes; drivers before 510 know no reserved bytes and count them as used.
+
+        A GPU that has no memory but the machine's tells none, and is no worse for it: NVML_ERROR_NOT_SUPPORTED, as on a
+        GB10 (k8s-device-plugin#1482, dra-driver-nvidia-gpu#1073).
+        """
         memory = self._optional(pynvml.nvmlDeviceGetMemoryInfo, handle, pynvml.nvmlMemory_v2)
         if memory is not None:
             return memory.total, memory.reserved, memory.used
-        memory = self.call(pynvml.nvmlDeviceGetMemoryInfo, handle)
+        try:
+            memory = self.call(pynvml.nvmlDeviceGetMemoryInfo, handle)
+        except pynvml.NVMLError as error:
+            if error.value != pynvml.NVML_ERROR_NOT_SUPPORTED:
+                raise
+            return 0, 0, None
         return memory.total, 0, memory.used
 
     def _optional(self, function: Callable[..., T], *arguments: Any) -> T | None:
