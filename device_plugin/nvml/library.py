@@ -127,6 +127,8 @@ class NVML:
         self._known: dict[int, PhysicalGPU] = {}
         self._count = 0
         self._looked = False
+        # why a GPU that never said who it is cannot be read, by index: said once
+        self._unreadable: dict[int, str] = {}
         # the last look could read none of the GPUs, where it is not that they are lost, or that the driver hangs
         self.blind = False
 
@@ -188,6 +190,7 @@ class NVML:
             raise NVMLUnavailableError(f"none of the {count} GPUs can be read: {sentence(reasons[0])}")
         for index, answer in answers.items():
             if isinstance(answer, PhysicalGPU):
+                self._unreadable.pop(index, None)
                 read, before = self._with_memory(answer), self._known.get(index)
                 if before is not None and before.mig_enabled is not read.mig_enabled:
                     self._profiles.pop(index, None)
@@ -200,7 +203,7 @@ class NVML:
                     self._profiles.pop(index, None)
                 self._known[index] = msgspec.structs.replace(self._known[index], fault=sentence(answer), lost=lost)
             else:
-                log.warning("nvml.gpu_unreadable", index=index, fault=sentence(answer))
+                self._tell_unreadable(index, sentence(answer))
         missing = "NVML no longer lists the GPU: it has fallen off the bus, or was removed"
         for index in self._known.keys() - set(range(count)):
             self._known[index] = msgspec.structs.replace(self._known[index], fault=missing, lost=True)
@@ -390,6 +393,11 @@ class NVML:
             vitals=vitals.read(self._hint, handle, used_bytes=used, guest=virtualization == _GUEST),
             fault=fault,
         )
+
+    def _tell_unreadable(self, index: int, fault: str) -> None:
+        if self._unreadable.get(index) != fault:
+            self._unreadable[index] = fault
+            log.warning("nvml.gpu_unreadable", index=index, fault=fault)
 
     def _with_memory(self, gpu: PhysicalGPU) -> PhysicalGPU:
         """Give a GPU that does not tell its memory what it last said, as where MIG mode was switched on meanwhile."""
