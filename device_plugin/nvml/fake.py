@@ -239,12 +239,16 @@ class FakeLibrary(HealthSymbols, MIGFunctions):
     def _nvmlDeviceGetComputeMode(self, gpu: FakeGPU, mode: Any) -> None:
         mode._obj.value = self._compute_modes().get(gpu.uuid, gpu.compute_mode)
 
-    def _nvmlDeviceSetComputeMode(self, gpu: FakeGPU, mode: Any) -> None:
+    def _nvmlDeviceSetComputeMode(self, gpu: FakeGPU, mode: Any) -> int:
+        wanted = getattr(mode, "value", mode)
+        if wanted == pynvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS and self.mig_on(gpu):
+            return int(pynvml.NVML_ERROR_NOT_SUPPORTED)  # NVIDIA/DCGM#82 shows it
         with self._reading:
-            modes = self._compute_modes() | {gpu.uuid: getattr(mode, "value", mode)}
+            modes = self._compute_modes() | {gpu.uuid: wanted}
             new = self._path.with_suffix(".compute-modes.new")
             new.write_bytes(msgspec.json.encode(modes))
             new.replace(self._path.with_suffix(".compute-modes"))
+        return 0
 
     def _compute_modes(self) -> dict[str, int]:
         try:
