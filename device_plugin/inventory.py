@@ -97,6 +97,11 @@ def _ailment(gpu: PhysicalGPU, assigned: Assigned) -> str:
             )
         # on a vGPU with MIG behind it, the mode is on and its one instance there
         return ""
+    if not gpu.total_bytes and (assigned.family is Family.MEMORY or assigned.mode is Mode.MPS):
+        return (
+            "NVML tells no memory of it, as of a GPU that shares the machine's: it can be shared by family replicas in "
+            "mode time-slicing alone"
+        )
     if gpu.mig_enabled and assigned.mode is not Mode.MIG:
         # CUDA finds no device on such a GPU before instances are made on it
         return f"MIG mode is on, and gpu-mem needs it off: `nvidia-smi -i {gpu.index} -mig 0`"

@@ -59,12 +59,12 @@ class Geometries(_Section, frozen=True, kw_only=True):
 
 
 class CutGPU(msgspec.Struct, frozen=True, kw_only=True):
-    """Describe a GPU that may be cut."""
+    """Describe a GPU that may be cut; *geometry* is None where it tells none before its MIG mode is on."""
 
     uuid: str
     index: int
     device_id: int | None
-    geometry: Geometry
+    geometry: Geometry | None
 
 
 class Cut(msgspec.Struct, frozen=True):
@@ -96,6 +96,8 @@ def plan(geometries: Geometries, name: str, gpus: Sequence[CutGPU]) -> Mapping[s
 
 
 def _cut(gpu: CutGPU, wanted: GPUGeometry, path: str) -> Cut:
+    if gpu.geometry is None:
+        return Cut(wanted.mig_enabled)
     profiles = [profile for profile, count in wanted.mig_devices.items() for _ in range(count)]
     known = {profile.name for profile in gpu.geometry.profiles}
     for profile in wanted.mig_devices:

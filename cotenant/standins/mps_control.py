@@ -61,11 +61,8 @@ def _control(folder: Path) -> None:
                     answer += part
         except OSError:
             sys.exit("Cannot find MPS control daemon process")
-        code, _, text = answer.decode().partition("\n")
-        if text:
-            print(text)  # noqa: T201
-        if code != "0":
-            sys.exit(1)
+        if answer:
+            print(answer.decode())  # noqa: T201
 
 
 def _connect(connection: socket.socket, folder: Path) -> None:
@@ -111,15 +108,14 @@ class _Daemon:
         while self._hanging:
             time.sleep(0.05)
         if words and words[0] == "quit":
-            connection.sendall(b"0\n")
             connection.close()
             self._end(0)
         try:
             text = self._command(words)
         except (ValueError, IndexError):
-            connection.sendall(f"1\nInvalid command: {' '.join(words)}".encode())
-        else:
-            connection.sendall(f"0\n{text}".encode())
+            # which is no failure of the control program: its exit status tells of the way to the daemon alone
+            text = f"Invalid command: {' '.join(words)}"
+        connection.sendall(text.encode())
 
     def _command(self, words: list[str]) -> str:
         match words:
@@ -146,7 +142,11 @@ class _Daemon:
             raise ValueError(size)
         if size:
             self._memory[device] = size
-        return "" if size else self._memory.get(device, "unlimited")
+            return ""
+        kept = self._memory.get(device, "unlimited")
+        # as driver 595 shows it
+        gib = int(kept[:-1]) // 1024 if kept.upper().endswith("M") else 0
+        return f"{gib}G" if gib else kept
 
     def _fake(self, words: list[str]) -> str:
         match words:

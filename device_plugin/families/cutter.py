@@ -125,14 +125,18 @@ class Cutter:
                 uuid=gpu.uuid,
                 index=gpu.index,
                 device_id=gpu.pci_device_id,
-                geometry=Geometry(self._nvml.mig_profiles(gpu.index)),
+                # with the mode off some drivers tell none; what they tell once it is on, the next look goes by
+                geometry=Geometry(profiles) if profiles or gpu.mig_enabled is not False else None,
             )
             for gpu in gpus
+            for profiles in (self._nvml.mig_profiles(gpu.index),)
         ]
         cuts = mig_parted.plan(geometries, wanted, cuttable)
         if not cuts:
             raise _Refused("it names no GPU of family mig-static")
-        return self._advance({gpu.uuid: gpu for gpu in gpus if gpu.uuid in cuts}, cuts)
+        done = self._advance({gpu.uuid: gpu for gpu in gpus if gpu.uuid in cuts}, cuts)
+        unknown = {gpu.uuid for gpu in cuttable if gpu.geometry is None}
+        return done and not any(cut.enabled for uuid, cut in cuts.items() if uuid in unknown)
 
     def _advance(self, gpus: Mapping[str, PhysicalGPU], cuts: Mapping[str, Cut]) -> bool:
         """Cut the GPUs that were announced, or announce those that can be cut; tell whether all are as wanted."""

@@ -36,7 +36,7 @@ _ENDS = {
 
 
 class Subject(NamedTuple):
-    """Name a GPU, or one MIG instance of it by its own UUID: NVML gives the number of an instance that is gone anew."""
+    """Name a GPU, or one MIG instance of it by its own UUID, which the next one of that size in its place has too."""
 
     uuid: str
     instance: str = ""
@@ -93,7 +93,7 @@ class HealthKeeper:
                     if not subject.instance or not probe.present:
                         self._faults[subject] = faults.probed(self._faults[subject], probe, self._settings.clean_probes)
                     if subject.instance and not self._faults[subject]:
-                        # instances come and go with pods, each with another UUID
+                        # instances come and go with pods
                         del self._faults[subject]
                         self._places.pop(subject, None)
 

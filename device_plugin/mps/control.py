@@ -5,12 +5,19 @@ in CUDA_MPS_PIPE_DIRECTORY. How daemon and program speak to each other is not do
 """
 
 import os
+import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 
+import structlog
+
+log = structlog.get_logger(__name__)
+
 ANSWER_SECONDS = 5.0
+_SHOWN = 200
+_SIZE = re.compile(r"(\d+)([GM])")
 
 
 class MPSError(Exception):
@@ -74,7 +81,7 @@ class Control:
         except (OSError, UnicodeError) as error:
             raise MPSError(f"{self.program} cannot be run: {error}") from error
         if done.returncode:
-            said = " ".join((done.stdout + done.stderr).split())[:200]
+            said = " ".join((done.stdout + done.stderr).split())[:_SHOWN]
             raise MPSError(f"the MPS control daemon refused `{text}`: {said or f'code {done.returncode}'}")
         return done.stdout.strip()
 
@@ -87,6 +94,43 @@ class Control:
                 found[int(line)] = ServerState(state.strip().upper().split()[-1] if state.strip() else "UNKNOWN")
         return found
 
+    def limit_memory(self, device: int, mib: int) -> None:
+        """Set how much memory of its *device*-th GPU the daemon lets a client have that asks for no limit itself."""
+        # shown in whole GiB, rounded down, from one on: 1044M is 1G
+        self._set("default_device_pinned_mem_limit", f" {device}", f"{mib}M", lambda kept: _mib(kept) <= mib)
+
+    def limit_threads(self, percent: int) -> None:
+        """Set the share of threads that a client has at most, in percent."""
+        self._set("default_active_thread_percentage", "", str(percent), lambda kept: float(kept) <= percent)
+
+    def _set(self, what: str, of: str, value: str, holds: Callable[[str], bool]) -> None:
+        """Set a default, and ask whether the daemon has it.
+
+        "If an invalid command is issued and rejected, an error message will be printed to stdout. The exit status of
+        the front-end UI is zero if communication with the daemon is successful" (nvidia-cuda-mps-control(1)).
+        """
+        said, kept = self.command(f"set_{what}{of} {value}"), self.command(f"get_{what}{of}")
+        try:
+            if holds(kept):
+                return
+        except ValueError:
+            # the words of a driver that shows it in another way, if it had nothing against the command
+            if not said:
+                log.warning("mps.limit_not_understood", command=f"get_{what}{of}", answer=kept[:_SHOWN])
+                return
+        raise MPSError(
+            f"the MPS control daemon did not take `set_{what}{of} {value}`: it says {said[:_SHOWN]!r}, and has "
+            f"{kept[:_SHOWN]!r}"
+        )
+
     def quit(self, seconds: int) -> None:
         """End the daemon and its servers, clients that are still there after so many seconds with them."""
         self.command(f"quit -t {seconds}", more_seconds=seconds)
+
+
+def _mib(text: str) -> int:
+    """Read a size as the daemon shows it; raise ValueError."""
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise ValueError(text)
+    return int(found[1]) * (1024 if found[2] == "G" else 1)

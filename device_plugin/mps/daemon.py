@@ -234,8 +234,8 @@ class Daemon:
     def _limit(self) -> None:
         """Set what holds clients that name no limits; it counts for servers that start from now on."""
         for n, limit in enumerate(self.plan.limits):
-            self._control.command(f"set_default_device_pinned_mem_limit {n} {limit.memory_mib}M")
-        self._control.command(f"set_default_active_thread_percentage {self.plan.threads}")
+            self._control.limit_memory(n, limit.memory_mib)
+        self._control.limit_threads(self.plan.threads)
 
     def _watch(self) -> int:
         """Look at the daemon until it has ended or hangs; say how often it was seen to serve."""

@@ -94,11 +94,27 @@ class Events:
             raise EventsError(f"NVML says: {pynvml.NVMLError(code)} (code {code})")
         instance, compute = data.gpuInstanceId, data.computeInstanceId
         return GPUEvent(
-            uuid=self._uuids.get(_address(data.device), ""),
+            uuid=self._uuid_of(data.device),
             xid=int(data.eventData) if data.eventType == pynvml.nvmlEventTypeXidCriticalError else None,
             gpu_instance=None if instance == _NO_INSTANCE else instance,
             compute_instance=None if compute == _NO_INSTANCE else compute,
         )
+
+    def _uuid_of(self, device: Any) -> str:
+        """Say which GPU an event is of, "" where that cannot be told.
+
+        nvml.h does not promise the handle that was registered (nvmlEventData_t.device), so one that is not known is
+        asked who it is, as NVIDIA's device plugin does (internal/rm/health.go). A GPU that is lost would not say.
+        """
+        known = self._uuids.get(_address(device))
+        if known is not None:
+            return known
+        try:
+            uuid = str(self._nvml.call(pynvml.nvmlDeviceGetUUID, device))
+        except pynvml.NVMLError as error:
+            log.warning("nvml.event_of_unknown", error=str(error))
+            return ""
+        return uuid if uuid in self._uuids.values() else ""
 
     def close(self) -> None:
         """Free the set."""

@@ -24,7 +24,7 @@ from cotenant.contract import configuration
 from cotenant.contract.boards import Board, BoardProfile, UnknownBoardError, board, board_of
 from cotenant.contract.configuration import ConfigurationError
 from cotenant.contract.units import parse_bytes
-from device_plugin.nvml.fake_health import FakeHealth, HealthSymbols
+from device_plugin.nvml.fake_health import EVENT_DEVICE, FakeHealth, HealthSymbols
 from device_plugin.nvml.fake_mig import MIG_DEVICE, MIGFunctions, StateFile, struck
 
 log = structlog.get_logger(__name__)
@@ -204,6 +204,8 @@ class FakeLibrary(HealthSymbols, MIGFunctions):
     def _on_device(self, symbol: str, function: Callable[..., int | None], arguments: tuple[Any, ...]) -> int:
         # A handle is index + 1: null is no device.
         index = (ctypes.cast(arguments[0], ctypes.c_void_p).value or 0) - 1
+        if EVENT_DEVICE <= index < 2 * EVENT_DEVICE:
+            index -= EVENT_DEVICE
         if index >= MIG_DEVICE:
             return self.on_mig_device(symbol, index + 1 - MIG_DEVICE, arguments[1:])
         if not 0 <= index < len(self._gpus):
@@ -237,12 +239,16 @@ class FakeLibrary(HealthSymbols, MIGFunctions):
     def _nvmlDeviceGetComputeMode(self, gpu: FakeGPU, mode: Any) -> None:
         mode._obj.value = self._compute_modes().get(gpu.uuid, gpu.compute_mode)
 
-    def _nvmlDeviceSetComputeMode(self, gpu: FakeGPU, mode: Any) -> None:
+    def _nvmlDeviceSetComputeMode(self, gpu: FakeGPU, mode: Any) -> int:
+        wanted = getattr(mode, "value", mode)
+        if wanted == pynvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS and self.mig_on(gpu):
+            return int(pynvml.NVML_ERROR_NOT_SUPPORTED)  # NVIDIA/DCGM#82 shows it
         with self._reading:
-            modes = self._compute_modes() | {gpu.uuid: getattr(mode, "value", mode)}
+            modes = self._compute_modes() | {gpu.uuid: wanted}
             new = self._path.with_suffix(".compute-modes.new")
             new.write_bytes(msgspec.json.encode(modes))
             new.replace(self._path.with_suffix(".compute-modes"))
+        return 0
 
     def _compute_modes(self) -> dict[str, int]:
         try:

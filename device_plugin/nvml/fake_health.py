@@ -14,6 +14,8 @@ import pynvml
 from cotenant.contract.units import parse_bytes
 
 _NO_INSTANCE = 0xFFFFFFFF
+# Added to a GPU's handle in events.
+EVENT_DEVICE = 0x10000
 _NOT_AVAILABLE = pynvml.NVML_VALUE_NOT_AVAILABLE_ulonglong.value
 # How often a file is looked at while somebody waits for what it may come to say.
 _LOOK_SECONDS = 0.02
@@ -158,8 +160,8 @@ class HealthSymbols:
                 return int(pynvml.NVML_ERROR_TIMEOUT)
             time.sleep(_LOOK_SECONDS)
         target, xid = data._obj, happened[1]
-        # the handle is the structure's first field
-        handle = ctypes.c_void_p(index + 1)
+        # the handle is the structure's first field; nothing in nvml.h says that it is the one that was registered
+        handle = ctypes.c_void_p(EVENT_DEVICE + index + 1)
         ctypes.memmove(ctypes.byref(target), ctypes.byref(handle), ctypes.sizeof(handle))
         target.eventType, target.eventData = pynvml.nvmlEventTypeXidCriticalError, xid.xid
         target.gpuInstanceId = _NO_INSTANCE if xid.gpu_instance is None else xid.gpu_instance

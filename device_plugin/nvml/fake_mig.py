@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 import pynvml
 
-from cotenant.contract.boards import BoardProfile
+from cotenant.contract.boards import Board, BoardProfile
 from cotenant.contract.inventory import MIGInstance
 from cotenant.contract.mig import Geometry, PlacementError
 
@@ -33,6 +33,9 @@ _GPU_INSTANCE, _COMPUTE_INSTANCE, MIG_DEVICE = 0x100000, 0x200000, 0x300000
 # NVML_COMPUTE_INSTANCE_PROFILE_* by compute slices
 _COMPUTE_PROFILES = {1: 0, 2: 1, 3: 2, 4: 3, 7: 4, 8: 5, 6: 6}
 _NO_RESET = (9, 0)
+# To a handle that has become invalid, as that of an instance which was destroyed: nvml.h lists no other answer for it
+# (nvmlGpuInstanceGetInfo, nvmlGpuInstanceDestroy, nvmlComputeInstanceDestroy, nvmlDeviceGetUUID).
+_GONE = int(pynvml.NVML_ERROR_INVALID_ARGUMENT)
 
 
 class CrashError(BaseException):
@@ -144,7 +147,7 @@ class MIGFunctions:
         with self._state() as state:
             found = state.find(number)
             if found is None or not found.uuid:
-                return int(pynvml.NVML_ERROR_NOT_FOUND)
+                return _GONE
             if symbol == "nvmlDeviceGetUUID":
                 arguments[0].value = found.uuid.encode()
             elif symbol == "nvmlDeviceGetGpuInstanceId":
@@ -221,11 +224,10 @@ class MIGFunctions:
             except PlacementError:
                 return int(pynvml.NVML_ERROR_INSUFFICIENT_RESOURCES)
             state.made += 1
-            used = {one.id for one in there}
             made = FakeInstance(
                 number=state.made,
                 gpu=gpu.uuid,
-                id=next(n for n in range(1, 64) if n not in used),
+                id=_instance_id(cut, wanted),
                 profile_id=known.profile_id,
                 profile=known.name,
                 start=wanted.start,
@@ -240,7 +242,7 @@ class MIGFunctions:
         with self._state() as state:
             found = state.find(_handle(instance) - _GPU_INSTANCE)
             if found is None:
-                return int(pynvml.NVML_ERROR_NOT_FOUND)
+                return _GONE
             target = info._obj
             target.id, target.profileId = found.id, found.profile_id
             target.placement.start, target.placement.size = found.start, found.size
@@ -252,7 +254,7 @@ class MIGFunctions:
         with self._state() as state:
             found = state.find(_handle(instance) - _GPU_INSTANCE)
             if found is None:
-                return int(pynvml.NVML_ERROR_NOT_FOUND)
+                return _GONE
         slices = next((n for n, number in _COMPUTE_PROFILES.items() if number == _value(profile)), 0)
         if not 0 < slices <= self._profile(found).compute_slices:
             return int(pynvml.NVML_ERROR_NOT_SUPPORTED)
@@ -263,7 +265,7 @@ class MIGFunctions:
         with self._state() as state:
             found = state.find(_handle(instance) - _GPU_INSTANCE)
             if found is None:
-                return int(pynvml.NVML_ERROR_NOT_FOUND)
+                return _GONE
             has = bool(found.uuid) and _value(profile_id) == _COMPUTE_PROFILES[self._profile(found).compute_slices]
             if has:
                 instances[0] = ctypes.cast(_COMPUTE_INSTANCE + found.number, pynvml.c_nvmlComputeInstance_t)
@@ -274,11 +276,13 @@ class MIGFunctions:
         with self._state() as state:
             found = state.find(_handle(instance) - _GPU_INSTANCE)
             if found is None:
-                return int(pynvml.NVML_ERROR_NOT_FOUND)
+                return _GONE
             if found.uuid or _value(profile_id) != _COMPUTE_PROFILES[self._profile(found).compute_slices]:
                 return int(pynvml.NVML_ERROR_INSUFFICIENT_RESOURCES)
             state.made += 1
-            found.uuid = f"MIG-{uuid.uuid5(_NAMESPACE, f'{found.gpu}/{state.made}')}"
+            # Real ones are of version 5, made of a name: whatever lies there next has the same one (NVIDIA/go-dcgm#30
+            # shows MIG-a65afc88-50b5-5ccf-b0a8-f93b3247ae9e, go-nvml#57 MIG-90443af0-2fe6-57fb-86fe-54186d5a6581).
+            found.uuid = f"MIG-{uuid.uuid5(_NAMESPACE, f'{found.gpu}/{found.id}/0')}"
             _note(state, "use", found.uuid, found.gpu)
             _point(compute._obj, _COMPUTE_INSTANCE + found.number)
         return 0
@@ -287,7 +291,7 @@ class MIGFunctions:
         with self._state() as state:
             found = state.find(_handle(compute) - _COMPUTE_INSTANCE)
             if found is None or not found.uuid:
-                return int(pynvml.NVML_ERROR_NOT_FOUND)
+                return _GONE
             if found.in_use:
                 return int(pynvml.NVML_ERROR_IN_USE)
             _note(state, "end", found.uuid, found.gpu)
@@ -298,7 +302,7 @@ class MIGFunctions:
         with self._state() as state:
             found = state.find(_handle(instance) - _GPU_INSTANCE)
             if found is None:
-                return int(pynvml.NVML_ERROR_NOT_FOUND)
+                return _GONE
             if found.uuid:
                 return int(pynvml.NVML_ERROR_IN_USE)
             state.instances.remove(found)
@@ -311,6 +315,16 @@ class MIGFunctions:
         if cut is None:
             raise ValueError(f"GPU {instance.gpu} has an instance, and no profiles")
         return next(one for one in cut.profiles if one.profile_id == instance.profile_id)
+
+
+def _instance_id(cut: Board, wanted: MIGInstance) -> int:
+    """Give NVML's id of an instance: it follows from its place, and the whole GPU's is 0.
+
+    On an A100 `nvidia-smi mig -lgi` shows 1 and 2 for halves, 3 to 6 for quarters and 7 to 14 for eighths (NVIDIA, MIG
+    user guide, "Creating GPU Instances").
+    """
+    largest = max(profile.size for profile in cut.profiles)
+    return largest // wanted.size - 1 + wanted.start // wanted.size
 
 
 def _strike(state: State) -> Fault | None:

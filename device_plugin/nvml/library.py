@@ -30,6 +30,9 @@ T = TypeVar("T")
 _turn = Turn()
 # A call takes a millisecond, and a GPU that is waking up from its sleep a second or two.
 _PATIENCE_SECONDS = 5.0
+# The first look initializes all GPUs where nothing else does, as nvidia-persistenced: on eight A100 that took over 25 s
+# (Azure/AgentBaker#2829). No GPU is to be missing for that when the plugin begins to serve.
+_FIRST_TIMES = 6
 _GUEST = pynvml.NVML_GPU_VIRTUALIZATION_MODE_VGPU
 # What NVML answers for a GPU that has to be reset, or is being reset.
 _LOST = frozenset({pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED})
@@ -66,6 +69,7 @@ class PhysicalGPU(msgspec.Struct, frozen=True, kw_only=True):
     # NVML's, ordered by PCI address; moves when another GPU is lost over a restart
     index: int
     model: str
+    # 0 where it does not say, as a GPU does that shares the machine's memory
     total_bytes: int
     # kept by driver and firmware, part of total (nvmlMemory_v2_t.reserved); 0 where the driver is older than 510
     reserved_bytes: int
@@ -109,7 +113,7 @@ class NVML:
     ) -> None:
         """Take *library*, None for the one pynvml finds; *device_path* names a GPU's node by its minor number.
 
-        *patience* are the seconds that one GPU may take to answer.
+        *patience* are the seconds that one GPU may take to answer; at the first look six times as many.
         """
         self._library = Library(library)
         self._device_path = device_path
@@ -122,6 +126,9 @@ class NVML:
         self._profiles: dict[int, tuple[MIGProfile, ...]] = {}
         self._known: dict[int, PhysicalGPU] = {}
         self._count = 0
+        self._looked = False
+        # why a GPU that never said who it is cannot be read, by index: said once
+        self._unreadable: dict[int, str] = {}
         # the last look could read none of the GPUs, where it is not that they are lost, or that the driver hangs
         self.blind = False
 
@@ -173,7 +180,9 @@ class NVML:
             self._count = count
             self._handles.clear()
             self._profiles.clear()
-        answers = self._patience.ask({index: partial(self._read, index) for index in range(count)})
+        questions = {index: partial(self._read, index) for index in range(count)}
+        answers = self._patience.ask(questions, times=1 if self._looked else _FIRST_TIMES)
+        self._looked = True
         errors = [answer for answer in answers.values() if isinstance(answer, pynvml.NVMLError)]
         reasons = [error for error in errors if error.value not in _LOST]
         self.blind = bool(reasons) and len(errors) == count
@@ -181,6 +190,7 @@ class NVML:
             raise NVMLUnavailableError(f"none of the {count} GPUs can be read: {sentence(reasons[0])}")
         for index, answer in answers.items():
             if isinstance(answer, PhysicalGPU):
+                self._unreadable.pop(index, None)
                 read, before = self._with_memory(answer), self._known.get(index)
                 if before is not None and before.mig_enabled is not read.mig_enabled:
                     self._profiles.pop(index, None)
@@ -193,7 +203,7 @@ class NVML:
                     self._profiles.pop(index, None)
                 self._known[index] = msgspec.structs.replace(self._known[index], fault=sentence(answer), lost=lost)
             else:
-                log.warning("nvml.gpu_unreadable", index=index, fault=sentence(answer))
+                self._tell_unreadable(index, sentence(answer))
         missing = "NVML no longer lists the GPU: it has fallen off the bus, or was removed"
         for index in self._known.keys() - set(range(count)):
             self._known[index] = msgspec.structs.replace(self._known[index], fault=missing, lost=True)
@@ -384,6 +394,11 @@ class NVML:
             fault=fault,
         )
 
+    def _tell_unreadable(self, index: int, fault: str) -> None:
+        if self._unreadable.get(index) != fault:
+            self._unreadable[index] = fault
+            log.warning("nvml.gpu_unreadable", index=index, fault=fault)
+
     def _with_memory(self, gpu: PhysicalGPU) -> PhysicalGPU:
         """Give a GPU that does not tell its memory what it last said, as where MIG mode was switched on meanwhile."""
         before = next((known for known in self._known.values() if known.uuid == gpu.uuid), None)
@@ -394,12 +409,21 @@ class NVML:
     def _processes(self, index: int) -> tuple[GPUProcess, ...]:
         return processes.read(self._optional, self.handle(index))
 
-    def _memory(self, handle: Any) -> tuple[int, int, int]:
-        """Read total, reserved and used bytes; drivers before 510 know no reserved bytes and count them as used."""
+    def _memory(self, handle: Any) -> tuple[int, int, int | None]:
+        """Read total, reserved and used bytes; drivers before 510 know no reserved bytes and count them as used.
+
+        A GPU that has no memory but the machine's tells none, and is no worse for it: NVML_ERROR_NOT_SUPPORTED, as on a
+        GB10 (k8s-device-plugin#1482, dra-driver-nvidia-gpu#1073).
+        """
         memory = self._optional(pynvml.nvmlDeviceGetMemoryInfo, handle, pynvml.nvmlMemory_v2)
         if memory is not None:
             return memory.total, memory.reserved, memory.used
-        memory = self.call(pynvml.nvmlDeviceGetMemoryInfo, handle)
+        try:
+            memory = self.call(pynvml.nvmlDeviceGetMemoryInfo, handle)
+        except pynvml.NVMLError as error:
+            if error.value != pynvml.NVML_ERROR_NOT_SUPPORTED:
+                raise
+            return 0, 0, None
         return memory.total, 0, memory.used
 
     def _optional(self, function: Callable[..., T], *arguments: Any) -> T | None:

@@ -18,6 +18,9 @@ Call = Callable[..., Any]
 
 # What NVML answers for a profile that is another GPU's, or newer than the driver.
 _NO_SUCH_PROFILE = frozenset({pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_INVALID_ARGUMENT})
+# What it answers to the handle of an instance that somebody has destroyed: the handle is invalid then (nvml.h,
+# nvmlDeviceCreateGpuInstance, nvmlGpuInstanceGetInfo).
+_GONE = frozenset({pynvml.NVML_ERROR_INVALID_ARGUMENT, pynvml.NVML_ERROR_NOT_FOUND})
 # What drivers before 470 answer to nvmlDeviceGetGpuInstanceProfileInfoV.
 _NO_NAMES = frozenset({pynvml.NVML_ERROR_FUNCTION_NOT_FOUND, pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH})
 
@@ -58,7 +61,7 @@ def instances(call: Call, handle: Any, known: Sequence[MIGProfile]) -> tuple[GPU
             try:
                 info = call(pynvml.nvmlGpuInstanceGetInfo, made)
             except pynvml.NVMLError as error:
-                if error.value == pynvml.NVML_ERROR_NOT_FOUND:
+                if error.value in _GONE:
                     continue  # destroyed meanwhile
                 raise
             uuid, compute_id = devices.get(info.id, ("", None))
@@ -149,7 +152,7 @@ def _gone_is_done() -> Iterator[None]:
     try:
         yield
     except pynvml.NVMLError as error:
-        if error.value != pynvml.NVML_ERROR_NOT_FOUND:
+        if error.value not in _GONE:
             raise
 
 
@@ -167,8 +170,9 @@ def _handles(call: Call, handle: Any, profile: MIGProfile) -> list[Any]:
 
 def _handle_of(call: Call, handle: Any, profile: MIGProfile, instance_id: int) -> Any:
     for made in _handles(call, handle, profile):
-        if call(pynvml.nvmlGpuInstanceGetInfo, made).id == instance_id:
-            return made
+        with _gone_is_done():
+            if call(pynvml.nvmlGpuInstanceGetInfo, made).id == instance_id:
+                return made
     return None
 
 
@@ -232,7 +236,10 @@ def _text(text: str | bytes) -> str:
 
 
 def profiles(call: Call, handle: Any) -> tuple[MIGProfile, ...]:
-    """Read the profiles of the GPU behind *handle*; none where it knows no MIG. Raises pynvml.NVMLError."""
+    """Read the profiles of the GPU behind *handle*; none where it knows no MIG, or tells none with MIG mode off.
+
+    Raises pynvml.NVMLError.
+    """
     found = []
     for number in range(pynvml.NVML_GPU_INSTANCE_PROFILE_COUNT):
         info, name = _info(call, handle, number)
@@ -286,9 +293,18 @@ def _nameless(call: Call, handle: Any, number: int) -> tuple[Any, str]:
 
 
 def _placements(call: Call, handle: Any, profile_id: int) -> list[tuple[int, int]]:
-    """Read starts and sizes in memory slices."""
+    """Read starts and sizes in memory slices; none where the driver knows none, or tells none with MIG mode off.
+
+    nvml.h of drivers about 525 has NVML_ERROR_NOT_SUPPORTED "if device doesn't have MIG mode enabled" here; NVIDIA's
+    DRA driver passes such profiles by (nvlib.go, inspectMigProfilesAndPlacements).
+    """
     count = ctypes.c_uint(0)
-    call(pynvml.nvmlDeviceGetGpuInstancePossiblePlacements, handle, profile_id, None, ctypes.byref(count))
-    places = (pynvml.c_nvmlGpuInstancePlacement_t * count.value)()
-    call(pynvml.nvmlDeviceGetGpuInstancePossiblePlacements, handle, profile_id, places, ctypes.byref(count))
+    try:
+        call(pynvml.nvmlDeviceGetGpuInstancePossiblePlacements, handle, profile_id, None, ctypes.byref(count))
+        places = (pynvml.c_nvmlGpuInstancePlacement_t * count.value)()
+        call(pynvml.nvmlDeviceGetGpuInstancePossiblePlacements, handle, profile_id, places, ctypes.byref(count))
+    except pynvml.NVMLError as error:
+        if error.value in _NO_SUCH_PROFILE:
+            return []
+        raise
     return sorted((place.start, place.size) for place in places[: count.value])

@@ -21,8 +21,12 @@ class Patience:
         self._changed = threading.Condition()
         self._out: set[Hashable] = set()
 
-    def ask(self, questions: Mapping[Any, Callable[[], Any]]) -> dict[Any, Any]:
-        """Ask all *questions*; give each its answer, the exception it raised, or an Unanswered."""
+    def ask(self, questions: Mapping[Any, Callable[[], Any]], *, times: int = 1) -> dict[Any, Any]:
+        """Ask all *questions*; give each its answer, the exception it raised, or an Unanswered.
+
+        Answers may take as many *times* as long as others.
+        """
+        seconds = times * self.seconds
         answers: dict[Any, Any] = {}
         with self._changed:
             fresh = [key for key in questions if key not in self._out]
@@ -31,12 +35,12 @@ class Patience:
             threading.Thread(
                 target=self._answer, args=(key, questions[key], answers), name=f"nvml {key}", daemon=True
             ).start()
-        deadline = time.monotonic() + self.seconds
+        deadline = time.monotonic() + seconds
         with self._changed:
             self._changed.wait_for(
                 lambda: all(key in answers for key in fresh), timeout=max(0.0, deadline - time.monotonic())
             )
-            late = Unanswered(f"NVML has not answered for {self.seconds:g} s: the driver hangs; reboot the node")
+            late = Unanswered(f"NVML has not answered for {seconds:g} s: the driver hangs; reboot the node")
             return {key: answers.get(key, late) for key in questions}
 
     def one(self, key: Hashable, question: Callable[[], Any]) -> Any:

@@ -65,7 +65,10 @@ class Bench:
     def write(self, *more: str) -> None:
         """Have one GPU, or as many as are told what they have besides."""
         each = [f"uuid: GPU-{index}, {text}" for index, text in enumerate(more or ("",))]
-        lines = [f"- {{model: NVIDIA A100-SXM4-40GB, memory: 40GiB, mig: true, {text}}}\n" for text in each]
+        lines = [
+            f"- {{model: NVIDIA A100-SXM4-40GB, memory: 40GiB, {'' if 'mig:' in text else 'mig: true, '}{text}}}\n"
+            for text in each
+        ]
         self.gpus.write_text("gpus:\n" + "".join(lines))
 
     def ask(self, geometry: str) -> None:
@@ -110,6 +113,20 @@ def test_it_is_cut_once_that_is_possible(bench: Bench) -> None:
     assert ["1g.5gb"] * 7 == bench.there()
     assert "success" == bench.told.state
     assert ["MIGGeometry", "MIGGeometryRefused", "MIGGeometry"] == bench.told.events
+
+
+def test_a_gpu_that_tells_its_profiles_with_mig_mode_on_alone_is_switched_on_and_then_cut(bench: Bench) -> None:
+    off = "computeCapability: [9, 0], mig: false"
+    silent = "fail: {nvmlDeviceGetGpuInstancePossiblePlacements_v2: 3}"  # NOT_SUPPORTED
+    bench.write(f"{off}, {silent}")
+    bench.ask("small")
+    bench.look(2)
+    assert [True] == [gpu.mig_enabled for gpu in bench.nvml.gpus()]
+    assert "pending" == bench.told.state
+    bench.write(off)
+    bench.look(2)
+    assert ["1g.5gb"] * 7 == bench.there()
+    assert "success" == bench.told.state
 
 
 @pytest.mark.parametrize("change", ["the label", "the file"])

@@ -1,10 +1,13 @@
 """GPU instances through the real pynvml, on the made-up library, whose state outlives the process."""
 
 from pathlib import Path
+from typing import Any
+from uuid import UUID
 
+import pynvml
 import pytest
 
-from device_plugin.nvml import NVML, MIGError
+from device_plugin.nvml import NVML, MIGError, mig
 from device_plugin.nvml.fake_mig import CrashError, Fault, StateFile
 
 A100 = "gpus: [{model: NVIDIA A100-SXM4-40GB, memory: 40GiB, uuid: GPU-0, mig: true, computeCapability: [8, 0]}]"
@@ -34,6 +37,26 @@ def test_an_instance_lies_where_it_was_placed_and_another_process_sees_it(file: 
     assert nvml.mig_instances(0) == other.mig_instances(0)
     uuids = {one.uuid for one in nvml.mig_instances(0)}
     assert 2 == len(uuids)
+
+
+def test_an_instance_made_anew_in_its_place_has_the_uuid_and_the_number_that_it_had(file: Path) -> None:
+    nvml = NVML.open(fake=file)
+    nvml.create_mig_instance(0, "3g.20gb", 4)
+    (before,) = nvml.mig_instances(0)
+    nvml.destroy_mig_instance(0, before)
+    nvml.create_mig_instance(0, "3g.20gb", 4)
+    assert (before,) == nvml.mig_instances(0)
+    assert 5 == UUID(before.uuid.removeprefix("MIG-")).version
+
+
+def test_the_instance_that_is_the_whole_gpu_has_the_number_0(file: Path) -> None:
+    nvml = NVML.open(fake=file)
+    nvml.create_mig_instance(0, "7g.40gb", 0)
+    (gpu,), (one,) = nvml.gpus(), nvml.mig_instances(0)
+    assert 0 == one.id
+    assert len(nvml.mig_nodes(gpu, one)) == 3  # the GPU's, its own and its compute instance's
+    nvml.destroy_mig_instance(0, one)
+    assert [] == there(nvml)
 
 
 def test_an_instance_that_would_overlap_another_is_refused(file: Path) -> None:
@@ -85,6 +108,41 @@ def test_an_instance_in_use_stays(file: Path) -> None:
     with pytest.raises(MIGError, match="it is in use"):
         nvml.destroy_mig_instance(0, *nvml.mig_instances(0))
     assert [("2g.10gb", 2, True)] == there(nvml)
+
+
+def between(file: Path, before: Any, nvml: NVML) -> Any:
+    """Make NVML's call such that another program destroys all instances just before the first call of *before*."""
+    other = NVML.open(fake=file)
+    left = list(other.mig_instances(0))
+
+    def call(function: Any, *arguments: Any) -> Any:
+        if function is before:
+            while left:
+                other.destroy_mig_instance(0, left.pop())
+        return nvml.call(function, *arguments)
+
+    return call
+
+
+@pytest.mark.parametrize("before", [pynvml.nvmlGpuInstanceGetInfo, pynvml.nvmlDeviceGetUUID])
+def test_an_instance_that_another_program_destroys_while_all_are_read_is_left_out(file: Path, before: Any) -> None:
+    nvml = NVML.open(fake=file)
+    nvml.create_mig_instance(0, "1g.5gb", 0)
+    nvml.create_mig_instance(0, "3g.20gb", 4)
+    call = between(file, before, nvml)
+    assert () == mig.instances(call, nvml.handle(0), nvml.mig_profiles(0))
+
+
+@pytest.mark.parametrize(
+    "before", [pynvml.nvmlGpuInstanceGetInfo, pynvml.nvmlComputeInstanceDestroy, pynvml.nvmlGpuInstanceDestroy]
+)
+def test_an_instance_that_another_program_destroys_first_is_destroyed(file: Path, before: Any) -> None:
+    nvml = NVML.open(fake=file)
+    nvml.create_mig_instance(0, "1g.5gb", 0)
+    (one,) = nvml.mig_instances(0)
+    (profile,) = (known for known in nvml.mig_profiles(0) if known.name == "1g.5gb")
+    mig.destroy(between(file, before, nvml), nvml.handle(0), profile, one.id)
+    assert [] == there(nvml)
 
 
 def test_a_crash_between_any_two_calls_leaves_what_the_next_call_completes_or_clears(file: Path) -> None:

@@ -367,6 +367,25 @@ class TestAccidents:
         assert "connected" == fake.control.command("fake client 1000")
         assert "queued" == fake.control.command("fake client 2000")
 
+    @pytest.mark.parametrize(
+        ("refused", "sentence"),
+        [
+            ({"threads": 0}, "did not take `set_default_active_thread_percentage 0`: it says 'Invalid command"),
+            ({"limits": (Limit(1), Limit(1))}, "did not take `set_default_device_pinned_mem_limit 1 1M`: it says"),
+        ],
+    )
+    def test_a_gpu_is_not_served_while_the_daemon_does_not_take_its_limits(
+        self, fake: Ground, refused: dict[str, Any], sentence: str
+    ) -> None:
+        fake.keep(msgspec.structs.replace(fake.plan, **refused))
+        fake.problem(sentence)
+        fake.serving()
+
+    def test_a_limit_is_held_that_a_driver_shows_in_whole_gibibytes(self, fake: Ground) -> None:
+        fake.plan = msgspec.structs.replace(fake.plan, limits=(Limit(1044),))
+        fake.serving()
+        assert "1G" == fake.control.command("get_default_device_pinned_mem_limit 0")
+
     def test_the_control_program_alone_finds_no_daemon(self, tmp_path: Path) -> None:
         done = subprocess.run(
             [FAKE], input=b"get_server_list\n", env={"CUDA_MPS_PIPE_DIRECTORY": str(tmp_path)}, capture_output=True,

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from cotenant.contract.boards import boards
 from cotenant.contract.configuration import ConfigurationError
@@ -79,7 +80,10 @@ def test_one_lost_gpu_hides_no_other_and_keeps_its_facts(file: Path) -> None:
 def test_a_gpu_lost_from_the_start_is_left_out_until_it_says_who_it_is(file: Path) -> None:
     file.write_text("gpus: [{model: A, memory: 8GiB, lost: true}, {model: B, memory: 8GiB}]")
     nvml = NVML.open(fake=file)
-    assert ["B"] == [gpu.model for gpu in nvml.gpus()]
+    with capture_logs() as logs:
+        for _ in range(3):
+            assert ["B"] == [gpu.model for gpu in nvml.gpus()]
+    assert ["nvml.gpu_unreadable"] == [line["event"] for line in logs]
     file.write_text("gpus: [{model: A, memory: 8GiB}, {model: B, memory: 8GiB}]")
     assert ["A", "B"] == [gpu.model for gpu in nvml.gpus()]
 

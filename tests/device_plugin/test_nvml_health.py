@@ -158,6 +158,15 @@ def test_a_gpu_whose_driver_hangs_keeps_its_facts_and_holds_up_no_other(file: Pa
     assert all("" == gpu.fault for gpu in NVML.open(fake=file).gpus())
 
 
+def test_the_first_look_waits_for_gpus_that_are_initialized_by_it(file: Path) -> None:
+    write(file, "hang: true", "")
+    nvml = NVML.open(fake=file, patience=1.0)
+    awake = threading.Timer(1.5, write, (file, "", ""))
+    awake.start()
+    assert ["GPU-0", "GPU-1"] == [gpu.uuid for gpu in nvml.gpus()]
+    awake.join()
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [

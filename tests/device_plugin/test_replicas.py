@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cotenant.contract.inventory import Health
 from device_plugin.admission.ids import gpu_of, share_ids
 from device_plugin.admission.refusal import RefusedError
 from device_plugin.api import deviceplugin_pb2 as pb
@@ -120,6 +121,23 @@ class TestOnANode:
             assert uuid(2) == node.gpus_seen(granted)
             held = node.kubelet.devices.held(shared[0], "main")
             assert next(iter(held["nvidia.com/gpu.shared"])).startswith(f"{uuid(0)}::")
+
+    def test_a_gpu_that_tells_no_memory_is_shared_by_replicas_alone(self) -> None:
+        with Node(["16GiB"] * 2, config=SHARED, plugin=False) as node:
+            unified = {"fail": "{nvmlDeviceGetMemoryInfo: 3, nvmlDeviceGetMemoryInfo_v2: 3}"}  # NOT_SUPPORTED
+            node.write_gpus([unified, unified])
+            node.start_plugin(wait=False)
+            found = node.wait_published("both", lambda i: len(i.gpus) == 2)
+            shared, memory = found.gpus
+            assert ("", Health.HEALTHY) == (shared.detail, shared.health)
+            assert (0, Health.UNHEALTHY) == (memory.usable_bytes, memory.health)
+            assert "NVML tells no memory of it, as of a GPU that shares the machine's" in memory.detail
+            node.kubelet.wait(
+                lambda: node.kubelet.devices.capacity()[1].get("nvidia.com/gpu.shared") == 4, "its shares"
+            )
+            pod = node.add_pod("s", annotations={}, spec=asking(1, "nvidia.com/gpu.shared"))
+            node.settled(pod)
+            assert uuid(0) == env(node, pod)["NVIDIA_VISIBLE_DEVICES"]
 
     def test_the_extender_is_told_that_such_a_gpu_is_not_memory(self) -> None:
         with Node(["16GiB"] * 2, config=SHARED) as node:
