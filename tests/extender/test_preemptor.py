@@ -206,7 +206,7 @@ class TestWhatKeepsIt:
         extender = start(preemptFragmented=AT_ONCE)
         for name in ("a", "b"):
             resident(api, extender, name, 6)
-        api.faults.refuse(status, path="/eviction")
+        api.faults.refuse(status, "it would violate the pod's disruption budget", path="/eviction")
         refused(extender, create(api, "vip", 6, priority=10))
         assert eventually(lambda: ("vip", reason) in told(api))
         assert extender.metric("cotenant_pods_promised") == 0
