@@ -276,6 +276,10 @@ class TestOtherPods:
         )
         assert before == cluster.webhook.calls
 
+    def test_a_pod_without_containers_hears_so_from_kubernetes(self, cluster: Cluster) -> None:
+        with pytest.raises(ApiError, match="containers: Required value"):
+            cluster.create(pod())
+
     def test_very_many_annotations_hold_nobody_up(self, cluster: Cluster) -> None:
         """To look through 20,000 of them would take the API server longer than it has for an answer."""
         crowded = pod(container(), annotations={f"n{n}": "" for n in range(20_000)})
