@@ -275,3 +275,22 @@ class TestOtherPods:
             query=DRY_RUN,
         )
         assert before == cluster.webhook.calls
+
+    def test_a_pod_without_containers_hears_so_from_kubernetes(self, cluster: Cluster) -> None:
+        with pytest.raises(ApiError, match="containers: Required value"):
+            cluster.create(pod())
+
+    def test_very_many_annotations_hold_nobody_up(self, cluster: Cluster) -> None:
+        """To look through 20,000 of them would take the API server longer than it has for an answer."""
+        crowded = pod(container(), annotations={f"n{n}": "" for n in range(20_000)})
+        if cluster.webhook is None:
+            with pytest.raises(ApiError, match="20000 annotations are more than the 1000 that are looked through"):
+                cluster.create(crowded)
+            return
+        crowded["metadata"] = {"name": "crowded", "annotations": crowded["metadata"]["annotations"]}
+        cluster.api(ALICE).create(crowded)
+        before = list(cluster.webhook.calls)
+        cluster.api(KUBELET).patch("Pod", "crowded", {"status": {"phase": "Running"}}, subresource="status")
+        assert before == cluster.webhook.calls
+        with pytest.raises(ApiError, match="written only by Cotenant's extender"):
+            cluster.api(ALICE).patch("Pod", "crowded", {"metadata": {"annotations": {"cotenant.io/grant": "x"}}})

@@ -290,6 +290,36 @@ class TestObjects:
             apply_strictly(ground.api, misspelt, dry_run=True)
 
 
+@pytest.mark.parametrize("version", ["1.33", "1.34", "1.35"])
+def test_an_api_server_that_goes_by_an_older_version_takes_the_layout_with_the_webhook(
+    tmp_path: Path, version: str
+) -> None:
+    # older ones it does not emulate
+    try:
+        ground = ControlPlane(tmp_path, api_server_flags=[f"--emulated-version={version}"])
+        ground.start()
+    except MissingProgramError as missing:
+        pytest.skip(str(missing))
+    try:
+        for one in build(MANIFESTS / "webhook"):
+            apply_strictly(ground.api(), one)
+        ground.api().create({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}})
+        annotated = {"metadata": {"annotations": {NAMES.inventory: "{}"}}}
+        plugin = Api.from_kubeconfig(ground.service_account_kubeconfig(PLUGIN, namespace=NAMESPACE))
+
+        def refused() -> bool:
+            try:
+                plugin.patch("Node", NODE, annotated)
+            except ApiError as error:
+                return "may not write to node" in error.message
+            return False
+
+        # an expression that this version did not know would say something else
+        assert wait_until(refused, timeout_s=30)
+    finally:
+        ground.stop()
+
+
 class TestPlacing:
     """The shipped configuration places the example, and packs."""
 

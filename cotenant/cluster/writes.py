@@ -27,6 +27,7 @@ _ANNOTATIONS_MAX_BYTES = 256 << 10
 _NOTE_MAX_BYTES = 1024
 _ACTION_MAX = 128
 _REASON_MAX = 128
+_INSTANCE_MAX = 128
 _EVENT_NAME_STEM = 200
 _EVENT_SECONDS = 5.0
 
@@ -221,7 +222,7 @@ def record_event(
         "note": note.encode()[:_NOTE_MAX_BYTES].decode(errors="ignore"),
         "eventTime": at.isoformat(timespec="microseconds").replace("+00:00", "Z"),
         "reportingController": reporter,
-        "reportingInstance": instance,
+        "reportingInstance": instance[:_INSTANCE_MAX],
     }
     path = f"/apis/events.k8s.io/v1/namespaces/{_checked(namespace)}/events"
     cluster.post(path, msgspec.json.encode(body), timeout=_EVENT_SECONDS)

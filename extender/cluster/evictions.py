@@ -1,15 +1,19 @@
 """The one way by which the extender evicts: by the eviction API, so within disruption budgets, and by UID."""
 
+import re
 from collections.abc import Callable
 from enum import StrEnum
 
 import structlog
 
-from cotenant.cluster import Cluster, ClusterError, Conflict, Forbidden, NotFound, TooManyRequests, writes
+from cotenant.cluster import Cluster, ClusterError, Conflict, Forbidden, NotFound, writes
 
 _log = structlog.get_logger(__name__)
 
 _REQUEST_SECONDS = 5.0
+# What a budget does not allow is a 429, as is an API server that is too busy, and a pod under several budgets is a 500:
+# they differ by their words alone (pkg/registry/core/pod/storage/eviction.go).
+_BUDGET = re.compile("disruption ?budget", re.IGNORECASE)
 
 
 class Cause(StrEnum):
@@ -42,14 +46,13 @@ class Evictions:
         outcome, why = Outcome.OK, ""
         try:
             writes.evict(self._cluster, namespace=namespace, name=name, uid=uid, timeout=_REQUEST_SECONDS)
-        except TooManyRequests as error:
-            outcome, why = Outcome.BLOCKED, str(error)
         except Forbidden as error:
             outcome, why = Outcome.FORBIDDEN, str(error)
         except (NotFound, Conflict):
             return Outcome.GONE  # perhaps another pod of its name has come
         except ClusterError as error:
-            outcome, why = Outcome.ERROR, str(error)
+            why = str(error)
+            outcome = Outcome.BLOCKED if _BUDGET.search(why) else Outcome.ERROR
         self._counted(cause, outcome)
         _log.warning("eviction", pod=key, pod_uid=uid, cause=str(cause), outcome=str(outcome), why=why)
         return outcome

@@ -35,8 +35,9 @@ class Requirement(msgspec.Struct, frozen=True, rename="camel"):
 class Selector(msgspec.Struct, frozen=True, rename="camel"):
     """Hold a label selector; an empty one matches everything, as for the eviction API.
 
-    kube-scheduler's dry run passes budgets with an empty one over, and pods that stand in a budget's disruptedPods
-    (defaultpreemption, filterPodsWithPDBViolation): to those that it protects the verb preempt may add some.
+    kube-scheduler's dry run passes budgets with an empty one over, and pods that stand in a budget's disruptedPods, and
+    counts a pod under several budgets by what these allow (defaultpreemption, filterPodsWithPDBViolation): to those
+    that it protects the verb preempt may add some.
     """
 
     match_labels: dict[str, str] | None = None
@@ -147,13 +148,16 @@ def _importance(one: Neighbour) -> tuple[int, str, str]:
 
 
 def _protected(neighbours: Sequence[Neighbour], budgets: Sequence[Budget]) -> frozenset[str]:
-    """Name those whose eviction a budget does not allow, were all evicted, the most important first."""
+    """Name those whose eviction a budget does not allow, were all evicted, the most important first.
+
+    Under several budgets nobody can be evicted, whatever they allow (pkg/registry/core/pod/storage/eviction.go).
+    """
     left = [budget.allowed for budget in budgets]
     found = set()
     for one in sorted(neighbours, key=_importance):
-        for n, budget in enumerate(budgets):
-            if budget.covers(one):
-                left[n] -= 1
-                if left[n] < 0:
-                    found.add(one.uid)
+        covering = [n for n, budget in enumerate(budgets) if budget.covers(one)]
+        for n in covering:
+            left[n] -= 1
+        if len(covering) > 1 or any(left[n] < 0 for n in covering):
+            found.add(one.uid)
     return frozenset(found)

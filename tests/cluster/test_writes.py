@@ -184,6 +184,23 @@ class TestOtherWrites:
 
         assert [("Node", "n1")] == [(e["regarding"]["kind"], e["regarding"]["name"]) for e in api.events("default")]
 
+    def test_an_event_has_an_instance_that_kubernetes_takes(self, api: ApiServer, cluster: Cluster) -> None:
+        # The device plugin's is its node, whose name may have 253 letters; kube-apiserver takes 128 and no more.
+        node = "a" * 253
+        writes.record_event(
+            cluster,
+            regarding=writes.Regarding(kind="Node", name=node),
+            kind="Normal",
+            reason="Tested",
+            action="Testing",
+            note="it has an instance",
+            at=datetime.now(UTC),
+            reporter="cotenant.io/device-plugin",
+            instance=node,
+        )
+
+        assert ["a" * 128] == [event["reportingInstance"] for event in api.events("default")]
+
     @pytest.mark.parametrize("name", ["one", "a" * 253, "a" * 199 + "-" + "a" * 20, "a" * 199 + ".b"])
     def test_an_event_has_a_name_that_kubernetes_takes(self, api: ApiServer, cluster: Cluster, name: str) -> None:
         # The stand-in takes any name, and kube-apiserver no generateName that ends in a dot.

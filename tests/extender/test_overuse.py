@@ -200,21 +200,37 @@ class TestTheProgram:
         assert (last, []) == (last, evictions(api))
 
     @pytest.mark.parametrize(
-        ("status", "reason"), [(429, "GPUMemoryEvictionBlocked"), (403, "GPUMemoryEvictionForbidden")]
+        ("status", "message", "outcome", "reason"),
+        [
+            (429, "it would violate the pod's disruption budget", "blocked", "GPUMemoryEvictionBlocked"),
+            (500, "This pod has more than one PodDisruptionBudget", "blocked", "GPUMemoryEvictionBlocked"),
+            (403, "User cannot create resource pods/eviction", "forbidden", "GPUMemoryEvictionForbidden"),
+        ],
     )
-    def test_an_eviction_that_is_not_allowed_is_told_of_and_tried_again_with_the_next_report(
-        self, api: ApiServer, start: Callable[..., Running], status: int, reason: str
+    def test_an_eviction_that_is_not_allowed_is_told_of_and_tried_again_with_the_next_report(  # noqa: PLR0917
+        self, api: ApiServer, start: Callable[..., Running], status: int, message: str, outcome: str, reason: str
     ) -> None:
         extender = start(evictOverusersAfter=0.01)
         pod = bound(api, extender, "p")
-        api.faults.refuse(status, path="/eviction")
+        api.faults.refuse(status, message, path="/eviction")
         beat = iter(range(1000))
         assert eventually(lambda: say(api, "n1", pod, beat=next(beat)) or told(api, reason))
         assert eventually(lambda: say(api, "n1", pod, beat=next(beat)) or told(api, "GPUMemoryEvicted"))
         assert [("p", status), ("p", 201)] == evictions(api)[:2]
-        outcome = {429: "blocked", 403: "forbidden"}[status]
         assert 1 == extender.metric(f'cotenant_evictions_total{{cause="overuse",outcome="{outcome}"}}')
         assert 1 == extender.metric('cotenant_evictions_total{cause="overuse",outcome="ok"}')
+
+    def test_an_api_server_that_is_too_busy_to_evict_is_not_taken_for_a_budget(
+        self, api: ApiServer, start: Callable[..., Running]
+    ) -> None:
+        extender = start(evictOverusersAfter=0.01)
+        pod = bound(api, extender, "p")
+        api.faults.refuse(429, "Too many requests, please try again later.", path="/eviction")
+        beat = iter(range(1000))
+        assert eventually(lambda: say(api, "n1", pod, beat=next(beat)) or told(api, "GPUMemoryEvicted"))
+        assert [("p", 429), ("p", 201)] == evictions(api)[:2]
+        assert not told(api, "GPUMemoryEvictionBlocked")
+        assert 1 == extender.metric('cotenant_evictions_total{cause="overuse",outcome="error"}')
 
     def test_another_pod_of_the_same_name_is_not_evicted_for_the_first(
         self, api: ApiServer, start: Callable[..., Running]

@@ -73,6 +73,13 @@ class TestVictims:
         assert chosen
         assert (2, 1) == (len(chosen.pods), chosen.violations)
 
+    def test_who_is_under_two_budgets_stays_whatever_they_allow(self) -> None:
+        kept, goes = one("kept", priority=1, amount=8, app="x"), one("goes", priority=2, amount=8)
+        budgets = [Budget("default", APP, allowed=5), Budget("default", APP, allowed=5)]
+        chosen = victims([kept, goes], budgets, needs(8, kept, goes))
+        assert chosen
+        assert (["goes"], 0) == ([each.uid for each in chosen.pods], chosen.violations)
+
     def test_where_all_of_them_do_not_help_nobody_goes(self) -> None:
         pods = [one("a", amount=8)]
         assert victims(pods, [], needs(9, *pods)) is None

@@ -183,6 +183,20 @@ class TestWhatKeepsIt:
         assert eventually(lambda: ("second", "GPUMemoryPreemptionBlocked") in told(api))
         assert [("goes", 201)] == evictions(api)
 
+    def test_a_pod_under_two_budgets_which_nobody_can_evict_is_not_chosen(
+        self, api: ApiServer, start: Callable[..., Running]
+    ) -> None:
+        extender = start(preemptFragmented=AT_ONCE)
+        resident(api, extender, "kept", 6, priority=0, labels={"app": "kept"})
+        resident(api, extender, "goes", 6, priority=1, labels={"app": "goes"})
+        for name in ("one", "another"):
+            protect(api, "kept", name=name, allowed=1)
+        refused(extender, create(api, "vip", 6, priority=10))
+        assert eventually(lambda: evictions(api))
+        assert [("goes", 201)] == evictions(api)
+        refused(extender, create(api, "second", 7, priority=10))
+        assert eventually(lambda: ("second", "GPUMemoryPreemptionBlocked") in told(api))
+
     @pytest.mark.parametrize(
         ("status", "reason"), [(429, "GPUMemoryPreemptionBlocked"), (403, "GPUMemoryPreemptionForbidden")]
     )
@@ -192,7 +206,7 @@ class TestWhatKeepsIt:
         extender = start(preemptFragmented=AT_ONCE)
         for name in ("a", "b"):
             resident(api, extender, name, 6)
-        api.faults.refuse(status, path="/eviction")
+        api.faults.refuse(status, "it would violate the pod's disruption budget", path="/eviction")
         refused(extender, create(api, "vip", 6, priority=10))
         assert eventually(lambda: ("vip", reason) in told(api))
         assert extender.metric("cotenant_pods_promised") == 0
@@ -288,13 +302,14 @@ class TestMIG:
         assert "" == extender.bind(other, "m")
 
 
-def protect(api: ApiServer, app: str) -> None:
+def protect(api: ApiServer, app: str, *, name: str = "", allowed: int = 0) -> None:
+    name = name or app
     body = {
-        "metadata": {"name": app, "namespace": "default"},
+        "metadata": {"name": name, "namespace": "default"},
         "spec": {"selector": {"matchLabels": {"app": app}}},
-        "status": {"disruptionsAllowed": 0},
+        "status": {"disruptionsAllowed": allowed},
     }
-    if all(stored["metadata"]["name"] != app for stored in api._all(BUDGETS)):
+    if all(stored["metadata"]["name"] != name for stored in api._all(BUDGETS)):
         api.create(BUDGETS, body, "default")
 
 
