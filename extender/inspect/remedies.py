@@ -14,7 +14,7 @@ from cotenant.contract.mps import NONE
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest
 from cotenant.contract.units import format_bytes
-from extender.ledger import GPUState, Hold, MIGState, NodeView, all_closed_by
+from extender.ledger import GPUState, Hold, MIGState, NodeView, Stage, all_closed_by
 from extender.placement.fit import Placement, conflict, daemon, largest, objection, parts, pieces, place
 
 # So many changes of a kind are offered: the first is the least, the others let people choose.
@@ -44,7 +44,10 @@ class Change(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Search:
-    """Look for the least changes that make a request fit, each found by making it fit."""
+    """Look for the least changes that make a request fit, each found by making it fit.
+
+    Of *holds* those that are promised are kept: their pods have nothing yet that could end.
+    """
 
     def __init__(
         self,
@@ -58,8 +61,9 @@ class Search:
         self._refused = refused
         self._one_piece = len(pieces(request)) == request.wishes.gpu_count == 1 and not request.profiles
         self._holds: defaultdict[str, list[Hold]] = defaultdict(list)
+        self._promised: defaultdict[str, list[Hold]] = defaultdict(list)
         for hold in holds:
-            self._holds[hold.node].append(hold)
+            (self._promised if hold.stage is Stage.PROMISED else self._holds)[hold.node].append(hold)
 
     def smaller(self) -> Iterator[Change]:
         """Find the most that one container could ask for now, in whole units."""
@@ -208,7 +212,8 @@ class Search:
         return None
 
     def _after(self, view: NodeView, ended: Sequence[Hold]) -> Placement | None:
-        placed = place(_without(view, ended, self._holds[view.name]), self._request)
+        there = [*self._holds[view.name], *self._promised[view.name]]
+        placed = place(_without(view, ended, there), self._request)
         return placed if isinstance(placed, Placement) else None
 
 

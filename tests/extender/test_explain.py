@@ -10,15 +10,17 @@ from hypothesis import strategies as st
 from cotenant.contract.reasons import Reason
 from cotenant.contract.units import GIB
 from extender.inspect.explain import explain, node_verdict
-from extender.ledger import Ledger
-from extender.placement.fit import Placement, place
+from extender.ledger import Hold, Ledger
+from extender.placement.fit import Placement, grant, place
 from extender.verbs.judge import Judge
 from tests.builders import NAMES, NodeBuilder, PodBuilder, a_grant, a_node, a_pod, granted
 
 if TYPE_CHECKING:
+    from cotenant.contract.grant import Grant
     from cotenant.contract.request import PodRequest
     from extender.inspect.explain import Explanation, NodeVerdict
     from extender.inspect.remedies import Change
+    from extender.ledger import NodeView
 
 
 class Cluster:
@@ -31,8 +33,8 @@ class Cluster:
             self.ledger.observe_node(node.build())
 
     def holding(self, name: str, node: str, gpu: int, gib: int, **more: Any) -> Cluster:
-        grant = a_grant(granted({f"GPU-{node}-{gpu}": gib * GIB}, **more))
-        self.ledger.observe_pod(a_pod().named(name).asking(gib).bound_to(node, grant).build())
+        given = a_grant(granted({f"GPU-{node}-{gpu}": gib * GIB}, **more))
+        self.ledger.observe_pod(a_pod().named(name).asking(gib).bound_to(node, given).build())
         return self
 
     def request(self, pod: PodBuilder) -> PodRequest:
@@ -44,7 +46,17 @@ class Cluster:
         request, views = self.request(pod), self.ledger.views()
         names = [view.name for view in views]
         verdicts = dict(zip(names, self._judge.judge(request, names), strict=True))
-        return explain(request, views, verdicts, self.ledger.holds())
+        return explain(request, views, verdicts, [*self.ledger.holds(), *self.ledger.promises()])
+
+    def promising(self, pod: PodBuilder, node: str) -> Cluster:
+        request = self.request(pod)
+
+        def choose(view: NodeView) -> Grant | Reason:
+            placed = place(view, request)
+            return grant(request, placed) if isinstance(placed, Placement) else placed
+
+        assert isinstance(self.ledger.promise(pod.build().uid, pod.build().key, node, (), choose), Hold)
+        return self
 
     def node(self, pod: PodBuilder, name: str) -> NodeVerdict:
         told = {view.name: (view, reason) for view, reason in self.explain(pod).order}
@@ -202,6 +214,12 @@ class TestChanges:
         # another user's pod waits for both to end
         both = ["it fits on n GPU 0 if default/a (1 GiB) and default/b (2 GiB) ended"]
         assert both == cluster.changes(a_pod().asking(5).running_as(7), "ended")
+
+    def test_clients_that_mps_is_promised_to_serve_are_no_pods_that_could_end(self) -> None:
+        cluster = Cluster(a_node("n").with_gpus(1, "10GiB").under_mps(max_clients=1)).promising(a_pod().asking(2), "n")
+        pod = a_pod().named("next").asking(5)
+        assert [Reason.TOO_MANY_CLIENTS] == [gpu.reason for gpu in cluster.node(pod, "n").gpus]
+        assert [] == cluster.changes(pod, "ended")
 
     def test_nothing_is_proposed_for_a_pod_that_fits(self) -> None:
         told = Cluster(a_node("n").with_gpu()).explain(a_pod().asking(5))

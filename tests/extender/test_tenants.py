@@ -21,7 +21,7 @@ from extender.placement.tenants import Tenants
 from tests.admission import json_patch
 from tests.admission.settings import SETTINGS
 from tests.builders import NAMES, NodeBuilder, PodBuilder, a_grant, a_node, a_pod, granted, request_of
-from tests.extender.running import PATIENCE, Running, add, eventually, nominee, submit
+from tests.extender.running import PATIENCE, Running, add, call, eventually, nominee, submit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -306,6 +306,46 @@ class TestTheWayOfAPod:
         assert {"n1": Reason.NAMESPACE_LIMIT.sentence} == result["FailedAndUnresolvableNodes"]
         assert Reason.NAMESPACE_LIMIT.sentence in limited.bind(pod, "n1")
         assert "" == limited.bind(pod, "l4")
+
+    def test_explain_gives_each_node_the_reason_that_filter_does(self, api: ApiServer, limited: Running) -> None:
+        # the whole GPU would be more than the limit, if it was well
+        add(api, a_node("n3").with_gpus(1, "20GiB").unhealthy(0))
+        assert eventually(lambda: limited.ledger.view("n3"))
+        pod = submit(api, a_pod().named("alone").in_namespace("team").asking(8).wishing(isolation="exclusive"))
+        assert eventually(lambda: limited.ledger.waiting(pod["metadata"]["uid"]))
+
+        assert {"n3": Reason.UNHEALTHY_GPU.sentence} == limited.filter(pod, "n3")["FailedAndUnresolvableNodes"]
+        told = {one["node"]: one["reason"] for one in limited.get("/v1/explain/team/alone").json["nodes"]}
+        assert {"n1": None, "n2": None, "n3": Reason.UNHEALTHY_GPU} == told
+
+    def test_a_simulated_pod_goes_where_its_namespace_lets_it(self, api: ApiServer, limited: Running) -> None:
+        add(api, a_node("a").with_gpus(1, "20GiB"))
+        assert eventually(lambda: limited.ledger.view("a"))
+        pod = a_pod().in_namespace("team").asking(8).wishing(isolation="exclusive")
+
+        told = call(limited.other_address, "POST", "/v1/simulate", pod.as_json()).json
+
+        # a GPU for itself is 20 GiB on the node a, and 10 on the others
+        assert 2 == told["fitting"]
+        assert told["summary"].startswith("it fits on 2 of 3 nodes that are well, and would go to n")
+
+    def test_pods_that_a_limit_keeps_waiting_are_listed_with_that_as_their_reason(
+        self, api: ApiServer, limited: Running
+    ) -> None:
+        assert "" == limited.bind(submit(api, a_pod().named("a").in_namespace("team").asking(6)), "n1")
+        for pod in (
+            a_pod().named("b").in_namespace("team").asking(5),
+            a_pod().named("c").in_namespace("small").asking(5),
+            a_pod().named("d").asking(5),
+        ):
+            waits = submit(api, pod)
+            assert eventually(lambda uid=waits["metadata"]["uid"]: limited.ledger.waiting(uid))  # type: ignore[misc]
+
+        rows = limited.get("/v1/pods?state=waiting").json["items"]
+
+        # team has 4 GiB left, and small may have no H100
+        reasons = {row["name"]: row["reason"] for row in rows}
+        assert {"b": Reason.NAMESPACE_LIMIT, "c": Reason.NAMESPACE_LIMIT, "d": None} == reasons
 
     def test_no_pod_is_evicted_for_one_that_its_namespace_keeps_out(self, api: ApiServer, limited: Running) -> None:
         assert "" == limited.bind(submit(api, a_pod().named("a").in_namespace("team").asking(10)), "n1")
