@@ -173,8 +173,12 @@ class Search:
                 # what would be free must also be served
                 open_to = conflict(state, clients) is None or reason is Reason.NO_EMPTY_GPU
                 if reason in UNTIL_A_POD_ENDS - _UNTIL_CLIENTS_END and open_to:
-                    whole = reason is Reason.NO_EMPTY_GPU
-                    ending = holders[state.gpu.uuid] if whole else _fewest(holders[state.gpu.uuid], lacking)
+                    there = holders[state.gpu.uuid]
+                    if reason is not Reason.NO_EMPTY_GPU:
+                        ending = _fewest(there, lacking + _owed(state))
+                    else:
+                        # one that others use, or that is kept for a pod to come, is not empty then
+                        ending = [] if state.gpu.foreign_bytes or state.promised_bytes else there
                     if ending:
                         pods = tuple(hold for _, hold in ending)
                         yield pods, sum(freed for freed, _ in ending), _ending(view.name, (state.gpu.index,), pods)
@@ -237,6 +241,12 @@ def free_of_daemons(view: NodeView, request: PodRequest) -> list[list[int]]:
 def together(free: Iterable[Sequence[int]], count: int) -> int:
     """Count the bytes that each of *count* GPUs has free, of those that one process can use."""
     return max((amounts[count - 1] for amounts in free if len(amounts) >= count), default=0)
+
+
+def _owed(state: GPUState) -> int:
+    """Count what is held, kept and used by others of a GPU beyond what there is: before that is free, nothing is."""
+    taken = state.held_bytes + state.promised_bytes + state.gpu.foreign_bytes
+    return max(0, taken - state.gpu.usable_bytes)
 
 
 def _fewest(holders: Sequence[tuple[int, Hold]], lacking: int) -> list[tuple[int, Hold]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cotenant.contract.inventory import Foreign
 from cotenant.contract.reasons import Reason
 from cotenant.contract.units import GIB
 from extender.inspect.explain import explain, node_verdict
@@ -160,6 +161,16 @@ class TestChanges:
         # 5 of c and the smallest that adds 2
         expected = ["it fits on n GPU 0 if default/c (5 GiB) and default/a (2 GiB) ended"]
         assert expected == cluster.changes(a_pod().asking(7), "ended")
+
+    def test_where_others_use_what_pods_hold_as_well_that_must_be_free_before_anything_is(self) -> None:
+        cluster = Cluster(a_node("n").with_gpu("10GiB", foreign=Foreign(bytes=3 * GIB)))
+        cluster.holding("a", "n", 0, 2).holding("b", "n", 0, 7)
+        # of 10 GiB 2 + 7 are held and 3 are others': without a nothing is free, without b 10 - 2 - 3 = 5
+        assert ["it fits on n GPU 0 if default/b (7 GiB) ended"] == cluster.changes(a_pod().asking(1), "ended")
+
+    def test_a_gpu_that_others_use_is_nobodys_alone_whatever_pods_end(self) -> None:
+        cluster = Cluster(a_node("n").with_gpu("10GiB", foreign=Foreign(bytes=3 * GIB))).holding("a", "n", 0, 2)
+        assert [] == cluster.changes(a_pod().asking(1).wishing(isolation="exclusive"), "ended")
 
     def test_a_pod_that_wants_a_gpu_for_itself_waits_for_all_pods_of_one(self) -> None:
         cluster = Cluster(a_node("n").with_gpus(2, "10GiB"))
