@@ -108,7 +108,7 @@ class Search:
 
     def ended(self) -> Iterator[Change]:
         """Find the fewest and smallest pods whose end makes room."""
-        by_clients = {view.name for view in self._order if self._refused[view.name] in _UNTIL_CLIENTS_END}
+        by_clients = {view.name for view in self._order if self._is_up_to_clients(view)}
         found: Iterator[tuple[tuple[Hold, ...], int, Change]]
         if self._one_piece:
             found = chain(self._ended_simply(by_clients), self._ended_by_trying(by_clients))
@@ -116,6 +116,15 @@ class Search:
             found = self._ended_by_trying({view.name for view in self._order})
         least = nsmallest(CHANGES, found, key=lambda one: (len(one[0]), one[1], one[2].node, one[2].gpus))
         yield from (change for _, _, change in least)
+
+    def _is_up_to_clients(self, view: NodeView) -> bool:
+        """Tell whether it takes more than arithmetic to say who has to end there: those whom a daemon of MPS serves.
+
+        A GPU that is to be the pod's alone may be of a daemon that serves others on another GPU.
+        """
+        whole = self._request.wishes.isolation.whole_gpu
+        under_mps = whole and any(state.gpu.mode is Mode.MPS for state in view.gpus)
+        return under_mps or self._refused[view.name] in _UNTIL_CLIENTS_END
 
     def mended(self) -> Iterator[Change]:
         """Find nodes and GPUs that would take the pod if nothing was wrong with them."""
@@ -171,8 +180,7 @@ class Search:
             for state in view.gpus:
                 reason, lacking = objection(state, self._request.wishes, need, clients)
                 # what would be free must also be served
-                open_to = conflict(state, clients) is None or reason is Reason.NO_EMPTY_GPU
-                if reason in UNTIL_A_POD_ENDS - _UNTIL_CLIENTS_END and open_to:
+                if reason in UNTIL_A_POD_ENDS - _UNTIL_CLIENTS_END and conflict(state, clients) is None:
                     there = holders[state.gpu.uuid]
                     if reason is not Reason.NO_EMPTY_GPU:
                         ending = _fewest(there, lacking + _owed(state))

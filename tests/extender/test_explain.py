@@ -226,6 +226,15 @@ class TestChanges:
         both = ["it fits on n GPU 0 if default/a (1 GiB) and default/b (2 GiB) ended"]
         assert both == cluster.changes(a_pod().asking(5).running_as(7), "ended")
 
+    def test_a_gpu_for_itself_waits_for_other_users_of_its_daemon_on_other_gpus_too(self) -> None:
+        cluster = Cluster(a_node("n").with_gpus(2, "10GiB").under_mps())
+        for name, gpu in (("a", 0), ("b", 1)):
+            cluster.holding(name, "n", gpu, 2, mode="mps", mps_pipe="/run/mps/n")
+        alone = a_pod().asking(5).wishing(isolation="exclusive")
+        assert ["it fits on n GPU 0 if default/a (2 GiB) ended"] == cluster.changes(alone, "ended")
+        both = ["it fits on n GPU 0 if default/a (2 GiB) and default/b (2 GiB) ended"]
+        assert both == cluster.changes(alone.running_as(7), "ended")
+
     def test_clients_that_mps_is_promised_to_serve_are_no_pods_that_could_end(self) -> None:
         cluster = Cluster(a_node("n").with_gpus(1, "10GiB").under_mps(max_clients=1)).promising(a_pod().asking(2), "n")
         pod = a_pod().named("next").asking(5)
