@@ -353,6 +353,17 @@ class TestTheWayOfAPod:
         reasons = {row["name"]: row["reason"] for row in rows}
         assert {"b": Reason.NAMESPACE_LIMIT, "c": Reason.NAMESPACE_LIMIT, "d": None} == reasons
 
+    def test_a_gpu_for_itself_is_charged_as_the_one_that_bind_takes_and_not_the_smallest(
+        self, api: ApiServer, limited: Running
+    ) -> None:
+        # GPUs under MPS come last, whatever their size
+        add(api, a_node("m").with_gpu("10GiB").under_mps().with_gpu("20GiB"))
+        assert eventually(lambda: limited.ledger.view("m"))
+        pod = submit(api, a_pod().in_namespace("team").asking(8).wishing(isolation="exclusive"))
+
+        assert Reason.NAMESPACE_LIMIT.sentence == limited.filter(pod, "m")["FailedAndUnresolvableNodes"]["m"]
+        assert "the pod asks 20 GiB of GPU memory" in limited.bind(pod, "m")
+
     def test_no_pod_is_evicted_from_a_gpu_that_would_be_charged_more_than_the_limit_leaves(
         self, api: ApiServer, start: Callable[..., Running]
     ) -> None:
