@@ -356,7 +356,7 @@ def _placed(pod: PodRow) -> str:
 
 
 def _is_well(view: NodeView, request: PodRequest) -> bool:
-    """Tell whether the node can give what *request* asks of, memory or MIG instances: a kubelet may lack one of them."""
+    """Tell whether the node gives what *request* asks, memory or MIG instances: a kubelet may lack one of them."""
     return (view.mig_problem if request.profiles else view.problem) is None
 
 
