@@ -101,7 +101,7 @@ class Extender:
         )
         tenants = Tenants(configuration.namespaces, names)
         judge = Judge(self._ledger, names, unit_bytes, choices, mix=configuration.mix, tenants=tenants)
-        search = Search(self._ledger, Neighbourhood(cluster))
+        search = Search(self._ledger, judge, Neighbourhood(cluster))
         # who sees to pods that fit nowhere, beside the verbs
         self._nominator = self._preemptor = None
         lasts: Lasts = not_told

@@ -189,7 +189,7 @@ class Preemptor:
         if pod is None or not self._waits(pod) or self._fits_by_now(asked):
             self._drop(asked.pod.uid)
             return
-        found = self._choose(asked, pod.spec.priority or 0)
+        found = self._choose(asked)
         if found is None:
             self._drop(pod.uid)
             return
@@ -230,13 +230,13 @@ class Preemptor:
         verdicts = self._judge.judge(asked.request, sorted(asked.sampled), namespace=namespace)
         return any(not isinstance(one, Reason) for one in verdicts)
 
-    def _choose(self, asked: _Asked, priority: int) -> tuple[str, Victims, Sequence[Budget]] | None:
+    def _choose(self, asked: _Asked) -> tuple[str, Victims, Sequence[Budget]] | None:
         """Find the node where evicting does the least harm; None where there is none, or where pods are ending."""
         budgets = self._search.budgets()
         found: dict[str, Victims] = {}
         allowed = [node for node in asked.sampled if self._allowed(asked, node)]
         for node in sorted(allowed, key=self._emptiness)[:_SEARCHED_NODES]:
-            victims = self._search.among_holders(node, asked.request, priority, budgets, uid=asked.pod.uid)
+            victims = self._search.among_holders(node, asked.request, budgets, pod=asked.pod)
             if victims == "wait":
                 return None
             if victims is not None:
@@ -249,8 +249,7 @@ class Preemptor:
     def _allowed(self, asked: _Asked, node: str) -> bool:
         """Tell whether the limits of the pod's namespace let it onto the node."""
         view, namespace = self._ledger.view(node), asked.pod.metadata.namespace
-        use = self._ledger.use_of(namespace)
-        return view is not None and self._judge.tenants.excess(namespace, asked.request, use, view) is None
+        return view is not None and self._judge.excess(namespace, asked.request, view) is None
 
     def _emptiness(self, node: str) -> tuple[int, str]:
         view = self._ledger.view(node)

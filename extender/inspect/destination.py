@@ -28,8 +28,8 @@ class Judging(Protocol):
     def policy(self, request: PodRequest) -> str:
         """Name the policy for a request; raise RequestError for one that does not exist."""
 
-    def judge(self, request: PodRequest, nodes: list[str]) -> list[float | Reason]:
-        """Give for each node its cost, or why it does not fit."""
+    def judge(self, request: PodRequest, nodes: list[str], *, namespace: str) -> list[float | Reason]:
+        """Give for each node its cost, or why it does not fit, the limits of the pod's namespace included."""
 
     @property
     def tenants(self) -> Tenants:
@@ -48,10 +48,10 @@ class Judging(Protocol):
         """Give the size of the GPU that a mix counts thousandths of."""
 
 
-def destination(request: PodRequest, views: Sequence[NodeView], judge: Judging) -> str:
+def destination(request: PodRequest, namespace: str, views: Sequence[NodeView], judge: Judging) -> str:
     """Say which of the nodes the policy has a request go to, if no other scorer of kube-scheduler has a say."""
     by_name = {view.name: view for view in views}
-    verdicts = zip(by_name, judge.judge(request, list(by_name)), strict=True)
+    verdicts = zip(by_name, judge.judge(request, list(by_name), namespace=namespace), strict=True)
     costs = {name: cost for name, cost in verdicts if not isinstance(cost, Reason)}
     fits = f"it fits on {len(costs)} of {len(views)} nodes that are well"
     if not costs:

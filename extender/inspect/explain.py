@@ -81,7 +81,7 @@ def explain(
 ) -> Explanation:
     """Explain *request*, given filter's verdict on every node by name; nodes without a verdict are left out.
 
-    What would help is looked for only where nothing fits.
+    *holds* are what pods have and what they are promised. What would help is looked for only where nothing fits.
     """
     refused: dict[str, Reason] = {name: v for name, v in verdicts.items() if isinstance(v, Reason)}
     known = [view for view in views if view.name in verdicts]

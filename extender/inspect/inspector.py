@@ -166,8 +166,8 @@ class Inspector:
             if request is None:
                 return None
             told = self._explain(_waiting_row(Waiting("", pod.key, request)), request, limit, 0)
-            views = [view for view in self._ledger.views() if view.problem is None]
-            summary = destination(request, views, self._judge) if told.fitting else told.summary
+            views = [view for view in self._ledger.views() if _is_well(view, request)]
+            summary = destination(request, pod.metadata.namespace, views, self._judge) if told.fitting else told.summary
             return msgspec.structs.replace(told, simulated=True, summary=summary)
 
     def _explain(self, pod: PodRow, request: PodRequest, limit: int, start: int) -> PodExplanation:
@@ -186,12 +186,8 @@ class Inspector:
             )
         views = [view for view in self._ledger.views() if _has_gpus(view)]
         names = [view.name for view in views]
-        verdicts = dict(zip(names, self._verdicts(request, names), strict=True))
-        if self._judge.tenants.depends_on_node(pod.namespace, request):
-            for view in views:
-                if self._judge.tenants.excess(pod.namespace, request, use, view) is not None:
-                    verdicts[view.name] = Reason.NAMESPACE_LIMIT
-        told = explain(request, views, verdicts, self._ledger.holds())
+        verdicts = dict(zip(names, self._verdicts(request, names, pod.namespace), strict=True))
+        told = explain(request, views, verdicts, [*self._ledger.holds(), *self._ledger.promises()])
         page = told.order[start : start + limit]
         left = max(0, len(told.order) - start - len(page))
         if told.fitting:
@@ -218,10 +214,10 @@ class Inspector:
             continue_=str(start + len(page)) if left else "",
         )
 
-    def _verdicts(self, request: PodRequest, names: list[str]) -> list[float | Reason]:
+    def _verdicts(self, request: PodRequest, names: list[str], namespace: str) -> list[float | Reason]:
         verdicts: list[float | Reason] = []
         for first in range(0, len(names), _PIECE):
-            verdicts += self._judge.judge(request, names[first : first + _PIECE])
+            verdicts += self._judge.judge(request, names[first : first + _PIECE], namespace=namespace)
         return verdicts
 
     def _with_reasons(self, rows: Iterable[PodRow]) -> Iterator[PodRow]:
@@ -233,10 +229,13 @@ class Inspector:
             if waiting is None or isinstance(waiting.request, RequestError):
                 yield row
                 continue
-            shape = waiting.request.shape
+            # namespaces with limits may have less of the same
+            limited = row.namespace if self._judge.tenants.of(row.namespace) is not None else ""
+            shape = limited, waiting.request.shape
             if shape not in known and len(known) < _SHAPES:
                 try:
-                    verdicts = self._verdicts(waiting.request, names)
+                    request = self._judge.tenants.hold(row.namespace, waiting.request)
+                    verdicts = self._verdicts(request, names, row.namespace)
                 except RequestError as error:
                     known[shape] = error.reason, str(error)
                 else:
@@ -351,6 +350,11 @@ def _placed(pod: PodRow) -> str:
     what = ", ".join(share.sentence for share in pod.gpus)
     doing = "is being bound to" if pod.state is State.BINDING else "is bound to"
     return f"it {doing} {pod.node} and holds {what}"
+
+
+def _is_well(view: NodeView, request: PodRequest) -> bool:
+    """Tell whether the node gives what *request* asks, memory or MIG instances: a kubelet may lack one of them."""
+    return (view.mig_problem if request.profiles else view.problem) is None
 
 
 def _tells(view: NodeView) -> bool:

@@ -15,7 +15,7 @@ from cotenant.contract.mps import NONE
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest
 from cotenant.contract.units import format_bytes
-from extender.ledger import GPUState, Hold, MIGState, NodeView, all_closed_by
+from extender.ledger import GPUState, Hold, MIGState, NodeView, Stage, all_closed_by
 from extender.placement.fit import Placement, conflict, daemon, largest, objection, parts, pieces, place
 
 # So many changes of a kind are offered: the first is the least, the others let people choose.
@@ -47,7 +47,10 @@ class Change(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Search:
-    """Look for the least changes that make a request fit, each found by making it fit."""
+    """Look for the least changes that make a request fit, each found by making it fit.
+
+    Of *holds* those that are promised are kept: their pods have nothing yet that could end.
+    """
 
     def __init__(
         self,
@@ -61,8 +64,9 @@ class Search:
         self._refused = refused
         self._one_piece = len(pieces(request)) == request.wishes.gpu_count == 1 and not request.profiles
         self._holds: defaultdict[str, list[Hold]] = defaultdict(list)
+        self._promised: defaultdict[str, list[Hold]] = defaultdict(list)
         for hold in holds:
-            self._holds[hold.node].append(hold)
+            (self._promised if hold.stage is Stage.PROMISED else self._holds)[hold.node].append(hold)
 
     def smaller(self) -> Iterator[Change]:
         """Find the most that one container could ask for now, in whole units."""
@@ -107,7 +111,7 @@ class Search:
 
     def ended(self) -> Iterator[Change]:
         """Find the fewest and smallest pods whose end makes room."""
-        by_clients = {view.name for view in self._order if self._refused[view.name] in _UNTIL_CLIENTS_END}
+        by_clients = {view.name for view in self._order if self._is_up_to_clients(view)}
         found: Iterator[tuple[tuple[Hold, ...], int, Change]]
         if self._one_piece:
             found = chain(self._ended_simply(by_clients), self._ended_by_trying(by_clients))
@@ -115,6 +119,15 @@ class Search:
             found = self._ended_by_trying({view.name for view in self._order})
         least = nsmallest(CHANGES, found, key=lambda one: (len(one[0]), one[1], one[2].node, one[2].gpus))
         yield from (change for _, _, change in least)
+
+    def _is_up_to_clients(self, view: NodeView) -> bool:
+        """Tell whether it takes more than arithmetic to say who has to end there: those whom a daemon of MPS serves.
+
+        A GPU that is to be the pod's alone may be of a daemon that serves others on another GPU.
+        """
+        whole = self._request.wishes.isolation.whole_gpu
+        under_mps = whole and any(state.gpu.mode is Mode.MPS for state in view.gpus)
+        return under_mps or self._refused[view.name] in _UNTIL_CLIENTS_END
 
     def mended(self) -> Iterator[Change]:
         """Find nodes and GPUs that would take the pod if nothing was wrong with them."""
@@ -170,10 +183,13 @@ class Search:
             for state in view.gpus:
                 reason, lacking = objection(state, self._request.wishes, need, clients)
                 # what would be free must also be served
-                open_to = conflict(state, clients) is None or reason is Reason.NO_EMPTY_GPU
-                if reason in UNTIL_A_POD_ENDS - _UNTIL_CLIENTS_END and open_to:
-                    whole = reason is Reason.NO_EMPTY_GPU
-                    ending = holders[state.gpu.uuid] if whole else _fewest(holders[state.gpu.uuid], lacking)
+                if reason in UNTIL_A_POD_ENDS - _UNTIL_CLIENTS_END and conflict(state, clients) is None:
+                    there = holders[state.gpu.uuid]
+                    if reason is not Reason.NO_EMPTY_GPU:
+                        ending = _fewest(there, lacking + _owed(state))
+                    else:
+                        # one that others use, or that is kept for a pod to come, is not empty then
+                        ending = [] if state.gpu.foreign_bytes or state.promised_bytes else there
                     if ending:
                         pods = tuple(hold for _, hold in ending)
                         yield pods, sum(freed for freed, _ in ending), _ending(view.name, (state.gpu.index,), pods)
@@ -211,7 +227,8 @@ class Search:
         return None
 
     def _after(self, view: NodeView, ended: Sequence[Hold]) -> Placement | None:
-        placed = place(_without(view, ended, self._holds[view.name]), self._request)
+        there = [*self._holds[view.name], *self._promised[view.name]]
+        placed = place(_without(view, ended, there), self._request)
         return placed if isinstance(placed, Placement) else None
 
 
@@ -230,6 +247,12 @@ def free_of_daemons(view: NodeView, request: PodRequest) -> list[list[int]]:
 def together(free: Iterable[Sequence[int]], count: int) -> int:
     """Count the bytes that each of *count* GPUs has free, of those that one process can use."""
     return max((amounts[count - 1] for amounts in free if len(amounts) >= count), default=0)
+
+
+def _owed(state: GPUState) -> int:
+    """Count what is held, kept and used by others of a GPU beyond what there is: before that is free, nothing is."""
+    taken = state.held_bytes + state.promised_bytes + state.gpu.foreign_bytes
+    return max(0, taken - state.gpu.usable_bytes)
 
 
 def _fewest(holders: Sequence[tuple[int, Hold]], lacking: int) -> list[tuple[int, Hold]]:

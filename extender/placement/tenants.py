@@ -18,7 +18,7 @@ from cotenant.contract.request import PodRequest, RequestError
 from cotenant.contract.units import format_bytes
 from extender.ledger import Hold, NodeView, Use
 from extender.placement import partition
-from extender.placement.fit import pieces
+from extender.placement.fit import Placement, pieces, place
 from extender.placement.wishes import is_wished
 
 
@@ -143,22 +143,23 @@ def least_bytes(request: PodRequest) -> int:
 
 
 def least_bytes_on(view: NodeView, request: PodRequest, aim: partition.Aim = partition.ROOM) -> int:
-    """Count the least that *request* would be charged on one node just now, or where it does not fit, were it empty."""
+    """Count what *request* would be charged on one node just now; the least, were it empty, where it does not fit."""
     wishes = request.wishes
     if request.profiles:
         # an instance may be whole on one GPU and a share on another: what bind would give is what counts
-        placed = partition.place(view, request, aim)
-        if not isinstance(placed, Reason):
-            return sum(map(partition.charged, placed))
+        slots = partition.place(view, request, aim)
+        if not isinstance(slots, Reason):
+            return sum(map(partition.charged, slots))
         return sum(partition.least_bytes(view, wishes, profile) for profile in request.profiles)
     if not wishes.isolation.whole_gpu:
         return least_bytes(request)
+    # so it is of a GPU for itself, too: the smallest may be MPS's, which comes last, or of a daemon that serves others
+    placed = place(view, request)
+    if isinstance(placed, Placement):
+        return sum(state.gpu.usable_bytes for state in placed.gpus[0])
     need = max(pieces(request))
-    large = [s for s in view.gpus if is_wished(s, wishes) and s.gpu.usable_bytes >= need]
-    # of those in use none is given
-    empty = [state for state in large if state.healthy and state.empty]
-    usable = empty if len(empty) >= wishes.gpu_count else large
-    return sum(nsmallest(wishes.gpu_count, (state.gpu.usable_bytes for state in usable)))
+    large = (s.gpu.usable_bytes for s in view.gpus if is_wished(s, wishes) and s.gpu.usable_bytes >= need)
+    return sum(nsmallest(wishes.gpu_count, large))
 
 
 def _isolation(request: PodRequest) -> Isolation:

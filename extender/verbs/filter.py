@@ -79,7 +79,7 @@ class Filter:
             self._look(args, request, self._nominator)
             return self._answer(args, [], dict.fromkeys(names, excess.constant))
         promised = self._ledger.promised(args.pod.uid)
-        if promised is not None and promised.node in names and self._is_free(promised, request):
+        if promised is not None and promised.node in names and self._is_free(promised, namespace, request):
             elsewhere = dict.fromkeys(set(names) - {promised.node}, _UNSETTLED)
             return self._answer(args, [promised.node], elsewhere)
         verdicts = self._judge.weigh(request, args.candidates)
@@ -110,10 +110,14 @@ class Filter:
             if onlooker is not None:
                 onlooker.look(args.pod, request, frozenset(args.candidates.names))
 
-    def _is_free(self, promised: Hold, request: PodRequest) -> bool:
-        """Tell whether what is kept for a pod can be had by now."""
+    def _is_free(self, promised: Hold, namespace: str, request: PodRequest) -> bool:
+        """Tell whether what is kept for a pod can be had by now, and within the limits of its namespace."""
         view = self._ledger.without(promised.node, [promised.uid])
-        return view is not None and isinstance(place(view, request), Placement)
+        return (
+            view is not None
+            and isinstance(place(view, request), Placement)
+            and self._judge.excess(namespace, request, view) is None
+        )
 
     def _likely(self, names: list[str], verdicts: Verdicts) -> Iterator[NodeView | None]:
         """Show the nodes of which the pod will get one where our scores decide."""

@@ -113,9 +113,15 @@ class Judge:
         self.policy(request)
         return self.tenants.hold(pod.metadata.namespace, request)
 
-    def excess(self, namespace: str, request: PodRequest) -> Excess | None:
-        """Say which limit of its namespace *request* exceeds beside what its pods hold now; None where none."""
-        return self.tenants.excess(namespace, request, self._ledger.use_of(namespace))
+    def excess(self, namespace: str, request: PodRequest, view: NodeView | None = None) -> Excess | None:
+        """Say which limit of its namespace *request* exceeds beside what its pods hold now; None where none.
+
+        On a node, *view*, by what it would be charged there.
+        """
+        use = self._ledger.use_of(namespace)
+        if view is None:
+            return self.tenants.excess(namespace, request, use)
+        return self.tenants.excess(namespace, request, use, view, self._aim(request, view))
 
     def policy(self, request: PodRequest) -> str:
         """Name the policy that chooses the pod's node; raise RequestError where it wishes for none that exists."""
@@ -165,13 +171,10 @@ class Judge:
         """
         if not self.tenants.depends_on_node(namespace, request):
             return verdicts
-        use = self._ledger.use_of(namespace)
         costs, refused = verdicts.costs.copy(), dict(verdicts.refused)
         for n, name in enumerate(candidates.names):
             view = self._ledger.view(name) if n not in refused else None
-            if view is None:
-                continue
-            if self.tenants.excess(namespace, request, use, view, self._aim(request, view)) is not None:
+            if view is not None and self.excess(namespace, request, view) is not None:
                 costs[n], refused[n] = np.inf, Reason.NAMESPACE_LIMIT
         return Verdicts(costs, refused, verdicts.places)
 

@@ -43,14 +43,13 @@ class Preempt:
         enough = {
             node: meta
             for node, meta in proposed.items()
-            if self._search.fits(node, request, frozenset(one.UID for one in meta.Pods or ()), uid=args.Pod.uid)
+            if self._search.fits(node, request, frozenset(one.UID for one in meta.Pods or ()), pod=args.Pod)
         }
         if enough:
             return PreemptionResult(enough)
         return PreemptionResult(self._better(args.Pod, request, proposed))
 
     def _better(self, pod: Pod, request: PodRequest, proposed: dict[str, MetaVictims]) -> dict[str, MetaVictims]:
-        priority = pod.spec.priority or 0
         found: dict[str, MetaVictims] = {}
         budgets = None
         # nodes for which kube-scheduler would evict least come first
@@ -58,8 +57,8 @@ class Preempt:
             if budgets is None:
                 budgets = self._search.budgets()
             uids = frozenset(one.UID for one in proposed[node].Pods or ())
-            always = frozenset[str]() if self._search.explained(node, request, uid=pod.uid) else uids
-            chosen = self._search.on(node, request, priority, budgets, uid=pod.uid, always=always)
+            always = frozenset[str]() if self._search.explained(node, request, pod=pod) else uids
+            chosen = self._search.on(node, request, budgets, pod=pod, always=always)
             if chosen is not None:
                 found[node] = MetaVictims([MetaPod(one.uid) for one in chosen.pods], chosen.violations)
         return found

@@ -8,10 +8,12 @@ import msgspec
 
 from cotenant.contract.inventory import Health
 from cotenant.contract.names import mig_suffix
+from cotenant.contract.pods import Pod
 from cotenant.contract.request import PodRequest
 from extender.ledger import Ledger, MIGState, NodeView, Stage
 from extender.placement.fit import Placement, place
 from extender.placement.preemption import Budget, Neighbour, Victims, victims
+from extender.verbs.judge import Judge
 
 
 class Neighbourhood(Protocol):
@@ -25,44 +27,47 @@ class Neighbourhood(Protocol):
 
 
 class Search:
-    """Look for victims, node by node.
+    """Look for victims of a *pod*, node by node: what is kept for it already is no reason to evict."""
 
-    The pod that they would make room for is named by its *uid*: what is kept for it already is no reason to evict.
-    """
-
-    def __init__(self, ledger: Ledger, neighbourhood: Neighbourhood) -> None:
+    def __init__(self, ledger: Ledger, judge: Judge, neighbourhood: Neighbourhood) -> None:
         self._ledger = ledger
+        self._judge = judge
         self._neighbourhood = neighbourhood
 
     def budgets(self) -> Sequence[Budget]:
         """List all disruption budgets; raises ClusterError where the API server cannot be asked."""
         return self._neighbourhood.budgets()
 
-    def fits(self, node: str, request: PodRequest, gone: frozenset[str], *, uid: str) -> bool:
-        """Tell whether the pod would fit without those *gone*, by GPUs, CPU and memory."""
-        view = self._ledger.without(node, gone | {uid})
-        return view is not None and _has_compute(view, request) and isinstance(place(view, request), Placement)
+    def fits(self, node: str, request: PodRequest, gone: frozenset[str], *, pod: Pod) -> bool:
+        """Tell whether the pod would fit without those *gone*, by GPUs, CPU, memory and the limits of its namespace."""
+        view = self._ledger.without(node, gone | {pod.uid})
+        return (
+            view is not None
+            and _has_compute(view, request)
+            and isinstance(place(view, request), Placement)
+            and self._judge.excess(pod.metadata.namespace, request, view) is None
+        )
 
     def on(
         self,
         node: str,
         request: PodRequest,
-        priority: int,
         budgets: Sequence[Budget],
         *,
-        uid: str,
+        pod: Pod,
         always: frozenset[str] = frozenset(),
     ) -> Victims | None:
-        """Choose victims of a lower *priority* on *node*, those of *always* among them; None where none would do.
+        """Choose victims of a lower priority on *node*, those of *always* among them; None where none would do.
 
         Raises ClusterError where the API server cannot be asked.
         """
+        priority = pod.spec.priority or 0
         lower = [self._weighed(one) for one in self._neighbourhood.on(node) if one.priority < priority]
-        found = victims(lower, budgets, lambda gone: self.fits(node, request, gone, uid=uid), always)
+        found = victims(lower, budgets, lambda gone: self.fits(node, request, gone, pod=pod), always)
         return found if found is not None and found.pods else None
 
     def among_holders(
-        self, node: str, request: PodRequest, priority: int, budgets: Sequence[Budget], *, uid: str
+        self, node: str, request: PodRequest, budgets: Sequence[Budget], *, pod: Pod
     ) -> Victims | Literal["wait"] | None:
         """Choose as on() does, only among pods that hold something of a GPU.
 
@@ -72,18 +77,19 @@ class Search:
         holders = {hold.uid for hold in self._ledger.holds() if hold.node == node and hold.stage is Stage.BOUND}
         staying = self._neighbourhood.on(node)
         ending = frozenset(holders - {one.uid for one in staying})
-        if ending and self.fits(node, request, ending, uid=uid):
+        if ending and self.fits(node, request, ending, pod=pod):
             return "wait"
+        priority = pod.spec.priority or 0
         lower = [self._weighed(one) for one in staying if one.priority < priority and one.uid in holders]
-        found = victims(lower, budgets, lambda gone: self.fits(node, request, gone, uid=uid))
+        found = victims(lower, budgets, lambda gone: self.fits(node, request, gone, pod=pod))
         return found if found is not None and found.pods else None
 
-    def explained(self, node: str, request: PodRequest, *, uid: str) -> bool:
+    def explained(self, node: str, request: PodRequest, *, pod: Pod) -> bool:
         """Tell whether what we count is why kube-scheduler, which counts sums, did not place the pod there.
 
         Otherwise its victims are in the way for another reason, such as a port or an anti-affinity, and must go.
         """
-        view = self._ledger.without(node, [uid])
+        view = self._ledger.without(node, [pod.uid])
         if view is None:
             return False
         if not _has_compute(view, request):

@@ -7,18 +7,21 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cotenant.contract.inventory import Foreign
 from cotenant.contract.reasons import Reason
 from cotenant.contract.units import GIB
 from extender.inspect.explain import explain, node_verdict
-from extender.ledger import Ledger
-from extender.placement.fit import Placement, place
+from extender.ledger import Hold, Ledger
+from extender.placement.fit import Placement, grant, place
 from extender.verbs.judge import Judge
 from tests.builders import NAMES, NodeBuilder, PodBuilder, a_grant, a_node, a_pod, granted
 
 if TYPE_CHECKING:
+    from cotenant.contract.grant import Grant
     from cotenant.contract.request import PodRequest
     from extender.inspect.explain import Explanation, NodeVerdict
     from extender.inspect.remedies import Change
+    from extender.ledger import NodeView
 
 
 class Cluster:
@@ -31,8 +34,8 @@ class Cluster:
             self.ledger.observe_node(node.build())
 
     def holding(self, name: str, node: str, gpu: int, gib: int, **more: Any) -> Cluster:
-        grant = a_grant(granted({f"GPU-{node}-{gpu}": gib * GIB}, **more))
-        self.ledger.observe_pod(a_pod().named(name).asking(gib).bound_to(node, grant).build())
+        given = a_grant(granted({f"GPU-{node}-{gpu}": gib * GIB}, **more))
+        self.ledger.observe_pod(a_pod().named(name).asking(gib).bound_to(node, given).build())
         return self
 
     def request(self, pod: PodBuilder) -> PodRequest:
@@ -44,7 +47,17 @@ class Cluster:
         request, views = self.request(pod), self.ledger.views()
         names = [view.name for view in views]
         verdicts = dict(zip(names, self._judge.judge(request, names), strict=True))
-        return explain(request, views, verdicts, self.ledger.holds())
+        return explain(request, views, verdicts, [*self.ledger.holds(), *self.ledger.promises()])
+
+    def promising(self, pod: PodBuilder, node: str) -> Cluster:
+        request = self.request(pod)
+
+        def choose(view: NodeView) -> Grant | Reason:
+            placed = place(view, request)
+            return grant(request, placed) if isinstance(placed, Placement) else placed
+
+        assert isinstance(self.ledger.promise(pod.build().uid, pod.build().key, node, (), choose), Hold)
+        return self
 
     def node(self, pod: PodBuilder, name: str) -> NodeVerdict:
         told = {view.name: (view, reason) for view, reason in self.explain(pod).order}
@@ -149,6 +162,16 @@ class TestChanges:
         expected = ["it fits on n GPU 0 if default/c (5 GiB) and default/a (2 GiB) ended"]
         assert expected == cluster.changes(a_pod().asking(7), "ended")
 
+    def test_where_others_use_what_pods_hold_as_well_that_must_be_free_before_anything_is(self) -> None:
+        cluster = Cluster(a_node("n").with_gpu("10GiB", foreign=Foreign(bytes=3 * GIB)))
+        cluster.holding("a", "n", 0, 2).holding("b", "n", 0, 7)
+        # of 10 GiB 2 + 7 are held and 3 are others': without a nothing is free, without b 10 - 2 - 3 = 5
+        assert ["it fits on n GPU 0 if default/b (7 GiB) ended"] == cluster.changes(a_pod().asking(1), "ended")
+
+    def test_a_gpu_that_others_use_is_nobodys_alone_whatever_pods_end(self) -> None:
+        cluster = Cluster(a_node("n").with_gpu("10GiB", foreign=Foreign(bytes=3 * GIB))).holding("a", "n", 0, 2)
+        assert [] == cluster.changes(a_pod().asking(1).wishing(isolation="exclusive"), "ended")
+
     def test_a_pod_that_wants_a_gpu_for_itself_waits_for_all_pods_of_one(self) -> None:
         cluster = Cluster(a_node("n").with_gpus(2, "10GiB"))
         cluster.holding("a", "n", 0, 1).holding("b", "n", 0, 1).holding("c", "n", 1, 5)
@@ -202,6 +225,21 @@ class TestChanges:
         # another user's pod waits for both to end
         both = ["it fits on n GPU 0 if default/a (1 GiB) and default/b (2 GiB) ended"]
         assert both == cluster.changes(a_pod().asking(5).running_as(7), "ended")
+
+    def test_a_gpu_for_itself_waits_for_other_users_of_its_daemon_on_other_gpus_too(self) -> None:
+        cluster = Cluster(a_node("n").with_gpus(2, "10GiB").under_mps())
+        for name, gpu in (("a", 0), ("b", 1)):
+            cluster.holding(name, "n", gpu, 2, mode="mps", mps_pipe="/run/mps/n")
+        alone = a_pod().asking(5).wishing(isolation="exclusive")
+        assert ["it fits on n GPU 0 if default/a (2 GiB) ended"] == cluster.changes(alone, "ended")
+        both = ["it fits on n GPU 0 if default/a (2 GiB) and default/b (2 GiB) ended"]
+        assert both == cluster.changes(alone.running_as(7), "ended")
+
+    def test_clients_that_mps_is_promised_to_serve_are_no_pods_that_could_end(self) -> None:
+        cluster = Cluster(a_node("n").with_gpus(1, "10GiB").under_mps(max_clients=1)).promising(a_pod().asking(2), "n")
+        pod = a_pod().named("next").asking(5)
+        assert [Reason.TOO_MANY_CLIENTS] == [gpu.reason for gpu in cluster.node(pod, "n").gpus]
+        assert [] == cluster.changes(pod, "ended")
 
     def test_nothing_is_proposed_for_a_pod_that_fits(self) -> None:
         told = Cluster(a_node("n").with_gpu()).explain(a_pod().asking(5))

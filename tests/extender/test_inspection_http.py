@@ -369,6 +369,15 @@ class TestSimulation:
         assert told.startswith("default/big asks 11 GiB: simulated, fits on none of 2 GPU nodes\n")
         assert "10 GiB fit now on n1 GPU 0" in told
 
+    def test_a_node_that_lacks_memory_alone_is_well_for_a_mig_instance(self, api: ApiServer, extender: Running) -> None:
+        add(api, a_node("n3").with_gpu("10GiB").with_mig().advertising("0"))
+        assert eventually(lambda: extender.ledger.view("n3"))
+
+        told = tried(extender, a_pod().asking("1", of="nvidia.com/mig-1g.5gb")).json
+
+        # n1 and n2 have no MIG GPU, with which nothing is wrong
+        assert told["summary"].startswith("it fits on 1 of 3 nodes that are well, and would go to n3 GPU 1,")
+
     def test_nothing_is_kept_of_it(self, api: ApiServer, extender: Running) -> None:
         before = len(api.writes)
         assert 2 == tried(extender, a_pod().asking(3)).json["fitting"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -15,17 +16,18 @@ from cotenant.contract.request import RequestError
 from cotenant.contract.units import GIB
 from extender.admission import Settings, mutate, validating_review
 from extender.admission.review import KIND
-from extender.ledger import Ledger, NodeView, Use
+from extender.ledger import Hold, Ledger, NodeView, Stage, Use
 from extender.placement.fit import Placement, grant, place
 from extender.placement.tenants import Tenants
 from tests.admission import json_patch
 from tests.admission.settings import SETTINGS
 from tests.builders import NAMES, NodeBuilder, PodBuilder, a_grant, a_node, a_pod, granted, request_of
-from tests.extender.running import PATIENCE, Running, add, eventually, nominee, submit
+from tests.extender.running import PATIENCE, Running, add, call, eventually, nominee, submit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cotenant.contract.grant import Grant
     from cotenant.standins.api_server import ApiServer
 
 
@@ -41,6 +43,10 @@ def view(node: NodeBuilder, *pods: PodBuilder) -> NodeView:
     found = ledger.view(node.name)
     assert found is not None
     return found
+
+
+def ranked(pod: PodBuilder, priority: int) -> PodBuilder:
+    return dataclasses.replace(pod, spec=(*pod.spec, ("priority", priority)))
 
 
 class TestWhatCounts:
@@ -306,6 +312,98 @@ class TestTheWayOfAPod:
         assert {"n1": Reason.NAMESPACE_LIMIT.sentence} == result["FailedAndUnresolvableNodes"]
         assert Reason.NAMESPACE_LIMIT.sentence in limited.bind(pod, "n1")
         assert "" == limited.bind(pod, "l4")
+
+    def test_explain_gives_each_node_the_reason_that_filter_does(self, api: ApiServer, limited: Running) -> None:
+        # the whole GPU would be more than the limit, if it was well
+        add(api, a_node("n3").with_gpus(1, "20GiB").unhealthy(0))
+        assert eventually(lambda: limited.ledger.view("n3"))
+        pod = submit(api, a_pod().named("alone").in_namespace("team").asking(8).wishing(isolation="exclusive"))
+        assert eventually(lambda: limited.ledger.waiting(pod["metadata"]["uid"]))
+
+        assert {"n3": Reason.UNHEALTHY_GPU.sentence} == limited.filter(pod, "n3")["FailedAndUnresolvableNodes"]
+        told = {one["node"]: one["reason"] for one in limited.get("/v1/explain/team/alone").json["nodes"]}
+        assert {"n1": None, "n2": None, "n3": Reason.UNHEALTHY_GPU} == told
+
+    def test_a_simulated_pod_goes_where_its_namespace_lets_it(self, api: ApiServer, limited: Running) -> None:
+        add(api, a_node("a").with_gpus(1, "20GiB"))
+        assert eventually(lambda: limited.ledger.view("a"))
+        pod = a_pod().in_namespace("team").asking(8).wishing(isolation="exclusive")
+
+        told = call(limited.other_address, "POST", "/v1/simulate", pod.as_json()).json
+
+        # a GPU for itself is 20 GiB on the node a, and 10 on the others
+        assert 2 == told["fitting"]
+        assert told["summary"].startswith("it fits on 2 of 3 nodes that are well, and would go to n")
+
+    def test_pods_that_a_limit_keeps_waiting_are_listed_with_that_as_their_reason(
+        self, api: ApiServer, limited: Running
+    ) -> None:
+        assert "" == limited.bind(submit(api, a_pod().named("a").in_namespace("team").asking(6)), "n1")
+        for pod in (
+            a_pod().named("b").in_namespace("team").asking(5),
+            a_pod().named("c").in_namespace("small").asking(5),
+            a_pod().named("d").asking(5),
+        ):
+            waits = submit(api, pod)
+            assert eventually(lambda uid=waits["metadata"]["uid"]: limited.ledger.waiting(uid))  # type: ignore[misc]
+
+        rows = limited.get("/v1/pods?state=waiting").json["items"]
+
+        # team has 4 GiB left, and small may have no H100
+        reasons = {row["name"]: row["reason"] for row in rows}
+        assert {"b": Reason.NAMESPACE_LIMIT, "c": Reason.NAMESPACE_LIMIT, "d": None} == reasons
+
+    def test_a_gpu_for_itself_is_charged_as_the_one_that_bind_takes_and_not_the_smallest(
+        self, api: ApiServer, limited: Running
+    ) -> None:
+        # GPUs under MPS come last, whatever their size
+        add(api, a_node("m").with_gpu("10GiB").under_mps().with_gpu("20GiB"))
+        assert eventually(lambda: limited.ledger.view("m"))
+        pod = submit(api, a_pod().in_namespace("team").asking(8).wishing(isolation="exclusive"))
+
+        assert Reason.NAMESPACE_LIMIT.sentence == limited.filter(pod, "m")["FailedAndUnresolvableNodes"]["m"]
+        assert "the pod asks 20 GiB of GPU memory" in limited.bind(pod, "m")
+
+    def test_no_pod_is_evicted_from_a_gpu_that_would_be_charged_more_than_the_limit_leaves(
+        self, api: ApiServer, start: Callable[..., Running]
+    ) -> None:
+        limited = start(namespaces={"team": {"gpuMemory": "10GiB"}}, preemptFragmented={"after": 0.01})
+        add(api, a_node("m").with_gpu("10GiB").with_gpu("20GiB"), a_node("other").with_gpus(2, "10GiB"))
+        assert eventually(lambda: limited.ledger.view("other"))
+        high = submit(api, ranked(a_pod().named("high").asking(10).wishing(gpu_uuid="GPU-m-0"), 100))
+        low = submit(api, ranked(a_pod().named("low").asking(20).wishing(gpu_uuid="GPU-m-1"), 0))
+        assert ["", ""] == [limited.bind(pod, "m") for pod in (high, low)]
+        for name in ("a", "b"):
+            assert "" == limited.bind(submit(api, ranked(a_pod().named(name).asking(6), 0)), "other")
+        assert eventually(lambda: all(hold.stage is Stage.BOUND for hold in limited.ledger.holds()))
+        # of the two GPUs that hold it, only the one of 10 GiB is within the limit, and its pod may not be evicted
+        pod = submit(api, ranked(a_pod().in_namespace("team").asking(8).wishing(isolation="exclusive"), 10))
+
+        meta = {"m": {"Pods": [{"UID": low["metadata"]["uid"]}], "NumPDBViolations": 0}}
+        answer = limited.post("/preempt", {"Pod": pod, "NodeNameToMetaVictims": meta}).json
+        assert [] == limited.fitting(pod, "m")
+        # whose turn comes after that pod's
+        assert [] == limited.fitting(submit(api, ranked(a_pod().named("next").asking(6), 5)), "other")
+
+        assert {} == answer["NodeNameToMetaVictims"]
+        assert eventually(lambda: nominee(api, "next") == "other")
+        assert "low" not in {write.name for write in api.writes if write.subresource == "eviction"}
+
+    def test_what_is_kept_for_a_pod_is_offered_only_within_the_limit(self, api: ApiServer, limited: Running) -> None:
+        pod = submit(api, a_pod().in_namespace("team").asking(1).wishing(isolation="exclusive"))
+        alone = request_of(a_pod().asking(1).wishing(isolation="exclusive"))
+
+        def choose(view: NodeView) -> Grant | Reason:
+            placed = place(view, alone)
+            return grant(alone, placed) if isinstance(placed, Placement) else placed
+
+        assert isinstance(limited.ledger.promise(pod["metadata"]["uid"], "team/p", "n1", (), choose), Hold)
+        assert ["n1"] == limited.fitting(pod, "n1", "n2")
+        # since then another one of its namespace has come: 4 + 10 GiB are more than 10
+        assert "" == limited.bind(submit(api, a_pod().named("b").in_namespace("team").asking(4)), "n2")
+
+        assert Reason.NAMESPACE_LIMIT.sentence == limited.filter(pod, "n1")["FailedNodes"]["n1"]
+        assert "namespace team may hold" in limited.bind(pod, "n1")
 
     def test_no_pod_is_evicted_for_one_that_its_namespace_keeps_out(self, api: ApiServer, limited: Running) -> None:
         assert "" == limited.bind(submit(api, a_pod().named("a").in_namespace("team").asking(10)), "n1")

@@ -166,11 +166,12 @@ class TestEach:
         ledger.confirm(resident["metadata"]["uid"])
         binding = {"metadata": {"name": "resident", "annotations": {NAMES.grant: hold.grant}}, "target": {"name": "n1"}}
         api.store.bind(("default", "resident"), binding)
+        judge = Judge(ledger, NAMES, GIB, "best-fit")
         preemptor = Preemptor(
             cluster,
             ledger,
-            Judge(ledger, NAMES, GIB, "best-fit"),
-            Search(ledger, Neighbourhood(cluster)),
+            judge,
+            Search(ledger, judge, Neighbourhood(cluster)),
             # after the eviction, for which memory has been promised, and before that is noted
             evictions=Evictions(cluster, Once(None)),
             tell=lambda *_: None,
