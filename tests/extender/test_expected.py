@@ -139,7 +139,10 @@ def test_a_pod_is_not_let_through_to_what_the_bind_on_its_way_takes() -> None:
     next_one.start()
     next_one.join(0.05)
     assert [] == refused
+    assert not judge.news.is_set()
     assert binding(BindArgs(PodName="first", PodNamespace="default", PodUID=first.uid, Node="n1")) is None
     next_one.join(PATIENCE / 2)
 
     assert [{"n1": Reason.NO_GPU_FITS.sentence}] == refused
+    # what pods this cluster gets is learned from binds
+    assert judge.news.is_set()
