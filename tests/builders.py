@@ -98,6 +98,9 @@ class PodBuilder:
     def in_phase(self, phase: str) -> Self:
         return replace(self, status=(*self.status, ("phase", phase)))
 
+    def of_priority(self, priority: int) -> Self:
+        return replace(self, spec=(*self.spec, ("priority", priority)))
+
     def terminating(self) -> Self:
         return replace(self, metadata=(*self.metadata, ("deletionTimestamp", "2026-01-01T00:00:00Z")))
 

@@ -70,7 +70,7 @@ def _exact(text: str | int) -> Decimal:
         raise ValueError(f"{text[:_LONGEST_QUANTITY]!r} is not a quantity such as 8, 2k or 80Gi")
     number, exponent, suffix = match.groups()
     try:
-        value = _EXACT.multiply(Decimal(number + (exponent or "")), _SUFFIXES.get(suffix or "", Decimal(1)))
+        value = _EXACT.multiply(Decimal(number + (exponent or "")), _SUFFIXES.get(suffix, Decimal(1)))
     except (InvalidOperation, Inexact) as error:
         raise ValueError(f"{text!r} is not a quantity such as 8, 2k or 80Gi") from error
     if abs(value) > MAX_BYTES:

@@ -164,5 +164,4 @@ def least_bytes_on(view: NodeView, request: PodRequest, aim: partition.Aim = par
 
 def _isolation(request: PodRequest) -> Isolation:
     """Say what isolation the pod asks, for which it need not say a word where it asks a MIG instance."""
-    asked = request.wishes.isolation
-    return Isolation.STRICT if request.profiles and asked in {Isolation.NONE, Isolation.LIMITED} else asked
+    return Isolation.STRICT if request.profiles else request.wishes.isolation

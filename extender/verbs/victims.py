@@ -104,7 +104,7 @@ class Search:
 
     def _weighed(self, one: Neighbour) -> Neighbour:
         hold = self._ledger.hold(one.uid)
-        return msgspec.structs.replace(one, bytes=hold.bytes if hold else 0)
+        return msgspec.structs.replace(one, bytes=hold.bytes if hold is not None else 0)
 
 
 def _has_compute(view: NodeView, request: PodRequest) -> bool:

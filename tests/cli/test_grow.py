@@ -49,13 +49,14 @@ def test_it_asks_the_same_of_another_node_and_runs_nothing() -> None:
 
 
 def test_it_asks_what_sidecars_and_init_containers_ask_too() -> None:
-    one = made(a_pod().with_init(4, name="load").with_sidecar(2, name="cache").asking(8))
+    asking = a_pod().with_init(4).with_sidecar(2).asking(8)
+    one = made(asking)
     found = PodBuilder(
         init=tuple(one["spec"]["initContainers"]),
         main=tuple(one["spec"]["containers"]),
     )
 
-    assert request_of(a_pod().with_init(4, name="load").with_sidecar(2, name="cache").asking(8)) == request_of(found)
+    assert request_of(asking) == request_of(found)
     assert {"pause"} == {each["image"] for kind in ("initContainers", "containers") for each in one["spec"][kind]}
 
 

@@ -37,7 +37,7 @@ def test_devices_and_filters_choose_gpus_and_the_last_that_names_one_decides() -
     cuts = plan(
         file(
             'device-filter: "0x20B010DE", devices: all, mig-enabled: true, mig-devices: {7g.40gb: 1}',
-            'device-filter: ["0x233010de"], devices: all, mig-enabled: true, mig-devices: {1g.10gb: 7}',
+            'device-filter: ["0x234210DE", "0x233010de"], devices: all, mig-enabled: true, mig-devices: {1g.10gb: 7}',
             "devices: [1], mig-enabled: false",
         ),
         "it",
@@ -104,6 +104,8 @@ def test_a_geometry_that_no_gpu_can_have_is_refused(spec: str, sentence: str) ->
 def test_a_name_that_is_not_there_is_told_with_those_that_are() -> None:
     with pytest.raises(GeometryError, match="there is no configuration 'all-1g'; there are: it"):
         plan(file("devices: all, mig-enabled: true"), "all-1g", [gpu()])
+    with pytest.raises(GeometryError, match="there is no configuration 'all-1g'; there are: none"):
+        plan(parse("version: v1\nmig-configs: {}"), "all-1g", [gpu()])
 
 
 keys = st.sampled_from(

@@ -57,6 +57,7 @@ class TestQuantity:
             (1_000, "1E3"),
             (12, "1200e-2"),
             (0, "0e999"),
+            (8, "8." + "0" * 38),  # 40 characters
             (MAX_BYTES, str(MAX_BYTES)),
         ],
     )

@@ -346,6 +346,30 @@ class TestRefusals:
         with pytest.raises(RefusedError, match="the kubelet lists no container with the device ids"):
             world.admission().pre_start(GPU_MEM, device_ids(uuid(0), 2))
 
+    def test_ids_of_a_container_that_is_not_listed_are_an_init_containers_own_or_nobodys(self, world: World) -> None:
+        warm = container_grant("warm", gpus=[0], units=4, role=Role.INIT)
+        world.add("p", "u", warm, container_grant(gpus=[0], units=2))
+        world.add("q", "v", container_grant(gpus=[1], units=4))
+        world.sync()
+        admission = world.admission()
+
+        assert warm == admission.pre_start(GPU_MEM, device_ids(uuid(0), 4)).grant
+        # four of another GPU than the init container's, and two of the main container's that the kubelet does not list
+        for held in (device_ids(uuid(1), 4), device_ids(uuid(0), 2)):
+            with pytest.raises(RefusedError, match="and no init container was granted their GPU"):
+                admission.pre_start(GPU_MEM, held)
+
+    def test_a_container_of_a_pod_that_is_gone_does_not_start(self, world: World) -> None:
+        entry = world.add("p", "u", container_grant(gpus=[0], units=2))
+        admission = world.admission()
+        world.admit(admission, entry)
+        world.sync()
+        world.server.clear()
+
+        with pytest.raises(RefusedError, match="pod default/p: ") as refused:
+            admission.pre_start(GPU_MEM, entry.held["main"])
+        assert Reason.POD_GONE is refused.value.reason
+
     def test_a_refused_pod_is_named_so_that_people_can_be_told(self, world: World) -> None:
         entry = world.add("p", "u", container_grant(gpus=[0], units=UNITS + 2))
         error = self.refusal(world, entry)

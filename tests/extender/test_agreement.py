@@ -81,7 +81,7 @@ def with_first_gpu(node: NodeBuilder, **fields: Any) -> NodeBuilder:
 @st.composite
 def a_drawn_pod(draw: st.DrawFn) -> PodBuilder:
     pod = a_pod().in_namespace(draw(st.sampled_from(["default", "team"]))).running_as(draw(st.sampled_from([None, 7])))
-    pod = replace(pod, spec=(*pod.spec, ("priority", draw(st.sampled_from([0, 10])))))
+    pod = pod.of_priority(draw(st.sampled_from([0, 10])))
     profiles = draw(st.lists(st.sampled_from(PROFILES), max_size=2))
     if profiles:
         for profile in profiles:

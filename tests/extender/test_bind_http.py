@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -16,9 +18,9 @@ import pytest
 from cotenant.cluster import connect
 from cotenant.contract.reasons import Reason
 from cotenant.contract.units import GIB
-from extender.cluster.binder import Binder
+from extender.cluster.binder import AT_ONCE, Binder
 from extender.ledger import Ledger, Stage
-from extender.verbs.bind import Bind
+from extender.verbs.bind import Bind, Refusal
 from extender.verbs.judge import Judge
 from extender.verbs.wire import BindArgs
 from tests.builders import NAMES, a_pod
@@ -112,6 +114,16 @@ class TestRefused:
         assert extender.bind(pod, "n1").endswith("the pod is bound already to n2")
         assert extender.stage(pod) is None
 
+    def test_a_pod_that_asks_nothing_of_ours_and_was_bound_meanwhile_is_told_so(
+        self, api: ApiServer, extender: Running
+    ) -> None:
+        plain = submit(api, a_pod().named("plain"))
+        api.freeze_watches()
+        api.store.bind(("default", "plain"), {"metadata": {"name": "plain"}, "target": {"name": "n2"}})
+
+        assert extender.bind(plain, "n1").endswith("the pod is bound already to n2")
+        assert "" == extender.bind(plain, "n2")
+
     def test_a_pod_that_is_gone_is_told_so(self, api: ApiServer, extender: Running, pod: Json) -> None:
         api.freeze_watches()
         api.delete_pod("p")
@@ -184,6 +196,9 @@ class TestDoubt:
         # 10 - 8 = 2 are free on its GPU, 10 on the other: room for 10, and beside them for no more than 2
         assert ["n1"] == extender.fitting(submit(api, a_pod().named("ten").asking(10)), "n1")
         assert [] == extender.fitting(submit(api, a_pod().named("both").asking(3).asking(10)), "n1")
+        # it is sent again and again
+        tried = len(sent(api))
+        assert eventually(lambda: len(sent(api)) > tried + 2)
         api.faults.clear()
         assert api.wait_until(lambda: bound_to(api, "p") == "n1", PATIENCE)
         assert eventually(lambda: extender.metric("cotenant_bindings_unsettled") == 0)
@@ -560,6 +575,33 @@ class TestOneDeadline:
 
         assert bind(BindArgs(PodName="p", PodNamespace="default", PodUID="u", Node="n")) is None
         assert [("deadline", 7.0), ("take-over", 7.0), ("read", 7.0), ("bind", 7.0)] == told
+
+    def test_beyond_so_many_at_once_it_waits_for_its_turn_and_no_longer(self, api: ApiServer, tmp_path: Path) -> None:
+        holds = [api.faults.hold(path=BINDING) for _ in range(AT_ONCE)]
+        pods = [submit(api, a_pod().named(f"p{n}")) for n in range(AT_ONCE + 1)]
+        *first, last = [
+            BindArgs(PodName=pod["metadata"]["name"], PodNamespace="default", PodUID=pod["metadata"]["uid"], Node="n1")
+            for pod in pods
+        ]
+        with connect(api.kubeconfig(tmp_path / "kubeconfig")) as cluster:
+            binder = Binder(cluster, Ledger(NAMES, GIB), names=NAMES, bind_timeout=PATIENCE)
+
+            def bind(args: BindArgs, deadline: float) -> Refusal | None:
+                return binder.bind(args, {}, None, deadline=deadline)
+
+            with ThreadPoolExecutor(AT_ONCE) as threads:
+                under_way = [threads.submit(bind, args, binder.deadline()) for args in first]
+                assert all(hold.reached.wait(PATIENCE) for hold in holds)
+                refusal = bind(last, time.monotonic() + 0.05)
+                for hold in holds:
+                    hold.release()
+            binder.stop()
+
+        assert [None] * AT_ONCE == [one.result() for one in under_way]
+        assert refusal is not None
+        assert Reason.API_ERROR is refusal.reason
+        assert refusal.sentence.endswith("16 other Bindings are on their way, and none has been answered in time")
+        assert bound_to(api, f"p{AT_ONCE}") is None
 
     @pytest.mark.parametrize(("left", "sent_times"), [(0.0, 0), (0.05, 1)])
     def test_with_none_of_it_left_nothing_is_sent_and_with_little_once(

@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cotenant.contract.reasons import Reason
 from cotenant.contract.request import parse
 from cotenant.contract.units import GIB
 from extender.ledger import Ledger
+from extender.verbs.bind import Bind
 from extender.verbs.expected import Expected
+from extender.verbs.filter import Filter
+from extender.verbs.judge import Judge
+from extender.verbs.wire import BindArgs, Candidates, ExtenderArgs
 from tests.builders import NAMES, PodBuilder, a_node, a_pod
 
 if TYPE_CHECKING:
@@ -108,3 +113,36 @@ def test_a_bind_that_never_comes_holds_up_one_filter_and_no_more() -> None:
 
     assert expected.wait("second", request(a_pod().asking(8)), [node_of(1)])
     assert not expected.wait("third", request(a_pod().asking(8)), [node_of(1)])
+
+
+def test_a_pod_is_not_let_through_to_what_the_bind_on_its_way_takes() -> None:
+    class NoCluster:
+        def deadline(self) -> float:
+            return 0.0
+
+        def bind(self, *_: object, deadline: float, again: bool = False) -> None:
+            """Write nothing: what was reserved is what counts."""
+
+    ledger, expected = Ledger(NAMES, GIB), Expected(patience=PATIENCE)
+    ledger.observe_node(a_node("n1").with_gpus(1, "10GiB").build())
+    judge = Judge(ledger, NAMES, GIB, "best-fit")
+    filtering = Filter(ledger, judge, synced=lambda: True, expected=expected)
+    binding = Bind(ledger, judge, NoCluster(), NAMES, synced=lambda: True, expected=expected)  # type: ignore[arg-type]
+    first, second = (a_pod().named(name).asking(8).build() for name in ("first", "second"))
+    ledger.observe_pods([first, second])
+    assert {} == filtering(ExtenderArgs(first, Candidates(["n1"]))).FailedAndUnresolvableNodes
+
+    refused: list[dict[str, str]] = []
+    next_one = threading.Thread(
+        target=lambda: refused.append(filtering(ExtenderArgs(second, Candidates(["n1"]))).FailedAndUnresolvableNodes)
+    )
+    next_one.start()
+    next_one.join(0.05)
+    assert [] == refused
+    assert not judge.news.is_set()
+    assert binding(BindArgs(PodName="first", PodNamespace="default", PodUID=first.uid, Node="n1")) is None
+    next_one.join(PATIENCE / 2)
+
+    assert [{"n1": Reason.NO_GPU_FITS.sentence}] == refused
+    # what pods this cluster gets is learned from binds
+    assert judge.news.is_set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -111,6 +112,43 @@ class TestReasons:
         assert [Reason.NO_SUCH_GPU] == [gpu.reason for gpu in verdict.gpus]
         # no freed byte makes a T4 an A100
         assert verdict.shortfall_bytes is None
+
+    def test_each_mig_gpu_has_a_reason_of_its_own(self) -> None:
+        node = a_node("n").with_mig().with_mig(static=["1g.5gb@0"])
+        node = node.with_mig(static=["3g.20gb@0"]).with_shares("3g.20gb", 2)
+        node = node.with_mig(static=["3g.20gb@4"]).with_ill_instances("3g.20gb@4")
+        node = node.with_mig().unhealthy(4).with_mig("A30-24GB")
+        pod = a_pod().asking(1, of=NAMES.mig("3g.20gb")).wishing(isolation="strict", gpu_model="A100")
+        expected = [
+            None,
+            Reason.NO_MIG_PROFILE,
+            Reason.ISOLATION_UNAVAILABLE,
+            Reason.NO_MIG_ROOM,
+            Reason.UNHEALTHY_GPU,
+            Reason.NO_SUCH_GPU,
+        ]
+        assert expected == [gpu.reason for gpu in Cluster(node).node(pod, "n").gpus]
+
+    def test_a_gpu_that_the_namespace_may_not_have_or_that_limits_nobody_says_so(self) -> None:
+        node = (
+            a_node("n")
+            .with_gpu("8GiB", model="T4")
+            .with_gpu("8GiB", model="L4")
+            .under_mps()
+            .with_gpu("8GiB", model="L4")
+        )
+        cluster = Cluster(node)
+        (view,) = cluster.ledger.views()
+
+        def reasons(pod: PodBuilder) -> list[Reason | None]:
+            request = cluster.request(pod)
+            request = msgspec.structs.replace(request, wishes=msgspec.structs.replace(request.wishes, within=("L4",)))
+            return [gpu.reason for gpu in node_verdict(view, None, request).gpus]
+
+        assert [Reason.NAMESPACE_LIMIT, None, None] == reasons(a_pod().asking(1))
+        limited = [Reason.NAMESPACE_LIMIT, None, Reason.ISOLATION_UNAVAILABLE]
+        assert limited == reasons(a_pod().asking(1).wishing(isolation="limited"))
+        assert [Reason.NO_SUCH_GPU] * 3 == reasons(a_pod().asking(1).wishing(gpu_model="B200"))
 
     def test_nodes_are_counted_by_reason_and_the_closest_gpu_is_named(self) -> None:
         cluster = Cluster(*(a_node(name).with_gpu("10GiB") for name in "abc"), a_node("cpu").without_inventory())

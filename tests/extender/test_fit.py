@@ -336,6 +336,9 @@ class TestReasons:
         # 4 + 4 free, 5 wanted
         assert Reason.NO_GPU_FITS is placed(view_of(a_node().with_gpus(2, "10GiB"), {0: 6, 1: 6}), a_pod().asking(5))
 
+    def test_what_a_gpu_holds_when_it_is_empty_is_not_too_large(self) -> None:
+        assert Reason.NO_GPU_FITS is placed(view_of(a_node().with_gpus(2, "10GiB"), {0: 1, 1: 1}), a_pod().asking(10))
+
     def test_a_full_gpu_is_not_for_who_wants_one_alone(self) -> None:
         pod = a_pod().asking(5).wishing(isolation="exclusive")
 

@@ -16,6 +16,8 @@ from extender.placement.fit import Placement, grant, place
 from tests.builders import NAMES, NodeBuilder, PodBuilder, a_grant, a_node, a_pod, granted
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cotenant.contract.grant import Grant
     from extender.ledger import NodeView
 
@@ -37,7 +39,7 @@ def free(ledger: Ledger, node: str = "n") -> list[int]:
     return [state.free_bytes // GIB for state in view.gpus]
 
 
-def assume(ledger: Ledger, pod: PodBuilder, node: str = "n") -> Hold:
+def choice(pod: PodBuilder) -> Callable[[NodeView], Grant | Reason]:
     request = parse(pod.build(), NAMES, GIB)
     assert request is not None
 
@@ -45,7 +47,11 @@ def assume(ledger: Ledger, pod: PodBuilder, node: str = "n") -> Hold:
         placed = place(view, request)
         return grant(request, placed) if isinstance(placed, Placement) else placed
 
-    hold = ledger.assume(pod.build().uid, pod.build().key, node, choose)
+    return choose
+
+
+def assume(ledger: Ledger, pod: PodBuilder, node: str = "n") -> Hold:
+    hold = ledger.assume(pod.build().uid, pod.build().key, node, choice(pod))
     assert isinstance(hold, Hold)
     return hold
 
@@ -275,6 +281,36 @@ class TestHolds:
     def test_a_refusal_is_handed_through(self, ledger: Ledger) -> None:
         assert Reason.NO_GPU_FITS is ledger.assume("u", "default/p", "n", lambda _: Reason.NO_GPU_FITS)
         assert [] == ledger.holds()
+
+    def test_what_is_promised_is_neither_held_nor_free(self, ledger: Ledger) -> None:
+        ledger.observe_pod(a_pod().named("a").asking(2).bound_to("n", a_grant(granted({"GPU-n-0": 2 * GIB}))).build())
+
+        def amounts() -> list[tuple[int, int, int]]:
+            view = ledger.view("n")
+            assert view is not None
+            return [(s.held_bytes // GIB, s.promised_bytes // GIB, s.free_bytes // GIB) for s in view.gpus]
+
+        ledger.promise("p", "default/p", "n", [], choice(a_pod().asking(7)))
+        assert [(2, 7, 1), (0, 0, 10)] == amounts()
+
+        ledger.release("p")
+        assert [(2, 0, 8), (0, 0, 10)] == amounts()
+
+    def test_a_pod_that_ends_leaves_its_mps_daemon_to_other_users(self, ledger: Ledger) -> None:
+        ledger.observe_node(a_node("n").with_gpus(2, "10GiB").under_mps().build())
+        pod = a_pod().asking(8).running_as(1000)
+
+        def served() -> list[tuple[int, frozenset[int]]]:
+            view = ledger.view("n")
+            assert view is not None
+            return [(state.clients, state.users) for state in view.gpus]
+
+        assume(ledger, pod)
+        # the daemon of both serves one user
+        assert [(1, frozenset({1000})), (0, frozenset({1000}))] == served()
+
+        ledger.pod_gone(pod.build().uid)
+        assert [(0, frozenset())] * 2 == served()
 
 
 class TestDoubt:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 from hypothesis import given
@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from cotenant.contract.request import parse
 from cotenant.contract.units import GIB
 from cotenant.standins.api_rules import NODES, PODS
-from extender.ledger import Hold, NodeView
+from extender.ledger import Hold, Ledger, NodeView
 from extender.placement.fit import Placement, grant, place
-from extender.placement.preemption import Budget, Neighbour, Requirement, Selector, victims
-from tests.builders import NAMES, a_node, a_pod
+from extender.placement.preemption import Budget, Neighbour, Requirement, Selector, Victims, victims
+from extender.verbs.judge import Judge
+from extender.verbs.victims import Search
+from tests.builders import NAMES, a_grant, a_node, a_pod, granted, request_of
 from tests.extender.running import PATIENCE, Running, eventually, submit
 
 if TYPE_CHECKING:
@@ -23,10 +25,12 @@ if TYPE_CHECKING:
 
     from cotenant.contract.grant import Grant
     from cotenant.contract.reasons import Reason
+    from cotenant.contract.request import PodRequest
     from cotenant.standins.api_server import ApiServer
     from tests.builders import Json
 
 APP = Selector(match_labels={"app": "x"})
+VIP = a_pod().with_uid("vip").of_priority(1).build()
 
 
 def one(uid: str, *, priority: int = 0, amount: int = 0, app: str = "", started: str = "") -> Neighbour:
@@ -54,11 +58,17 @@ class TestVictims:
         assert ["large"] == [each.uid for each in chosen.pods]
 
     def test_of_equal_ones_the_youngest_goes(self) -> None:
-        old = one("old", amount=8, started="2026-01-01T00:00:00Z")
-        young = one("young", amount=8, started="2026-01-02T00:00:00Z")
+        # not by their UIDs, which decide where nothing else does
+        old = one("b-old", amount=8, started="2026-01-01T00:00:00Z")
+        young = one("a-young", amount=8, started="2026-01-02T00:00:00Z")
         chosen = victims([young, old], [], needs(8, old, young))
         assert chosen
-        assert ["young"] == [each.uid for each in chosen.pods]
+        assert ["a-young"] == [each.uid for each in chosen.pods]
+        # one that has not started is the youngest of all
+        new = one("a-new", amount=8)
+        chosen = victims([new, old], [], needs(8, old, new))
+        assert chosen
+        assert ["a-new"] == [each.uid for each in chosen.pods]
 
     def test_who_a_budget_protects_stays_even_before_higher_priority(self) -> None:
         kept, goes = one("kept", priority=1, amount=8, app="x"), one("goes", priority=2, amount=8)
@@ -79,6 +89,18 @@ class TestVictims:
         chosen = victims([kept, goes], budgets, needs(8, kept, goes))
         assert chosen
         assert (["goes"], 0) == ([each.uid for each in chosen.pods], chosen.violations)
+
+    def test_what_a_budget_allows_goes_to_the_most_important_as_for_kube_scheduler(self) -> None:
+        low, high = one("low", priority=1, amount=8, app="x"), one("high", priority=5, amount=8, app="x")
+        chosen = victims([low, high], [Budget("default", APP, allowed=1)], needs(8, low, high))
+        assert chosen
+        assert (["high"], 0) == ([each.uid for each in chosen.pods], chosen.violations)
+
+    def test_a_budget_without_a_selector_protects_nobody(self) -> None:
+        pods = [one("a", amount=8, app="x")]
+        chosen = victims(pods, [Budget("default", None, allowed=0)], needs(8, *pods))
+        assert chosen
+        assert 0 == chosen.violations
 
     def test_where_all_of_them_do_not_help_nobody_goes(self) -> None:
         pods = [one("a", amount=8)]
@@ -130,6 +152,9 @@ class TestVictims:
     [
         ("In", ("x", "y"), [True, False, False]),
         ("NotIn", ("x",), [False, True, True]),
+        # a label that is not there is not one that is empty
+        ("In", ("", "z"), [False, True, False]),
+        ("NotIn", ("", "z"), [True, False, True]),
         ("Exists", None, [True, True, False]),
         ("DoesNotExist", None, [False, False, True]),
     ],
@@ -140,6 +165,84 @@ def test_a_budgets_selector_matches_as_kubernetes_has_it(
     requirement = Requirement("app", operator, values)  # type: ignore[arg-type]
     labels: list[dict[str, str]] = [{"app": "x"}, {"app": "z"}, {}]
     assert matched == [Selector(match_expressions=(requirement,)).matches(one) for one in labels]
+
+
+class TestSearch:
+    """Victims on one node, of its pods and of what each of them holds; n has a GPU of 10 GiB and 4 CPUs."""
+
+    class Residents:
+        """Be what the API server tells of a node."""
+
+        def __init__(self, *uids: str) -> None:
+            self._pods = [one(uid) for uid in uids]
+
+        def on(self, node: str) -> list[Neighbour]:  # noqa: ARG002
+            return self._pods
+
+        def budgets(self) -> list[Budget]:
+            return []
+
+    @pytest.fixture
+    def ledger(self) -> Ledger:
+        """A pod that holds 8 GiB, and one that asks nothing of ours and takes 3 CPUs."""
+        ledger = Ledger(NAMES, GIB)
+        ledger.observe_node(a_node("n").with_gpus(1, "10GiB").with_cpu("4").build())
+        given = a_grant(granted({"GPU-n-0": 8 * GIB}))
+        ledger.observe_pod(a_pod().with_uid("holder").asking(8).bound_to("n", given).build())
+        plain = a_pod().with_uid("plain").with_container(None, {"cpu": "3"})
+        ledger.observe_pod(plain.bound_to("n").build())
+        return ledger
+
+    def search(self, ledger: Ledger, *residents: str) -> Search:
+        return Search(ledger, Judge(ledger, NAMES, GIB, "binpack"), self.Residents(*residents))
+
+    @staticmethod
+    def asking(units: int, cpu: str = "0") -> PodRequest:
+        return request_of(a_pod().with_container({NAMES.gpu_mem: str(units)}, {NAMES.gpu_mem: str(units), "cpu": cpu}))
+
+    @staticmethod
+    def uids(found: Victims | Literal["wait"] | None) -> list[str] | str | None:
+        return [each.uid for each in found.pods] if isinstance(found, Victims) else found
+
+    def test_who_holds_no_gpu_goes_for_cpu_in_the_verb_and_is_left_alone_otherwise(self, ledger: Ledger) -> None:
+        search = self.search(ledger, "plain", "holder")
+
+        assert ["holder"] == self.uids(search.on("n", self.asking(6), [], pod=VIP))
+        assert ["holder", "plain"] == self.uids(search.on("n", self.asking(6, "2"), [], pod=VIP))
+        assert ["holder"] == self.uids(search.among_holders("n", self.asking(6), [], pod=VIP))
+        assert self.uids(search.among_holders("n", self.asking(6, "2"), [], pod=VIP)) is None
+
+    def test_for_a_pod_that_fits_already_nobody_goes(self, ledger: Ledger) -> None:
+        search = self.search(ledger, "plain", "holder")
+        assert search.on("n", self.asking(2), [], pod=VIP) is None
+        assert search.among_holders("n", self.asking(2), [], pod=VIP) is None
+
+    def test_where_pods_that_end_anyway_make_room_it_is_waited_for(self, ledger: Ledger) -> None:
+        # the API server names none that is terminating
+        search = self.search(ledger, "plain")
+        assert "wait" == search.among_holders("n", self.asking(6), [], pod=VIP)
+        assert search.among_holders("n", self.asking(11), [], pod=VIP) is None
+
+    @pytest.mark.parametrize(
+        ("explained", "node", "units", "cpu"),
+        [(False, "n", 2, "1"), (True, "n", 3, "1"), (True, "n", 2, "2"), (False, "m", 2, "1")],
+    )
+    def test_what_is_not_free_in_all_is_why_kube_scheduler_did_not_place_it(
+        self, ledger: Ledger, node: str, units: int, cpu: str, *, explained: bool
+    ) -> None:
+        # 10 - 8 GiB and 4 - 3 CPUs are free; with that free, its victims are in the way for another reason
+        assert explained is self.search(ledger).explained(node, self.asking(units, cpu), pod=VIP)
+
+    @pytest.mark.parametrize(("explained", "count"), [(False, 2), (True, 3)])
+    @pytest.mark.parametrize("static", [None, ["3g.20gb@0", "3g.20gb@4"]], ids=["dynamic", "static"])
+    def test_instances_that_are_not_free_in_all_are_why(
+        self, ledger: Ledger, count: int, static: list[str] | None, *, explained: bool
+    ) -> None:
+        ledger.observe_node(a_node("n").with_mig(static=static).build())
+        pod = a_pod()
+        for _ in range(count):
+            pod = pod.asking(1, of=NAMES.mig("3g.20gb"))
+        assert explained is self.search(ledger).explained("n", request_of(pod), pod=VIP)
 
 
 class TestVerb:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ import pytest
 from cotenant.contract.configuration import ConfigurationError, ExtenderConfiguration, NamespaceLimits, convert
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import RequestError
-from cotenant.contract.units import GIB
+from cotenant.contract.units import GIB, MIB
 from extender.admission import Settings, mutate, validating_review
 from extender.admission.review import KIND
 from extender.ledger import Hold, Ledger, NodeView, Stage, Use
@@ -31,6 +30,10 @@ if TYPE_CHECKING:
     from cotenant.standins.api_server import ApiServer
 
 
+# nvidia-smi mig -lgip of an A100 with 40 GB: 3g.20gb has 19.50 GiB
+THREE_G = 19_968 * MIB
+
+
 def tenants(**limits: dict[str, Any]) -> Tenants:
     found = msgspec.convert({name.replace("_", "-"): one for name, one in limits.items()}, dict[str, NamespaceLimits])
     return Tenants(found, NAMES)
@@ -43,10 +46,6 @@ def view(node: NodeBuilder, *pods: PodBuilder) -> NodeView:
     found = ledger.view(node.name)
     assert found is not None
     return found
-
-
-def ranked(pod: PodBuilder, priority: int) -> PodBuilder:
-    return dataclasses.replace(pod, spec=(*pod.spec, ("priority", priority)))
 
 
 class TestWhatCounts:
@@ -118,6 +117,50 @@ class TestWhatCounts:
         excess = tenants(team={"gpuMemory": "1GiB"}).excess("team", asking, Use(), view(node))
         assert excess is not None
         assert sum(grant(asking, placed).charges().values()) == excess.asked
+
+    @pytest.mark.parametrize(
+        ("expected", "profile", "node"),
+        [
+            (THREE_G, "3g.20gb", a_node("n").with_mig()),
+            (THREE_G // 4, "3g.20gb", a_node("n").with_mig().with_mig(static=["3g.20gb@0"]).with_shares("3g.20gb", 4)),
+            (
+                THREE_G // 4,
+                "3g.20gb.shared",
+                a_node("n").with_mig(static=["3g.20gb@0"]).with_shares("3g.20gb", 4, renamed=True),
+            ),
+            (0, "3g.20gb", a_node("n").with_mig(static=["1g.5gb@0"])),
+            (0, "3g.20gb", a_node("n").with_gpus(1)),
+        ],
+    )
+    def test_a_mig_instance_that_has_no_room_counts_as_the_least_that_it_would_be_charged(
+        self, expected: int, profile: str, node: NodeBuilder
+    ) -> None:
+        # preemption asks before its victims have gone
+        asking = request_of(a_pod().asking(1, of=f"{NAMES.mig_prefix}{profile}"))
+        excess = tenants(team={"gpuMemory": 0}).excess("team", asking, Use(), view(node.unhealthy(0, 1)))
+        assert expected == (excess.asked if excess is not None else 0)
+
+    @pytest.mark.parametrize(
+        ("sentence", "limits"),
+        [
+            ("namespace team may hold 3 GPUs, its pods hold 2 GPUs, and the pod asks 2 GPUs", {"gpus": 3}),
+            (
+                (
+                    "namespace team may hold 9 GiB of GPU memory, its pods hold 6 GiB of GPU memory, and the pod asks "
+                    "4 GiB of GPU memory"
+                ),
+                {"gpuMemory": "9GiB"},
+            ),
+            ("", {"gpus": 4, "gpuMemory": "10GiB"}),
+        ],
+    )
+    def test_bind_refuses_what_is_more_than_the_limits_leave(self, sentence: str, limits: dict[str, Any]) -> None:
+        ledger = Ledger(NAMES, GIB)
+        given = a_grant(granted({"GPU-n-0": 2 * GIB, "GPU-n-1": 2 * GIB}))
+        ledger.observe_pod(a_pod().in_namespace("team").asking(4).bound_to("n", given).build())
+        (hold,) = ledger.holds()
+        excess = tenants(team=limits).exceeded_by(hold, Use(bytes=6 * GIB, gpus=2, pods=2))
+        assert sentence == (excess.sentence if excess is not None else "")
 
     @pytest.mark.parametrize("isolation", ["none", "limited", "strict"])
     def test_two_mig_instances_are_two_gpus_before_they_are_granted_and_after(self, isolation: str) -> None:
@@ -370,20 +413,20 @@ class TestTheWayOfAPod:
         limited = start(namespaces={"team": {"gpuMemory": "10GiB"}}, preemptFragmented={"after": 0.01})
         add(api, a_node("m").with_gpu("10GiB").with_gpu("20GiB"), a_node("other").with_gpus(2, "10GiB"))
         assert eventually(lambda: limited.ledger.view("other"))
-        high = submit(api, ranked(a_pod().named("high").asking(10).wishing(gpu_uuid="GPU-m-0"), 100))
-        low = submit(api, ranked(a_pod().named("low").asking(20).wishing(gpu_uuid="GPU-m-1"), 0))
+        high = submit(api, a_pod().named("high").asking(10).wishing(gpu_uuid="GPU-m-0").of_priority(100))
+        low = submit(api, a_pod().named("low").asking(20).wishing(gpu_uuid="GPU-m-1").of_priority(0))
         assert ["", ""] == [limited.bind(pod, "m") for pod in (high, low)]
         for name in ("a", "b"):
-            assert "" == limited.bind(submit(api, ranked(a_pod().named(name).asking(6), 0)), "other")
+            assert "" == limited.bind(submit(api, a_pod().named(name).asking(6).of_priority(0)), "other")
         assert eventually(lambda: all(hold.stage is Stage.BOUND for hold in limited.ledger.holds()))
         # of the two GPUs that hold it, only the one of 10 GiB is within the limit, and its pod may not be evicted
-        pod = submit(api, ranked(a_pod().in_namespace("team").asking(8).wishing(isolation="exclusive"), 10))
+        pod = submit(api, a_pod().in_namespace("team").asking(8).wishing(isolation="exclusive").of_priority(10))
 
         meta = {"m": {"Pods": [{"UID": low["metadata"]["uid"]}], "NumPDBViolations": 0}}
         answer = limited.post("/preempt", {"Pod": pod, "NodeNameToMetaVictims": meta}).json
         assert [] == limited.fitting(pod, "m")
         # whose turn comes after that pod's
-        assert [] == limited.fitting(submit(api, ranked(a_pod().named("next").asking(6), 5)), "other")
+        assert [] == limited.fitting(submit(api, a_pod().named("next").asking(6).of_priority(5)), "other")
 
         assert {} == answer["NodeNameToMetaVictims"]
         assert eventually(lambda: nominee(api, "next") == "other")

@@ -471,6 +471,7 @@ class TestEverythingElse:
         pod = submit(api, a_pod().asking(8))
         extender.filter(pod, *BOTH)
         extender.filter(submit(api, a_pod().named("large").asking(11)), *BOTH)
+        extender.filter(submit(api, a_pod().named("wrong").asking("lots")), *BOTH)
         extender.bind(pod, "n1")
 
         gpu = 'node="n1",gpu="0",uuid="GPU-n1-0"'
@@ -479,10 +480,11 @@ class TestEverythingElse:
         assert 8 * 2.0**30 == extender.metric(f"cotenant_gpu_memory_allocated_bytes{{{gpu}}}")
         assert 8 * 2.0**30 == extender.metric(f"cotenant_cluster_memory_allocated_bytes{{{model}}}")
         assert 2.0 == extender.metric('cotenant_filter_rejections_total{reason="TooLarge"}')
+        assert 2.0 == extender.metric('cotenant_filter_rejections_total{reason="BadRequest"}')
         assert 1.0 == extender.metric('cotenant_bind_total{outcome="ok"}')
         assert 1.0 == extender.metric("cotenant_cache_synced")
         counted = 'cotenant_extender_request_duration_seconds_count{outcome="%s",verb="filter"}'
-        assert (1.0, 1.0) == (extender.metric(counted % "ok"), extender.metric(counted % "rejected"))
+        assert (1.0, 2.0) == (extender.metric(counted % "ok"), extender.metric(counted % "rejected"))
 
     def test_a_node_that_changes_is_judged_anew(self, api: ApiServer, extender: Running) -> None:
         pod = submit(api, a_pod().asking(11))

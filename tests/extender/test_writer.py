@@ -174,6 +174,10 @@ class TestAttached:
         assert holder.startswith(f"{ME}_")
         # the one before may be frozen, and must not be called any more
         assert eventually(lambda: {ME: "true", "another-pod": None} == labels(api))
+        # once: it renews twenty times a second
+        api.writes.clear()
+        assert eventually(lambda: len(api.writes) > 2)
+        assert {"leases"} == {write.resource for write in api.writes}
 
     def test_it_takes_what_ran_out_and_reads_what_was_bound_before_it_binds(
         self, api: ApiServer, elect: Callable[[], Running]
@@ -254,6 +258,18 @@ class TestAttached:
         extender.__exit__()
 
         assert ("", 0) == held(api)
+        elect()
+
+    def test_one_that_stands_by_leaves_the_lease_to_its_holder_when_it_ends(
+        self, api: ApiServer, elect: Callable[[], Running]
+    ) -> None:
+        hold(api, "another-pod_1", 4)
+        extender = elect()
+        assert Reason.NOT_WRITER.sentence in extender.bind(submit(api, a_pod().asking(8)), "n1")
+
+        extender.__exit__()
+
+        assert ("another-pod_1", 4) == held(api)
         elect()
 
     def test_of_two_that_begin_at_once_one_binds(
