@@ -152,6 +152,10 @@ class ControlPlane:
             else:
                 program.stop(patience_s=5)
 
+    def pid(self, name: str) -> int:
+        """Return the process of etcd or kube-apiserver."""
+        return next(program.pid for program in self._programs if program.name == name)
+
     def restart_api_server(self) -> None:
         """Stop kube-apiserver and start it again on the same data; everybody else connects anew."""
         (running,) = [program for program in self._programs if program.name == "kube-apiserver"]

@@ -47,9 +47,22 @@ def slope(found: Mapping[str, Mapping[str, Any]]) -> None:
 
 def throughput(found: Mapping[str, Sequence[Round]]) -> None:
     """Print the medians of each way, and its ratios to its floors within the same round, with least and most."""
-    head = ("pods/s", "least", "most", "of none", "writes", "others", "CPU ms", "sched CPU", "MiB")
+    head = (
+        "pods/s",
+        "least",
+        "most",
+        "of none",
+        "writes",
+        "others",
+        "CPU ms",
+        "sched CPU",
+        "API CPU",
+        "etcd CPU",
+        "MiB",
+    )
     click.echo(f"\n{'throughput, medians of rounds':30}" + "".join(f"{word:>10}" for word in head))
-    fields = ("writes_per_pod", "other_writes_per_pod", "extender_cpu_ms_per_pod", "scheduler_cpu_ms_per_pod")
+    of_cpu = (f"{one}_cpu_ms_per_pod" for one in ("extender", "scheduler", "api_server", "etcd"))
+    fields = ("writes_per_pod", "other_writes_per_pod", *of_cpu)
     for way in found:
         rates = [one.pods_per_s for one in found[way]]
         row = [f"{median(rates):10.0f}{min(rates):10.0f}{max(rates):10.0f}"]
