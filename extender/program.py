@@ -163,6 +163,7 @@ class Extender:
                 expected=expected,
             ),
             metrics=metrics,
+            catch_up=judge.catch_up,
         )
         metrics.also(TenantSamples(self._ledger, tenants))
         metrics.show_threads(threads.failures)

@@ -279,6 +279,8 @@ class CallServer:
             self._bodies.give_back(connection)
         keep = head.keep and whole and not answer.last and not self._stopping.is_set()
         self._give(connection, answer, keep=keep)
+        if answer.then is not None:
+            answer.then()
         if not whole:
             _linger(connection)
         return keep

@@ -42,7 +42,8 @@ class BodyError(ValueError):
 class Answer(NamedTuple):
     """Hold what goes back: an HTTP status, a body, its type, and whether the connection ends after it.
 
-    *more* are further pieces of the body, and *headers* those beside its type and length.
+    *more* are further pieces of the body, and *headers* those beside its type and length. *then* is done once all is
+    sent.
     """
 
     status: int
@@ -51,6 +52,7 @@ class Answer(NamedTuple):
     last: bool = False
     more: tuple[bytes, ...] = ()
     headers: tuple[tuple[str, str], ...] = ()
+    then: Callable[[], None] | None = None
 
 
 class Calls:
@@ -61,13 +63,22 @@ class Calls:
     """
 
     def __init__(
-        self, *, filter_: Filter, prioritize: Prioritize, preempt: Preempt, bind: Bind, metrics: Metrics
+        self,
+        *,
+        filter_: Filter,
+        prioritize: Prioritize,
+        preempt: Preempt,
+        bind: Bind,
+        metrics: Metrics,
+        catch_up: Callable[[], None],
     ) -> None:
+        """Answer by the verbs; *catch_up* is called when kube-scheduler has asked its last about a pod."""
         self._filter = filter_
         self._prioritize = prioritize
         self._preempt = preempt
         self._bind = bind
         self._metrics = metrics
+        self._catch_up = catch_up
         self._args = ArgsReader()
         self._verbs: dict[str, Callable[[bytes], tuple[str, Answer]]] = {
             "/filter": self._answer_filter,
@@ -108,10 +119,14 @@ class Calls:
     def _answer_filter(self, body: bytes) -> tuple[str, Answer]:
         result = self._filter(_read(self._args, "filter", body))
         fits = bool(result.NodeNames or (result.Nodes and result.Nodes.items))
-        return "error" if result.Error else "ok" if fits else "rejected", Answer(200, _encode(result))
+        # with one node left prioritize is not called
+        last = isinstance(result.NodeNames, list) and len(result.NodeNames) == 1
+        answer = Answer(200, _encode(result), then=self._catch_up if last else None)
+        return "error" if result.Error else "ok" if fits else "rejected", answer
 
     def _answer_prioritize(self, body: bytes) -> tuple[str, Answer]:
-        return "ok", Answer(200, _encode(self._prioritize(_read(self._args, "prioritize", body))))
+        scores = self._prioritize(_read(self._args, "prioritize", body))
+        return "ok", Answer(200, _encode(scores), then=self._catch_up)
 
     def _answer_preempt(self, body: bytes) -> tuple[str, Answer]:
         result = self._preempt(_read(_preemption_args.decode, "preempt", body))

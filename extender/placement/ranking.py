@@ -30,6 +30,10 @@ _STAND_IN = "binpack"
 # How many rows a policy that is made for a new mix takes over at once.
 _STEP_ROWS = 500
 
+# From so many nodes on changes are taken over when nobody waits for it: fewer cost as much, and after ten pods
+# kube-scheduler asks about the first of them again (docs/decisions/0109).
+_MUCH = 5
+
 _NO_GPU = -1
 _NEVER = np.iinfo(np.int64).max
 
@@ -101,6 +105,14 @@ class Rankings:
             return between
         own = [self._of(request, pool.policy) for pool in pools]
         return PooledRanking(between, own, self._pool(pools), self.table)
+
+    def catch_up(self) -> None:
+        """Take over what has been put off, where that is much, and weigh it for requests like the last one."""
+        if self._latest is None or self.table.put_off < _MUCH:
+            return
+        request, policy, _ = self._latest[0]
+        self._refresh(None)
+        self._of(request, policy).fits(self.table.latest)
 
     def _pool(self, pools: tuple[Pool, ...]) -> Ints:
         """Say which pool each row is in, (N,)."""

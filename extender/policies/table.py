@@ -186,6 +186,12 @@ class Table:
         # not before: should any of it fail, nothing is taken for taken over
         self._seen = seen
 
+    @property
+    def put_off(self) -> int:
+        """Count the nodes whose changes have not been taken over."""
+        _, names = self._ledger.changes(self._seen)
+        return len(self.names) if names is None else len(names)
+
     def _can_wait(self, names: list[str], asked: Ints) -> bool:
         if len(names) > _MOST_PUT_OFF:
             return False

@@ -162,6 +162,11 @@ class Judge:
         unknown = np.zeros(len(everywhere), np.int64)
         return Verdicts(np.full(len(everywhere), np.inf), everywhere, unknown)
 
+    def catch_up(self) -> None:
+        """Do what the next question would have to wait for, while nobody asks."""
+        with self._lock:
+            self._rankings.catch_up()
+
     def within_limits(
         self, namespace: str, request: PodRequest, verdicts: Verdicts, candidates: Candidates
     ) -> Verdicts:
