@@ -280,7 +280,8 @@ class CallServer:
         keep = head.keep and whole and not answer.last and not self._stopping.is_set()
         self._give(connection, answer, keep=keep)
         if answer.then is not None:
-            answer.then()
+            with self._threads.surviving(_CALL):
+                answer.then()
         if not whole:
             _linger(connection)
         return keep

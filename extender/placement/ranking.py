@@ -30,9 +30,9 @@ _STAND_IN = "binpack"
 # How many rows a policy that is made for a new mix takes over at once.
 _STEP_ROWS = 500
 
-# From so many nodes on changes are taken over when nobody waits for it: fewer cost as much, and after ten pods
-# kube-scheduler asks about the first of them again (docs/decisions/0109).
-_MUCH = 5
+# So many changes are taken over when nobody waits for it, and fewer left, which would cost as much: a bind is one or
+# two, and after ten pods kube-scheduler asks about the first of their nodes again (docs/decisions/0109).
+_MUCH = 10
 
 _NO_GPU = -1
 _NEVER = np.iinfo(np.int64).max

@@ -188,7 +188,7 @@ class Table:
 
     @property
     def put_off(self) -> int:
-        """Count the nodes whose changes have not been taken over."""
+        """Count the changes of nodes that have not been taken over."""
         _, names = self._ledger.changes(self._seen)
         return len(self.names) if names is None else len(names)
 

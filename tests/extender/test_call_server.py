@@ -51,9 +51,16 @@ class Echo:
             self.reached.set()
             assert self.go_on.wait(PATIENCE)
         self.by.append(threading.current_thread())
+        if path == "/more":
+            return Answer(200, b"answered", then=self.do_more)
         if path == "/large":
             return Answer(200, b"", more=(b"x" * (1 << 20),) * (LARGE >> 20))
         return Answer(200, b"%s %s %s" % (method.encode(), path.encode(), body))
+
+    def do_more(self) -> None:
+        self.reached.set()
+        assert self.go_on.wait(PATIENCE)
+        raise RuntimeError
 
     def connect(self) -> socket.socket:
         return socket.create_connection(self.where, PATIENCE)
@@ -103,6 +110,17 @@ def test_many_requests_come_over_one_connection(echo: Echo) -> None:
     connection.close()
 
     assert [b"POST /filter 0", b"POST /filter 1", b"POST /filter 2"] == answers
+
+
+def test_what_is_left_to_do_is_done_once_the_answer_is_sent_and_the_connection_goes_on(echo: Echo) -> None:
+    connection = http.client.HTTPConnection(*echo.where, timeout=PATIENCE)
+    connection.request("POST", "/more", "")
+    assert b"answered" == connection.getresponse().read()
+    assert echo.reached.wait(PATIENCE)
+    echo.go_on.set()
+    connection.request("POST", "/a", "1")
+    assert b"POST /a 1" == connection.getresponse().read()
+    connection.close()
 
 
 def test_two_requests_at_once_are_answered_one_after_the_other(echo: Echo) -> None:

@@ -473,6 +473,28 @@ class TestPuttingOff:
         expected = anew.of(request, "fgd", pools).costs(anew.table.locate(["n0", "n1"]))
         assert expected.tolist() == rankings.of(request, "fgd", pools, asked=rows).costs(rows).tolist()
 
+    # a pod seen bound changes its node twice
+    @pytest.mark.parametrize(("left", "changed"), [(8, 4), (0, 5)])
+    def test_when_nobody_waits_for_it_many_changes_are_taken_over_and_few_are_left(
+        self, left: int, changed: int
+    ) -> None:
+        cluster, request = self.lab(12), request_of(a_pod().asking(20))
+        rankings = Rankings(cluster.ledger, MIX)
+        rankings.catch_up()  # nothing has been asked yet
+        rows = rankings.table.locate(["n11"])
+        rankings.of(request, "binpack", asked=rows).costs(rows)
+        for n in range(changed):
+            cluster.holding(f"n{n}", 0, 70)
+        version = rankings.table.version
+
+        rankings.catch_up()
+
+        assert left == rankings.table.put_off
+        assert bool(left) is (version == rankings.table.version)
+        # 10 of 80 GiB are left where 70 are held
+        first = rankings.table.locate(["n0", "n11"])
+        assert [False, True] == rankings.of(request, "binpack", asked=first).fits(first).tolist()
+
     def test_no_more_than_32_changes_wait(self) -> None:
         cluster = self.lab()
         table = Table(cluster.ledger)

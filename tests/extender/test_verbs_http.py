@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import http.client
 import socket
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from cotenant import __version__
 from cotenant.contract.reasons import Reason
 from cotenant.standins.api_rules import NODES, PODS
+from extender.http.calls import Calls
+from extender.verbs.wire import FilterResult
 from tests.builders import NAMES, a_grant, a_node, a_pod, granted
 from tests.extender.running import (
     PATIENCE,
@@ -32,6 +36,28 @@ if TYPE_CHECKING:
     from tests.builders import Json, NodeBuilder, PodBuilder
 
 BOTH = ("n1", "n2")
+
+
+def test_what_was_put_off_is_done_behind_the_last_question_about_a_pod() -> None:
+    """With one node left kube-scheduler calls no prioritize."""
+    left: list[str] = []
+    done: list[str] = []
+    calls: Any = Calls(
+        filter_=lambda _args: FilterResult(NodeNames=left),  # type: ignore[arg-type]
+        prioritize=lambda _args: [],  # type: ignore[arg-type]
+        preempt=None,  # type: ignore[arg-type]
+        bind=None,  # type: ignore[arg-type]
+        metrics=SimpleNamespace(answered=lambda *_: None),  # type: ignore[arg-type]
+        catch_up=lambda: done.append(f"behind {asked}"),
+    )
+    body = msgspec.json.encode(filter_args(a_pod().as_json(), *BOTH))
+    for asked, nodes in (("filter", ["n1", "n2"]), ("prioritize", []), ("filter", []), ("filter", ["n1"])):
+        left[:] = nodes
+        answer = calls("POST", f"/{asked}", body)
+        if answer.then:
+            answer.then()
+
+    assert ["behind prioritize", "behind filter"] == done
 
 
 class TestFilter:
