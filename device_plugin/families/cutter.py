@@ -220,11 +220,11 @@ class Cutter:
         there = list(self._nvml.mig_instances(gpu.index)) if gpu.mig_enabled else []
         keep = {(one.profile, one.start) for one in cut.instances}
         for one in there:
-            if (one.profile, one.start) not in keep:
+            if (one.profile, one.start) not in keep or one.divided:
                 self._nvml.destroy_mig_instance(gpu.index, one)
         if bool(gpu.mig_enabled) != cut.enabled:
             self._nvml.set_mig_mode(gpu.index, on=cut.enabled)
-        have: dict[tuple[str, int], GPUInstance] = {(one.profile, one.start): one for one in there}
+        have: dict[tuple[str, int], GPUInstance] = {(one.profile, one.start): one for one in there if not one.divided}
         for wanted in cut.instances:
             one_there = have.get((wanted.profile, wanted.start))
             if one_there is None:

@@ -141,11 +141,12 @@ class Maker:
         ours = owner is not None and owner.uid == pod.uid
         if same is not None and same.uuid and ours and owner is not None and owner.instance == same.uuid:
             return
+        # one that lacks its compute instance can have no process, whoever began it
+        begun = same is not None and not same.uuid and not same.divided
         for one in found:
-            # one that lacks its compute instance can have no process, whoever began it
-            if overlap(one.instance, wanted) and not (one is same and not one.uuid):
+            if overlap(one.instance, wanted) and not (one is same and begun):
                 self._clear(pod, gpu, one)
-        if same is not None and not same.uuid:
+        if same is not None and begun:
             self._nvml.complete_mig_instance(gpu.index, same)
         else:
             self._nvml.create_mig_instance(gpu.index, wanted.profile, wanted.start)

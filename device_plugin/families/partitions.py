@@ -17,7 +17,7 @@ from device_plugin.families.granted import Granted
 from device_plugin.families.maker import Maker
 from device_plugin.families.replicas import Shares
 from device_plugin.families.rules import NVIDIA_GPU, Assigned
-from device_plugin.nvml import NVML, MIGError, NVMLUnavailableError, PhysicalGPU
+from device_plugin.nvml import NVML, GPUInstance, MIGError, NVMLUnavailableError, PhysicalGPU
 
 log = structlog.get_logger(__name__)
 
@@ -99,6 +99,7 @@ class Partitions:
                         found[uuid] = self._last[uuid]
                     continue
                 self._failures.pop((uuid, "look"), None)
+                self._tell_divided(gpu, there)
                 # one without a compute instance is being made by somebody, or was left behind
                 instances = tuple(one.instance for one in there if one.uuid)
                 found[uuid] = MIG(
@@ -187,7 +188,16 @@ class Partitions:
                 self._failures.pop((gpu.uuid, "nodes"), None)
         return found
 
-    def _warn(self, gpu: str, asked: str, error: Exception) -> None:
+    def _tell_divided(self, gpu: PhysicalGPU, there: Iterable[GPUInstance]) -> None:
+        """Say once why somebody's instances are not offered: who asks for one is to compute with all of it."""
+        divided = [f"{one.profile} at {one.start}" for one in there if one.divided]
+        if not divided:
+            self._failures.pop((gpu.uuid, "divided"), None)
+            return
+        todo = f"nvidia-smi mig -i {gpu.index} -dci, then -cci, makes one compute instance of each"
+        self._warn(gpu.uuid, "divided", f"compute instances do not take all of {', '.join(divided)}: {todo}")
+
+    def _warn(self, gpu: str, asked: str, error: Exception | str) -> None:
         if self._failures.get((gpu, asked)) != str(error):
             self._failures[gpu, asked] = str(error)
             log.warning("mig.not_read", gpu=gpu, error=str(error))

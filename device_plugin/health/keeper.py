@@ -36,7 +36,7 @@ _ENDS = {
 
 
 class Subject(NamedTuple):
-    """Name a GPU, or one MIG instance of it by its own UUID, which the next one of that size in its place has too."""
+    """Name a GPU, or one MIG instance of it by its own UUID, which the next one in its place may have too."""
 
     uuid: str
     instance: str = ""

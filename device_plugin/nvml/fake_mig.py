@@ -52,7 +52,10 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class FakeInstance(msgspec.Struct, kw_only=True):
-    """Hold a GPU instance and its compute instance, if it has one: *uuid* is that one's, empty without it."""
+    """Hold a GPU instance and its compute instance, if it has one: *uuid* is that one's, empty without it.
+
+    It takes so many *compute_slices*; 0 are all.
+    """
 
     number: int
     gpu: str
@@ -62,6 +65,7 @@ class FakeInstance(msgspec.Struct, kw_only=True):
     start: int
     size: int
     uuid: str = ""
+    compute_slices: int = 0
     in_use: bool = False
 
 
@@ -154,6 +158,10 @@ class MIGFunctions:
                 arguments[0]._obj.value = found.id
             elif symbol == "nvmlDeviceGetComputeInstanceId":
                 arguments[0]._obj.value = 0
+            elif symbol == "nvmlDeviceGetAttributes_v2":
+                attributes = arguments[0]._obj
+                attributes.gpuInstanceSliceCount = self._profile(found).compute_slices
+                attributes.computeInstanceSliceCount = self._slices(found)
             else:
                 return int(pynvml.NVML_ERROR_NOT_SUPPORTED)
         return 0
@@ -182,6 +190,9 @@ class MIGFunctions:
                 state.modes[gpu.uuid] = on
                 state.pending.pop(gpu.uuid, None)
         return 0
+
+    def _nvmlDeviceGetAttributes_v2(self, gpu: "FakeGPU", attributes: Any) -> int:  # noqa: ARG002
+        return int(pynvml.NVML_ERROR_NOT_SUPPORTED)  # a MIG device has them, and no GPU
 
     def _nvmlDeviceGetMaxMigDeviceCount(self, gpu: "FakeGPU", count: Any) -> None:
         cut = gpu.cut()
@@ -266,7 +277,7 @@ class MIGFunctions:
             found = state.find(_handle(instance) - _GPU_INSTANCE)
             if found is None:
                 return _GONE
-            has = bool(found.uuid) and _value(profile_id) == _COMPUTE_PROFILES[self._profile(found).compute_slices]
+            has = bool(found.uuid) and _value(profile_id) == _COMPUTE_PROFILES[self._slices(found)]
             if has:
                 instances[0] = ctypes.cast(_COMPUTE_INSTANCE + found.number, pynvml.c_nvmlComputeInstance_t)
             count._obj.value = int(has)
@@ -277,10 +288,13 @@ class MIGFunctions:
             found = state.find(_handle(instance) - _GPU_INSTANCE)
             if found is None:
                 return _GONE
-            if found.uuid or _value(profile_id) != _COMPUTE_PROFILES[self._profile(found).compute_slices]:
+            slices = next((n for n, number in _COMPUTE_PROFILES.items() if number == _value(profile_id)), 0)
+            # a second one beside one that leaves room is not made up here
+            if found.uuid or not 0 < slices <= self._profile(found).compute_slices:
                 return int(pynvml.NVML_ERROR_INSUFFICIENT_RESOURCES)
             state.made += 1
-            # Real ones are of version 5, made of a name: whatever lies there next has the same one (NVIDIA/go-dcgm#30
+            found.compute_slices = slices
+            # Real ones are of version 5, made of a name: what is made there next may have the same (NVIDIA/go-dcgm#30
             # shows MIG-a65afc88-50b5-5ccf-b0a8-f93b3247ae9e, go-nvml#57 MIG-90443af0-2fe6-57fb-86fe-54186d5a6581).
             found.uuid = f"MIG-{uuid.uuid5(_NAMESPACE, f'{found.gpu}/{found.id}/0')}"
             _note(state, "use", found.uuid, found.gpu)
@@ -309,6 +323,9 @@ class MIGFunctions:
             _note(state, "destroy", f"{found.profile}@{found.start}", found.gpu)
         return 0
 
+    def _slices(self, instance: FakeInstance) -> int:
+        return instance.compute_slices or self._profile(instance).compute_slices
+
     def _profile(self, instance: FakeInstance) -> BoardProfile:
         gpu = next(one for one in self._gpus if one.uuid == instance.gpu)
         cut = gpu.cut()
@@ -318,10 +335,10 @@ class MIGFunctions:
 
 
 def _instance_id(cut: Board, wanted: MIGInstance) -> int:
-    """Give NVML's id of an instance: it follows from its place, and the whole GPU's is 0.
+    """Give NVML's id of an instance, here by its place; the whole GPU's is 0.
 
-    On an A100 `nvidia-smi mig -lgi` shows 1 and 2 for halves, 3 to 6 for quarters and 7 to 14 for eighths (NVIDIA, MIG
-    user guide, "Creating GPU Instances").
+    Listings of `nvidia-smi mig -lgi` that people have published show 1 and 2 for halves of an A100, 3 to 6 for quarters
+    and 7 to 14 for eighths. Which of these a place has is not always the same: 3g.20gb at 0 is 1 in some, 2 in others.
     """
     largest = max(profile.size for profile in cut.profiles)
     return largest // wanted.size - 1 + wanted.start // wanted.size

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pynvml
@@ -34,9 +34,10 @@ _ENDINGS = {
 
 
 class GPUInstance(msgspec.Struct, frozen=True, kw_only=True):
-    """Describe a GPU instance that is there; *uuid* is its MIG device's, empty while it has no compute instance.
+    """Describe a GPU instance that is there; *uuid* is its MIG device's, empty while that is not all of the instance.
 
-    *compute_id* is NVML's id of that compute instance. start and size count memory slices.
+    It is where the instance has no compute instance yet, or is *divided*: has several, or one that is smaller than it.
+    *compute_id* is NVML's id of its compute instance. start and size count memory slices.
     """
 
     id: int
@@ -45,6 +46,7 @@ class GPUInstance(msgspec.Struct, frozen=True, kw_only=True):
     size: int
     uuid: str = ""
     compute_id: int | None = None
+    divided: bool = False
 
     @property
     def instance(self) -> MIGInstance:
@@ -64,7 +66,9 @@ def instances(call: Call, handle: Any, known: Sequence[MIGProfile]) -> tuple[GPU
                 if error.value in _GONE:
                     continue  # destroyed meanwhile
                 raise
-            uuid, compute_id = devices.get(info.id, ("", None))
+            has = devices.get(info.id, [])
+            divided = len(has) > 1 or any(not one.whole for one in has)
+            device = has[0] if has and not divided else None
             place = info.placement
             found.append(
                 GPUInstance(
@@ -72,8 +76,9 @@ def instances(call: Call, handle: Any, known: Sequence[MIGProfile]) -> tuple[GPU
                     profile=profile.name,
                     start=place.start,
                     size=place.size,
-                    uuid=uuid,
-                    compute_id=compute_id,
+                    uuid=device.uuid if device is not None else "",
+                    compute_id=device.compute_id if device is not None else None,
+                    divided=divided,
                 )
             )
     return tuple(sorted(found, key=lambda one: one.start))
@@ -210,9 +215,17 @@ def _computes(call: Call, made: Any) -> list[Any]:
     return found
 
 
-def _mig_devices(call: Call, handle: Any) -> dict[int, tuple[str, int]]:
-    """Read the UUIDs of all MIG devices and the ids of their compute instances, by the ids of their GPU instances."""
-    found = {}
+class _Device(NamedTuple):
+    """Hold a MIG device: its UUID, the id of its compute instance, and whether that is all of its GPU instance."""
+
+    uuid: str
+    compute_id: int
+    whole: bool
+
+
+def _mig_devices(call: Call, handle: Any) -> dict[int, list[_Device]]:
+    """Read all MIG devices, by the ids of their GPU instances."""
+    found: dict[int, list[_Device]] = {}
     try:
         count = call(pynvml.nvmlDeviceGetMaxMigDeviceCount, handle)
     except pynvml.NVMLError as error:
@@ -224,11 +237,23 @@ def _mig_devices(call: Call, handle: Any) -> dict[int, tuple[str, int]]:
             device = call(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, index)
             instance_id = call(pynvml.nvmlDeviceGetGpuInstanceId, device)
             compute_id = call(pynvml.nvmlDeviceGetComputeInstanceId, device)
-            found[instance_id] = (_text(call(pynvml.nvmlDeviceGetUUID, device)), compute_id)
+            uuid = _text(call(pynvml.nvmlDeviceGetUUID, device))
+            found.setdefault(instance_id, []).append(_Device(uuid, compute_id, _is_whole(call, device)))
         except pynvml.NVMLError as error:
             if error.value not in _NO_INSTANCE:
                 raise
     return found
+
+
+def _is_whole(call: Call, device: Any) -> bool:
+    """Tell whether a MIG device computes with all of its GPU instance, which is how 1c.3g.20gb and 3g.20gb differ."""
+    try:
+        attributes = call(pynvml.nvmlDeviceGetAttributes_v2, device)
+    except pynvml.NVMLError as error:
+        if error.value in {pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND}:
+            return True
+        raise
+    return bool(attributes.computeInstanceSliceCount == attributes.gpuInstanceSliceCount)
 
 
 def _text(text: str | bytes) -> str:

@@ -8,6 +8,7 @@ import pytest
 from device_plugin.cluster.notes import NodeMetadata
 from device_plugin.families.cutter import Cutter
 from device_plugin.nvml import NVML
+from device_plugin.nvml.fake_mig import StateFile
 from tests.builders import NAMES
 
 REFUSING = "fail: {nvmlDeviceCreateGpuInstanceWithPlacement: 999}"
@@ -113,6 +114,17 @@ def test_it_is_cut_once_that_is_possible(bench: Bench) -> None:
     assert ["1g.5gb"] * 7 == bench.there()
     assert "success" == bench.told.state
     assert ["MIGGeometry", "MIGGeometryRefused", "MIGGeometry"] == bench.told.events
+
+
+def test_an_instance_that_somebody_has_divided_is_cut_anew(bench: Bench) -> None:
+    bench.write()
+    bench.nvml.create_mig_instance(0, "7g.40gb", 0)
+    with StateFile(bench.gpus.with_name(f"{bench.gpus.name}.mig.json")).change() as changed:
+        changed.instances[0].compute_slices = 3
+    bench.ask("large")
+    bench.look(3)
+    assert [("7g.40gb", False)] == [(one.profile, one.divided) for one in bench.nvml.mig_instances(0)]
+    assert "success" == bench.told.state
 
 
 def test_a_gpu_that_tells_its_profiles_with_mig_mode_on_alone_is_switched_on_and_then_cut(bench: Bench) -> None:

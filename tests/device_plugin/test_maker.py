@@ -122,6 +122,18 @@ def test_a_crash_at_any_call_loses_no_instance_in_use_and_leaks_none(bench: Benc
     assert calls < 399, "calls after the last that was tried were not killed"
 
 
+def test_an_instance_that_somebody_has_divided_is_made_anew(bench: Bench) -> None:
+    pod = bench.pods.add("p", "3g.20gb", 4)
+    NVML.open(fake=bench.file).create_mig_instance(0, "3g.20gb", 4)
+    with bench.state.change() as changed:
+        changed.instances[0].compute_slices = 1
+
+    bench.ensure(pod, "3g.20gb", 4)
+
+    (one,) = NVML.open(fake=bench.file).mig_instances(0)
+    assert ("3g.20gb", False) == (one.profile, one.divided)
+
+
 def test_an_instance_is_kept_whose_pod_the_cache_has_not_heard_of(bench: Bench) -> None:
     pod = bench.pods.add("new", "1g.5gb", 6, heard=False)
     bench.ensure(pod, "1g.5gb", 6)

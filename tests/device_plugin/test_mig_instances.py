@@ -110,6 +110,51 @@ def test_an_instance_in_use_stays(file: Path) -> None:
     assert [("2g.10gb", 2, True)] == there(nvml)
 
 
+def divide(file: Path) -> None:
+    """Have the first instance compute with one slice alone, as `nvidia-smi mig -cci` makes it for 1c.3g.20gb."""
+    with state(file).change() as changed:
+        changed.instances[0].compute_slices = 1
+
+
+def test_one_that_computes_with_a_part_of_itself_is_told_from_a_whole_one_and_can_be_destroyed(file: Path) -> None:
+    nvml = NVML.open(fake=file)
+    nvml.create_mig_instance(0, "3g.20gb", 4)
+    divide(file)
+    nvml.create_mig_instance(0, "1g.5gb", 0)
+    assert [(False, True), (True, False)] == [(one.divided, bool(one.uuid)) for one in nvml.mig_instances(0)]
+
+    nvml.destroy_mig_instance(0, nvml.mig_instances(0)[1])
+    assert [("1g.5gb", 0, True)] == there(nvml)
+
+
+def test_so_is_one_of_several_compute_instances(file: Path) -> None:
+    nvml = NVML.open(fake=file)
+    nvml.create_mig_instance(0, "3g.20gb", 4)
+    nvml.create_mig_instance(0, "2g.10gb", 0)
+    (_, large) = nvml.mig_instances(0)
+
+    def call(function: Any, *arguments: Any) -> Any:
+        # both MIG devices lie in one GPU instance
+        return large.id if function is pynvml.nvmlDeviceGetGpuInstanceId else nvml.call(function, *arguments)
+
+    read = mig.instances(call, nvml.handle(0), nvml.mig_profiles(0))
+    assert [(False, ""), (True, "")] == [(one.divided, one.uuid) for one in read]
+
+
+def test_where_the_driver_does_not_tell_every_instance_is_taken_for_whole(file: Path) -> None:
+    nvml = NVML.open(fake=file)
+    nvml.create_mig_instance(0, "3g.20gb", 4)
+    divide(file)
+
+    def call(function: Any, *arguments: Any) -> Any:
+        if function is pynvml.nvmlDeviceGetAttributes_v2:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return nvml.call(function, *arguments)
+
+    (one,) = mig.instances(call, nvml.handle(0), nvml.mig_profiles(0))
+    assert one.uuid
+
+
 def between(file: Path, before: Any, nvml: NVML) -> Any:
     """Make NVML's call such that another program destroys all instances just before the first call of *before*."""
     other = NVML.open(fake=file)

@@ -10,6 +10,7 @@ from cotenant.contract.inventory import MIG, Family, MIGInstance
 from device_plugin.families.partitions import Partitions
 from device_plugin.families.rules import Assigned
 from device_plugin.nvml import NVML, PhysicalGPU
+from device_plugin.nvml.fake_mig import StateFile
 from tests.builders import NAMES
 
 # UNKNOWN
@@ -59,6 +60,18 @@ def test_a_gpu_that_cannot_be_read_is_not_said_to_have_no_instances(bench: Bench
     for one in bench.nvml.mig_instances(0):
         bench.nvml.destroy_mig_instance(0, one)
     assert {"GPU-0": 0, "GPU-1": 1} == bench.read()
+
+
+def test_an_instance_that_somebody_has_divided_is_not_offered_and_that_is_said_once(bench: Bench) -> None:
+    with StateFile(bench.file.with_name(f"{bench.file.name}.mig.json")).change() as changed:
+        changed.instances[0].profile_id, changed.instances[0].compute_slices = 9, 1  # 1c.3g.20gb
+
+    with capture_logs() as logs:
+        cut = [bench.partitions.look(bench.nvml.gpus(), {}) for _ in range(2)]
+
+    assert [(0, 1), (0, 1)] == [(len(one["GPU-0"].instances), len(one["GPU-1"].instances)) for one in cut]
+    (said,) = logs
+    assert "compute instances do not take all of 3g.20gb at 0: nvidia-smi mig -i 0 -dci" in said["error"]
 
 
 @pytest.mark.parametrize(
