@@ -38,7 +38,7 @@ GPUS = """gpus:
 # What the driver lists in /proc/driver/nvidia-caps/mig-minors: a number for each instance that there may be.
 MINORS = "".join(
     f"gpu1/gi{instance}/{what} {2 * instance + number}\n"
-    for instance in range(1, 15)
+    for instance in range(15)
     for number, what in enumerate(("access", "ci0/access"))
 )
 UUID = "GPU-00000000-0000-4000-8000-00000000000a"

@@ -35,7 +35,7 @@ GPU = "{{model: NVIDIA A100-SXM4-40GB, memory: 40GiB, mig: true, computeCapabili
 MINORS = "".join(
     f"gpu{gpu}/gi{instance}/{what} {100 * gpu + 2 * instance + number}\n"
     for gpu in range(COUNT)
-    for instance in range(1, 15)
+    for instance in range(15)
     for number, what in enumerate(("access", "ci0/access"))
 )
 # How many pods the storm has, and how often the plugin is killed in it: `make mig-storm` has 200 and 10.
@@ -241,7 +241,7 @@ def expected_devices(ground: Ground, uuid: str) -> list[str]:
 def printed_devices(ground: Ground, seen: Object) -> list[str]:
     name = seen["spec"]["containers"][0]["name"]
     assert wait_until(lambda: "DEVICES=" in ground.node.logs(seen, name), timeout_s=10)
-    (line,) = [line for line in ground.node.logs(seen, "main").splitlines() if line.startswith("DEVICES=")]
+    (line,) = [line for line in ground.node.logs(seen, name).splitlines() if line.startswith("DEVICES=")]
     return sorted(line.removeprefix("DEVICES=").split())
 
 
