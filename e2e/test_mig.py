@@ -256,7 +256,8 @@ class Storm:
 
     placed: dict[str, tuple[str, MIGPlacement]] = field(default_factory=dict)
     saw: dict[str, str] = field(default_factory=dict)
-    # when a container ended for certain, at the earliest
+    # when a container had begun for certain, and when it ended, at the earliest
+    began: dict[str, float] = field(default_factory=dict)
     ended: dict[str, float] = field(default_factory=dict)
     # what the kubelet said of pods that it did not admit
     rejected: dict[str, str] = field(default_factory=dict)
@@ -272,6 +273,7 @@ class Storm:
             gpu, place = self.placed[name] = placement(seen)
             if uuid := visible(ground, seen):
                 self.saw[name] = uuid
+                self.began.setdefault(name, time.time())
             if phase(seen) in {"Succeeded", "Failed"}:
                 self._end(name, seen)
                 continue
@@ -363,24 +365,26 @@ def test_a_storm_of_pods_while_the_plugin_is_killed_between_calls_of_nvml(  # no
 def misdeeds(storm: Storm, deleted: dict[str, float], journal: Sequence[tuple[float, str, str, str]]) -> list[str]:
     """Hold what containers saw against what NVML did: the right instance, theirs alone, until they had ended."""
     wrong: list[str] = []
+    # what is made anew in its place has the same UUID: when each of them was there
+    lives: dict[str, list[tuple[float, float]]] = {}
     lies: dict[str, str] = {}
-    gone: dict[str, float] = {}
     for at, what, which, gpu in journal:
         if what == "use":
             lies[which] = gpu
+            lives.setdefault(which, []).append((at, float("inf")))
         elif what == "end":
-            gone[which] = at
-    for name, uuid in storm.saw.items():
+            lives[which][-1] = lives[which][-1][0], at
+    left = {uuid: iter(there) for uuid, there in lives.items()}
+    # a container that ended by itself says when; of one that was deleted it is known when that was asked
+    ended = {name: int(storm.ended.get(name, deleted[name])) for name in storm.saw}
+    for name, uuid in sorted(storm.saw.items(), key=lambda one: (ended[one[0]], storm.began[one[0]])):
         gpu, _ = storm.placed[name]
         if uuid not in lies:
             wrong.append(f"{name} saw {uuid}, which never was")
-        elif lies[uuid] != gpu:
+            continue
+        if lies[uuid] != gpu:
             wrong.append(f"{name} was granted GPU {gpu}, and saw an instance of {lies[uuid]}")
-        # a container that ended by itself says when; of one that was deleted it is known when that was asked
-        ended = storm.ended.get(name, deleted.get(name, float("inf")))
-        if gone.get(uuid, float("inf")) < int(ended):
-            wrong.append(f"{name} ended at {ended}, its instance {uuid} was destroyed at {gone[uuid]}")
-    for uuid, count in Counter(storm.saw.values()).items():
-        if count > 1:
-            wrong.append(f"{uuid} was seen by {count} pods")
+        if not any(since < storm.began[name] and ended[name] <= until for since, until in left[uuid]):
+            had = f"{uuid} from {storm.began[name]} to {ended[name]}"
+            wrong.append(f"{name} had {had}, and not alone or not for as long: {lives[uuid]}")
     return wrong

@@ -52,10 +52,20 @@ def held(node: RealNode) -> dict[str, int]:
     return {pod: len(ids) for (pod, _), ids in ids_held(node.pod_resources_socket, GPU_MEM).items()}
 
 
+def waits_for(seen: Object | None) -> list[str]:
+    """Say why its containers do not run yet, as the kubelet has it."""
+    statuses = (seen or {}).get("status", {}).get("containerStatuses") or []
+    waiting = [one["state"]["waiting"] for one in statuses if "waiting" in one["state"]]
+    return [f"{one.get('reason')}: {one.get('message', '')}" for one in waiting]
+
+
 def held_back(seen: Object | None) -> bool:
     """Whether the kubelet admitted it before the plugin had registered, and came to its container after that."""
-    statuses = (seen or {}).get("status", {}).get("containerStatuses") or []
-    return any("no devices found allocated" in one["state"].get("waiting", {}).get("message", "") for one in statuses)
+    return any("no devices found allocated" in why for why in waits_for(seen))
+
+
+def lacks_image(seen: Object | None) -> bool:
+    return any(why.startswith("ErrImageNeverPull") for why in waits_for(seen))
 
 
 @pytest.mark.parametrize("checkpoint", ["kept", "lost"])
@@ -126,6 +136,8 @@ def test_after_a_new_disk_pods_whose_images_come_after_the_plugin_are_held_back_
 
     ground.plugin.kill()
     ground.node.reboot(keep_checkpoint=False, keep_images=False)
+    for name in names:  # else the plugin might be there before the kubelet admits them
+        ground.api.wait("Pod", name, lacks_image, saying="to be admitted, and to wait for its image")
     ground.plugin.start()
     ground.node.import_images()
 
