@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from cotenant.cli.options import examples
+from cotenant.cli.options import examples, warn_on_stderr
 from cotenant.contract.boards import UnknownBoardError, board, boards
 from cotenant.contract.configuration import ConfigurationError
 from cotenant.contract.inventory import MIGInstance, MIGProfile
@@ -144,10 +144,9 @@ def steps(
 
 def _made_up(file: Path) -> list[tuple[str, list[str]]]:
     """Title and draw the GPUs of *file*, those side by side that are alike together."""
-    from cotenant import logs  # noqa: PLC0415 - `plan` needs no logs
     from device_plugin.nvml import NVML, NVMLUnavailableError  # noqa: PLC0415 - and no NVML
 
-    logs.configure("cotenant")
+    warn_on_stderr()
     try:
         nvml = NVML.open(fake=file)
         gpus = nvml.gpus()

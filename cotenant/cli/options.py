@@ -42,15 +42,24 @@ def _ours_in_a_pod(_context: click.Context, _option: click.Parameter, kubeconfig
     return None if missing and os.environ.get("KUBERNETES_SERVICE_HOST") else kubeconfig
 
 
+def warn_on_stderr() -> None:
+    """Have what is logged beside a command stand on stderr as a sentence where it warns, and nowhere else."""
+    import structlog  # noqa: PLC0415 - a third of a second, which the commands without a cluster do not need
+
+    # asked for at each line, and never kept by who logs, as tests have another one by then
+    structlog.configure(
+        processors=[_warned],
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
 def which_cluster(function: Command) -> Command:
     """Add the options that say which cluster, and as whom; what the client logs stays off standard output."""
 
     @wraps(function)
     def logging(**options: Any) -> None:
-        import structlog  # noqa: PLC0415 - a third of a second, which the commands without a cluster do not need
-
-        # asked for at each line, as tests have another one by then
-        structlog.configure(processors=[_warned], logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
+        warn_on_stderr()
         function(**options)
 
     for option in (

@@ -94,6 +94,11 @@ def run(folder: Folder) -> Run:
     return Run("".join(lines), process.returncode, pods, kubeconfig_was_there, answer, alive(started), folder.left)
 
 
+def anonymous(line: str) -> str:
+    """Leave out whose a strip's parts are: which of the pods that are alike runs first is not said."""
+    return re.sub("[A-Z]", "#", line) if line.endswith("GiB") else line
+
+
 class TestOutcome:
     """One whole run, in which real programs have shared made-up GPUs."""
 
@@ -158,7 +163,7 @@ class TestOutcome:
     def test_the_readme_shows_what_it_prints(self, run: Run) -> None:
         readme = (Path(__file__).parent.parent.parent / "README.md").read_text()
         _, excerpt, *_ = readme.split("```\n")
-        assert {*excerpt.splitlines()} <= {*run.text.splitlines()}
+        assert {*map(anonymous, excerpt.splitlines())} <= {*map(anonymous, run.text.splitlines())}
 
     def test_plain_is_ascii_of_80_columns(self, run: Run) -> None:
         assert run.text.isascii()

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 
 from cotenant.logs import configure
 from cotenant.standins.api_rules import PODS
@@ -24,11 +25,13 @@ SECRET = "swordfish-8d1f"
 
 @pytest.fixture
 def printed(capfd: pytest.CaptureFixture[str]) -> Iterator[pytest.CaptureFixture[str]]:
-    """Log as the programs do, whatever the tests before have set up."""
-    root = logging.getLogger()
+    """Log as the programs do, whatever the tests before have set up, and leave nothing of it to those after."""
+    root, before = logging.getLogger(), structlog.get_config()
     handlers, level = root.handlers[:], root.level
     configure("test")
+    structlog.configure(cache_logger_on_first_use=False)
     yield capfd
+    structlog.configure(**before)
     root.handlers[:] = handlers
     root.setLevel(level)
 
