@@ -154,11 +154,11 @@ class ControlPlane:
 
     def pid(self, name: str) -> int:
         """Return the process of etcd or kube-apiserver."""
-        return next(program.pid for program in self._programs if program.name == name)
+        return self._program(name).pid
 
     def restart_api_server(self) -> None:
         """Stop kube-apiserver and start it again on the same data; everybody else connects anew."""
-        (running,) = [program for program in self._programs if program.name == "kube-apiserver"]
+        running = self._program("kube-apiserver")
         place = self._programs.index(running)
         self._programs.remove(running)
         running.stop(patience_s=5)
@@ -167,12 +167,16 @@ class ControlPlane:
 
     def freeze_etcd(self, seconds: float) -> None:
         """Stop etcd for so long in the middle of what it does; kube-apiserver answers only what it has cached."""
-        (etcd,) = [program for program in self._programs if program.name == "etcd"]
-        os.kill(etcd.pid, signal.SIGSTOP)
+        etcd = self.pid("etcd")
+        os.kill(etcd, signal.SIGSTOP)
         try:
             time.sleep(seconds)
         finally:
-            os.kill(etcd.pid, signal.SIGCONT)
+            os.kill(etcd, signal.SIGCONT)
+
+    def _program(self, name: str) -> Program:
+        (running,) = [program for program in self._programs if program.name == name]
+        return running
 
     def _start_etcd(self, binary: Path) -> None:
         client, peer = (f"http://127.0.0.1:{port}" for port in (self._etcd_port, self._etcd_peer_port))

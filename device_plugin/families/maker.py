@@ -142,12 +142,12 @@ class Maker:
         if same is not None and same.uuid and ours and owner is not None and owner.instance == same.uuid:
             return
         # one that lacks its compute instance can have no process, whoever began it
-        begun = same is not None and not same.uuid and not same.divided
+        begun = same if same is not None and not same.uuid and not same.divided else None
         for one in found:
-            if overlap(one.instance, wanted) and not (one is same and begun):
+            if overlap(one.instance, wanted) and one is not begun:
                 self._clear(pod, gpu, one)
-        if same is not None and begun:
-            self._nvml.complete_mig_instance(gpu.index, same)
+        if begun is not None:
+            self._nvml.complete_mig_instance(gpu.index, begun)
         else:
             self._nvml.create_mig_instance(gpu.index, wanted.profile, wanted.start)
         there = self._nvml.mig_instances(gpu.index)

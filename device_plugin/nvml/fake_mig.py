@@ -266,8 +266,8 @@ class MIGFunctions:
             found = state.find(_handle(instance) - _GPU_INSTANCE)
             if found is None:
                 return _GONE
-        slices = next((n for n, number in _COMPUTE_PROFILES.items() if number == _value(profile)), 0)
-        if not 0 < slices <= self._profile(found).compute_slices:
+        slices = self._slices_of(found, profile)
+        if not slices:
             return int(pynvml.NVML_ERROR_NOT_SUPPORTED)
         info._obj.id, info._obj.sliceCount, info._obj.instanceCount = _value(profile), slices, 1
         return 0
@@ -288,9 +288,9 @@ class MIGFunctions:
             found = state.find(_handle(instance) - _GPU_INSTANCE)
             if found is None:
                 return _GONE
-            slices = next((n for n, number in _COMPUTE_PROFILES.items() if number == _value(profile_id)), 0)
+            slices = self._slices_of(found, profile_id)
             # a second one beside one that leaves room is not made up here
-            if found.uuid or not 0 < slices <= self._profile(found).compute_slices:
+            if found.uuid or not slices:
                 return int(pynvml.NVML_ERROR_INSUFFICIENT_RESOURCES)
             state.made += 1
             found.compute_slices = slices
@@ -322,6 +322,11 @@ class MIGFunctions:
             state.instances.remove(found)
             _note(state, "destroy", f"{found.profile}@{found.start}", found.gpu)
         return 0
+
+    def _slices_of(self, instance: FakeInstance, profile: Any) -> int:
+        """Count the slices of a profile of compute instances, 0 where the instance has no such profile."""
+        slices = next((n for n, number in _COMPUTE_PROFILES.items() if number == _value(profile)), 0)
+        return slices if slices <= self._profile(instance).compute_slices else 0
 
     def _slices(self, instance: FakeInstance) -> int:
         return instance.compute_slices or self._profile(instance).compute_slices

@@ -9,7 +9,7 @@ from cotenant.contract.request import PodRequest
 from extender.ledger import NodeView
 from extender.placement.fit import Placement, Preference, grant, place
 from extender.placement.partition import Aim
-from extender.placement.tenants import Tenants
+from extender.placement.tenants import Excess, Tenants
 from extender.policies.mix import Mix
 
 
@@ -30,6 +30,9 @@ class Judging(Protocol):
 
     def judge(self, request: PodRequest, nodes: list[str], *, namespace: str) -> list[float | Reason]:
         """Give for each node its cost, or why it does not fit, the limits of the pod's namespace included."""
+
+    def excess(self, namespace: str, request: PodRequest) -> Excess | None:
+        """Say which limit of its namespace a request exceeds beside what its pods hold now; None where none."""
 
     @property
     def tenants(self) -> Tenants:

@@ -177,8 +177,7 @@ class Inspector:
         except RequestError as error:
             said = msgspec.structs.replace(pod, reason=error.reason, sentence=str(error))
             return PodExplanation(pod=said, summary=f"no node can help: {error}")
-        use = self._ledger.use_of(pod.namespace)
-        excess = self._judge.tenants.excess(pod.namespace, request, use)
+        excess = self._judge.excess(pod.namespace, request)
         if excess is not None:
             said = msgspec.structs.replace(pod, reason=Reason.NAMESPACE_LIMIT, sentence=excess.sentence)
             return PodExplanation(

@@ -17,6 +17,21 @@ def uid_of(obj: dict[str, Any]) -> str:
     return uid
 
 
+def record(cluster: Cluster, regarding: writes.Regarding, *, instance: str = "plugin-0") -> None:
+    """Record an Event of which only that matters."""
+    writes.record_event(
+        cluster,
+        regarding=regarding,
+        kind="Normal",
+        reason="Tested",
+        action="Testing",
+        note="it is told",
+        at=datetime.now(UTC),
+        reporter="cotenant.io/device-plugin",
+        instance=instance,
+    )
+
+
 class TestBind:
     """A pod gets its node and its annotations together, or nothing."""
 
@@ -170,51 +185,21 @@ class TestOtherWrites:
         assert "2026-11-22T12:00:00.000005Z" == event["eventTime"]
 
     def test_an_event_of_a_node_lies_in_the_default_namespace(self, api: ApiServer, cluster: Cluster) -> None:
-        writes.record_event(
-            cluster,
-            regarding=writes.Regarding(kind="Node", name="n1"),
-            kind="Normal",
-            reason="GPUBack",
-            action="Serving",
-            note="GPU-1 answers again",
-            at=datetime.now(UTC),
-            reporter="cotenant.io/device-plugin",
-            instance="plugin-0",
-        )
+        record(cluster, writes.Regarding(kind="Node", name="n1"))
 
         assert [("Node", "n1")] == [(e["regarding"]["kind"], e["regarding"]["name"]) for e in api.events("default")]
 
     def test_an_event_has_an_instance_that_kubernetes_takes(self, api: ApiServer, cluster: Cluster) -> None:
         # The device plugin's is its node, whose name may have 253 letters; kube-apiserver takes 128 and no more.
         node = "a" * 253
-        writes.record_event(
-            cluster,
-            regarding=writes.Regarding(kind="Node", name=node),
-            kind="Normal",
-            reason="Tested",
-            action="Testing",
-            note="it has an instance",
-            at=datetime.now(UTC),
-            reporter="cotenant.io/device-plugin",
-            instance=node,
-        )
+        record(cluster, writes.Regarding(kind="Node", name=node), instance=node)
 
         assert ["a" * 128] == [event["reportingInstance"] for event in api.events("default")]
 
     @pytest.mark.parametrize("name", ["one", "a" * 253, "a" * 199 + "-" + "a" * 20, "a" * 199 + ".b"])
     def test_an_event_has_a_name_that_kubernetes_takes(self, api: ApiServer, cluster: Cluster, name: str) -> None:
         # The stand-in takes any name, and kube-apiserver no generateName that ends in a dot.
-        writes.record_event(
-            cluster,
-            regarding=writes.Regarding(kind="Pod", name=name, namespace="default", uid="u"),
-            kind="Normal",
-            reason="Tested",
-            action="Testing",
-            note="it has a name",
-            at=datetime.now(UTC),
-            reporter="cotenant.io/extender",
-            instance="extender-0",
-        )
+        record(cluster, writes.Regarding(kind="Pod", name=name, namespace="default", uid="u"))
 
         (event,) = api.events("default")
         assert "generateName" not in event["metadata"]

@@ -25,7 +25,7 @@ from cotenant.cli.migrate.systems import (
     wishes_hami,
 )
 from cotenant.contract.configuration import ConfigurationError
-from cotenant.contract.environment import MPS_MEMORY, MPS_PIPE, MPS_THREADS, VISIBLE_DEVICES
+from cotenant.contract.environment import INJECTED
 from cotenant.contract.request import MAX_GPUS
 
 _WHOLE = "nvidia.com/gpu"
@@ -33,8 +33,6 @@ _WHOLE = "nvidia.com/gpu"
 _BETWEEN = re.compile(r"""[\s{}\[\],:"']+""")
 # what NVIDIA's GPU feature discovery says of a node; it also ends the name of the product in -SHARED
 _SHARED_LABELS = frozenset({"nvidia.com/gpu.replicas", "nvidia.com/gpu.sharing-strategy"})
-# what admission puts into a container, and lets nobody else set
-_OURS = frozenset({VISIBLE_DEVICES, MPS_MEMORY, MPS_THREADS, MPS_PIPE})
 _SCHEDULERS = frozenset({system.scheduler for system in (*SYSTEMS, KAI)} - {""})
 # of a pod, or a Workflow; a SparkApplication; a RayCluster, by a label
 _NAME_SCHEDULERS = frozenset({"schedulerName", "batchScheduler", "ray.io/scheduler-name"})
@@ -397,7 +395,7 @@ def _leave(spec: Json, system: System) -> Iterator[Note]:
         variables = container.get("env")
         for variable in map(_mapping, _listed(variables)):
             name = str(variable.get("name", ""))
-            if name in _OURS or name.startswith(system.variables or ("\0",)):
+            if name in INJECTED or name.startswith(system.variables or ("\0",)):
                 yield Note(
                     f"container {container.get('name')} sets {name}: take it out, admission refuses or nobody reads it"
                 )
