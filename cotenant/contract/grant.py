@@ -141,18 +141,19 @@ class Grant(_Wire, frozen=True, kw_only=True):
             twice = next(name for name in names if names.count(name) > 1)
             raise ValueError(f"container {twice} is granted {names.count(twice)} times")
 
-    def charges(self) -> dict[str, int]:
+    def charges(self, unit_bytes: int = 0) -> dict[str, int]:
         """Count the bytes the pod holds of each GPU, by UUID, the way kube-scheduler counts containers.
 
-        A GPU for the pod itself is held once, by however many of its containers.
+        A GPU for the pod itself is held once, by however many of its containers. A device id of gpu-mem takes
+        *unit_bytes* from others, also where the unit was smaller when it was granted.
         """
         if len(self.containers) == 1:
-            return _held(self.containers[0])
-        shared = peak([(c.role, _held(c)) for c in self.containers if c.mode is not Mode.EXCLUSIVE])
+            return _held(self.containers[0], unit_bytes)
+        shared = peak([(c.role, _held(c, unit_bytes)) for c in self.containers if c.mode is not Mode.EXCLUSIVE])
         whole: Counter[str] = Counter()
         for container in self.containers:
             if container.mode is Mode.EXCLUSIVE:
-                whole |= Counter(_held(container))
+                whole |= Counter(_held(container, unit_bytes))
         return dict(whole + Counter(shared))
 
     @property
@@ -186,8 +187,9 @@ class GrantError(ValueError):
     """Say why a pod annotation is not a grant that this version can read."""
 
 
-def _held(container: ContainerGrant) -> dict[str, int]:
-    return {share.uuid: share.bytes for share in container.gpus}
+def _held(container: ContainerGrant, unit_bytes: int) -> dict[str, int]:
+    ids = unit_bytes * container.units // len(container.gpus) if container.family is Family.MEMORY else 0
+    return {share.uuid: max(share.bytes, ids) for share in container.gpus}
 
 
 def peak(containers: list[tuple[Role, dict[str, int]]]) -> dict[str, int]:

@@ -17,23 +17,23 @@ from extender.ledger.values import Hold, MIGSlot, Stage
 def assumed(grant: Grant, *, uid: str, key: str, node: str, since: int) -> Hold:
     """Give what a pod will hold once its Binding with *grant* has been made; *since* is the ledger's mark."""
     hold = Hold(uid=uid, key=key, node=node, stage=Stage.ASSUMED, grant=grants.encode(grant), charges={}, since=since)
-    return _given(hold, grant)
+    return _given(hold, grant, 0)
 
 
 def bound(pod: Pod, node: str, text: str, names: Names, unit_bytes: int, *, since: int) -> Hold:
     """Give what a bound pod holds by its grant's *text*, at least as much as it can hold where that is unreadable."""
     hold = Hold(uid=pod.uid, key=pod.key, node=intern(node), stage=Stage.BOUND, grant=text, charges={}, since=since)
     try:
-        return _given(hold, grants.decode(text))
+        return _given(hold, grants.decode(text), unit_bytes)
     except GrantError as error:
         return _at_most(msgspec.structs.replace(hold, problem=str(error)), pod, names, unit_bytes)
 
 
-def _given(hold: Hold, grant: Grant) -> Hold:
-    """Fill in what *grant* gives."""
+def _given(hold: Hold, grant: Grant, unit_bytes: int) -> Hold:
+    """Fill in what *grant* gives, at least *unit_bytes* for each device id."""
     return msgspec.structs.replace(
         hold,
-        charges={intern(uuid): amount for uuid, amount in grant.charges().items()},
+        charges={intern(uuid): amount for uuid, amount in grant.charges(unit_bytes).items()},
         alone=_alone(grant),
         clients=grant.clients(),
         slots=_slots(grant),

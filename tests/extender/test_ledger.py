@@ -116,6 +116,15 @@ class TestNodes:
         # 5 - 8 is not -3
         assert [0, 5] == free(ledger)
 
+    def test_a_pod_of_before_the_unit_grew_holds_the_larger_units_that_its_device_ids_are_now(self) -> None:
+        ledger = Ledger(NAMES, 2 * GIB)
+        ledger.observe_node(a_node("n").with_gpus(2, "10GiB").counting_in(2 * GIB).build())
+
+        ledger.observe_pod(a_pod().asking(3).bound_to("n", a_grant(granted({"GPU-n-0": 3 * GIB}, units=3))).build())
+
+        # 10 - 3 * 2: the kubelet has 5 ids of the GPU, and gives those 3 to nobody else
+        assert [4, 10] == free(ledger)
+
     def test_a_gpu_that_is_lost_and_comes_back_still_carries_its_pods(self, ledger: Ledger) -> None:
         ledger.observe_pod(a_pod().asking(8).bound_to("n", EIGHT).build())
 
