@@ -3,7 +3,8 @@
 Pure but for what it remembers: facts in, what stands in the inventory out.
 
 - A device of another plugin's that names one of our GPUs is its pod's whole: that pod was promised the GPU by somebody
-  who does not count ours, so nothing more is placed there.
+  who does not count ours, so nothing more is placed there. A Cotenant of another domain is another plugin, too, and its
+  pods' grants are not read.
 - Memory that processes use outside of any pod, or in pods without a grant, is counted as taken, in whole units.
 - So are our own device ids where the kubelet says that a pod without a grant holds them.
 
@@ -37,6 +38,7 @@ _BY_INDEX = re.compile(r"(\d{1,3})(?::\d{1,3})?(?:::\d+)?")
 # That plugin's own, gpu.shared and most other names that it is told to use among them; a number in others of NVIDIA's
 # is something else: of whole GPUs for virtual machines (kubevirt-gpu-device-plugin, named by model) an IOMMU group.
 _INDEXED = (f"{NVIDIA_DOMAIN}/gpu", f"{NVIDIA_DOMAIN}/mig-")
+_UNITS = "/gpu-mem"
 
 
 class _Seen(NamedTuple):
@@ -156,7 +158,10 @@ def _others(devices: Iterable[Devices], ours: frozenset[str]) -> Iterable[Device
 def _names(devices: Devices, gpu: GPU) -> bool:
     """Tell whether one of another plugin's device ids names a GPU, or a MIG instance of it."""
     instances = [one.uuid for one in (*gpu.mig.instances, *gpu.mig.unexplained)] if gpu.mig is not None else []
+    of_a_cotenant = devices.resource.endswith(_UNITS)
     for device in devices.ids:
+        if of_a_cotenant and device.partition("-")[0] == id_prefix(gpu.uuid):
+            return True
         if any(uuid and _begins(device, uuid) for uuid in (gpu.uuid, *instances)):
             return True
         by_index = _BY_INDEX.fullmatch(device) if devices.resource.startswith(_INDEXED) else None

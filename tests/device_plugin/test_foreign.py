@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cotenant.contract.inventory import GPU, MIG, Family, Foreign, MIGInstance, Mode
-from cotenant.contract.units import GIB, id_prefix
+from cotenant.contract.units import GIB, device_ids, id_prefix
 from device_plugin.admission.identity import Devices, PodName
 from device_plugin.coexistence.foreign import LOOKS, ForeignUse
 from device_plugin.watchdog.usage import Account, Stranger, Usage
@@ -58,6 +58,11 @@ class Looking:
 def test_a_device_of_another_plugin_fences_the_gpu_that_it_names_and_no_other(device: str) -> None:
     found = Looking().look(devices("train", "nvidia.com/gpu", device))
     assert {ONE: Foreign(fenced=True, detail="held by pod default/train as nvidia.com/gpu")} == found
+
+
+def test_units_of_a_cotenant_of_another_domain_fence_the_gpu_that_they_are_counted_on() -> None:
+    found = Looking().look(devices("before", "example.com/gpu-mem", *device_ids(ONE, 2)))
+    assert {ONE: Foreign(fenced=True, detail="held by pod default/before as example.com/gpu-mem")} == found
 
 
 @pytest.mark.parametrize("device", [f"{ONE}0", "GPU-1", "", "2", "00000", "NIC-0"])
