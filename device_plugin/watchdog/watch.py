@@ -76,13 +76,16 @@ class Watchdog:
         self._loop = THREADS.of("watchdog", self._run)
 
     def start(self) -> None:
-        """Begin to look."""
+        """Begin to look, or take away what an earlier plugin reported that did."""
         if self._settings.interval:
             if not self._processes.sees_all():
                 why = "this is a PID namespace of its own, where NVML shows no processes of others: set hostPID"
                 log.warning("watchdog.blind", why=why)
                 self._events.about_node("WatchdogBlind", _ACTION, f"the memory watchdog sees nothing: {why}")
             self._loop.start()
+        else:
+            # of one before this, killed before it could take it away; nobody else would
+            self._notes.annotate(self._names.overusers, None)
 
     def stop(self) -> None:
         """End; the report is withdrawn by whoever stops the notes."""

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from cotenant.contract import overuse
-from cotenant.contract.overuse import Overuser
+from cotenant.contract.overuse import Overuser, OveruseReport
 from cotenant.contract.units import GIB
+from cotenant.standins.api_rules import NODES
 from cotenant.standins.kubelet import container_id
 from device_plugin.watchdog.proc import GoneError, Processes
 from tests.builders import a_pod
@@ -121,6 +122,15 @@ def test_nothing_is_looked_at_where_the_watchdog_is_off() -> None:
         node.write_gpus([{"processes": "[{pid: 8, memory: 2GiB}]"}, {"xids": [79]}])
         node.wait_published("unhealthy", lambda i: i.gpus[1].detail)
         assert [] == told(node, NODE, "GPUForeignProcess")
+
+
+def test_a_plugin_that_does_not_look_takes_away_what_one_that_was_killed_had_reported() -> None:
+    with Node(plugin=False) as node:
+        user = Overuser(uid="u", container="main", gpu=uuid(0), granted_bytes=8 * GIB, used_bytes=9 * GIB)
+        report = overuse.encode(OveruseReport(beat=1, users=(user,)))
+        node.api.patch(NODES, NODE, {"metadata": {"annotations": {NAMES.overusers: report}}})
+        node.start_plugin()
+        assert soon(node, lambda: not reported(node))
 
 
 def test_the_plugins_own_processes_are_nobodys(tmp_path: Path) -> None:
