@@ -88,7 +88,8 @@ class Occupants:
             try:
                 ours = any(gpu.family is not Family.MEMORY for gpu in inventories.decode(text).gpus)
             except InventoryError:
-                ours = False
+                # of a plugin of ours too, of another release: the kubelet shows for seconds what that offered
+                ours = bool(text)
             if new_to_us or not ours:
                 offered = node.status.allocatable or {}
                 return [name for name in resources if count_of(offered.get(name)) > 0]

@@ -7,8 +7,10 @@ import pytest
 from cotenant.cluster import connect
 from cotenant.contract.inventory import GPU, MIG, Family, InstanceShares, Mode
 from cotenant.contract.units import GIB
+from cotenant.standins.api_rules import NODES
 from cotenant.standins.api_server import ApiServer
 from device_plugin.families.before import as_published, read
+from device_plugin.families.occupants import Occupants
 from device_plugin.families.rules import Assigned
 from tests.builders import NAMES
 
@@ -46,3 +48,19 @@ def test_an_api_server_that_refuses_once_is_asked_again(tmp_path: Path, status: 
         api.add_node("gpu-1")
         api.faults.refuse(status, method="GET", path="/nodes")
         assert {} == read(cluster, "gpu-1", NAMES)
+
+
+@pytest.mark.parametrize(
+    ("taken", "published"),
+    [
+        (set(), {NAMES.inventory: '{"version":2}'}),  # a kubelet shows for seconds what a plugin offered that is gone
+        ({"nvidia.com/gpu"}, {}),
+    ],
+)
+def test_a_name_is_not_taken_by_a_plugin_of_ours_of_another_release(
+    tmp_path: Path, taken: set[str], published: dict[str, str]
+) -> None:
+    with ApiServer() as api, connect(api.kubeconfig(tmp_path / "kubeconfig")) as cluster:
+        api.add_node("gpu-1", annotations=published)
+        api.patch(NODES, "gpu-1", {"status": {"allocatable": {"nvidia.com/gpu": "8"}}}, subresource="status")
+        assert taken == Occupants(cluster, "gpu-1", tmp_path, NAMES).taken({"nvidia.com/gpu"}).keys()
