@@ -333,7 +333,7 @@ def _wishes(annotations: dict[str, str], names: Names) -> Wishes:
     try:
         isolation = Isolation(wished)
     except ValueError:
-        sentence = f"{names.isolation}: {wished!r} is none of {', '.join(Isolation)}"
+        sentence = f"{names.isolation}: {wished[:40]!r} is none of {', '.join(Isolation)}"
         raise RequestError(Reason.BAD_REQUEST, sentence) from None
     return Wishes(
         gpu_count=_whole_number(annotations, names.gpu_count, default=1, most=MAX_GPUS),

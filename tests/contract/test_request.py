@@ -196,6 +196,7 @@ class TestRefusals:
             ("isolation", "Strict"),
             ("isolation", ""),
             ("isolation", "paranoid"),
+            ("isolation", "x" * 10_000),
         ],
         ids=lambda value: value[:20],
     )
