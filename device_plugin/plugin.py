@@ -90,7 +90,7 @@ class DevicePlugin:
         self._cuda_version = nvml.cuda_version()
         names = configuration.names
         self._looks = Looks(configuration.inventory_interval, look=self._look, sweep=lambda: self._try(self._sweep))
-        self._pods = NodePods(cluster, node, gone=self._pod_gone)
+        self._pods = NodePods(cluster, node, names, gone=self._pod_gone)
         self._events = PodEvents(cluster, node)
         self._lister = PodResources(pod_resources, names.is_granted)
         self._notes = NodeNotes(cluster, node, erased=lambda key: self._care.erased(key))  # noqa: PLW0108 - made later

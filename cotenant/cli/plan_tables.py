@@ -6,6 +6,7 @@ from cotenant.contract.request import PodRequest
 from cotenant.contract.units import GIB, counted, format_bytes
 from cotenant.simulator.capacity import Fit, Largest, Needed
 from cotenant.simulator.moves import MovePlan
+from extender.inspect.tables import plain
 
 _SHOWN_SPOTS = 20
 
@@ -30,7 +31,9 @@ def largest_table(answer: Sequence[Largest], unit_bytes: int) -> str:
     lines = [f"{'model':32}{'GPUs':>6}{'each':>12}{'gpu-mem':>10}  node"]
     for one in answer:
         units = one.each_bytes // unit_bytes * one.gpus
-        lines.append(f"{one.model[:31]:32}{one.gpus:6}{format_bytes(one.each_bytes):>12}{units:10}  {one.node or '-'}")
+        lines.append(
+            f"{plain(one.model)[:31]:32}{one.gpus:6}{format_bytes(one.each_bytes):>12}{units:10}  {one.node or '-'}"
+        )
     return "\n".join(lines)
 
 
@@ -43,7 +46,9 @@ def moves_table(plan: MovePlan) -> str:
     elif not plan.moves:
         lines += ["no move brings what it costs", ""]
     for n, move in enumerate(plan.moves, start=1):
-        whose = f"{move.namespace}/{move.name} ({move.owner or 'no owner'}, priority {move.priority})"
+        # whoever makes a pod may write anything for its owner
+        owner = plain(move.owner) or "no owner"
+        whose = f"{move.namespace}/{move.name} ({owner}, priority {move.priority})"
         way = f"{_where(move.node, move.gpus)} -> {_where(move.to_node, move.to_gpus)}"
         frees = f", frees {_gib(move.gain_bytes)}" if move.gain_bytes > 0 else ""
         lines.append(f"{n:3} {whose}, {format_bytes(move.held_bytes)}: {way}{frees}")

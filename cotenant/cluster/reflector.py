@@ -103,6 +103,7 @@ class Reflector(Generic[T]):
         by_page: Callable[[list[T]], list[T]] = lambda page: page,
         selector: Mapping[str, str] | None = None,
         silence: float = _SILENCE_SECONDS,
+        page: int = _PAGE_OBJECTS,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
         wait: Callable[[float], bool] | None = None,
@@ -114,6 +115,7 @@ class Reflector(Generic[T]):
         self._by_page = by_page
         self._selector = dict(selector or {})
         self._silence = silence
+        self._page = page
         self._clock = clock
         self._rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
         self._backoff = Backoff(self._rng)
@@ -227,7 +229,7 @@ class Reflector(Generic[T]):
             wanted = len(self._wanted)
         started = self._mark()
         try:
-            objects, unreadable, version = self._pages(_PAGE_OBJECTS)
+            objects, unreadable, version = self._pages(self._page)
         except Gone:
             # The snapshot was compacted away between two pages; a list in one piece cannot lose it.
             started = self._mark()

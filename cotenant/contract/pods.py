@@ -10,6 +10,9 @@ import msgspec
 
 Quantity = str | int
 
+# Where the kubelet notes, on the pod that stands for a static one, the UID that cgroups have.
+STATIC_UID = "kubernetes.io/config.hash"
+
 
 class Resources(msgspec.Struct, frozen=True, gc=False):
     """Hold a container's resource amounts by name."""

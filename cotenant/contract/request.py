@@ -22,6 +22,8 @@ MAX_GPUS = 64
 MAX_CONTAINERS = 64
 MAX_WISHES = 64
 _LONGEST_WISH = 256
+# A pattern is compiled when it is first met, 25 us a letter of the worst, while every other pod's filter waits.
+_MODEL_LETTERS = 1024
 
 
 # All annotations of an object together, keys and values (apimachinery, pkg/api/validation, TotalAnnotationSizeLimitB).
@@ -333,12 +335,18 @@ def _wishes(annotations: dict[str, str], names: Names) -> Wishes:
     try:
         isolation = Isolation(wished)
     except ValueError:
-        sentence = f"{names.isolation}: {wished!r} is none of {', '.join(Isolation)}"
+        sentence = f"{names.isolation}: {wished[:40]!r} is none of {', '.join(Isolation)}"
         raise RequestError(Reason.BAD_REQUEST, sentence) from None
+    models = _list(annotations, names.gpu_model)
+    if sum(map(len, models)) > _MODEL_LETTERS:
+        raise RequestError(
+            Reason.BAD_REQUEST,
+            f"{names.gpu_model} has more than {_MODEL_LETTERS} letters; name fewer models, or parts of their names",
+        )
     return Wishes(
         gpu_count=_whole_number(annotations, names.gpu_count, default=1, most=MAX_GPUS),
         isolation=isolation,
-        models=_list(annotations, names.gpu_model),
+        models=models,
         uuids=_list(annotations, names.gpu_uuid),
         policy=annotations.get(names.policy, ""),
         threads=_whole_number(annotations, names.compute_percent, default=100, most=100),

@@ -9,21 +9,26 @@ import structlog
 
 from cotenant.cluster import Cluster, NotFound, Reflector, Unreadable, writes
 from cotenant.cluster.reading import answered
-from cotenant.contract.pods import Pod
+from cotenant.contract.names import Names
+from cotenant.contract.pods import STATIC_UID, Pod
 from device_plugin.admission.identity import PodName
 
 log = structlog.get_logger(__name__)
 
 _pod = msgspec.json.Decoder(Pod)
 
+# Anybody may name this node in pods, as many as they like and each of a megabyte; the kubelet takes 110.
+_PAGE_OBJECTS = 50
+
 
 class NodePods:
     """Follow the pods of *node*."""
 
-    def __init__(self, cluster: Cluster, node: str, *, gone: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, cluster: Cluster, node: str, names: Names, *, gone: Callable[[], None] = lambda: None) -> None:
         """Follow them; *gone* is told when a pod is gone or has ended, and must not block."""
         self._cluster = cluster
         self._gone = gone
+        self._read_here = (names.grant, STATIC_UID)
         self._lock = threading.Lock()
         self._pods: dict[PodName, Pod] = {}
         # With the usual silence, not the extender's. This watch is quiet but for a bookmark a minute, which alone moves
@@ -31,7 +36,13 @@ class NodePods:
         # every 15 s it would hear no bookmark and soon have to list: from 5,000 nodes that is 333 new watches a second,
         # each a connection, and up to 60 LISTs. Who must not believe a dead watch asks kubelet or API server besides.
         self._reflector = Reflector(
-            cluster, "/api/v1/pods", Pod, self, selector={"fieldSelector": f"spec.nodeName={node}"}
+            cluster,
+            "/api/v1/pods",
+            Pod,
+            self,
+            selector={"fieldSelector": f"spec.nodeName={node}"},
+            by_page=lambda pods: [self._kept(pod) for pod in pods],
+            page=_PAGE_OBJECTS,
         )
 
     def start(self, *, wait_seconds: float) -> None:
@@ -88,7 +99,7 @@ class NodePods:
         name = PodName.of(obj)
         with self._lock:
             if change != "DELETED":
-                self._pods[name] = obj
+                self._pods[name] = self._kept(obj)
             elif (known := self._pods.get(name)) is not None and known.uid == obj.uid:
                 del self._pods[name]
         if change == "DELETED" or obj.ended:
@@ -100,3 +111,9 @@ class NodePods:
         if obj.namespace is not None and obj.name is not None:
             with self._lock:
                 self._pods.pop(PodName(obj.namespace, obj.name), None)
+
+    def _kept(self, pod: Pod) -> Pod:
+        """Keep of a pod's annotations those that are read here: all of them may have 256 KiB."""
+        annotations = {key: pod.annotations[key] for key in self._read_here if key in pod.annotations}
+        metadata = msgspec.structs.replace(pod.metadata, annotations=annotations)
+        return msgspec.structs.replace(pod, metadata=metadata)

@@ -9,12 +9,10 @@ from cotenant.contract import grant as grants
 from cotenant.contract.grant import GrantError
 from cotenant.contract.inventory import Mode
 from cotenant.contract.names import Names
-from cotenant.contract.pods import Pod
+from cotenant.contract.pods import STATIC_UID, Pod
 from device_plugin.nvml import GPUProcess
 from device_plugin.watchdog.cgroups import Origin
 
-# Where the kubelet notes, on the pod that stands for a static one, the UID that cgroups have.
-_STATIC_UID = "kubernetes.io/config.hash"
 # Modes whose limit the hardware does not hold. Under MPS it is each process that is limited, not the container.
 _WATCHED = frozenset({Mode.TIME_SLICING, Mode.MPS})
 
@@ -61,7 +59,7 @@ def account(
     *origin* tells the pod of a process; it raises LookupError for one that has ended, or that is our own.
     """
     # UIDs win: anybody may write that annotation on a pod, and is neither to hide it so nor to take another's place
-    known = {pod.annotations.get(_STATIC_UID, ""): pod for pod in pods} | {pod.uid: pod for pod in pods}
+    known = {pod.annotations.get(STATIC_UID, ""): pod for pod in pods} | {pod.uid: pod for pod in pods}
     sums: Counter[tuple[str, str, str]] = Counter()
     strangers: list[Stranger] = []
     for gpu, listed in processes.items():

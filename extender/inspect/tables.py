@@ -138,19 +138,19 @@ def explanation_table(told: PodExplanation, *, wide: bool = False) -> str:
     nowhere = bool(told.reasons) and not told.fitting
     # then the summary counts nothing but the reasons below
     fits = f", fits on none of {sum(count.nodes for count in told.reasons)} GPU nodes" if nowhere else ""
-    lines = [_plain(f"{pod.key}{asks}: {'simulated' if told.simulated else pod.state}{fits}")]
+    lines = [plain(f"{pod.key}{asks}: {'simulated' if told.simulated else pod.state}{fits}")]
     if not nowhere:
-        lines.append(f"  {_plain(told.summary)}")
+        lines.append(f"  {plain(told.summary)}")
     for count in told.reasons:
         closest = "best: " if count.reason in {Reason.NO_GPU_FITS, Reason.TOO_LARGE} else ""
         best = f" ({closest}{count.best})" if count.best else ""
-        lines.append(_plain(f"  {count.nodes} node{'s' if count.nodes != 1 else ''}: {count.sentence}{best}"))
+        lines.append(plain(f"  {count.nodes} node{'s' if count.nodes != 1 else ''}: {count.sentence}{best}"))
     if told.changes:
         lines.append("  would help:")
-        lines += [f"    {_plain(change.sentence)}" for change in told.changes]
+        lines += [f"    {plain(change.sentence)}" for change in told.changes]
     if told.kept:
         lines.append("  not to be had:")
-        lines += [f"    {_plain(one.sentence)}" for one in told.kept]
+        lines += [f"    {plain(one.sentence)}" for one in told.kept]
     if wide and told.nodes:
         rows = [("NODE", "GPU", "MODEL", "FREE", "LACKS", "REASON")]
         for node in told.nodes:
@@ -196,7 +196,7 @@ def pods_csv(items: Iterable[PodRow]) -> str:
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Align cells in columns, three blanks apart."""
-    shown = [[_plain(cell) for cell in row] for row in rows]
+    shown = [[plain(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     return [_GAP.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in shown]
 
@@ -283,10 +283,11 @@ def _pod_line(pod: PodRow, *, wide: bool) -> tuple[str, ...]:
 
 
 def _more(remaining: int, after: str, what: str) -> list[str]:
-    return [_plain(f"... and {remaining} more {what}: ask with continue={after}")] if remaining else []
+    return [plain(f"... and {remaining} more {what}: ask with continue={after}")] if remaining else []
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """Put a question mark for each letter that would move a terminal's cursor, or begin a line."""
     return text.translate(_SHOWN)
 
 

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+import msgspec
+
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest, RequestError
@@ -106,9 +108,12 @@ class Filter:
 
     @staticmethod
     def _look(args: ExtenderArgs, request: PodRequest, *onlookers: Onlooker | None) -> None:
+        # Each keeps up to a thousand pods, whose annotations may have 256 KiB.
+        metadata = msgspec.structs.replace(args.pod.metadata, annotations=None)
+        pod = msgspec.structs.replace(args.pod, metadata=metadata)
         for onlooker in onlookers:
             if onlooker is not None:
-                onlooker.look(args.pod, request, frozenset(args.candidates.names))
+                onlooker.look(pod, request, frozenset(args.candidates.names))
 
     def _is_free(self, promised: Hold, namespace: str, request: PodRequest) -> bool:
         """Tell whether what is kept for a pod can be had by now, and within the limits of its namespace."""

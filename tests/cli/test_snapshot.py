@@ -234,6 +234,14 @@ class TestApply:
         assert "nothing was done" in done.output
         assert [] == api.writes
 
+    def test_an_owner_cannot_move_the_cursor_of_a_terminal(self, api: ApiServer, tmp_path: Path) -> None:
+        for name in ("n1", "n2"):
+            api.create(NODES, a_node(name).with_gpus(1, "10GiB").as_json())
+        create(api, *(held_by(name, node, 5, owner="Set\x1b[2J") for name, node in (("p", "n1"), ("q", "n2"))))
+        create(api, a_pod().named("w").asking(10))
+
+        assert "(Set?[2J/r, priority 0)" in command(api, tmp_path, "plan", "moves", "--policy", "binpack").output
+
     def test_pods_are_evicted_once_it_is_asked_for(self, api: ApiServer, tmp_path: Path) -> None:
         self.scattered(api, p=1, q=1)
         kubelet = threading.Thread(target=self.end_evicted, args=(api,))

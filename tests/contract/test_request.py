@@ -196,6 +196,7 @@ class TestRefusals:
             ("isolation", "Strict"),
             ("isolation", ""),
             ("isolation", "paranoid"),
+            ("isolation", "x" * 10_000),
         ],
         ids=lambda value: value[:20],
     )
@@ -213,6 +214,13 @@ class TestRefusals:
     def test_endless_wishes_are_refused_before_every_gpu_is_compared_to_them(self, key: str, value: str) -> None:
         with pytest.raises(RequestError, match="lists more than 64 names, or one of more than 256 letters"):
             read(a_pod().asking("8").wishing(**{key: value}))
+
+    def test_patterns_that_would_hold_up_the_pods_of_others_are_refused_before_they_are_compiled(self) -> None:
+        most = ",".join(f"*{n:02}-" + "*b" * 30 for n in range(16))  # 16 x 64 letters
+
+        assert 16 == len(request_of(a_pod().asking("8").wishing(gpu_model=most)).wishes.models)
+        with pytest.raises(RequestError, match=r"cotenant.io/gpu-model has more than 1024 letters; name fewer models"):
+            read(a_pod().asking("8").wishing(gpu_model=f"{most},*"))
 
     def test_a_pod_of_thousands_of_asking_containers_is_refused(self) -> None:
         pod = a_pod()

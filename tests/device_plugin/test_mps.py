@@ -290,6 +290,23 @@ class TestAccidents:
         os.kill(pid, signal.SIGSTOP)
         until(lambda: fake.pid not in {0, pid} and not fake.said(), "another daemon")
 
+    def test_whatever_a_container_of_root_left_among_its_pipes_another_is_started(self, fake: Ground) -> None:
+        fake.serving()
+        pid = fake.pid
+        pipe = fake.control.pipe
+        (pipe / "away").symlink_to(fake.folder)
+        folder = os.open(pipe, os.O_RDONLY)
+        for _ in range(2000):
+            os.mkdir("deeper", dir_fd=folder)
+            deeper = os.open("deeper", os.O_RDONLY, dir_fd=folder)
+            os.close(folder)
+            folder = deeper
+        os.close(folder)
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: fake.pid not in {0, pid} and not fake.said(), "another daemon")
+        assert not {"away", "deeper"} & {path.name for path in pipe.iterdir()}
+        assert (fake.folder / "gpus.yaml").exists()
+
     def test_servers_that_a_dead_daemon_left_are_ended_before_another_is_started(self, fake: Ground) -> None:
         server, pid = self.a_server_that_was_seen(fake), fake.pid
         os.kill(pid, signal.SIGKILL)

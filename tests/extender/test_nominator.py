@@ -14,7 +14,9 @@ from cotenant.contract.units import GIB
 from extender.cluster.nominator import Nominator
 from extender.ledger import Ledger
 from extender.placement.tenants import Tenants
+from extender.verbs.filter import Filter
 from extender.verbs.judge import Judge
+from extender.verbs.wire import Candidates, ExtenderArgs
 from tests.builders import NAMES, a_node, a_pod, request_of
 from tests.extender.running import PATIENCE, nominee, submit
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cotenant.cluster import Cluster
+    from cotenant.contract.request import PodRequest
     from cotenant.standins.api_server import ApiServer
     from tests.builders import PodBuilder
 
@@ -141,3 +144,19 @@ def test_where_too_many_wait_the_one_that_has_waited_for_longest_gives_way(groun
 
     # neither the first, which has been looked at, nor more than there is room for
     assert {f"uid-{n}" for n in range(1000)} == {*ground.nominator._asked}
+
+
+def test_the_annotations_of_those_that_wait_are_not_kept() -> None:
+    kept: list[Pod] = []
+
+    class Onlooker:
+        def look(self, pod: Pod, _request: PodRequest, _sampled: frozenset[str]) -> None:
+            kept.append(pod)
+
+    ledger = Ledger(NAMES, GIB)
+    ledger.observe_node(a_node("n1").with_gpu("10GiB").build())
+    judge = Judge(ledger, NAMES, GIB, "binpack")
+    waits = a_pod().named("waits").asking(11).wishing(gpu_model="*").build()
+    Filter(ledger, judge, synced=lambda: True, nominator=Onlooker())(ExtenderArgs(waits, Candidates(["n1"])))
+
+    assert [("default/waits", {})] == [(pod.key, pod.annotations) for pod in kept]

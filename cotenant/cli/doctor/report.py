@@ -6,6 +6,7 @@ import msgspec
 from cotenant.cli.doctor.checks import CHECKS, Finding, Severity, examine
 from cotenant.cli.doctor.facts import gather
 from cotenant.cluster import ClusterError, connect
+from extender.inspect.tables import plain
 
 _BROKEN_STATUS = 1
 
@@ -28,7 +29,7 @@ def text(findings: list[Finding]) -> str:
     """Write findings for people, each with what to do."""
     lines = []
     for one in findings:
-        lines += [f"{one.severity}: {one.check}", f"  {one.what}", f"  -> {one.do}", ""]
+        lines += [f"{one.severity}: {one.check}", f"  {plain(one.what)}", f"  -> {one.do}", ""]
     broken = sum(one.severity is Severity.BROKEN for one in findings)
     what = f"{broken} broken, {len(findings) - broken} to look at" if findings else "nothing found"
     return "\n".join([*lines, f"{len(CHECKS)} checks: {what}", ""])
