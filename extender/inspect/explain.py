@@ -196,8 +196,7 @@ def _best(views: Sequence[NodeView], reason: Reason, request: PodRequest) -> str
         gpus = [state.gpu for view in views for state in view.gpus]
         return _there_are(gpu.model for gpu in gpus + [state.gpu for view in views for state in view.mig])
     if reason is Reason.NO_MIG_PROFILE:
-        cut = [state.gpu.mig for view in views for state in view.mig if state.gpu.mig is not None]
-        return _there_are(profile.name for mig in cut for profile in mig.profiles)
+        return _there_are(name for view in views for state in view.mig for name in partition.offered(state))
     return ""
 
 

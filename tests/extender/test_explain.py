@@ -98,7 +98,12 @@ class TestReasons:
 
         (told,) = Cluster(a_node("n").with_mig()).explain(a_pod().asking(1, of=NAMES.mig("3g.40gb"))).reasons
         assert Reason.NO_MIG_PROFILE == told.reason
-        assert "there are 1g.10gb, 1g.5gb, 1g.5gb+me, 2g.10gb, 3g.20gb, 4g.20gb, 7g.40gb" == told.best
+        assert "there are 1g.10gb, 1g.5gb, 1g.5gb.me, 2g.10gb, 3g.20gb, 4g.20gb, 7g.40gb" == told.best
+
+    def test_of_a_gpu_that_is_cut_the_profiles_of_its_instances_are_told_not_those_that_it_could_have(self) -> None:
+        node = a_node("n").with_mig(static=["1g.5gb@0", "2g.10gb@2"]).with_shares("2g.10gb", 2, renamed=True)
+        (told,) = Cluster(node).explain(a_pod().asking(1, of=NAMES.mig("4g.20gb"))).reasons
+        assert (Reason.NO_MIG_PROFILE, "there are 1g.5gb, 2g.10gb.shared") == (told.reason, told.best)
 
     def test_each_gpu_has_a_reason_of_its_own(self) -> None:
         node = a_node("n").with_gpu("4GiB").with_gpu("10GiB").with_gpu("10GiB").unhealthy(1)
