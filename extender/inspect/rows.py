@@ -14,6 +14,9 @@ from cotenant.contract.units import format_bytes
 from extender.inspect.explain import NodeVerdict, ReasonCount
 from extender.inspect.remedies import Change
 
+# Why an instance gets no pods that the plugin neither made for one nor could destroy.
+UNEXPLAINED = "no grant explains it"
+
 
 class State(StrEnum):
     """Say how far a pod of ours has come."""

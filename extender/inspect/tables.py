@@ -9,6 +9,7 @@ from cotenant.contract.inventory import Health, Mode
 from cotenant.contract.reasons import Reason
 from cotenant.contract.units import counted, format_bytes
 from extender.inspect.rows import (
+    UNEXPLAINED,
     Expected,
     GPURow,
     MixPage,
@@ -213,7 +214,9 @@ def slots(gpu: GPURow) -> str:
             notes.append(f"{sum(one.held for one in alike)}/{sum(one.shares for one in alike)} shares")
         elif free := sum(not one.pod and not one.detail for one in alike):
             notes.append(f"{free} free")
-        if ill := sum(bool(one.detail) for one in alike):
+        if strange := sum(one.detail == UNEXPLAINED for one in alike):
+            notes.append(f"{strange} unexplained")
+        if ill := sum(bool(one.detail) for one in alike) - strange:
             notes.append(f"{ill} unwell")
         found.append(f"{len(alike)} x {profile}" + (f" ({', '.join(notes)})" if notes else ""))
     return ", ".join(found) or "-"

@@ -101,6 +101,14 @@ class TestNodes:
         assert "no pod: 2g.10gb on slices 2 to 3; no new pods: XID 1000" in page
         assert "2 GiB / 80 GiB<small>2/48 clients</small>" in extender.get("/").body.decode()
 
+    def test_an_instance_that_no_grant_explains_is_not_called_free(self, api: ApiServer, extender: Running) -> None:
+        add(api, a_node("d").with_mig().with_unexplained("3g.20gb@0"))
+        assert eventually(lambda: extender.ledger.view("d"))
+        assert " 1 x 3g.20gb (1 unexplained) " in extender.get("/v1/nodes?as=table").body.decode()
+        (slot,) = extender.get("/v1/nodes?filter=d").json["items"][0]["gpus"][0]["slots"]
+        assert ("", "no grant explains it") == (slot["pod"], slot["detail"])
+        assert "3g.20gb on slices 0 to 3; no new pods: no grant explains it" in extender.get("/nodes/d").body.decode()
+
     def test_pages_follow_each_other_without_gap_or_overlap(self, api: ApiServer, extender: Running) -> None:
         add(api, *(a_node(f"m{n}").with_gpu() for n in range(5)))
         assert eventually(lambda: len(extender.ledger.views()) == 7)
