@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,6 +28,7 @@ from tests.cli.installed import (
     install,
     shipped,
 )
+from tests.extender import certificates
 from tests.extender.running import Running
 
 if TYPE_CHECKING:
@@ -152,6 +154,50 @@ def webhook_instead(objects: Objects) -> None:
     for key in [key for key in objects if "AdmissionPolicy" in key[0] and key[1] != "cotenant-writer"]:
         del objects[key]
     objects.update(shipped("admission/webhook"))
+
+
+# of 1 January 2020, by openssl
+EXPIRED = """\
+-----BEGIN CERTIFICATE-----
+MIIBRDCB66ADAgECAgEBMAoGCCqGSM49BAMCMBIxEDAOBgNVBAMMB2V4cGlyZWQw
+HhcNMjAwMTAxMDAwMDAwWhcNMjAwMTAyMDAwMDAwWjASMRAwDgYDVQQDDAdleHBp
+cmVkMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEanFC0P2uYfbnugehJ2+U7rKR
+JfArFxMs0u87JYNp1eXNs99aOorZludifm0NucfF33rafcO2hRbvgjSTpJs4Y6My
+MDAwDwYDVR0TAQH/BAUwAwEB/zAdBgNVHQ4EFgQUv9fqjmsU4tw0xQ+YMH5nIVzv
+hCMwCgYIKoZIzj0EAwIDSAAwRQIhAIwT0s0zfgLUdCLNrVq3eIieLVbiAYxAor29
+UWQ3nbVRAiA6bnQliouyUdG+1/fCyP4k3lGomiOaB7mrO8xbI0Eh3g==
+-----END CERTIFICATE-----
+"""
+
+
+def webhook_of(authority: bytes) -> Objects:
+    """Make our webhooks, and an extender that has a certificate of *authority*."""
+    objects = shipped()
+    webhook_instead(objects)
+    edit_file(objects, "extender-config.yaml", lambda file: file.update(tls={"certFile": "/c", "keyFile": "/k"}))
+    for one in objects.values():
+        for webhook in one.get("webhooks", ()):
+            webhook["clientConfig"]["caBundle"] = base64.b64encode(authority).decode()
+    return objects
+
+
+@pytest.mark.skipif(bool(certificates.why_not()), reason=certificates.why_not())
+def test_an_authority_of_the_webhooks_that_soon_expires_is_found(api: ApiServer, tmp_path: Path) -> None:
+    add_gpu_node(api, a_healthy_node())
+    # of two days
+    short = certificates.Authority(tmp_path / "ca").certificate.read_bytes()
+    install(api, webhook_of(EXPIRED.encode() + short))
+    (soon,) = found(api, tmp_path)
+    assert ("webhook-without-authority", "suspect") == (soon["check"], soon["severity"])
+    assert "expires within 30 days: " in soon["what"]
+
+
+def test_an_authority_of_the_webhooks_that_has_expired_is_found(api: ApiServer, tmp_path: Path) -> None:
+    add_gpu_node(api, a_healthy_node())
+    install(api, webhook_of(EXPIRED.encode()))
+    (over,) = found(api, tmp_path)
+    assert ("webhook-without-authority", "broken") == (over["check"], over["severity"])
+    assert "has expired, so every call fails: " in over["what"]
 
 
 def made_up(objects: Objects) -> None:
