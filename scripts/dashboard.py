@@ -177,7 +177,7 @@ ROWS: list[tuple[str, int, list[Panel]]] = [
                 "timeseries",
                 "Free MIG slices",
                 "short",
-                "Memory slices that pods could be given, of 8 each GPU; needs gpuMetrics.",
+                "Memory slices that pods could be given, of 8 of most boards, of 4 of the A30; needs gpuMetrics.",
                 (_once("cotenant_mig_slices_free", *_GPU, of=_NODE), "{{node}} GPU {{gpu}}"),
             ),
         ],

@@ -151,7 +151,7 @@ class NodeBuilder:
     advertised: str | None = "1000"
     text: str | None = None
     bare: bool = False
-    no_instances: bool = False
+    instances: str | None = "7"
     cpu: str = "64"
 
     def with_gpus(self, count: int, size: str = "80GiB", **fields: Any) -> Self:
@@ -257,8 +257,9 @@ class NodeBuilder:
     def with_cpu(self, amount: str) -> Self:
         return replace(self, cpu=amount)
 
-    def advertising_no_instances(self) -> Self:
-        return replace(self, no_instances=True)
+    def advertising_no_instances(self, amount: str | None = None) -> Self:
+        """Say that the kubelet has none of any profile: names them with "0", or not at all."""
+        return replace(self, instances=amount)
 
     def annotated_as(self, text: str) -> Self:
         """Have *text* stand where the inventory belongs."""
@@ -280,10 +281,10 @@ class NodeBuilder:
     @property
     def allocatable(self) -> dict[str, str]:
         memory = {} if self.advertised is None else {NAMES.gpu_mem: self.advertised}
-        if self.no_instances:
+        if self.instances is None:
             return memory
         known = {gpu.mig.suffix(p.name) for gpu in self.gpus if gpu.mig for p in gpu.mig.profiles}
-        return memory | {f"{NAMES.mig_prefix}{suffix}": "7" for suffix in known}
+        return memory | {f"{NAMES.mig_prefix}{suffix}": self.instances for suffix in known}
 
     def as_json(self) -> Json:
         return {

@@ -197,6 +197,19 @@ class Inventory(_Wire, frozen=True, kw_only=True):
             if gpu.family is Family.MEMORY and gpu.usable_bytes % self.unit_bytes:
                 raise ValueError(f"GPU {gpu.uuid} has {gpu.usable_bytes} usable bytes, not whole units")
 
+    def gives_instances(self, *, named: bool) -> bool:
+        """Tell whether any GPU has MIG instances to give that its kubelet is to advertise; *named*: it names profiles.
+
+        Those of a static GPU may be offered as GPUs instead (migStrategy), so they are missed only where it names some.
+        """
+        open_to = [(gpu.family, gpu.mig) for gpu in self.gpus if gpu.mig is not None and gpu.is_open]
+        return any(
+            bool(mig.profiles)
+            if family is Family.MIG_DYNAMIC
+            else named and any(one.uuid not in mig.unfit for one in mig.instances)
+            for family, mig in open_to
+        )
+
 
 class InventoryError(ValueError):
     """Say why a node annotation is not an inventory that this version can read."""

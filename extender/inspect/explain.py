@@ -54,7 +54,8 @@ class NodeVerdict(msgspec.Struct, frozen=True, rename="camel"):
 class ReasonCount(msgspec.Struct, frozen=True):
     """Say how many nodes a reason holds for.
 
-    *best* names the one that lacks the least, where bytes would help, and what there is of what was called by a name.
+    *best* names the one that lacks the least, where bytes would help, what there is of what was called by a name, and
+    the first that is closed, with why.
     """
 
     reason: Reason
@@ -196,9 +197,8 @@ def _best(views: Sequence[NodeView], reason: Reason, request: PodRequest) -> str
         gpus = [state.gpu for view in views for state in view.gpus]
         return _there_are(gpu.model for gpu in gpus + [state.gpu for view in views for state in view.mig])
     if reason is Reason.NO_MIG_PROFILE:
-        cut = [state.gpu.mig for view in views for state in view.mig if state.gpu.mig is not None]
-        return _there_are(profile.name for mig in cut for profile in mig.profiles)
-    return ""
+        return _there_are(name for view in views for state in view.mig for name in partition.offered(state))
+    return _said(views, reason, request)
 
 
 def _freest(view: NodeView, request: PodRequest) -> str:
@@ -221,6 +221,20 @@ def _largest(views: Sequence[NodeView], request: PodRequest) -> str:
     }
     node, gpu = max(sizes, key=lambda where: sizes[where], default=("", 0))
     return f"{node} GPU {gpu} has {format_bytes(sizes[node, gpu])} in all" if node else ""
+
+
+def _said(views: Sequence[NodeView], reason: Reason, request: PodRequest) -> str:
+    """Repeat what its plugin says of the first GPU that is closed for *reason*, or what is wrong with an inventory."""
+    if reason in {Reason.BAD_INVENTORY, Reason.UNIT_MISMATCH}:
+        return f"{views[0].name}: {views[0].detail}"
+    if reason not in {Reason.UNHEALTHY_GPU, Reason.FENCED_GPU}:
+        return ""
+    for view in views:
+        closed = {judged.index for judged in node_verdict(view, reason, request).gpus if judged.reason is reason}
+        for gpu in (state.gpu for state in view.states if state.gpu.index in closed):
+            said = gpu.foreign.detail if gpu.foreign is not None and reason is Reason.FENCED_GPU else gpu.detail
+            return f"{view.name} GPU {gpu.index}" + (f": {said}" if said else "")
+    return ""
 
 
 def _there_are(names: Iterable[str]) -> str:

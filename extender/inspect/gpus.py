@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from cotenant.contract.inventory import MIG, MIGInstance
-from extender.inspect.rows import GPURow, Holder, Kept, NodeRow, Slot
+from extender.inspect.rows import UNEXPLAINED, GPURow, Holder, Kept, NodeRow, Slot
 from extender.ledger import GPUState, MIGState, NodeView
 from extender.placement.partition import free_bytes
 
@@ -41,6 +41,7 @@ def _slot_rows(
     places = {one.uuid: one for one in mig.instances}
     unwell = {_place(one.place or places.get(one.uuid)): one.detail for one in mig.unhealthy}
     holders: dict[tuple[str, int, int], list[str]] = {_place(one): [] for one in (*state.taken, *state.instances)}
+    unexplained = dict.fromkeys(map(_place, mig.unexplained), UNEXPLAINED)
     waited_for = {_place(one): pod for one, pod in kept}
     for one, pod in held:
         holders.setdefault(_place(one), []).append(pod)
@@ -50,7 +51,7 @@ def _slot_rows(
             pod=", ".join(sorted(set(pods))) or waited_for.get(place, ""),
             shares=state.replicas(place[0]),
             held=len(pods),
-            detail=unwell.get(place, ""),
+            detail=unwell.get(place, "") or ("" if pods or place in waited_for else unexplained.get(place, "")),
             kept=not pods and place in waited_for,
         )
         for place, pods in holders.items()

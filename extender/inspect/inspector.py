@@ -295,6 +295,9 @@ class Inspector:
     def _totals(self, views: Sequence[NodeView]) -> Totals:
         states = [(view, state) for view in views for state in view.states]
         free = [free_of(state) for view, state in states if view.problem_of(state) is None and state.healthy]
+        # instances have places of their own: a MIG GPU's free memory is no one piece
+        pieces = [state.free_bytes for view in views if view.problem is None for state in view.healthy]
+        shared = any(view.gpus for view in views)
         bare = sum(not _has_gpus(view) for view in views)
         holds = self._ledger.holds()
         held = {hold.uid for hold in holds}
@@ -309,7 +312,7 @@ class Inspector:
             usable_bytes=sum(state.gpu.usable_bytes for _, state in states),
             held_bytes=sum(min(state.held_bytes, state.gpu.usable_bytes) for _, state in states),
             free_bytes=sum(free),
-            largest_free_block_bytes=max(free, default=0),
+            largest_free_block_bytes=max(pieces, default=0) if shared else None,
             pods=len(holds),
             waiting=sum(waiting.uid not in held for waiting in self._ledger.all_waiting()),
             used_bytes=sum(amount for amount, _ in used),

@@ -14,6 +14,9 @@ from cotenant.contract.units import format_bytes
 from extender.inspect.explain import NodeVerdict, ReasonCount
 from extender.inspect.remedies import Change
 
+# Why an instance gets no pods that the plugin neither made for one nor could destroy.
+UNEXPLAINED = "no grant explains it"
+
 
 class State(StrEnum):
     """Say how far a pod of ours has come."""
@@ -152,7 +155,10 @@ class PodRow(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Totals(msgspec.Struct, frozen=True, rename="camel"):
-    """Sum the cluster up; free bytes and the largest free block are of healthy GPUs of nodes without a problem."""
+    """Sum the cluster up; free bytes and the largest free block are of healthy GPUs of nodes without a problem.
+
+    That block is of one GPU that is shared by memory; None where there is no such GPU.
+    """
 
     nodes: int
     nodes_with_problems: int
@@ -164,7 +170,7 @@ class Totals(msgspec.Struct, frozen=True, rename="camel"):
     usable_bytes: int
     held_bytes: int
     free_bytes: int
-    largest_free_block_bytes: int
+    largest_free_block_bytes: int | None
     pods: int
     waiting: int
     # in use by whomever, and of how many GPUs that is known

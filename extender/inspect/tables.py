@@ -9,6 +9,7 @@ from cotenant.contract.inventory import Health, Mode
 from cotenant.contract.reasons import Reason
 from cotenant.contract.units import counted, format_bytes
 from extender.inspect.rows import (
+    UNEXPLAINED,
     Expected,
     GPURow,
     MixPage,
@@ -61,12 +62,13 @@ def nodes_table(page: NodePage, *, wide: bool) -> str:
             rows.append((node.node, *("-" * (len(_NODES) - 2)), problem(node), *(("-", "-") if wide else ())))
     total = page.cluster
     sums = f"{amount(total.held_bytes)}/{amount(total.usable_bytes)} ({percent(total.held_bytes, total.usable_bytes)})"
-    largest = f"largest free block {amount(total.largest_free_block_bytes)}"
+    block = total.largest_free_block_bytes
+    largest = "" if block is None else f", largest free block {amount(block)}"
     in_use = f", {amount(total.used_bytes)} in use on the {total.used_gpus} that tell it" if total.used_gpus else ""
     there, waiting = f"{counted(total.nodes, 'node')}, {counted(total.gpus, 'GPU')}", counted(total.waiting, "pod")
     lines = [
         *columns(rows),
-        f"CLUSTER: {there}, {sums}{in_use}, {largest}, {waiting} waiting",
+        f"CLUSTER: {there}, {sums}{in_use}{largest}, {waiting} waiting",
         *_more(page.remaining, page.continue_, "nodes"),
     ]
     return "\n".join(lines) + "\n"
@@ -213,7 +215,9 @@ def slots(gpu: GPURow) -> str:
             notes.append(f"{sum(one.held for one in alike)}/{sum(one.shares for one in alike)} shares")
         elif free := sum(not one.pod and not one.detail for one in alike):
             notes.append(f"{free} free")
-        if ill := sum(bool(one.detail) for one in alike):
+        if strange := sum(one.detail == UNEXPLAINED for one in alike):
+            notes.append(f"{strange} unexplained")
+        if ill := sum(bool(one.detail) for one in alike) - strange:
             notes.append(f"{ill} unwell")
         found.append(f"{len(alike)} x {profile}" + (f" ({', '.join(notes)})" if notes else ""))
     return ", ".join(found) or "-"

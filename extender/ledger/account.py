@@ -75,8 +75,14 @@ class Account(msgspec.Struct):
         self.shown = None
         self.inventory, problem, self.detail = _inventory(annotation, unit_bytes)
         self.problem = self.mig_problem = problem
-        if problem is None and not _advertises_memory(self.inventory, advertised):
-            self.problem = Reason.NOT_ADVERTISED
+        if self.inventory is not None and problem is None:
+            by_memory = any(gpu.family is Family.MEMORY for gpu in self.inventory.gpus)
+            named = any(name.startswith(names.mig_prefix) for name in node.status.allocatable or {})
+            if not instances and self.inventory.gives_instances(named=named):
+                self.mig_problem = Reason.NOT_ADVERTISED
+                self.problem = None if by_memory else Reason.NOT_ADVERTISED
+            if not _advertises_memory(self.inventory, advertised):
+                self.problem = Reason.NOT_ADVERTISED
         return True
 
     def gone(self) -> None:

@@ -55,11 +55,13 @@ def place(
     if isinstance(usable, Reason):
         return usable
     if len(usable) < wishes.gpu_count:
-        return Reason.TOO_FEW_GPUS
+        return _without_closed(view, wishes, 0) or Reason.TOO_FEW_GPUS
     candidates = [state for state in usable if state.empty] if wishes.isolation.whole_gpu else usable
     found = _choose(candidates, request, parts(request), prefer)
     if found is None:
-        return _why_not(usable, candidates, request)
+        reason = _why_not(usable, candidates, request)
+        closed = _without_closed(view, wishes, max(pieces(request))) if reason is Reason.TOO_LARGE else None
+        return closed or reason
     return Placement(gpus=found * len(request.containers) if request.whole else found)
 
 
@@ -175,6 +177,16 @@ def _usable(view: NodeView, wishes: Wishes) -> Sequence[GPUState] | Reason:
         if not states:
             return Reason.ISOLATION_UNAVAILABLE
     return [state for state in states if state.healthy] or all_closed_by(states)
+
+
+def _without_closed(view: NodeView, wishes: Wishes, need: int) -> Reason | None:
+    """Say why GPUs are closed, without which too few have *need* bytes in all; None where there were with them, too."""
+    if len(view.healthy) == len(view.gpus):
+        return None
+    states = [state for state in view.gpus if is_wished(state, wishes) and state.gpu.usable_bytes >= need]
+    if wishes.isolation is Isolation.LIMITED:
+        states = [state for state in states if state.gpu.mode is Mode.MPS]
+    return all_closed_by([s for s in states if not s.healthy]) if len(states) >= wishes.gpu_count else None
 
 
 def _search(

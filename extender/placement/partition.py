@@ -96,6 +96,13 @@ def offers(state: MIGState, profile: str) -> bool:
     return _name(state.geometry, profile) is not None
 
 
+def offered(state: MIGState) -> list[str]:
+    """Name what offers() is true of, as pods ask for it."""
+    if state.static:
+        return [state.suffix(one.profile) for one in state.instances]
+    return [state.suffix(profile.name) for profile in state.geometry.profiles]
+
+
 def free_slices(state: MIGState) -> float:
     """Count the memory slices that nothing lies on, or for a static GPU those of its free instances and shares."""
     if state.closed:

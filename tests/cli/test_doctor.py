@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,6 +28,7 @@ from tests.cli.installed import (
     install,
     shipped,
 )
+from tests.extender import certificates
 from tests.extender.running import Running
 
 if TYPE_CHECKING:
@@ -154,6 +156,50 @@ def webhook_instead(objects: Objects) -> None:
     objects.update(shipped("admission/webhook"))
 
 
+# of 1 January 2020, by openssl
+EXPIRED = """\
+-----BEGIN CERTIFICATE-----
+MIIBRDCB66ADAgECAgEBMAoGCCqGSM49BAMCMBIxEDAOBgNVBAMMB2V4cGlyZWQw
+HhcNMjAwMTAxMDAwMDAwWhcNMjAwMTAyMDAwMDAwWjASMRAwDgYDVQQDDAdleHBp
+cmVkMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEanFC0P2uYfbnugehJ2+U7rKR
+JfArFxMs0u87JYNp1eXNs99aOorZludifm0NucfF33rafcO2hRbvgjSTpJs4Y6My
+MDAwDwYDVR0TAQH/BAUwAwEB/zAdBgNVHQ4EFgQUv9fqjmsU4tw0xQ+YMH5nIVzv
+hCMwCgYIKoZIzj0EAwIDSAAwRQIhAIwT0s0zfgLUdCLNrVq3eIieLVbiAYxAor29
+UWQ3nbVRAiA6bnQliouyUdG+1/fCyP4k3lGomiOaB7mrO8xbI0Eh3g==
+-----END CERTIFICATE-----
+"""
+
+
+def webhook_of(authority: bytes) -> Objects:
+    """Make our webhooks, and an extender that has a certificate of *authority*."""
+    objects = shipped()
+    webhook_instead(objects)
+    edit_file(objects, "extender-config.yaml", lambda file: file.update(tls={"certFile": "/c", "keyFile": "/k"}))
+    for one in objects.values():
+        for webhook in one.get("webhooks", ()):
+            webhook["clientConfig"]["caBundle"] = base64.b64encode(authority).decode()
+    return objects
+
+
+@pytest.mark.skipif(bool(certificates.why_not()), reason=certificates.why_not())
+def test_an_authority_of_the_webhooks_that_soon_expires_is_found(api: ApiServer, tmp_path: Path) -> None:
+    add_gpu_node(api, a_healthy_node())
+    # of two days
+    short = certificates.Authority(tmp_path / "ca").certificate.read_bytes()
+    install(api, webhook_of(EXPIRED.encode() + short))
+    (soon,) = found(api, tmp_path)
+    assert ("webhook-without-authority", "suspect") == (soon["check"], soon["severity"])
+    assert "expires within 30 days: " in soon["what"]
+
+
+def test_an_authority_of_the_webhooks_that_has_expired_is_found(api: ApiServer, tmp_path: Path) -> None:
+    add_gpu_node(api, a_healthy_node())
+    install(api, webhook_of(EXPIRED.encode()))
+    (over,) = found(api, tmp_path)
+    assert ("webhook-without-authority", "broken") == (over["check"], over["severity"])
+    assert "has expired, so every call fails: " in over["what"]
+
+
 def made_up(objects: Objects) -> None:
     container(objects, "DaemonSet", "cotenant-device-plugin")["args"].append("--fake-gpus=/etc/gpus.yaml")
 
@@ -272,11 +318,14 @@ mig = MIG(unexplained=(MIGInstance(profile="1g.10gb", start=0, size=1),))
         ("plugin-not-serving", add(a_healthy_node("n2").without_inventory())),
         ("plugin-not-serving", add(a_healthy_node("n2").not_serving())),
         ("not-advertised", add(a_healthy_node("n2").advertising(None))),
+        ("not-advertised", add(a_node("n2").with_mig().advertising_no_instances())),
         ("inventory-unreadable", add(a_healthy_node("n2").annotated_as("{}"))),
         ("node-unit-differs", add(a_healthy_node("n2").counting_in(256 << 20))),
         ("gpu-advertised-twice", add(a_healthy_node("n2"), **{"nvidia.com__gpu": "2"})),
         ("one-uuid-on-two-nodes", add(a_node("n2").with_gpu("10GiB", uuid="GPU-n1-0").advertising("10"))),
         ("gpu-unhealthy", add(a_healthy_node("n2").unhealthy(1))),
+        ("gpu-unhealthy", add(a_node("n2").with_mig(static=["3g.20gb@4"]).with_ill_instances("3g.20gb@4"))),
+        ("gpu-unhealthy", add(a_node("n2").with_mig().with_ill_places("3g.20gb@4"))),
         ("gpu-fenced", add(a_node("n2").with_gpu("10GiB", foreign=Foreign(fenced=True)).advertising("10"))),
         ("mps-without-daemon", add(a_node("n2").with_gpu("10GiB", mode=Mode.MPS).advertising("10"))),
         ("mig-unexplained", add(a_node("n2").with_gpu("10GiB", mode=Mode.MIG, family=Family.MIG_DYNAMIC, mig=mig))),

@@ -8,7 +8,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cotenant.contract.inventory import Foreign
+from cotenant.contract.inventory import Foreign, Health
 from cotenant.contract.reasons import Reason
 from cotenant.contract.units import GIB
 from extender.inspect.explain import explain, node_verdict
@@ -98,7 +98,25 @@ class TestReasons:
 
         (told,) = Cluster(a_node("n").with_mig()).explain(a_pod().asking(1, of=NAMES.mig("3g.40gb"))).reasons
         assert Reason.NO_MIG_PROFILE == told.reason
-        assert "there are 1g.10gb, 1g.5gb, 1g.5gb+me, 2g.10gb, 3g.20gb, 4g.20gb, 7g.40gb" == told.best
+        assert "there are 1g.10gb, 1g.5gb, 1g.5gb.me, 2g.10gb, 3g.20gb, 4g.20gb, 7g.40gb" == told.best
+
+    def test_a_gpu_that_is_closed_or_an_inventory_that_is_bad_is_told_with_what_its_plugin_says(self) -> None:
+        fenced = a_node("b").with_gpu(foreign=Foreign(fenced=True, detail="held by another plugin's pod"))
+        unwell = a_node("a").with_gpu().with_gpu(health=Health.UNHEALTHY, detail="XID 79")
+        cluster = Cluster(unwell, a_node("a2").with_gpu().unhealthy(0), fenced, a_node("c").annotated_as("[]"))
+        wish = a_pod().asking(5).wishing(gpu_uuid="GPU-a-1,GPU-a2-0,GPU-b-0")
+        expected = {
+            (Reason.UNHEALTHY_GPU, 2, "a GPU 1: XID 79"),
+            (Reason.FENCED_GPU, 1, "b GPU 0: held by another plugin's pod"),
+            (Reason.BAD_INVENTORY, 1, f"c: {cluster.ledger.views()[-1].detail}"),
+        }
+        told = cluster.explain(wish).reasons
+        assert expected == {(one.reason, one.nodes, one.best) for one in told}
+
+    def test_of_a_gpu_that_is_cut_the_profiles_of_its_instances_are_told_not_those_that_it_could_have(self) -> None:
+        node = a_node("n").with_mig(static=["1g.5gb@0", "2g.10gb@2"]).with_shares("2g.10gb", 2, renamed=True)
+        (told,) = Cluster(node).explain(a_pod().asking(1, of=NAMES.mig("4g.20gb"))).reasons
+        assert (Reason.NO_MIG_PROFILE, "there are 1g.5gb, 2g.10gb.shared") == (told.reason, told.best)
 
     def test_each_gpu_has_a_reason_of_its_own(self) -> None:
         node = a_node("n").with_gpu("4GiB").with_gpu("10GiB").with_gpu("10GiB").unhealthy(1)

@@ -10,6 +10,7 @@ import yaml
 from cotenant.contract import grant as grants
 from cotenant.contract.reasons import Reason
 from cotenant.contract.units import GIB
+from cotenant.standins.api_rules import NODES
 from extender.ledger import Stage
 from tests.builders import NAMES, a_grant, a_node, a_pod, granted
 from tests.extender.running import PATIENCE, Answer, Running, add, call, eventually, submit
@@ -100,6 +101,25 @@ class TestNodes:
         assert "default/c, default/f: 1g.5gb on slice 0, 2 of 4 shares" in page
         assert "no pod: 2g.10gb on slices 2 to 3; no new pods: XID 1000" in page
         assert "2 GiB / 80 GiB<small>2/48 clients</small>" in extender.get("/").body.decode()
+
+    def test_free_memory_of_a_mig_gpu_is_no_free_block(self, api: ApiServer, extender: Running) -> None:
+        add(api, a_node("d").with_mig())
+        assert eventually(lambda: extender.ledger.view("d"))
+        # n1 has a whole GPU of 10 GiB free, the MIG GPU 40 GiB
+        assert 10 * GIB == extender.get("/v1/nodes").json["cluster"]["largestFreeBlockBytes"]
+        for name in ("n1", "n2"):
+            api.store.delete(NODES, ("", name))
+        assert eventually(lambda: not extender.ledger.view("n1") and not extender.ledger.view("n2"))
+        assert "CLUSTER: 1 node, 1 GPU, 0/40Gi (0%), 0 pods waiting" in extender.get("/v1/nodes?as=table").body.decode()
+        assert b"Largest free block" not in extender.get("/").body
+
+    def test_an_instance_that_no_grant_explains_is_not_called_free(self, api: ApiServer, extender: Running) -> None:
+        add(api, a_node("d").with_mig().with_unexplained("3g.20gb@0"))
+        assert eventually(lambda: extender.ledger.view("d"))
+        assert " 1 x 3g.20gb (1 unexplained) " in extender.get("/v1/nodes?as=table").body.decode()
+        (slot,) = extender.get("/v1/nodes?filter=d").json["items"][0]["gpus"][0]["slots"]
+        assert ("", "no grant explains it") == (slot["pod"], slot["detail"])
+        assert "3g.20gb on slices 0 to 3; no new pods: no grant explains it" in extender.get("/nodes/d").body.decode()
 
     def test_pages_follow_each_other_without_gap_or_overlap(self, api: ApiServer, extender: Running) -> None:
         add(api, *(a_node(f"m{n}").with_gpu() for n in range(5)))

@@ -23,6 +23,7 @@ from extender.placement.ranking import Rankings
 from extender.verbs.judge import Judge
 from tests.builders import NAMES, NodeBuilder, PodBuilder, a_node, a_pod, an_instance, request_of
 
+CUT = a_node().with_mig(static=["1g.5gb@0", "2g.10gb@2"])
 PROFILES = ["1g.5gb", "2g.10gb", "3g.20gb", "4g.20gb", "7g.40gb"]
 
 
@@ -254,6 +255,26 @@ class TestStatic:
 
 
 class TestNodes:
+    @pytest.mark.parametrize(
+        ("problem", "mig_problem", "node"),
+        [
+            (Reason.NOT_ADVERTISED, Reason.NOT_ADVERTISED, a_node().with_mig().advertising_no_instances()),
+            (None, Reason.NOT_ADVERTISED, a_node().with_gpu().with_mig().advertising_no_instances()),
+            (None, None, a_node().with_mig().unhealthy(0).advertising_no_instances()),
+            # a plugin that has died leaves the names there
+            (Reason.NOT_ADVERTISED, Reason.NOT_ADVERTISED, CUT.advertising_no_instances("0")),
+            # migStrategy: single offers instances as GPUs
+            (None, None, CUT.advertising_no_instances()),
+            (None, None, CUT.with_ill_instances("1g.5gb@0", "2g.10gb@2").advertising_no_instances("0")),
+            (None, None, a_node().with_mig(static=[]).advertising_no_instances("0")),
+        ],
+    )
+    def test_a_kubelet_that_has_no_instance_of_any_profile_is_a_problem_where_a_gpu_has_some_to_give(
+        self, problem: Reason | None, mig_problem: Reason | None, node: NodeBuilder
+    ) -> None:
+        view = Cluster().with_node(node).view()
+        assert (problem, mig_problem) == (view.problem, view.mig_problem)
+
     def test_a_node_of_mig_gpus_alone_needs_no_gpu_memory(self) -> None:
         cluster = Cluster().with_node(a_node().with_mig().advertising("0"))
         assert isinstance(cluster.put("1g.5gb"), Hold)

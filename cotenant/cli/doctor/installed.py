@@ -1,6 +1,8 @@
 """Checks of what is installed: programs, versions, configurations, admission."""
 
+import base64
 import re
+import ssl
 
 from cotenant import __version__
 from cotenant.cli.doctor.checks import Said, Severity, check
@@ -21,6 +23,7 @@ _NOBODY = "192.0.2.1/32"
 _REFUSED = re.compile(r"written in the term '([^']*)', but the Lease \S+ is held by '([^']*)'")
 # API servers learn of a new holder within milliseconds; a refusal so long after the take-over has another cause.
 _LEARNED_SECONDS = 5.0
+_SOON_SECONDS = 30 * 86_400.0
 
 
 def _has_policies(facts: Facts) -> bool:
@@ -249,6 +252,18 @@ def _webhook_without_authority(facts: Facts) -> Said:
             f"webhooks have no caBundle, so every call fails and our pods are refused: {', '.join(bare)}",
             "put the CA of the extender's certificate there; the chart does so by itself",
         )
+    ends = {webhook["name"]: _expires(webhook["clientConfig"].get("caBundle") or "") for webhook in _webhooks(facts)}
+    first = min(ends.values(), default=float("inf"))
+    if first < facts.now + _SOON_SECONDS:
+        over = first < facts.now
+        yield (
+            BROKEN if over else SUSPECT,
+            (
+                f"the caBundle of webhooks {'has expired, so every call fails' if over else 'expires within 30 days'}: "
+                f"{', '.join(name for name, end in ends.items() if end == first)}"
+            ),
+            "make another certificate: docs/operations.md, The webhook's certificate",
+        )
     configuration = facts.extender_configuration()
     if _webhooks(facts) and isinstance(configuration, ExtenderConfiguration) and configuration.tls is None:
         yield (
@@ -256,6 +271,17 @@ def _webhook_without_authority(facts: Facts) -> Said:
             "webhooks call the extender by HTTPS, and it has no tls in its configuration",
             "make a certificate and name it by tls in extender-config.yaml; the chart does so by itself",
         )
+
+
+def _expires(bundle: str) -> float:
+    """Say when the last authority of a caBundle expires, in seconds since 1970; never, where it cannot be read."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(cadata=base64.b64decode(bundle).decode())
+    except (ValueError, ssl.SSLError):
+        return float("inf")
+    ends = (ssl.cert_time_to_seconds(str(authority["notAfter"])) for authority in context.get_ca_certs())
+    return max(ends, default=float("inf"))
 
 
 @check("made-up-gpus")

@@ -9,7 +9,7 @@ from cotenant.cli.doctor.facts import Facts, Json, annotations, labels, seconds
 from cotenant.contract import grant as grants
 from cotenant.contract import inventory as inventories
 from cotenant.contract.configuration import ExtenderConfiguration
-from cotenant.contract.inventory import GPU, Health, Inventory, Mode
+from cotenant.contract.inventory import GPU, MIG, Health, Inventory, Mode
 from cotenant.contract.units import count_of, format_bytes
 
 BROKEN, SUSPECT = Severity.BROKEN, Severity.SUSPECT
@@ -87,6 +87,22 @@ def _not_advertised(facts: Facts) -> Said:
                 "refused registrations in the kubelet's log"
             ),
         )
+    lacking = [
+        _name(node)
+        for node, inventory in _inventories(facts)
+        if inventory.serving and _lacks_instances(node, inventory, facts.names.mig_prefix)
+    ]
+    if lacking:
+        yield (
+            BROKEN,
+            f"kubelets advertise no MIG instance, though the plugin has some to give: {some(lacking)}",
+            f"see what the plugin says there: {_LOGS.format(facts.namespace)}; and the kubelet's log",
+        )
+
+
+def _lacks_instances(node: Json, inventory: Inventory, prefix: str) -> bool:
+    named = [name for name in node.get("status", {}).get("allocatable") or {} if name.startswith(prefix)]
+    return not any(_amount(node, name) for name in named) and inventory.gives_instances(named=bool(named))
 
 
 @check("inventory-unreadable")
@@ -155,6 +171,15 @@ def _gpu_unhealthy(facts: Facts) -> Said:
                 SUSPECT,
                 f"{node} GPU {gpu.index} is unhealthy: {gpu.detail or 'its plugin says no more'}",
                 f"nvidia-smi -q -i {gpu.uuid} on the node; docs/runbooks.md, CotenantGPUUnhealthyWithPods",
+            )
+        mig = gpu.mig or MIG()
+        for ill in mig.unhealthy:
+            there = ill.place or next((one for one in mig.instances if one.uuid == ill.uuid), None)
+            which = f"{there.profile} at slice {there.start}" if there else ill.uuid
+            yield (
+                SUSPECT,
+                f"{node} GPU {gpu.index} gives nobody the MIG instance {which}: {ill.detail}",
+                "docs/health.md, What ends a trouble; the rest of the GPU gets pods",
             )
 
 
