@@ -1,6 +1,6 @@
 """What this node offers its kubelet: gpu-mem, and whatever resources its GPUs are shared or cut under."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from cotenant.contract.configuration import ConfigurationError, DevicePluginConfiguration, GPURule
 from cotenant.contract.inventory import GPU, Family
@@ -101,8 +101,13 @@ class Offers:
         *,
         unit_bytes: int,
         packed: bool,
+        held: Collection[str] = (),
     ) -> None:
-        """Offer *gpus*, and what the MIG GPUs among them are; raise TooManyIdsError, and then change nothing."""
+        """Offer *gpus*, and what the MIG GPUs among them are; raise TooManyIdsError, and then change nothing.
+
+        Ids that containers have *held* by grants count as healthy: kube-scheduler takes what pods hold from the sum of
+        what is healthy, so that unhealthy ones among it would be taken from the other GPUs.
+        """
         units = advertised(gpus, unit_bytes)
         # where rules offer both under one name, instances are unhealthy
         shares = {**partitions.whole, **offered(gpus, assigned, packed=packed)}
@@ -112,7 +117,7 @@ class Offers:
             raise TooManyIdsError(
                 f"units and shares are {count} device ids, but a kubelet handles {MAX_IDS} well: have fewer replicas"
             )
-        self._memory.offer(units)
+        self._memory.offer(_well(units, held))
         before = self.resources
         for name in shares:
             if name not in self._shares:
@@ -122,7 +127,10 @@ class Offers:
             self._add(name, self._new_instances(name))
         for name, replicas in self._shares.items():
             replicas.take(shares.get(name, Shares({}, single=False)))
-        devices = {**cut, **{name: one.devices for name, one in shares.items()}}
+        devices = {
+            **{name: _well(ids, held) for name, ids in cut.items()},
+            **{name: one.devices for name, one in shares.items()},
+        }
         for name, resource in self._known.items():
             resource.offer(devices.get(name, {}))
         if self.started:
@@ -132,3 +140,7 @@ class Offers:
     def _add(self, name: str, allocator: Allocator) -> None:
         self._known[name] = self._make(name, allocator)
         self.resources = (*self.resources, self._known[name])
+
+
+def _well(devices: Mapping[str, bool], held: Collection[str]) -> Mapping[str, bool]:
+    return {device: well or device in held for device, well in devices.items()}

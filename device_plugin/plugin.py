@@ -11,7 +11,7 @@ import structlog
 
 from cotenant.cluster import Cluster
 from cotenant.contract.configuration import DevicePluginConfiguration
-from cotenant.contract.inventory import GPU
+from cotenant.contract.inventory import GPU, Health
 from cotenant.contract.pods import Pod
 from device_plugin.admission.answer import Answers
 from device_plugin.admission.calls import Admission
@@ -87,6 +87,8 @@ class DevicePlugin:
         self._gpus: dict[str, PhysicalGPU] = {}
         self._described: tuple[GPU, ...] | None = None
         self._last_shown: object = None
+        # the device ids that containers held, as far as that mattered
+        self._held: frozenset[str] = frozenset()
         self._cuda_version = nvml.cuda_version()
         names = configuration.names
         self._looks = Looks(configuration.inventory_interval, look=self._look, sweep=lambda: self._try(self._sweep))
@@ -378,8 +380,9 @@ class DevicePlugin:
                     described, self._assignment.of, partitions, self._offers.known
                 )
             described = self._coexistence.applied(described)
+            self._held = self._held_now(described)
             # shares of a GPU may change without a change of the GPU
-            shown = described, dict(self._assignment.of), partitions
+            shown = described, dict(self._assignment.of), partitions, self._held
             if shown == self._last_shown:
                 return
             self._offers.show(
@@ -388,9 +391,21 @@ class DevicePlugin:
                 partitions,
                 unit_bytes=self._configuration.unit_bytes,
                 packed=self._sharing.packed,
+                held=self._held,
             )
             self._described, self._last_shown, self._untaken = described, shown, ""
             self._publisher.set_gpus(described)
+
+    def _held_now(self, gpus: Sequence[GPU]) -> frozenset[str]:
+        """Name the device ids that containers hold by grants; asked only where some get no new pods."""
+        if all(gpu.health is Health.HEALTHY and not (gpu.mig and gpu.mig.unhealthy) for gpu in gpus):
+            return frozenset()
+        try:
+            listed = self._lister.list(deadline=time.monotonic() + _LIST_SECONDS)
+        except PodResourcesError as error:
+            log.warning("inventory.holders_unknown", error=str(error))
+            return self._held
+        return frozenset().union(*(ids for pod in listed for ids in pod.ids.values()))
 
     def _http(self) -> HTTPServing:
         return HTTPServing(

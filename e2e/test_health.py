@@ -121,7 +121,7 @@ def test_an_ill_gpu_gets_no_new_pod_its_running_one_goes_on_and_once_well_it_is_
     index = int(ill != uuids(ground)[0])
     ground.set_gpus(*({"xids": [48], "recoveryAction": "reset"} if n == index else {} for n in range(2)))
     assert wait_until(lambda: ground.told(ground.node.name, "GPUUnhealthy"), timeout_s=30), ground.plugin.program.tail()
-    ground.api.wait("Node", ground.node.name, advertises(10), saying="fewer units", timeout_s=60)
+    ground.api.wait("Node", ground.node.name, advertises(17), saying="fewer units", timeout_s=60)
 
     # 3 are left of the ill one, where it would lie tightest
     ground.api.create(asking("small", 3))
@@ -129,8 +129,11 @@ def test_an_ill_gpu_gets_no_new_pod_its_running_one_goes_on_and_once_well_it_is_
     # and 7 of the other, which are not enough
     ground.api.create(asking("second", 8))
     ground.api.unschedulable("second")
+    # but the 7 can be had: what the first pod holds of the ill one is not taken from them
+    ground.api.create(asking("rest", 7))
+    assert ill != gpu_of(ground.running("rest"))
 
-    # a kubelet that starts anew meanwhile leaves the running pod alone, though its device ids are unhealthy
+    # a kubelet that starts anew meanwhile leaves the running pod alone
     ground.node.kill_kubelet()
     ground.api.wait("Node", ground.node.name, is_served(no=True), saying="the plugin to notice")
     ground.node.start_kubelet()
@@ -145,9 +148,9 @@ def test_an_ill_gpu_gets_no_new_pod_its_running_one_goes_on_and_once_well_it_is_
     still = ground.api.get("Pod", "first")
     assert ("Running", [0]) == (still["status"]["phase"], restarts(still))
     assert ground.node.pid(first, "c0") == ground.node.pid(still, "c0")
-    for name in ("first", "small", "second", "third"):
+    for name in ("first", "small", "second", "rest", "third"):
         ground.api.delete("Pod", name)
-    for name in ("first", "small", "second", "third"):
+    for name in ("first", "small", "second", "rest", "third"):
         ground.api.gone(name)
 
 

@@ -88,6 +88,9 @@ class PodBuilder:
         """Set the pod's runAsUser; None leaves it to the image."""
         return self if user is None else replace(self, spec=(*self.spec, ("securityContext", {"runAsUser": user})))
 
+    def in_a_user_namespace(self) -> Self:
+        return replace(self, spec=(*self.spec, ("hostUsers", False)))
+
     def bound_to(self, node: str, grant: Grant | str | None = None) -> Self:
         """Bind it, with a grant, the text of something that is none, or nothing."""
         bound = replace(self, spec=(*self.spec, ("nodeName", node)))

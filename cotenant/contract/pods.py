@@ -5,6 +5,7 @@ Nothing here can be part of a cycle, so the garbage collector need not know of i
 """
 
 from typing import Literal
+from zlib import crc32
 
 import msgspec
 
@@ -44,6 +45,8 @@ class Spec(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     node_name: str | None = None
     scheduler_name: str | None = None
     security_context: SecurityContext | None = None
+    # False: it has a user namespace of its own
+    host_users: bool | None = None
     priority: int | None = None
     preemption_policy: str | None = None
     # what the pod is given as a whole, whatever its containers ask, and what its sandbox takes besides
@@ -121,11 +124,15 @@ class Pod(msgspec.Struct, frozen=True, gc=False):
         return self.status.phase in {"Succeeded", "Failed"}
 
     def user(self, container: Container) -> int | None:
-        """Give the user that *container* runs as by its own or the pod's word; None where the image decides."""
-        for context in (container.security_context, self.spec.security_context):
-            if context is not None and context.run_as_user is not None:
-                return context.run_as_user
-        return None
+        """Give the user that *container* runs as by its own or the pod's word; None where the image decides.
+
+        With a user namespace of its own a pod runs as users that the kubelet picks for it, and that no other pod has
+        (pkg/kubelet/userns): a number that stands for these, above those that people name.
+        """
+        contexts = (container.security_context, self.spec.security_context)
+        named = (context.run_as_user for context in contexts if context is not None)
+        user = next((one for one in named if one is not None), None)
+        return user if self.spec.host_users is not False else 1 << 31 | crc32(f"{self.uid} {user}".encode())
 
     @property
     def start_order(self) -> list[tuple[Container, Literal["init", "sidecar", "main"]]]:

@@ -40,14 +40,14 @@ def is_so(node: Node, condition: Callable[[], Any]) -> bool:
     return bool(node.api.wait_until(condition, SECONDS))
 
 
-def unhealthy(node: Node, *indices: int) -> None:
-    """Wait until exactly these GPUs get no new pods, by inventory and by device ids."""
+def unhealthy(node: Node, *indices: int, held: int = 0) -> None:
+    """Wait until exactly these GPUs get no new pods, by inventory and by device ids, but for those that are *held*."""
     wanted = {uuid(index) for index in indices}
     node.wait_published(
         f"unhealthy in {indices}",
         lambda i: {gpu.uuid for gpu in i.gpus if gpu.health is Health.UNHEALTHY} == wanted,
     )
-    units = 80 * (2 - len(indices))
+    units = 80 * (2 - len(indices)) + held
     node.kubelet.wait(lambda: node.kubelet.allocatable(NAMES.gpu_mem) == units, f"{units} units")
 
 
@@ -250,14 +250,34 @@ class TestCordon:
             running = node.add_pod("running", container_grant(gpus=[1], units=8))
             node.running(running)
             annotate(node, gpu_cordon=uuid(1))
-            unhealthy(node, 1)
+            unhealthy(node, 1, held=8)
             assert "cordoned by the node's annotation cotenant.io/gpu-cordon" == detail(node, 1)
             assert told(node, "GPUCordoned", f"GPU 1 ({uuid(1)}) gets no new pods: cordoned")
             annotate(node, gpu_cordon=f"{uuid(0)}, {uuid(1)}")
-            unhealthy(node, 0, 1)
+            unhealthy(node, 0, 1, held=8)
             annotate(node, gpu_cordon=None)
             unhealthy(node)
             assert "Running" == node.kubelet.phase(running)
+
+    def test_what_pods_hold_of_a_cordoned_gpu_is_not_taken_from_the_others(self) -> None:
+        with Node() as node:
+            pods = [node.add_pod(name, container_grant(gpus=[0], units=40)) for name in ("first", "second")]
+            for pod in pods:
+                node.running(pod)
+            annotate(node, gpu_cordon=uuid(0))
+            # kube-scheduler subtracts the pods' 80 from this sum, and 80 are free on the other GPU
+            unhealthy(node, 0, held=80)
+            node.kubelet.finish(pods[0])
+            unhealthy(node, 0, held=40)
+
+    def test_a_kubelet_that_does_not_tell_who_holds_what_changes_nothing(self) -> None:
+        with Node() as node:
+            node.running(node.add_pod("p", container_grant(gpus=[0], units=40)))
+            annotate(node, gpu_cordon=uuid(0))
+            unhealthy(node, 0, held=40)
+            node.kubelet.pod_resources.stop()
+            annotate(node, gpu_cordon=f"{uuid(0)},{uuid(1)}")
+            unhealthy(node, 0, 1, held=40)
 
     def test_what_cannot_be_read_of_it_is_told_and_the_rest_is_followed(self) -> None:
         with Node() as node:
@@ -292,7 +312,7 @@ def test_the_extender_stops_using_an_ill_gpu_at_once_keeps_what_pods_hold_of_it_
 
         # the one with the pod on it falls ill: 70 still fit on the other
         node.write_gpus([{"xids": [48], "recoveryAction": "reset"} if n == index else {} for n in range(2)])
-        unhealthy(node, index)
+        unhealthy(node, index, held=48)
         assert eventually(lambda: not usable(extender, taken))
         assert "" == extender.bind(big, NODE)
         node.running(big["metadata"]["uid"])

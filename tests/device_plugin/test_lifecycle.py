@@ -280,7 +280,7 @@ class TestAGPU:
             pod = node.add_pod("p", container_grant(gpus=[0], units=8))
             node.running(pod)
             node.write_gpus([{"lost": True}, {}])
-            allocatable(node, 80)
+            allocatable(node, 80 + 8)  # the others, and what the pod holds
             published = node.wait_published("unhealthy", lambda i: i.gpus[0].health is Health.UNHEALTHY)
             assert "fallen off the bus" in published.gpus[0].detail
             assert Health.HEALTHY is published.gpus[1].health

@@ -515,17 +515,17 @@ class TestStatic:
         assert {static.uuid_at(0), static.uuid_at(4)} == {static.node.gpus_seen(pod) for pod in pods[:2]}
         assert "failRequestsGreaterThanOne refuses them; ask for 1" in kubelet.message(pods[2])
 
-    def test_a_gpu_that_fails_keeps_its_instances_and_offers_none_of_them(self, static: Cut) -> None:
-        static.start_cut_since_the_drivers_spec(("1g.5gb", 0))
+    def test_a_gpu_that_fails_keeps_its_instances_and_offers_those_that_are_held(self, static: Cut) -> None:
+        static.start_cut_since_the_drivers_spec(("1g.5gb", 0), ("1g.5gb", 1))
         pod = static.add("p", placed("1g.5gb", 0, instance=static.uuid_at(0)))
         static.node.running(pod)
         static.node.write_gpus([{**A100, "lost": True}])
         kubelet, resource = static.node.kubelet, NAMES.mig("1g.5gb")
-        kubelet.wait(lambda: kubelet.allocatable(resource) == 0, "none to be left")
+        kubelet.wait(lambda: kubelet.allocatable(resource) == 1, "the pod's to be left")
         found = static.node.wait_published("lost", lambda i: i.gpus[0].health is Health.UNHEALTHY)
         assert found.gpus[0].mig is not None
-        assert 1 == len(found.gpus[0].mig.instances)
-        assert 1 == kubelet.devices.capacity()[0][resource]
+        assert 2 == len(found.gpus[0].mig.instances)
+        assert 2 == kubelet.devices.capacity()[0][resource]
         assert "Running" == kubelet.phase(pod)
         # which its container needs to start again
         assert static.spec(f"cotenant.io/mig={static.uuid_at(0)}")

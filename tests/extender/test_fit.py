@@ -239,6 +239,16 @@ class TestChoice:
         assert 1000 == granted_on(view, a_pod().asking(4).running_as(1000)).containers[0].user
         assert granted_on(view, a_pod().asking(4)).containers[0].user is None
 
+    def test_a_pod_with_users_of_its_own_shares_no_daemon(self) -> None:
+        apart = a_pod().asking(4).asking(4).running_as(1000).in_a_user_namespace()
+        grant = granted_on(view_of(a_node().with_gpu("10GiB").under_mps()), apart)
+        (user,) = {container.user for container in grant.containers}
+
+        view = view_of(a_node().with_gpus(2, "10GiB").under_mps_each(), {0: 4}, {0: user})
+        assert [[1]] == gpus_of(view, a_pod().asking(4).running_as(1000))
+        # whatever it calls its user
+        assert [[1]] == gpus_of(view, a_pod().asking(4).running_as(1000).in_a_user_namespace().with_uid("another"))
+
     def test_a_gpu_for_the_pod_alone_is_reached_through_its_daemon(self) -> None:
         given = granted_on(
             view_of(a_node().with_gpu("10GiB").under_mps()), a_pod().asking(4).wishing(isolation="strict")
