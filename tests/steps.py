@@ -1,4 +1,4 @@
-"""How much work something is, whatever the machine does beside it: the lines that it runs, not the time that it takes."""
+"""How much work something is, whatever the machine does beside it: the lines that it runs, not how long it takes."""
 
 import sys
 from collections.abc import Callable
