@@ -5,7 +5,9 @@ holds, as in a live cluster. So the plan knows where it will lie, and never leav
 happens meanwhile.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from heapq import heapify, heappop, heappush
 
 import msgspec
 import numpy as np
@@ -102,18 +104,17 @@ class Planner:
         moves: list[Move] = []
         # What a move brings changes little with others: the best of those known is looked at again, as long as it stays
         # the best.
-        known = {uid: self._gain(uid) for uid in self._movable}
+        known = [(-self._gain(uid), n, uid) for n, uid in enumerate(self._movable)]
+        heapify(known)
         while known and len(moves) < most:
-            uid = max(known, key=lambda one: known[one])
+            _, n, uid = heappop(known)
             gain = self._gain(uid)
             if gain <= 0:
-                del known[uid]
-            elif gain < max((other for one, other in known.items() if one != uid), default=0.0):
-                known[uid] = gain
+                continue
+            if known and gain < -known[0][0]:
+                heappush(known, (-gain, n, uid))
             else:
                 moves.append(self._move(uid))
-                del known[uid]
-                known = {one: value for one, value in known.items() if self._may(one)}
                 progress(1)
         return MovePlan(tuple(moves), before, self.free(), self._left)
 
@@ -126,10 +127,13 @@ class Planner:
         if self._fits(asked, among):
             return MovePlan((), before, before, self._left, fits=True)
         best: list[str] | None = None
+        residents: defaultdict[str, list[str]] = defaultdict(list)
+        for uid, (entry, _) in self._movable.items():
+            residents[entry.node].append(uid)
         for view in self._scheduler.ledger.views():
             if among is not None and view.name not in among:
                 continue
-            for group in self._groups(view, asked):
+            for group in self._groups(view, asked, residents[view.name]):
                 if len(group) > most or (best is not None and self._cost(group) >= self._cost(best)):
                     continue
                 if self._try(group, asked, among):
@@ -218,14 +222,14 @@ class Planner:
             gain_bytes=round(gain),
         )
 
-    def _groups(self, view: NodeView, asked: PodRequest) -> Iterable[list[str]]:
-        """List pods of one node without which its GPUs could take a request, for each of the likeliest sets of GPUs."""
+    def _groups(self, view: NodeView, asked: PodRequest, residents: Sequence[str]) -> Iterable[list[str]]:
+        """List those of a node's *residents* without which its GPUs could take a request, for the likeliest GPUs."""
         ledger, count, need = self._scheduler.ledger, asked.wishes.gpu_count, max(pieces(asked), default=0)
         states = [state for state in view.healthy if is_wished(state, asked.wishes)]
         # what each pod holds of each GPU: one of several GPUs frees a part of each
         on: dict[str, dict[str, int]] = {state.gpu.uuid: {} for state in states}
-        for uid, (entry, _) in self._movable.items():
-            hold = ledger.hold(uid) if entry.node == view.name else None
+        for uid in residents:
+            hold = ledger.hold(uid)
             for uuid, held in hold.charges.items() if hold is not None else ():
                 if uuid in on:
                     on[uuid][uid] = held

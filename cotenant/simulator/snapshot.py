@@ -1,5 +1,6 @@
 """A live cluster as a document: what it has, who holds what, and which pods could be moved."""
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -143,10 +144,12 @@ def take(
     first = min((born for _, _, born in found), default=0.0)
     covered = reading.budgets(budgets, [(pod, labels) for pod, labels, _ in found])
     # the eviction API refuses a pod that two budgets cover
-    twice = {uid for uid in (u for b in covered for u in b.pods) if sum(uid in b.pods for b in covered) > 1}
+    budgets_of = Counter(uid for budget in covered for uid in budget.pods)
     entries_of_pods = [
         msgspec.structs.replace(
-            pod, arrival=born - first, stays=pod.stays or ("two PodDisruptionBudgets" if pod.uid in twice else "")
+            pod,
+            arrival=born - first,
+            stays=pod.stays or ("two PodDisruptionBudgets" if budgets_of[pod.uid] > 1 else ""),
         )
         for pod, _, born in found
     ]
@@ -262,6 +265,10 @@ class _Reading:
 
     def budgets(self, raws: Iterable[bytes], pods: Sequence[tuple[PodEntry, Mapping[str, str]]]) -> list[Budget]:
         found = []
+        bound = defaultdict(list)
+        for pod, labels in pods:
+            if pod.node:
+                bound[pod.namespace].append((pod.uid, labels))
         for raw in raws:
             try:
                 live = msgspec.json.decode(raw, type=_LiveBudget)
@@ -271,11 +278,7 @@ class _Reading:
             selector = live.spec.selector
             if selector is None:
                 continue
-            uids = tuple(
-                pod.uid
-                for pod, labels in pods
-                if pod.node and pod.namespace == live.metadata.namespace and selector.matches(labels)
-            )
+            uids = tuple(uid for uid, labels in bound[live.metadata.namespace] if selector.matches(labels))
             if uids:
                 meta, allowed = live.metadata, live.status.disruptions_allowed
                 found.append(Budget(name=meta.name, namespace=meta.namespace, allowed=allowed, pods=uids))

@@ -284,14 +284,15 @@ def _some_unhealthy(view: NodeView, request: PodRequest) -> bool:
 
 def _without(view: NodeView, ended: Sequence[Hold], holds: Sequence[Hold]) -> NodeView:
     """Show the node as it would be without some of its *holds*."""
-    clients, users = _clients(view, [hold for hold in holds if hold not in ended])
+    gone, uuids = {hold.uid for hold in ended}, [state.gpu.uuid for state in view.gpus]
+    clients, users = _clients(view, (hold for hold in holds if hold.uid not in gone))
     freed: Counter[str] = Counter()
     fewer: Counter[str] = Counter()
     for hold in ended:
-        for state in view.gpus:
-            amount = hold.charges.get(state.gpu.uuid, hold.everywhere_bytes)
-            freed[state.gpu.uuid] += amount
-            fewer[state.gpu.uuid] += bool(amount)
+        for uuid in uuids if hold.everywhere_bytes else hold.charges:
+            amount = hold.charges.get(uuid, hold.everywhere_bytes)
+            freed[uuid] += amount
+            fewer[uuid] += bool(amount)
     gpus = []
     for state in view.gpus:
         held = max(0, state.held_bytes - freed[state.gpu.uuid])
@@ -312,7 +313,7 @@ def _clients(view: NodeView, holds: Iterable[Hold]) -> tuple[Counter[str], dict[
     pipes = {state.gpu.uuid: state.gpu.mps_pipe for state in view.gpus if state.gpu.mode is Mode.MPS}
     counts: Counter[str] = Counter()
     users: dict[str, set[int]] = {pipe: set() for pipe in pipes.values()}
-    for hold in holds:
+    for hold in holds if pipes else ():
         for uuid, pipe in pipes.items():
             for clients in (hold.clients.get(uuid, NONE), hold.everywhere_clients):
                 counts[uuid] += clients.count

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from functools import lru_cache
 from hashlib import blake2b
 from sys import intern
+from typing import Self
 
 import msgspec
 
@@ -94,6 +95,12 @@ class Account(msgspec.Struct):
     def idle(self) -> bool:
         """Tell whether the node is gone and nothing is held on it, so that nobody needs to remember it."""
         return self.read_from is None and not (self.pods or self.everywhere or self.residents or self.closing)
+
+    def copied(self) -> Self:
+        """Give one that can be counted on beside this; what is only ever replaced is the same in both."""
+        fields = {name: getattr(self, name) for name in self.__struct_fields__}
+        sums = {name: value.copy() for name, value in fields.items() if isinstance(value, (dict, set))}
+        return msgspec.structs.replace(self, **sums)
 
     def settle_in(self, compute: Compute) -> None:
         """Count what a pod takes of the node besides GPUs."""

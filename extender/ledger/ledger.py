@@ -21,7 +21,6 @@ What the ledger promises:
 - One unreadable node or pod changes nothing for the others.
 """
 
-import copy
 import threading
 from collections.abc import Callable, Collection, Iterable
 from sys import intern
@@ -37,6 +36,7 @@ from cotenant.contract.request import RequestError, parse
 from extender.ledger import holds
 from extender.ledger.account import Account
 from extender.ledger.slots import check_slots
+from extender.ledger.trial import Trial
 from extender.ledger.ungranted import Ungranted
 from extender.ledger.uses import Uses
 from extender.ledger.values import Hold, Node, NodeView, Stage, Use, Waiting
@@ -76,22 +76,24 @@ class Ledger:
         """Show all nodes as they are now."""
         return self._views.all()
 
-    def without(self, node: str, uids: Iterable[str]) -> NodeView | None:
+    def without(self, node: str, uids: Collection[str]) -> NodeView | None:
         """Show the node as it would be without the pods of those UIDs, or None where the API server has none."""
+        trial = self.trial(node, uids)
+        return None if trial is None else trial.without(uids)
+
+    def trial(self, node: str, uids: Collection[str]) -> Trial | None:
+        """Let any of the pods of those UIDs be taken off the node as it is now; None where the API server has none."""
         with self._lock:
             account = self._accounts.get(node)
             if account is None or account.read_from is None:
                 return None
-            # neither the inventory nor what was shown is ever changed, only replaced
-            kept = account.inventory, account.shown
-            account = copy.deepcopy(account, {id(one): one for one in kept})
-            for uid in uids:
-                hold, resident = self._holds.get(uid) or self._promises.get(uid), self._residents.get(uid)
-                if hold is not None and hold.node == node:
-                    account.drop(hold)
-                if resident is not None and resident[0] == node:
-                    account.leave(resident[1])
-            return account.view()
+            held = {uid: self._holds.get(uid) or self._promises.get(uid) for uid in uids}
+            residents = {uid: self._residents[uid] for uid in uids if uid in self._residents}
+            return Trial(
+                account.copied(),
+                {uid: hold for uid, hold in held.items() if hold is not None and hold.node == node},
+                {uid: compute for uid, (where, compute) in residents.items() if where == node},
+            )
 
     def changed_so_far(self) -> int:
         """Count the changes of all nodes' views until now, to ask changes() with later."""
@@ -164,7 +166,7 @@ class Ledger:
     # --- what preemption does ---
 
     def promise(
-        self, uid: str, key: str, node: str, gone: Iterable[str], choose: Callable[[NodeView], grants.Grant | R]
+        self, uid: str, key: str, node: str, gone: Collection[str], choose: Callable[[NodeView], grants.Grant | R]
     ) -> Hold | R:
         """Keep for a waiting pod what *choose* grants it on *node* as that will be without the pods *gone*, by UID.
 

@@ -115,11 +115,19 @@ class Tenants:
         asked = least_bytes(request) if view is None else least_bytes_on(view, request, aim)
         return _excess(namespace, limits, use, request.gpus, asked)
 
-    def depends_on_node(self, namespace: str, request: PodRequest) -> bool:
-        """Tell whether only a node tells what *request* would be charged, and a limit asks that."""
+    def depends_on_node(self, namespace: str, request: PodRequest, use: Use, largest_bytes: int) -> bool:
+        """Tell whether only a node tells if *request* exceeds a limit beside what is in *use*.
+
+        Of a MIG instance it is, and of a GPU for the pod alone where one of *largest_bytes*, the largest that there
+        are, would be too much: to ask each of 500 nodes takes 23 ms.
+        """
         limits = self.of(namespace)
-        varies = bool(request.profiles) or request.wishes.isolation.whole_gpu
-        return varies and limits is not None and limits.gpu_memory is not None
+        if limits is None or limits.gpu_memory is None:
+            return False
+        if request.profiles:
+            return True
+        most = largest_bytes * request.wishes.gpu_count
+        return request.wishes.isolation.whole_gpu and bool(_excess(namespace, limits, use, request.gpus, most))
 
     def exceeded_by(self, hold: Hold, use: Use) -> Excess | None:
         """Say which limit what a pod is about to hold exceeds beside what is in *use*; None where none."""

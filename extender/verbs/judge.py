@@ -174,7 +174,8 @@ class Judge:
 
         Nearly every request is charged the same everywhere; then there is nothing to look at.
         """
-        if not self.tenants.depends_on_node(namespace, request):
+        use = self._ledger.use_of(namespace)
+        if not self.tenants.depends_on_node(namespace, request, use, self.largest_bytes):
             return verdicts
         costs, refused = verdicts.costs.copy(), dict(verdicts.refused)
         for n, name in enumerate(candidates.names):

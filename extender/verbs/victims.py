@@ -1,7 +1,7 @@
 """Whose eviction frees a node for a pod: what the ledger knows, put together with what the API server is asked."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 import msgspec
@@ -40,13 +40,7 @@ class Search:
 
     def fits(self, node: str, request: PodRequest, gone: frozenset[str], *, pod: Pod) -> bool:
         """Tell whether the pod would fit without those *gone*, by GPUs, CPU, memory and the limits of its namespace."""
-        view = self._ledger.without(node, gone | {pod.uid})
-        return (
-            view is not None
-            and _has_compute(view, request)
-            and isinstance(place(view, request), Placement)
-            and self._judge.excess(pod.metadata.namespace, request, view) is None
-        )
+        return self._fitting(node, request, gone, pod=pod)(gone)
 
     def on(
         self,
@@ -63,7 +57,8 @@ class Search:
         """
         priority = pod.spec.priority or 0
         lower = [self._weighed(one) for one in self._neighbourhood.on(node) if one.priority < priority]
-        found = victims(lower, budgets, lambda gone: self.fits(node, request, gone, pod=pod), always)
+        fits = self._fitting(node, request, always.union(one.uid for one in lower), pod=pod)
+        found = victims(lower, budgets, fits, always)
         return found if found is not None and found.pods else None
 
     def among_holders(
@@ -81,7 +76,8 @@ class Search:
             return "wait"
         priority = pod.spec.priority or 0
         lower = [self._weighed(one) for one in staying if one.priority < priority and one.uid in holders]
-        found = victims(lower, budgets, lambda gone: self.fits(node, request, gone, pod=pod))
+        fits = self._fitting(node, request, frozenset(one.uid for one in lower), pod=pod)
+        found = victims(lower, budgets, fits)
         return found if found is not None and found.pods else None
 
     def explained(self, node: str, request: PodRequest, *, pod: Pod) -> bool:
@@ -101,6 +97,23 @@ class Search:
         well = sum(state.gpu.usable_bytes for state in view.gpus if state.gpu.health is Health.HEALTHY)
         free = well - sum(state.held_bytes for state in view.gpus)
         return free < sum(container.share_bytes for container in request.containers) * request.wishes.gpu_count
+
+    def _fitting(
+        self, node: str, request: PodRequest, uids: frozenset[str], *, pod: Pod
+    ) -> Callable[[frozenset[str]], bool]:
+        """Give what tells whether the pod would fit without some of those UIDs, as the node is now."""
+        trial = self._ledger.trial(node, uids | {pod.uid})
+
+        def fits(gone: frozenset[str]) -> bool:
+            view = trial.without(gone | {pod.uid}) if trial is not None else None
+            return (
+                view is not None
+                and _has_compute(view, request)
+                and isinstance(place(view, request), Placement)
+                and self._judge.excess(pod.metadata.namespace, request, view) is None
+            )
+
+        return fits
 
     def _weighed(self, one: Neighbour) -> Neighbour:
         hold = self._ledger.hold(one.uid)

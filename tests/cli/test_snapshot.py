@@ -16,12 +16,13 @@ from cotenant.cluster.writes import evict
 from cotenant.contract.grant import ContainerGrant, MIGPlacement
 from cotenant.contract.inventory import Family, Mode
 from cotenant.contract.units import GIB
-from cotenant.simulator import document
+from cotenant.simulator import document, snapshot
 from cotenant.simulator.document import Document, Taint, Toleration
 from cotenant.simulator.scene import scene
 from cotenant.standins.api_rules import BUDGETS, NODES, PODS, Json
 from cotenant.standins.api_server import ApiServer
 from tests.builders import NAMES, PodBuilder, a_grant, a_node, a_pod, granted
+from tests.steps import steps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -184,6 +185,23 @@ class TestSnapshot:
 
         assert {"one": 1, "two": 0, "three": 5} == {one.name: one.allowed for one in found.budgets}
         assert {"p": "", "q": "two PodDisruptionBudgets"} == {pod.name: pod.stays for pod in found.pods}
+
+    def test_twice_the_cluster_is_twice_the_work(self) -> None:
+        def work(count: int) -> int:
+            teams = [f"team-{n}" for n in range(count)]
+            pods = [replace(held_by("p", "n", 1), namespace=team).as_json() for team in teams]
+            budgets = [
+                {
+                    "metadata": {"name": "b", "namespace": team},
+                    "spec": {"selector": {}},
+                    "status": {"disruptionsAllowed": 1},
+                }
+                for team in teams
+            ]
+            objects = [[msgspec.json.encode(one) for one in kind] for kind in ([a_node("n").as_json()], pods, budgets)]
+            return steps(lambda: snapshot.take(*objects, names=NAMES, unit_bytes=GIB, at=""), of=snapshot)
+
+        assert work(60) < 2.2 * work(30)
 
     def test_what_cannot_be_read_costs_only_itself(self, api: ApiServer, tmp_path: Path) -> None:
         api.create(NODES, a_node("good").with_gpus(1).as_json())

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from cotenant.contract.inventory import Foreign, Health
 from cotenant.contract.reasons import Reason
 from cotenant.contract.units import GIB
+from extender.inspect import remedies
 from extender.inspect.explain import explain, node_verdict
 from extender.ledger import Hold, Ledger
 from extender.placement.fit import Placement, grant, place
 from extender.verbs.judge import Judge
 from tests.builders import NAMES, NodeBuilder, PodBuilder, a_grant, a_node, a_pod, granted
+from tests.steps import steps
 
 if TYPE_CHECKING:
     from cotenant.contract.grant import Grant
@@ -239,6 +241,14 @@ class TestChanges:
         # 6 + 6 need both GPUs with 6 free, and each has 5
         ended = cluster.changes(a_pod().asking(6).asking(6), "ended")
         assert ["it fits on n GPUs 0, 1 if default/a (5 GiB) and default/b (5 GiB) ended"] == ended
+
+    def test_to_try_a_pod_out_costs_by_what_it_holds_and_not_by_what_the_node_has(self) -> None:
+        pods = 60
+        cluster = Cluster(a_node("n").with_gpus(6, "10GiB"))
+        for number in range(pods):
+            cluster.holding(f"p{number}", "n", number % 6, 1)
+        # each is taken away and given back beside the others: 12 lines for each two pods, or 35 if all GPUs count
+        assert steps(lambda: cluster.explain(a_pod().asking(10).asking(10)), of=remedies) < 16 * pods * pods
 
     def test_a_pod_larger_than_any_gpu_waits_for_no_other_pod(self) -> None:
         cluster = Cluster(a_node("n").with_gpu("10GiB")).holding("a", "n", 0, 5)

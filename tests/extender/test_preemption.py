@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cotenant.contract.inventory import Mode
 from cotenant.contract.request import parse
 from cotenant.contract.units import GIB
 from cotenant.standins.api_rules import NODES, PODS
@@ -21,12 +22,13 @@ from tests.builders import NAMES, a_grant, a_node, a_pod, granted, request_of
 from tests.extender.running import PATIENCE, Running, eventually, submit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from cotenant.contract.grant import Grant
     from cotenant.contract.reasons import Reason
     from cotenant.contract.request import PodRequest
     from cotenant.standins.api_server import ApiServer
+    from extender.ledger.trial import Trial
     from tests.builders import Json
 
 APP = Selector(match_labels={"app": "x"})
@@ -243,6 +245,50 @@ class TestSearch:
         for _ in range(count):
             pod = pod.asking(1, of=NAMES.mig("3g.20gb"))
         assert explained is self.search(ledger).explained("n", request_of(pod), pod=VIP)
+
+
+class CountedTrials(Ledger):
+    """Count how often a node is copied."""
+
+    trials = 0
+
+    def trial(self, node: str, uids: Collection[str]) -> Trial | None:
+        self.trials += 1
+        return super().trial(node, uids)
+
+
+class TestManyPods:
+    """n has two GPUs of 30 GiB, MPS shares the second, and pods hold 1 GiB each; one holds what nobody can read."""
+
+    UIDS = tuple(f"{gpu}-{number}" for gpu in (0, 1) for number in range(20))
+
+    def ledger(self) -> CountedTrials:
+        ledger = CountedTrials(NAMES, GIB)
+        node = a_node("n").with_gpus(1, "30GiB").with_gpus(1, "30GiB", mode=Mode.MPS, mps_pipe="/run/mps/n")
+        ledger.observe_node(node.with_cpu("64").build())
+        for number, uid in enumerate(self.UIDS):
+            mode = Mode.MPS if uid.startswith("1") else Mode.TIME_SLICING
+            grant = a_grant(granted({f"GPU-n-{uid[0]}": GIB}, mode=mode)) if number else "torn"
+            pod = a_pod().named(uid).with_uid(uid).with_container({NAMES.gpu_mem: "1"}, {"cpu": "1"})
+            ledger.observe_pod(pod.bound_to("n", grant).build())
+        return ledger
+
+    def test_a_node_is_copied_once_however_many_pods_it_has(self) -> None:
+        ledger = self.ledger()
+        search = Search(ledger, Judge(ledger, NAMES, GIB, "binpack"), TestSearch.Residents(*self.UIDS))
+        assert search.on("n", request_of(a_pod().asking(15)), [], pod=VIP)
+        assert 1 == ledger.trials
+
+    @given(st.lists(st.frozensets(st.sampled_from(UIDS))))
+    def test_pods_that_are_put_back_are_there_as_if_they_had_never_been_away(
+        self, choices: list[frozenset[str]]
+    ) -> None:
+        ledger = self.ledger()
+        trial = ledger.trial("n", self.UIDS)
+        assert trial
+        for gone in choices:
+            assert ledger.without("n", gone) == trial.without(gone)
+        assert ledger.view("n") == trial.without(())
 
 
 class TestVerb:

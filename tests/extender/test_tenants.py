@@ -18,6 +18,8 @@ from extender.admission.review import KIND
 from extender.ledger import Hold, Ledger, NodeView, Stage, Use
 from extender.placement.fit import Placement, grant, place
 from extender.placement.tenants import Tenants
+from extender.verbs.judge import Judge
+from extender.verbs.wire import Candidates
 from tests.admission import json_patch
 from tests.admission.settings import SETTINGS
 from tests.builders import NAMES, NodeBuilder, PodBuilder, a_grant, a_node, a_pod, granted, request_of
@@ -46,6 +48,36 @@ def view(node: NodeBuilder, *pods: PodBuilder) -> NodeView:
     found = ledger.view(node.name)
     assert found is not None
     return found
+
+
+class CountedViews(Ledger):
+    """Count how often a node is looked at."""
+
+    looks = 0
+
+    def view(self, node: str) -> NodeView | None:
+        self.looks += 1
+        return super().view(node)
+
+
+class TestManyNodes:
+    """Of GPUs for pods alone a node tells what is charged, but most namespaces are far from their limits."""
+
+    @pytest.mark.parametrize(("looked", "refused", "limit"), [(0, [], "80GiB"), (3, [2], "79GiB")])
+    def test_nodes_are_looked_at_where_the_largest_gpu_would_be_too_much(
+        self, looked: int, refused: list[int], limit: str
+    ) -> None:
+        ledger = CountedViews(NAMES, GIB)
+        for name, size in (("a", "40GiB"), ("b", "40GiB"), ("c", "80GiB")):
+            ledger.observe_node(a_node(name).with_gpus(2, size).build())
+        judge = Judge(ledger, NAMES, GIB, "binpack", tenants=tenants(team={"gpuMemory": limit}))
+        candidates = Candidates(["a", "b", "c"])
+        request = request_of(a_pod().asking(8).wishing(isolation="exclusive"))
+        verdicts = judge.weigh(request, candidates)
+
+        before = ledger.looks
+        assert refused == [*judge.within_limits("team", request, verdicts, candidates).refused]
+        assert looked == ledger.looks - before
 
 
 class TestWhatCounts:

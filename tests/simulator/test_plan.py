@@ -17,11 +17,13 @@ from cotenant.contract import inventory as inventories
 from cotenant.contract.inventory import GPU, MIG, Family, Foreign, Health, Inventory, Mode
 from cotenant.contract.units import GIB
 from cotenant.simulator import document
+from cotenant.simulator import moves as moves_of_pods
 from cotenant.simulator.capacity import Largest, largest
 from cotenant.simulator.document import Asking, Document, GPUEntry, NodeEntry, PodEntry
 from cotenant.simulator.moves import MovePlan, Planner
 from cotenant.simulator.scene import Scene, scene
 from extender.placement.fit import Placement, grant, place
+from tests.steps import steps
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -187,6 +189,15 @@ class TestRoom:
         assert plan.fits
         # beside third it just has room: 7 + 3
         assert [("small", "n1", "n2")] == [(move.name, move.node, move.to_node) for move in plan.moves]
+
+    def test_twice_the_cluster_is_twice_the_work(self) -> None:
+        def work(nodes: int) -> int:
+            names = [f"n{n:02}" for n in range(nodes)]
+            pods = [a_pod(f"{name}-{n}", 6, on=(name, 0)) for name in names for n in range(2)]
+            found = a_scene([a_node(name, 20) for name in names], pods)
+            return steps(lambda: room(found, 20), of=moves_of_pods)
+
+        assert work(60) < 2.2 * work(30)
 
     def test_nothing_is_moved_for_what_fits(self) -> None:
         plan = room(a_scene([a_node("n0", 10)], [a_pod("p", 5, on=("n0", 0))]), 5)
