@@ -27,6 +27,7 @@ from cotenant.cluster import (
 )
 from cotenant.cluster.errors import error_of
 from cotenant.standins.api_server import ApiServer
+from tests.cluster.wire import Wire
 
 PODS = "/api/v1/namespaces/default/pods"
 A_POD = b'{"metadata":{"name":"one"},"spec":{"containers":[]}}'
@@ -252,6 +253,26 @@ class TestConnections:
             answers = list(pool.map(lambda name: json.loads(cluster.get(f"{PODS}/{name}").body), names))
 
         assert names == [answer["metadata"]["name"] for answer in answers]
+
+    def test_an_api_server_that_vanishes_without_a_word_costs_one_request(
+        self, api: ApiServer, tmp_path: Path
+    ) -> None:
+        """As behind an address that moves to another one: what was idle leads nowhere, and TCP does not tell."""
+        with Wire(int(api.url.rpartition(":")[2])) as wire:
+            cluster = connect(a_kubeconfig(tmp_path / "kubeconfig", f"http://127.0.0.1:{wire.port}", {"token": "t"}))
+            held = [api.faults.hold(path=PODS) for _ in range(4)]
+            with ThreadPoolExecutor(4) as pool:
+                answers = [pool.submit(cluster.get, PODS) for _ in held]
+                assert all(one.reached.wait(20) for one in held)
+                for one in held:
+                    one.release()
+            assert [200] * 4 == [answer.result().status for answer in answers]
+
+            wire.vanish()
+
+            with pytest.raises(TimedOut):
+                cluster.get(PODS, timeout=0.5)
+            assert 201 == cluster.post(PODS, A_POD, timeout=5).status
 
     def test_a_stream_that_is_closed_by_another_thread_ends(self, api: ApiServer, cluster: Cluster) -> None:
         stream = cluster.stream(PODS, query={"watch": "1"}, silence=1000.0)
