@@ -24,6 +24,7 @@ from cotenant.cluster import (
     Unreachable,
     connect,
     namespace_of,
+    writes,
 )
 from cotenant.cluster.errors import error_of
 from cotenant.standins.api_server import ApiServer
@@ -427,6 +428,15 @@ class TestAnswersOnTheWire:
             asking(server, tmp_path).post(PODS, A_POD)
 
         assert lost.value.outcome_unknown
+
+    def test_a_page_in_place_of_the_api_servers_word_leaves_a_binding_in_doubt(self, tmp_path: Path) -> None:
+        page = b"HTTP/1.1 200 OK\r\nContent-Length: 28\r\n\r\n<html>Back in a moment</html>"
+        with Scripted(page) as server, pytest.raises(Unreachable, match="is no Status") as told:
+            writes.bind(
+                asking(server, tmp_path), namespace="default", name="one", uid="u", node="n1", annotations={}
+            )
+
+        assert told.value.outcome_unknown
 
     def test_a_connection_that_the_server_ends_is_not_used_again(self, tmp_path: Path) -> None:
         answer = b"HTTP/1.1 201 Created\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok"
