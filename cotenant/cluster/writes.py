@@ -156,7 +156,9 @@ def evict(cluster: Cluster, *, namespace: str, name: str, uid: str, timeout: flo
         "metadata": {"name": _checked(name), "namespace": namespace},
         "deleteOptions": {"preconditions": {"uid": uid}},
     }
-    answered(_status, cluster.post(f"{_pod(namespace, name)}/eviction", msgspec.json.encode(body), timeout=timeout).body)
+    answered(
+        _status, cluster.post(f"{_pod(namespace, name)}/eviction", msgspec.json.encode(body), timeout=timeout).body
+    )
 
 
 def label_pod(

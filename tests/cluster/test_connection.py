@@ -255,9 +255,7 @@ class TestConnections:
 
         assert names == [answer["metadata"]["name"] for answer in answers]
 
-    def test_an_api_server_that_vanishes_without_a_word_costs_one_request(
-        self, api: ApiServer, tmp_path: Path
-    ) -> None:
+    def test_an_api_server_that_vanishes_without_a_word_costs_one_request(self, api: ApiServer, tmp_path: Path) -> None:
         """As behind an address that moves to another one: what was idle leads nowhere, and TCP does not tell."""
         with Wire(int(api.url.rpartition(":")[2])) as wire:
             cluster = connect(a_kubeconfig(tmp_path / "kubeconfig", f"http://127.0.0.1:{wire.port}", {"token": "t"}))
@@ -432,9 +430,7 @@ class TestAnswersOnTheWire:
     def test_a_page_in_place_of_the_api_servers_word_leaves_a_binding_in_doubt(self, tmp_path: Path) -> None:
         page = b"HTTP/1.1 200 OK\r\nContent-Length: 28\r\n\r\n<html>Back in a moment</html>"
         with Scripted(page) as server, pytest.raises(Unreachable, match="is no Status") as told:
-            writes.bind(
-                asking(server, tmp_path), namespace="default", name="one", uid="u", node="n1", annotations={}
-            )
+            writes.bind(asking(server, tmp_path), namespace="default", name="one", uid="u", node="n1", annotations={})
 
         assert told.value.outcome_unknown
 

@@ -468,7 +468,7 @@ class TestTrouble:
     def test_so_does_a_watch_that_stood_though_it_had_nothing_to_tell(
         self, api: ApiServer, follow: Follow, waits: Waits
     ) -> None:
-        """Else the pods of a quiet cluster would be followed again half a minute late, for the trouble of last month."""
+        """Else pods of a quiet cluster would be followed again half a minute late, for the trouble of last month."""
         api.faults.refuse(500, path=WATCH, times=3)
         follow(silence=1.0)
 
