@@ -1,4 +1,4 @@
-"""A wire before an API server, on which peers vanish: connections stay open, and nothing comes through them any more."""
+"""A wire before an API server, on which peers vanish: connections stay open, and nothing comes through them."""
 
 from __future__ import annotations
 
