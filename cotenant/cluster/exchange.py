@@ -75,8 +75,12 @@ class Exchange:
             # in one write, so that the server wakes up once
             line.sock.sendall(request)
             answer, keep = _read(line.source)
-        except BaseException:
+        except BaseException as error:
             _hang_up(line)
+            if isinstance(error, TimeoutError):
+                # A peer that vanished without a word, as behind an address that moves, vanished from the idle ones too:
+                # each would cost a request, and its whole timeout.
+                self._hang_up_idle()
             raise
         self._give_back(line, keep=keep)
         return answer
@@ -85,6 +89,10 @@ class Exchange:
         """Hang up idle connections, and those under way after their answer."""
         with self._guard:
             self._closed = True
+        self._hang_up_idle()
+
+    def _hang_up_idle(self) -> None:
+        with self._guard:
             idle, self._idle = self._idle, deque()
         for line in idle:
             _hang_up(line)

@@ -199,6 +199,8 @@ class Reflector(Generic[T]):
                 for newer in self._watch(version):
                     version, silent = newer, 0
                     self._backoff.reset()
+                # it stood until it was over, be it without a word
+                self._backoff.reset()
                 if silent >= _SILENT_WATCHES_BEFORE_LIST:
                     version = None
             except Gone as error:

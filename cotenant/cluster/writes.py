@@ -15,6 +15,7 @@ import msgspec
 
 from cotenant.cluster.connection import Cluster
 from cotenant.cluster.errors import Invalid
+from cotenant.cluster.reading import answered
 
 # apimachinery/pkg/util/validation: IsDNS1123Subdomain, IsQualifiedName, and ValidateAnnotationsSize
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
@@ -30,6 +31,15 @@ _REASON_MAX = 128
 _INSTANCE_MAX = 128
 _EVENT_NAME_STEM = 200
 _EVENT_SECONDS = 5.0
+
+
+class _Status(msgspec.Struct, frozen=True):
+    """Be what bind and evict are answered with; what is none, as a load balancer's page, leaves open what was done."""
+
+    kind: Literal["Status"]
+
+
+_status = msgspec.json.Decoder(_Status)
 
 
 class Regarding(msgspec.Struct, frozen=True, rename="camel"):
@@ -79,7 +89,7 @@ def bind(
         },
         "target": {"apiVersion": "v1", "kind": "Node", "name": _checked(node)},
     }
-    cluster.post(f"{_pod(namespace, name)}/binding", msgspec.json.encode(body), timeout=timeout)
+    answered(_status, cluster.post(f"{_pod(namespace, name)}/binding", msgspec.json.encode(body), timeout=timeout).body)
 
 
 def get_pod(cluster: Cluster, *, namespace: str, name: str, timeout: float = 10.0) -> bytes:
@@ -146,7 +156,9 @@ def evict(cluster: Cluster, *, namespace: str, name: str, uid: str, timeout: flo
         "metadata": {"name": _checked(name), "namespace": namespace},
         "deleteOptions": {"preconditions": {"uid": uid}},
     }
-    cluster.post(f"{_pod(namespace, name)}/eviction", msgspec.json.encode(body), timeout=timeout)
+    answered(
+        _status, cluster.post(f"{_pod(namespace, name)}/eviction", msgspec.json.encode(body), timeout=timeout).body
+    )
 
 
 def label_pod(

@@ -364,7 +364,10 @@ class Ledger:
     # --- within ---
 
     def _observe_unbound(self, pod: Pod) -> None:
+        self._ungranted.drop(pod.uid)
         # An assumption outlives this: the watch may be older than the Binding on its way.
+        if pod.uid not in self._holds:
+            self._leave(pod.uid)
         try:
             request = parse(pod, self._names, self._unit_bytes)
         except RequestError as error:

@@ -24,9 +24,11 @@ from cotenant.cluster import (
     Unreachable,
     connect,
     namespace_of,
+    writes,
 )
 from cotenant.cluster.errors import error_of
 from cotenant.standins.api_server import ApiServer
+from tests.cluster.wire import Wire
 
 PODS = "/api/v1/namespaces/default/pods"
 A_POD = b'{"metadata":{"name":"one"},"spec":{"containers":[]}}'
@@ -253,6 +255,24 @@ class TestConnections:
 
         assert names == [answer["metadata"]["name"] for answer in answers]
 
+    def test_an_api_server_that_vanishes_without_a_word_costs_one_request(self, api: ApiServer, tmp_path: Path) -> None:
+        """As behind an address that moves to another one: what was idle leads nowhere, and TCP does not tell."""
+        with Wire(int(api.url.rpartition(":")[2])) as wire:
+            cluster = connect(a_kubeconfig(tmp_path / "kubeconfig", f"http://127.0.0.1:{wire.port}", {"token": "t"}))
+            held = [api.faults.hold(path=PODS) for _ in range(4)]
+            with ThreadPoolExecutor(4) as pool:
+                answers = [pool.submit(cluster.get, PODS) for _ in held]
+                assert all(one.reached.wait(20) for one in held)
+                for one in held:
+                    one.release()
+            assert [200] * 4 == [answer.result().status for answer in answers]
+
+            wire.vanish()
+
+            with pytest.raises(TimedOut):
+                cluster.get(PODS, timeout=0.5)
+            assert 201 == cluster.post(PODS, A_POD, timeout=5).status
+
     def test_a_stream_that_is_closed_by_another_thread_ends(self, api: ApiServer, cluster: Cluster) -> None:
         stream = cluster.stream(PODS, query={"watch": "1"}, silence=1000.0)
         lines: list[bytes] = []
@@ -406,6 +426,13 @@ class TestAnswersOnTheWire:
             asking(server, tmp_path).post(PODS, A_POD)
 
         assert lost.value.outcome_unknown
+
+    def test_a_page_in_place_of_the_api_servers_word_leaves_a_binding_in_doubt(self, tmp_path: Path) -> None:
+        page = b"HTTP/1.1 200 OK\r\nContent-Length: 28\r\n\r\n<html>Back in a moment</html>"
+        with Scripted(page) as server, pytest.raises(Unreachable, match="is no Status") as told:
+            writes.bind(asking(server, tmp_path), namespace="default", name="one", uid="u", node="n1", annotations={})
+
+        assert told.value.outcome_unknown
 
     def test_a_connection_that_the_server_ends_is_not_used_again(self, tmp_path: Path) -> None:
         answer = b"HTTP/1.1 201 Created\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok"

@@ -465,6 +465,21 @@ class TestTrouble:
         assert 4 == len(waits.asked)
         assert waits.asked[3] <= 0.5
 
+    def test_so_does_a_watch_that_stood_though_it_had_nothing_to_tell(
+        self, api: ApiServer, follow: Follow, waits: Waits
+    ) -> None:
+        """Else pods of a quiet cluster would be followed again half a minute late, for the trouble of last month."""
+        api.faults.refuse(500, path=WATCH, times=3)
+        follow(silence=1.0)
+
+        api.faults.refuse(500, path=WATCH)
+        after_that = api.faults.hold(path=WATCH)
+        assert after_that.reached.wait(20)
+        after_that.release()
+
+        assert 4 == len(waits.asked)
+        assert waits.asked[3] <= 0.5
+
     def test_the_server_may_ask_for_a_longer_wait(self, api: ApiServer, follow: Follow, waits: Waits) -> None:
         api.faults.refuse(429, path=LIST, retry_after=17)
 

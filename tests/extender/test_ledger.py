@@ -502,6 +502,16 @@ class TestStrangers:
 
         assert {} == ledger.ungranted()
 
+    def test_one_whose_bind_a_backup_undid_is_none_and_takes_nothing_of_its_node(self, ledger: Ledger) -> None:
+        before = ledger.view("n")
+        stranger = a_pod().with_container({NAMES.gpu_mem: "8", "cpu": "4"})
+        ledger.observe_pod(stranger.bound_to("n").build())
+
+        ledger.observe_pod(stranger.build())
+
+        assert {} == ledger.ungranted()
+        assert before == ledger.view("n")
+
     def test_one_that_is_gone_is_forgotten(self, ledger: Ledger) -> None:
         ledger.observe_pod(a_pod().asking(8).bound_to("n").build())
 
