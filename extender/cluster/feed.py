@@ -109,6 +109,7 @@ class _Nodes:
     def unreadable(self, change: Change, obj: Unreadable) -> None:
         if change == "DELETED" and obj.name:
             self._ledger.node_gone(obj.name)
+            self._gone(obj.name)
 
     def _gone(self, name: str) -> None:
         for onlooker in self._onlookers:
@@ -166,6 +167,7 @@ class _Pods:
     def unreadable(self, change: Change, obj: Unreadable) -> None:
         if change == "DELETED" and obj.uid:
             self._ledger.pod_gone(obj.uid)
+            self._onlooker.pod_gone(obj.uid)
 
     def _look_again(self, hold: Hold) -> None:
         """Ask for a pod that a LIST does not show as the ledger has it, as it was given its place beside the LIST.

@@ -98,6 +98,24 @@ def test_of_what_went_while_no_watch_could_tell_those_who_look_on_hear_by_the_ne
         feed.stop()
 
 
+def test_of_what_went_and_did_not_decode_those_who_look_on_hear_as_well(tmp_path: Path) -> None:
+    with ApiServer() as api, connect(api.kubeconfig(tmp_path / "kubeconfig")) as cluster:
+        api.add_node("n1")
+        uid = api.add_pod("p", spec={"nodeName": "n1"})["metadata"]["uid"]
+        gone = Gone()
+        feed = Feed(cluster, Ledger(NAMES, GIB), lambda *_: None, gone, gone)
+        feed.start()
+        assert eventually(lambda: feed.synced() and api.watching == 2)
+
+        api.patch(PODS, "p", {"status": {"phase": 9}}, namespace="default", subresource="status")
+        api.patch(NODES, "n1", {"status": {"allocatable": 3}}, subresource="status")
+        api.store.delete(PODS, ("default", "p"), grace=0)
+        api.store.delete(NODES, ("", "n1"))
+
+        assert eventually(lambda: gone.names == {uid, "n1"})
+        feed.stop()
+
+
 def test_a_gpu_in_full_use_takes_pods_by_its_grants_alone(api: ApiServer, extender: Running) -> None:
     put(api, note(_0=10))
     assert eventually(lambda: shown(extender)[0] == 10 * GIB)
