@@ -200,7 +200,7 @@ def emulated(architecture: str) -> None:
 
 
 @contextmanager
-def built(directory: Path, architecture: str | None = None) -> Iterator[Stage]:
+def built(directory: Path, architecture: str | None) -> Iterator[Stage]:
     """Build the image of this repository below *directory*; gives the last stage, whose root is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="cotenant-image-", dir=directory) as folder:
         yield Build.of(ROOT, Path(folder), architecture).run()

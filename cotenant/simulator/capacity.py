@@ -127,7 +127,7 @@ def needed(
     *,
     patience: float,
     most: int,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Callable[[str], None],
 ) -> Needed:
     """Find by halving the fewest nodes on which no job waits longer than *patience* seconds, nor in vain.
 

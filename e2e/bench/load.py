@@ -154,7 +154,7 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
-def timed(rounds: int, call: Callable[[int], float], pid: int | None = None) -> Figures:
+def timed(rounds: int, call: Callable[[int], float], pid: int | None) -> Figures:
     """Call so often; give median, 99th percentile and worst in milliseconds, and the CPU of process *pid* per call."""
     before = cpu_seconds(pid) if pid else 0.0
     found = figures([call(n) for n in range(rounds)])
