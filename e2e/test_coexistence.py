@@ -54,12 +54,7 @@ class Ground:
 def ground(control_plane: ControlPlane, real_node: RealNode, tmp_path: Path) -> Iterator[Ground]:
     """Extender, kube-scheduler and device plugin on the real node; no admission until a test asks for it."""
     api = control_plane.api()
-    plugin = RunningPlugin(
-        real_node,
-        tmp_path / "plugin",
-        gpus=GPUS,
-        configuration=CONFIGURATION,
-    )
+    plugin = RunningPlugin(real_node, tmp_path / "plugin", gpus=GPUS, configuration=CONFIGURATION)
     with (
         RunningExtender(control_plane, tmp_path / "extender") as extender,
         control_plane.scheduling(extender.scheduler_config()),

@@ -20,21 +20,12 @@ from cotenant.simulator import document
 from cotenant.simulator.document import Document, Taint, Toleration
 from cotenant.simulator.scene import scene
 from cotenant.standins.api_rules import BUDGETS, NODES, PODS, Json
-from cotenant.standins.api_server import ApiServer
 from tests.builders import NAMES, PodBuilder, a_grant, a_node, a_pod, granted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-
-_IGNORED = "DuringSchedulingIgnoredDuringExecution"
-
-
-@pytest.fixture
-def api() -> Iterator[ApiServer]:
-    with ApiServer() as api:
-        yield api
+    from cotenant.standins.api_server import ApiServer
 
 
 def held_by(name: str, node: str, gib: int, *, gpu: int = 0, owner: str = "ReplicaSet", **spec: Any) -> PodBuilder:
