@@ -206,7 +206,7 @@ def built(directory: Path, architecture: str | None) -> Iterator[Stage]:
         yield Build.of(ROOT, Path(folder), architecture).run()
 
 
-def write(stage: Stage, archive: Path, architecture: str | None = None) -> None:
+def write(stage: Stage, archive: Path, architecture: str | None) -> None:
     """Write a stage as a docker archive, under the name that the manifests have."""
     layer = archive.with_suffix(".layer")
     subprocess.run(["tar", "--create", "--file", str(layer), "--directory", str(stage.root), "."], check=True)

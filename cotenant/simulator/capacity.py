@@ -33,9 +33,7 @@ class Fit(msgspec.Struct, frozen=True):
     reasons: dict[str, int]
 
 
-def fit(
-    scheduler: Scheduler, asked: PodRequest, *, name: str, replicas: int, among: frozenset[str] | None = None
-) -> Fit:
+def fit(scheduler: Scheduler, asked: PodRequest, *, name: str, replicas: int, among: frozenset[str] | None) -> Fit:
     """Place *replicas* of one request one after the other, as the policy would, until one fits nowhere."""
     spots: list[Spot] = []
     for n in range(replicas):

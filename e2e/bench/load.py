@@ -121,14 +121,14 @@ def remove(api: Api, names: Sequence[str]) -> None:
         list(pool.map(lambda name: api.delete("Pod", name, grace_s=0), names))
 
 
-def fill(api: Api, pods: int, *, units: int = 8, prefix: str = "bound") -> None:
-    """Create so many bound pods, evenly over all GPUs of all nodes."""
+def fill(api: Api, pods: int, *, prefix: str = "bound") -> None:
+    """Create so many bound pods of 8 units, evenly over all GPUs of all nodes."""
     gpus = [
         (node["metadata"]["name"], gpu.uuid)
         for node in api.list("Node")
         for gpu in inventories.decode(node["metadata"]["annotations"][NAMES.inventory]).gpus
     ]
-    bound = [a_pod(f"{prefix}-{n}", units, bound_to=gpus[n * 7919 % len(gpus)]) for n in range(pods)]
+    bound = [a_pod(f"{prefix}-{n}", 8, bound_to=gpus[n * 7919 % len(gpus)]) for n in range(pods)]
     create(api, bound, label=f"{pods} bound pods")
 
 

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from cotenant.standins.api_server import ApiServer
 
 
-def held_by(name: str, node: str, gib: int, *, gpu: int = 0, owner: str = "ReplicaSet", **spec: Any) -> PodBuilder:
+def held_by(name: str, node: str, gib: int, *, owner: str = "ReplicaSet", **spec: Any) -> PodBuilder:
     """A pod that its controller would make anew, and that holds so much of a GPU."""
-    pod = a_pod().named(name).asking(gib).bound_to(node, a_grant(granted({f"GPU-{node}-{gpu}": gib * GIB}, units=gib)))
+    pod = a_pod().named(name).asking(gib).bound_to(node, a_grant(granted({f"GPU-{node}-0": gib * GIB}, units=gib)))
     owners = [{"kind": owner, "name": "r", "controller": True, "apiVersion": "apps/v1", "uid": "u"}] if owner else []
     metadata = ("ownerReferences", owners), ("labels", {"app": name})
     return replace(pod, spec=(*pod.spec, *spec.items()), metadata=metadata)
