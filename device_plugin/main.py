@@ -19,6 +19,7 @@ from device_plugin.admission.ids import TooManyIdsError
 from device_plugin.families.occupants import OccupiedError
 from device_plugin.nvml import NVML, NVMLUnavailableError
 from device_plugin.plugin import DevicePlugin
+from device_plugin.watchdog.proc import Processes
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -107,6 +108,7 @@ def main(
             pod_resources=pod_resources or kubelet_dir / "pod-resources" / "kubelet.sock",
             ready=say_ready,
             config_file=config_file,
+            processes=Processes(),
         )
     except ConfigurationError as error:
         raise click.ClickException(str(error)) from error

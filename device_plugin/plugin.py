@@ -71,8 +71,8 @@ class DevicePlugin:
         plugin_folder: Path,
         pod_resources: Path,
         ready: Callable[[tuple[GPU, ...]], None],
-        config_file: Path | None = None,
-        processes: Processes | None = None,
+        config_file: Path | None,
+        processes: Processes,
     ) -> None:
         """Wire the parts; *ready* is told once, when a kubelet has our devices; *processes* are this machine's.
 

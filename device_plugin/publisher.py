@@ -10,7 +10,7 @@ from cotenant.cluster import Cluster, ClusterError, Reflector, Unreadable, write
 from cotenant.contract import inventory as inventories
 from cotenant.contract.inventory import GPU, Inventory, InventoryError
 from cotenant.contract.names import Names
-from device_plugin.cluster.notes import NodeMetadata
+from device_plugin.cluster.notes import Node, NodeMetadata
 from device_plugin.inventory import next_inventory
 from device_plugin.threads import THREADS
 
@@ -21,10 +21,6 @@ _RETRY_SECONDS = (0.2, 10.0)
 _WRITE_SECONDS = 3.0
 _LAST_WRITE_SECONDS = 2.0
 _STOP_SECONDS = 1.0
-
-
-class _Node(msgspec.Struct, frozen=True):
-    metadata: NodeMetadata
 
 
 class Publisher:
@@ -60,7 +56,7 @@ class Publisher:
         self._wanted = False
         self._stopping = False
         self._reflector = Reflector(
-            cluster, "/api/v1/nodes", _Node, self, selector={"fieldSelector": f"metadata.name={node}"}
+            cluster, "/api/v1/nodes", Node, self, selector={"fieldSelector": f"metadata.name={node}"}
         )
         self._loop = THREADS.of("publisher", self._run)
 
@@ -100,20 +96,20 @@ class Publisher:
 
     # The reflector's sink.
 
-    def replaced(self, objects: list[_Node], started: int, unreadable: list[Unreadable]) -> None:  # noqa: ARG002
+    def replaced(self, objects: list[Node], started: int, unreadable: list[Unreadable]) -> None:  # noqa: ARG002
         """Take the node, or that there is none."""
         with self._changed:
             self._echo_due = False  # a list shows the newest, so no echo of anything older can follow
         self._saw(objects[0] if objects else None)
 
-    def changed(self, change: str, obj: _Node) -> None:
+    def changed(self, change: str, obj: Node) -> None:
         """Take the node's newest state."""
         self._saw(None if change == "DELETED" else obj)
 
     def unreadable(self, change: str, obj: Unreadable) -> None:
         """Keep what was seen last."""
 
-    def _saw(self, node: _Node | None) -> None:
+    def _saw(self, node: Node | None) -> None:
         self._noticed(None if node is None else node.metadata)
         with self._changed:
             self._seen = None if node is None else (node.metadata.annotations or {}).get(self._names.inventory, "")

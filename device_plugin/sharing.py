@@ -41,23 +41,13 @@ class Tell(Protocol):
         """Take the news."""
 
 
-def _silent(reason: str, note: str, *, well: bool) -> None:
-    """Tell nobody."""
-
-
 class Rules:
     """Keep the rules for this node, which *file* says, read as *first* before, and what *nvidia_config* names.
 
     *tell* hears of changes. Not safe to use from many threads.
     """
 
-    def __init__(
-        self,
-        first: DevicePluginConfiguration,
-        file: Path | None,
-        nvidia_config: str = "",
-        tell: Tell = _silent,
-    ) -> None:
+    def __init__(self, first: DevicePluginConfiguration, file: Path | None, nvidia_config: str, tell: Tell) -> None:
         self._first = self._settings = first
         # what the file said at the start, without flags
         self._at_start = first

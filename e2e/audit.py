@@ -57,7 +57,7 @@ class _Record(msgspec.Struct, frozen=True, rename="camel"):
 _decoder = msgspec.json.Decoder(_Record)
 
 
-def read(log: Path, *, offset: int = 0) -> tuple[list[Write], int]:
+def read(log: Path, *, offset: int) -> tuple[list[Write], int]:
     """Return the writes logged from byte `offset` on, and the offset to go on from; a line half written is left."""
     with log.open("rb") as file:
         file.seek(offset)

@@ -200,13 +200,13 @@ def emulated(architecture: str) -> None:
 
 
 @contextmanager
-def built(directory: Path, architecture: str | None = None) -> Iterator[Stage]:
+def built(directory: Path, architecture: str | None) -> Iterator[Stage]:
     """Build the image of this repository below *directory*; gives the last stage, whose root is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="cotenant-image-", dir=directory) as folder:
         yield Build.of(ROOT, Path(folder), architecture).run()
 
 
-def write(stage: Stage, archive: Path, architecture: str | None = None) -> None:
+def write(stage: Stage, archive: Path, architecture: str | None) -> None:
     """Write a stage as a docker archive, under the name that the manifests have."""
     layer = archive.with_suffix(".layer")
     subprocess.run(["tar", "--create", "--file", str(layer), "--directory", str(stage.root), "."], check=True)

@@ -44,7 +44,7 @@ class Replica:
         name: str,
         *,
         kubeconfig: Path,
-        layout: str = "second-scheduler",
+        layout: str,
     ) -> None:
         """Prepare it, with the credentials of its account; the files go to `directory`."""
         self.name = name

@@ -18,8 +18,6 @@ Object = dict[str, Any]
 """A Kubernetes object as its JSON."""
 
 MERGE_PATCH = "application/merge-patch+json"
-JSON_PATCH = "application/json-patch+json"
-STRATEGIC_PATCH = "application/strategic-merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
 STATUS_OK = range(200, 300)
 

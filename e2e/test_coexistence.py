@@ -6,7 +6,6 @@ What such a pod gets, what the extender then places, and what people are told.
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,36 +13,26 @@ import pytest
 from cotenant.contract import grant as grants
 from cotenant.contract import inventory as inventories
 from cotenant.contract.inventory import Inventory
-from e2e import policies
-from e2e.agreement import GPU_MEM, GRANT, phase, settled
+from e2e import policies, programs
+from e2e.agreement import GPU_MEM, GRANT, phase
 from e2e.cluster import ControlPlane
 from e2e.node import RealNode, container, pod
 from e2e.plugin import ScriptedPlugin, held
 from e2e.processes import wait_until
 from e2e.programs import RunningExtender, RunningPlugin
-from e2e.rest import Api, Object
+from e2e.rest import Object
 
 # of each 79 units
 GPUS = "gpus: [{model: NVIDIA H100 80GB HBM3, memory: 80GiB, reserved: 640MiB, count: 2}]"
 CONFIGURATION = "inventoryInterval: 1\nwatchdog: {interval: 1}"
 
 
-@dataclass
-class Ground:
-    """All that runs."""
-
-    api: Api
-    node: RealNode
-    plugin: RunningPlugin
-
+class Ground(programs.Ground):
     def inventory(self) -> Inventory:
         return inventories.decode(self.api.get("Node", self.node.name)["metadata"]["annotations"]["cotenant.io/gpus"])
 
     def uuids(self) -> list[str]:
         return [gpu.uuid for gpu in self.inventory().gpus]
-
-    def settled(self, name: str) -> Object:
-        return self.api.wait("Pod", name, settled, saying="an end", timeout_s=60)
 
     def told(self, reason: str) -> list[str]:
         events = self.api.call("GET", "/apis/events.k8s.io/v1/events")["items"]
@@ -54,18 +43,13 @@ class Ground:
 def ground(control_plane: ControlPlane, real_node: RealNode, tmp_path: Path) -> Iterator[Ground]:
     """Extender, kube-scheduler and device plugin on the real node; no admission until a test asks for it."""
     api = control_plane.api()
-    plugin = RunningPlugin(
-        real_node,
-        tmp_path / "plugin",
-        gpus=GPUS,
-        configuration=CONFIGURATION,
-    )
+    plugin = RunningPlugin(real_node, tmp_path / "plugin", gpus=GPUS, configuration=CONFIGURATION)
     with (
         RunningExtender(control_plane, tmp_path / "extender") as extender,
         control_plane.scheduling(extender.scheduler_config()),
         plugin,
     ):
-        yield Ground(api, real_node, plugin)
+        yield Ground(api, real_node, extender, plugin)
         api.delete_pods()
 
 

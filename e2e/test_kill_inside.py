@@ -35,12 +35,6 @@ GPUS = """gpus:
 - {{model: NVIDIA H100 80GB HBM3, memory: 80GiB, reserved: 640MiB, uuid: {uuid}}}
 - {{model: NVIDIA A100-SXM4-40GB, memory: 40GiB, mig: true, computeCapability: [8, 0], device: {device}}}
 """
-# What the driver lists in /proc/driver/nvidia-caps/mig-minors: a number for each instance that there may be.
-MINORS = "".join(
-    f"gpu1/gi{instance}/{what} {2 * instance + number}\n"
-    for instance in range(15)
-    for number, what in enumerate(("access", "ci0/access"))
-)
 UUID = "GPU-00000000-0000-4000-8000-00000000000a"
 MIG = "nvidia.com/mig-{}"
 # What fits beside the bystander once, and not twice: who runs next has what the killed call did not keep.
@@ -113,8 +107,7 @@ def ground(
             f"inventoryInterval: 60\ncdiDirectory: {real_node.cdi_directory}\n",
             flags=[f"--kubelet-dir={proxy.kubelet_directory}"],
         )
-        plugin.fake_gpus.with_name(f"{plugin.fake_gpus.name}.mig-minors").write_text(MINORS)
-        state = StateFile(plugin.fake_gpus.with_name(f"{plugin.fake_gpus.name}.mig.json"))
+        state = StateFile(plugin.fake_gpus)
         with plugin:
             found = Ground(api, real_node, extender, plugin, proxy, state)
             for name, resource, count in (

@@ -45,11 +45,7 @@ def api(control_plane: ControlPlane) -> Iterator[Api]:
 @pytest.fixture
 def ground(control_plane: ControlPlane, api: Api, real_node: RealNode, tmp_path: Path) -> Iterator[Ground]:
     """Extender, kube-scheduler and device plugin on the real node; the pods go with them."""
-    plugin = RunningPlugin(
-        real_node,
-        tmp_path / "plugin",
-        gpus=GPUS,
-    )
+    plugin = RunningPlugin(real_node, tmp_path / "plugin", gpus=GPUS)
     with (
         RunningExtender(control_plane, tmp_path / "extender") as extender,
         control_plane.scheduling(extender.scheduler_config()),

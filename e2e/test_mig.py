@@ -31,13 +31,6 @@ from e2e.rest import Api, ApiError, Object
 
 COUNT = 5
 GPU = "{{model: NVIDIA A100-SXM4-40GB, memory: 40GiB, mig: true, computeCapability: [8, 0], device: {device}}}"
-# What the driver lists in /proc/driver/nvidia-caps/mig-minors: a number for each instance that there may be.
-MINORS = "".join(
-    f"gpu{gpu}/gi{instance}/{what} {100 * gpu + 2 * instance + number}\n"
-    for gpu in range(COUNT)
-    for instance in range(15)
-    for number, what in enumerate(("access", "ci0/access"))
-)
 # How many pods the storm has, and how often the plugin is killed in it: `make mig-storm` has 200 and 10.
 PODS = int(os.environ.get("COTENANT_STORM_PODS", "40"))
 KILLS = int(os.environ.get("COTENANT_STORM_KILLS", "4"))
@@ -77,8 +70,7 @@ def ground(
         configuration=f"gpus: [{{family: mig-dynamic}}]\ndeviceListStrategy: cdi-cri\ninventoryInterval: 2\n"
         f"cdiDirectory: {real_node.cdi_directory}\n",
     )
-    plugin.fake_gpus.with_name(f"{plugin.fake_gpus.name}.mig-minors").write_text(MINORS)
-    state = StateFile(plugin.fake_gpus.with_name(f"{plugin.fake_gpus.name}.mig.json"))
+    state = StateFile(plugin.fake_gpus)
     with (
         policies.installed(api),
         RunningExtender(control_plane, directory / "extender") as extender,

@@ -27,11 +27,7 @@ GPUS = "gpus: [{model: NVIDIA H100 80GB HBM3, memory: 80GiB, reserved: 640MiB, c
 @pytest.fixture
 def ground(control_plane: ControlPlane, real_node: RealNode, tmp_path: Path) -> Iterator[Ground]:
     api = control_plane.api()
-    plugin = RunningPlugin(
-        real_node,
-        tmp_path / "plugin",
-        gpus=GPUS,
-    )
+    plugin = RunningPlugin(real_node, tmp_path / "plugin", gpus=GPUS)
     with (
         policies.installed(api),
         RunningExtender(control_plane, tmp_path / "extender") as extender,

@@ -53,11 +53,7 @@ def test_each_release_keeps_what_the_other_gave_and_nothing_is_given_twice(
         old = releases.unpack(release, tmp_path)
     except MissingRevisionError as missing:
         pytest.skip(str(missing))
-    plugin = RunningPlugin(
-        real_node,
-        tmp_path / "plugin",
-        gpus=GPUS,
-    )
+    plugin = RunningPlugin(real_node, tmp_path / "plugin", gpus=GPUS)
     extender = RunningExtender(control_plane, tmp_path / "extender")
     extender.source = plugin.source = old
     ground = Ground(api, real_node, extender, plugin)

@@ -55,20 +55,19 @@ def holds(api: Api, holder: str, transitions: int) -> None:
     api.apply_object({"apiVersion": LEASES, "kind": "Lease", "metadata": metadata, "spec": spec})
 
 
-def binding(name: str, term: str | None, *, labelled: bool = True) -> Object:
+def binding(name: str, term: str | None) -> Object:
     annotations = {NAMES.grant: "x"} | ({} if term is None else {NAMES.writer: term})
-    metadata = {"name": name, "annotations": annotations, "labels": {NAMES.granted: "true"} if labelled else {}}
+    metadata = {"name": name, "annotations": annotations, "labels": {NAMES.granted: "true"}}
     return {"apiVersion": "v1", "kind": "Binding", "metadata": metadata, "target": {"kind": "Node", "name": "lab-0"}}
 
 
-def bind(api: Api, term: str | None, *, labelled: bool = True, legacy: bool = False, dry: bool = False) -> int:
+def bind(api: Api, term: str | None, *, legacy: bool = False, dry: bool = False) -> int:
     """Create a pod and bind it in a term; give the status that the API server answers with."""
     created = api.create({**pod("p", 1), "metadata": {"generateName": "p-", "namespace": "default"}})
     name = created["metadata"]["name"]
     path = "/api/v1/namespaces/default/" + ("bindings" if legacy else f"pods/{name}/binding")
     try:
-        body = binding(name, term, labelled=labelled)
-        api.call("POST", path, body, query={"dryRun": "All"} if dry else None)
+        api.call("POST", path, binding(name, term), query={"dryRun": "All"} if dry else None)
     except ApiError as refused:
         return refused.code
     return 201

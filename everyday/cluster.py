@@ -32,9 +32,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 class WholeCluster:
     """A running cluster of one node."""
 
-    def __init__(
-        self, directory: Path, *, images: Sequence[Path] = (), schedulers: Sequence[str] = ("default-scheduler",)
-    ) -> None:
+    def __init__(self, directory: Path, *, images: Sequence[Path], schedulers: Sequence[str]) -> None:
         """Prepare a cluster in `directory`; `images` are docker archives for its node, `schedulers` profiles."""
         self.directory = directory
         self._schedulers = schedulers

@@ -137,63 +137,77 @@ class Extender:
             Lessons(judge, threads),
             *([self._shadowing] if self._shadowing else []),
         ]
+        metrics.also(TenantSamples(self._ledger, tenants))
+        metrics.show_threads(threads.failures)
+        metrics.show_writer(self._writes)
+        calls = self._verbs(configuration, judge, search)
+        inspector = Inspector(self._ledger, judge, used=used, lasts=lasts)
+        application = self._everything_else(configuration, tenants, inspector)
+        self._servers = self._servers_of(configuration, calls, application)
 
-        expected = Expected()
-        calls = Calls(
+    def _verbs(self, configuration: ExtenderConfiguration, judge: Judge, search: Search) -> Calls:
+        """Make what answers kube-scheduler."""
+        synced, expected = self._feed.synced, Expected()
+        return Calls(
             filter_=Filter(
                 self._ledger,
                 judge,
-                synced=self._feed.synced,
+                synced=synced,
                 decide=configuration.placement is Placement.DECIDE,
                 expected=expected,
                 nominator=self._nominator,
                 preemptor=self._preemptor,
-                rejected=metrics.rejected,
+                rejected=self._metrics.rejected,
             ),
             prioritize=Prioritize(judge),
-            preempt=Preempt(judge, search, synced=self._feed.synced),
+            preempt=Preempt(judge, search, synced=synced),
             bind=Bind(
                 self._ledger,
                 judge,
                 self._binder,
-                names,
-                synced=self._feed.synced,
+                configuration.names,
+                synced=synced,
                 writing=lambda: self._writer.wait(_TAKE_OVER_SHARE * configuration.bind_timeout),
                 heard=self._shadowing.note if self._shadowing else _heard_by_nobody,
                 expected=expected,
             ),
-            metrics=metrics,
+            metrics=self._metrics,
             catch_up=judge.catch_up,
         )
-        metrics.also(TenantSamples(self._ledger, tenants))
-        metrics.show_threads(threads.failures)
-        metrics.show_writer(self._writes)
+
+    def _everything_else(
+        self, configuration: ExtenderConfiguration, tenants: Tenants, inspector: Inspector
+    ) -> Application:
+        """Make what answers everybody else: probes, metrics, admission, and people."""
+        synced = self._feed.synced
         settings = Settings(
-            names=names,
-            unit_bytes=unit_bytes,
+            names=configuration.names,
+            unit_bytes=configuration.unit_bytes,
             scheduler=configuration.scheduler_name if configuration.layout is Layout.SECOND_SCHEDULER else None,
             profiles=frozenset(configuration.profile_policies or {}),
             extender_user=configuration.extender_user,
             tenants=tenants,
         )
-        # one address for both is one server, as when everything stays on loopback
-        together = configuration.serve == configuration.listen and not configuration.listen.endswith(":0")
-        rest = routes.new_app()
+        app = routes.new_app()
         routes.everything_else(
-            rest,
-            synced=self._feed.synced,
+            app,
+            synced=synced,
             ended=self._ended,
-            metrics=metrics,
+            metrics=self._metrics,
             review={
                 "mutate": lambda body: review.mutating_review(body, settings),
                 "validate": lambda body: review.validating_review(body, settings),
             },
         )
-        inspector = Inspector(self._ledger, judge, used=used, lasts=lasts)
-        inspection(rest, inspector=inspector, synced=self._feed.synced)
+        inspection(app, inspector=inspector, synced=synced)
         compared = self._shadowing.compared if self._shadowing else lambda: None
-        pages(rest, inspector=inspector, synced=self._feed.synced, compared=compared)
-        application = Application(rest)
+        pages(app, inspector=inspector, synced=synced, compared=compared)
+        return Application(app)
+
+    def _servers_of(
+        self, configuration: ExtenderConfiguration, calls: Calls, application: Application
+    ) -> list[CallServer]:
+        """Make what listens: for the verbs, and for everything else."""
 
         def verbs(request: Request) -> Answer:
             return calls(request.method, request.path, request.body)
@@ -204,23 +218,19 @@ class Extender:
         def most(path: str) -> int:
             return MAX_BODY if path in calls.paths else routes.most_of_body(path)
 
-        everything_else = CallServer(
-            configuration.serve,
-            all_together if together else application,
-            limits=Limits(most, _VERB_BYTES if together else _REVIEW_BYTES),
-            certificates=_certificates(configuration.tls),
-            threads=threads,
-        )
-        self._servers = [everything_else]
-        if not together:
-            own = CallServer(
-                configuration.listen,
-                verbs,
-                limits=Limits(most, _VERB_BYTES),
-                certificates=_certificates(configuration.verbs_tls),
-                threads=threads,
-            )
-            self._servers.insert(0, own)
+        def server(
+            address: str, answer: Callable[[Request], Answer], at_once_bytes: int, tls: TLS | None
+        ) -> CallServer:
+            limits, certificates = Limits(most, at_once_bytes), _certificates(tls)
+            return CallServer(address, answer, limits=limits, certificates=certificates, threads=self._threads)
+
+        # one address for both is one server, as when everything stays on loopback
+        if configuration.serve == configuration.listen and not configuration.listen.endswith(":0"):
+            return [server(configuration.serve, all_together, _VERB_BYTES, configuration.tls)]
+        return [
+            server(configuration.listen, verbs, _VERB_BYTES, configuration.verbs_tls),
+            server(configuration.serve, application, _REVIEW_BYTES, configuration.tls),
+        ]
 
     def run(self, stopping: threading.Event, ready: Callable[[str], None]) -> None:
         """Serve until *stopping*; call *ready* with a sentence once the cluster has been read."""

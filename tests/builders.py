@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
+from cotenant.contract import environment
 from cotenant.contract import inventory as inventories
 from cotenant.contract.boards import board
-from cotenant.contract.environment import annotations
 from cotenant.contract.grant import GIVEN, ContainerGrant, GPUShare, Grant, Isolation, IsolationRecord, Role
 from cotenant.contract.inventory import (
     GPU,
@@ -96,7 +96,9 @@ class PodBuilder:
         bound = replace(self, spec=(*self.spec, ("nodeName", node)))
         if grant is None:
             return bound
-        return bound.annotated(annotations(grant, NAMES) if isinstance(grant, Grant) else {NAMES.grant: grant})
+        return bound.annotated(
+            environment.annotations(grant, NAMES) if isinstance(grant, Grant) else {NAMES.grant: grant}
+        )
 
     def in_phase(self, phase: str) -> Self:
         return replace(self, status=(*self.status, ("phase", phase)))

@@ -1,10 +1,16 @@
-"""How hard Hypothesis tries, by HYPOTHESIS_PROFILE: thorough tries longer than the default; and where logs go."""
+"""How hard Hypothesis tries, by HYPOTHESIS_PROFILE: thorough tries longer than the default; logs; an API server."""
 
 import os
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
 import structlog
 from hypothesis import HealthCheck, settings
+
+from cotenant.cluster import Cluster, connect
+from cotenant.standins.api_server import ApiServer
 
 # The machines that run this are shared: a deadline would fail on a neighbour's noise.
 _CALM = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
@@ -15,3 +21,15 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "modest"))
 
 # On stderr, as both programs do: what a thread of a test logs is no part of what a command prints meanwhile.
 structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.__stderr__))
+
+
+@pytest.fixture
+def api() -> Iterator[ApiServer]:
+    with ApiServer() as server:
+        yield server
+
+
+@pytest.fixture
+def cluster(api: ApiServer, tmp_path: Path) -> Iterator[Cluster]:
+    with connect(api.kubeconfig(tmp_path / "kubeconfig")) as connected:
+        yield connected

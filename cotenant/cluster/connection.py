@@ -93,7 +93,7 @@ def connect(kubeconfig: str | None = None, *, context: str | None = None, pool_s
     return Cluster(_FromPod(pool_size))
 
 
-def namespace_of(kubeconfig: str | None, *, context: str | None = None) -> str:
+def namespace_of(kubeconfig: str | None, *, context: str | None) -> str:
     """Name the namespace that a kubeconfig's context, or our pod, is for, as kubectl takes it; else "default"."""
     try:
         if kubeconfig is None:

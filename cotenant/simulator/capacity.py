@@ -33,9 +33,7 @@ class Fit(msgspec.Struct, frozen=True):
     reasons: dict[str, int]
 
 
-def fit(
-    scheduler: Scheduler, asked: PodRequest, *, name: str, replicas: int, among: frozenset[str] | None = None
-) -> Fit:
+def fit(scheduler: Scheduler, asked: PodRequest, *, name: str, replicas: int, among: frozenset[str] | None) -> Fit:
     """Place *replicas* of one request one after the other, as the policy would, until one fits nowhere."""
     spots: list[Spot] = []
     for n in range(replicas):
@@ -127,7 +125,7 @@ def needed(
     *,
     patience: float,
     most: int,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Callable[[str], None],
 ) -> Needed:
     """Find by halving the fewest nodes on which no job waits longer than *patience* seconds, nor in vain.
 

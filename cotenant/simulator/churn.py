@@ -219,7 +219,7 @@ class Point(msgspec.Struct, frozen=True):
     fragmentation: float
     unplaced: float
     decision_p50_ms: float
-    moves: float = 0.0
+    moves: float
 
 
 def points(results: Sequence[tuple[Churn, TimesReport]]) -> list[Point]:

@@ -80,8 +80,8 @@ def run(
     kept: Kept[A],
     *,
     workers: int,
-    scheduler: str | None = None,
-    progress: Callable[[int], None] = lambda _count: None,
+    scheduler: str | None,
+    progress: Callable[[int], None],
 ) -> list[A]:
     """Do what has no answer yet, and give all answers in the order of *errands*; raise what an errand raises.
 

@@ -35,7 +35,7 @@ class Scheduler:
         choices: Choices | str,
         *,
         ranks: Mapping[str, int],
-        mix: Mix | None = None,
+        mix: Mix | None,
         sample: bool = False,
         learn: bool = False,
         window: int = WINDOW,

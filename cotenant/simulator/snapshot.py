@@ -127,7 +127,7 @@ class Taken(msgspec.Struct, frozen=True):
     """Hold a snapshot, and what of the cluster could not be read, for people."""
 
     document: Document
-    unreadable: tuple[str, ...] = ()
+    unreadable: tuple[str, ...]
 
 
 def take(

@@ -55,8 +55,8 @@ class Loss(msgspec.Struct, frozen=True):
 
     at: float
     node: str
-    gpu: int | None = None
-    back: bool = False
+    gpu: int | None
+    back: bool
 
 
 class Played(msgspec.Struct, frozen=True):
@@ -84,7 +84,7 @@ class Played(msgspec.Struct, frozen=True):
     most_allocated: float
     capacity_bytes: int
     seconds: float
-    moves: int = 0
+    moves: int
 
 
 class _What(IntEnum):

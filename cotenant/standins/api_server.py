@@ -176,10 +176,10 @@ class ApiServer:
         change = lambda old: merged(old, patch)  # noqa: E731
         return self.store.update(resource, (namespace, name), change, subresource=subresource).body
 
-    def set_phase(self, name: str, phase: str, *, namespace: str = "default", **status: object) -> Json:
+    def set_phase(self, name: str, phase: str, **status: object) -> Json:
         """Report a pod's phase, and more of its status, as the kubelet does."""
         patch = {"status": {"phase": phase, **status}}
-        return self.patch(PODS, name, patch, namespace=namespace, subresource="status")
+        return self.patch(PODS, name, patch, namespace="default", subresource="status")
 
     def delete_pod(self, name: str, *, namespace: str = "default", grace: int | None = None) -> None:
         """Delete a pod; 0 is what the kubelet says when its containers have ended."""
@@ -212,9 +212,9 @@ class ApiServer:
         """Have all watches send a bookmark now."""
         self.store.bookmark()
 
-    def say_to_watches(self, line: bytes, resource: Resource | None = None) -> None:
-        """Have the watches of *resource*, or all, send *line*: no JSON, an unknown type, a broken object."""
-        self.store.say(line, resource)
+    def say_to_watches(self, line: bytes) -> None:
+        """Have all watches send *line*: no JSON, an unknown type, a broken object."""
+        self.store.say(line)
 
     def _all(self, resource: Resource, namespace: str = "") -> list[Json]:
         return [stored.body for stored in self.store.all(Selection(resource, namespace))]

@@ -44,7 +44,7 @@ class Selection(NamedTuple):
     """Say which objects are meant."""
 
     resource: Resource
-    namespace: str = ""
+    namespace: str
     fields: Mapping[str, str] = {}
     labels: Mapping[str, str] = {}
 
@@ -60,7 +60,7 @@ class Selection(NamedTuple):
 class Store:
     """Keep objects and their history under one lock; *changed* wakes all who wait."""
 
-    def __init__(self, admit: Callable[[Json], Json] | None = None) -> None:
+    def __init__(self, admit: Callable[[Json], Json] | None) -> None:
         self.changed: Final = threading.Condition(threading.RLock())
         self.admit = admit
         self.version = 1
@@ -218,10 +218,10 @@ class Store:
 
     # What a test does to the watches
 
-    def say(self, line: bytes, resource: Resource | None = None) -> None:
-        """Have the watches of *resource*, or all of them, say *line*, whatever it is."""
+    def say(self, line: bytes) -> None:
+        """Have all watches say *line*, whatever it is."""
         with self.changed:
-            self._tell(Change(self.version, resource, "", line=line))
+            self._tell(Change(self.version, None, "", line=line))
 
     def bookmark(self) -> None:
         """Have all watches send a bookmark now."""

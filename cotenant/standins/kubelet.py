@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Protocol, Self
 
 import msgspec
 
@@ -154,12 +154,12 @@ class Kubelet:
 
     # What happens on the node.
 
-    def finish(self, uid: str, *, phase: Literal["Succeeded", "Failed"] = "Succeeded") -> None:
-        """Let all containers of a pod end."""
+    def finish(self, uid: str) -> None:
+        """Let all containers of a pod end well."""
         with self._changed:
             pod = self._pods[uid]
             pod.stopping.set()
-            pod.phase = phase
+            pod.phase = "Succeeded"
             pod.running.clear()
             self._changed.notify_all()
         self._tell(pod)
@@ -324,9 +324,8 @@ class Kubelet:
             self._changed.notify_all()
         self._tell(pod)
 
-    def _start_container(self, pod: _Pod, name: str, stopping: threading.Event | None = None) -> bool:
+    def _start_container(self, pod: _Pod, name: str, stopping: threading.Event) -> bool:
         """Start one container, again and again until it starts; tell whether it did before the pod was stopped."""
-        stopping = stopping or pod.stopping
         uid = pod.pod.metadata.uid
         container, role = next((c, r) for c, r in pod.pod.containers if c["name"] == name)
         while not stopping.is_set():

@@ -18,7 +18,7 @@ import structlog
 
 from cotenant.cluster import Cluster, ClusterError, Reflector, Unreadable
 from cotenant.cluster.connection import STRATEGIC_MERGE_PATCH
-from cotenant.standins.scheduler_extender import ExtenderError, HTTPExtender
+from cotenant.standins.scheduler_extender import MANAGED, ExtenderError, HTTPExtender
 from cotenant.standins.scheduler_queue import Queue, Waiting
 from cotenant.standins.scheduler_rules import Node, Pod, no_fit, requested, sample_size
 
@@ -180,9 +180,7 @@ class Scheduler:
 
     def _pass_filters(self, pod: Pod, nodes: Sequence[Node], reasons: dict[str, list[str]]) -> list[str]:
         """Keep nodes with enough left of every extended resource, until there are enough of them (fitsRequest)."""
-        requests = {
-            name: amount for name, amount in requested(pod).items() if amount and name not in self._extender.managed
-        }
+        requests = {name: amount for name, amount in requested(pod).items() if amount and name != MANAGED}
         enough = sample_size(len(nodes), self._percentage)
         found: list[str] = []
         with self._queue.lock:

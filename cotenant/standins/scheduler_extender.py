@@ -15,6 +15,8 @@ import msgspec
 from cotenant.contract.names import Names
 from cotenant.standins.scheduler_rules import Pod
 
+# The resource that has the extender asked, which the scheduler itself ignores (managedResources, ignoredByScheduler).
+MANAGED = Names().managed
 # Go's default for http.Transport, which the scheduler does not change: more calls at once mean more new connections.
 _IDLE_CONNECTIONS = 2
 _OK = 200
@@ -49,19 +51,11 @@ class ExtenderError(Exception):
 class HTTPExtender:
     """Call one extender; safe to use from many threads.
 
-    *url* is the prefix of the verbs. *managed* resources make the extender be asked, and are ignored by the scheduler
-    itself (ignoredByScheduler). *timeout* is httpTimeout in seconds; it counts for each read, while Go's counts for the
-    whole request.
+    *url* is the prefix of the verbs. *timeout* is httpTimeout in seconds; it counts for each read, while Go's counts
+    for the whole request.
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        managed: Sequence[str] = (Names().managed,),
-        timeout: float = 5.0,
-    ) -> None:
-        self.managed = frozenset(managed)
+    def __init__(self, url: str, *, timeout: float = 5.0) -> None:
         self._url = url.rstrip("/")
         self._timeout = timeout
         self._idle: list[http.client.HTTPConnection] = []
@@ -75,11 +69,10 @@ class HTTPExtender:
             connection.close()
 
     def is_interested(self, pod: Pod) -> bool:
-        """Tell whether any container names a managed resource, were it with quantity 0 (IsInterested)."""
+        """Tell whether any container names the managed resource, were it with quantity 0 (IsInterested)."""
         containers = [*(pod.spec.get("containers") or ()), *(pod.spec.get("initContainers") or ())]
         resources = [container.get("resources") or {} for container in containers]
-        asked = {name for r in resources for key in ("requests", "limits") for name in r.get(key) or ()}
-        return not self.managed or not self.managed.isdisjoint(asked)
+        return any(MANAGED in (r.get(key) or ()) for r in resources for key in ("requests", "limits"))
 
     def filter(self, pod: Pod, nodes: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         """Give the nodes that are left, and the message for others that has one (Filter); raise ExtenderError."""

@@ -64,7 +64,7 @@ def requested(pod: Pod) -> dict[str, int]:
     return peak(counted)
 
 
-def sample_size(nodes: int, percentage: int = 0) -> int:
+def sample_size(nodes: int, percentage: int) -> int:
     """Say after how many nodes that fit the search ends (numFeasibleNodesToFind); *percentage* 0 adapts."""
     if nodes < _MIN_FEASIBLE:
         return nodes

@@ -29,12 +29,14 @@ class NodeMetadata(msgspec.Struct, frozen=True, rename="camel"):
     labels: dict[str, str] | None = None
 
 
-class _Node(msgspec.Struct, frozen=True):
+class Node(msgspec.Struct, frozen=True):
+    """Hold what the plugin reads of a Node."""
+
     metadata: NodeMetadata
 
 
 class _NodeList(msgspec.Struct, frozen=True):
-    items: tuple[_Node, ...] = ()
+    items: tuple[Node, ...] = ()
 
 
 _nodes = msgspec.json.Decoder(_NodeList)

@@ -121,7 +121,7 @@ class NVIDIASharing(NamedTuple):
     packed: bool
     warnings: tuple[str, ...]
     # how MIG instances are named; None where the file leaves MIG GPUs alone
-    mig_strategy: MIGStrategy | None = None
+    mig_strategy: MIGStrategy | None
 
 
 def read(text: str) -> NVIDIASharing:

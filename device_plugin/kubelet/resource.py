@@ -24,7 +24,7 @@ class Resource:
         refused: Callable[[str, RefusedError], None],
         serving_changed: Callable[[], None],
         connected: Callable[[], None],
-        answered: Callable[[str, str, float], None] = lambda *_: None,
+        answered: Callable[[str, str, float], None],
     ) -> None:
         self.name = name
         self._devices = DeviceList()

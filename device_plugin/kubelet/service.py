@@ -63,7 +63,7 @@ class DevicePluginService(rpc.DevicePluginServicer):
         allocator: Allocator,
         streams: Streams,
         refused: Callable[[str, RefusedError], None],
-        answered: Callable[[str, str, float], None] = lambda *_: None,
+        answered: Callable[[str, str, float], None],
     ) -> None:
         self._devices = devices
         self._allocator = allocator

@@ -16,6 +16,7 @@ import structlog
 log = structlog.get_logger(__name__)
 
 ANSWER_SECONDS = 5.0
+_QUIT_SECONDS = 2
 _SHOWN = 200
 _SIZE = re.compile(r"(\d+)([GM])")
 
@@ -123,9 +124,9 @@ class Control:
             f"{kept[:_SHOWN]!r}"
         )
 
-    def quit(self, seconds: int) -> None:
-        """End the daemon and its servers, clients that are still there after so many seconds with them."""
-        self.command(f"quit -t {seconds}", more_seconds=seconds)
+    def quit(self) -> None:
+        """End the daemon and its servers, and with them clients that are still there after some seconds."""
+        self.command(f"quit -t {_QUIT_SECONDS}", more_seconds=_QUIT_SECONDS)
 
 
 def _mib(text: str) -> int:

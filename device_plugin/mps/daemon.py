@@ -26,7 +26,6 @@ _START_ANSWERS = 3
 _LOOK_SECONDS = 0.05
 # So many looks without an answer, and it is taken for hung.
 _SILENT_LOOKS = 3
-_QUIT_SECONDS = 2
 _END_SECONDS = 1.0
 # A real daemon writes some 270 bytes of log for each command, and has several at each look.
 _LOG_BYTES = 4 << 20
@@ -64,7 +63,7 @@ class Daemon:
         changed: Callable[[], None],
         look_seconds: float,
         answer_seconds: float,
-        nursery: str = "",
+        nursery: str,
     ) -> None:
         """Take where a *nursery* listens that is to start it, "" for a child of this process."""
         self.plan = plan
@@ -315,7 +314,7 @@ def trim(folder: Path) -> None:
 
 def _quit(control: Control, running: Process) -> None:
     try:
-        control.quit(_QUIT_SECONDS)
+        control.quit()
     except MPSError as error:
         log.warning("mps.quit_failed", pid=running.identity.pid, error=str(error))
     if not running.ended(_END_SECONDS):

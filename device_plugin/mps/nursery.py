@@ -24,7 +24,6 @@ log = structlog.get_logger(__name__)
 _LONGEST = 65_536
 _SECONDS = 5.0
 _LOOK_SECONDS = 0.5
-_QUIT_SECONDS = 2
 
 
 class _Wanted(msgspec.Struct, forbid_unknown_fields=True):
@@ -103,7 +102,7 @@ class Nursery:
         self._socket.close()
         for control, child in self._children.values():
             try:
-                control.quit(_QUIT_SECONDS)
+                control.quit()
             except MPSError as error:
                 log.warning("mps.quit_failed", pid=child.pid, error=str(error))
                 child.kill()

@@ -114,15 +114,13 @@ class FakeGPUs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class FakeLibrary(HealthSymbols, MIGFunctions):
     """Answer NVML's symbols from the YAML file at *path*, read again whenever it changes.
 
-    MIG instances are kept beside it, in *path*.mig.json.
-
     Raises ConfigurationError when the file is bad at the start; later the last good one stays.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._path = path
-        self.state_file = StateFile(path.with_name(f"{path.name}.mig.json"))
+        self.state_file = StateFile(path)
         # which also keeps two threads from both taking what a changed file says for news
         self._reading = threading.RLock()
         self._stamp: tuple[int, ...] = ()

@@ -88,11 +88,11 @@ class State(msgspec.Struct, kw_only=True):
 
 
 class StateFile:
-    """Read and write the state of a made-up node, one process at a time."""
+    """Read and write the state of a made-up node, one process at a time, in *gpus*.mig.json beside the file *gpus*."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lock = path.with_name(f"{path.name}.lock")
+    def __init__(self, gpus: Path) -> None:
+        self.path = gpus.with_name(f"{gpus.name}.mig.json")
+        self._lock = gpus.with_name(f"{self.path.name}.lock")
 
     def read(self) -> State:
         """Give the state; an empty one where nothing was ever made."""

@@ -221,13 +221,11 @@ class NVML:
 
     def processes(self, indices: Sequence[int]) -> dict[int, tuple[GPUProcess, ...] | str]:
         """List the processes of each GPU, or say why that cannot be; what NVML does not tell is an empty list."""
-        answers = self._patience.ask(
-            {("processes", index): partial(self._processes, index) for index in indices},
-        )
-        found: dict[int, tuple[GPUProcess, ...] | str] = {}
-        for (_, index), answer in answers.items():
-            found[index] = sentence(answer) if isinstance(answer, Exception) else answer
-        return found
+        answers = self._patience.ask({("processes", index): partial(self._processes, index) for index in indices})
+        return {
+            index: sentence(answer) if isinstance(answer, Exception) else answer
+            for (_, index), answer in answers.items()
+        }
 
     def cuda_version(self) -> int | None:
         """Read the newest CUDA that the driver can run, such as 13010 for 13.1."""

@@ -44,9 +44,9 @@ class GPUInstance(msgspec.Struct, frozen=True, kw_only=True):
     profile: str
     start: int
     size: int
-    uuid: str = ""
-    compute_id: int | None = None
-    divided: bool = False
+    uuid: str
+    compute_id: int | None
+    divided: bool
 
     @property
     def instance(self) -> MIGInstance:

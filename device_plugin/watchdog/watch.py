@@ -52,8 +52,8 @@ class Watchdog:
         node: str,
         gpus: Callable[[], Sequence[GPU]],
         pods: Callable[[], Sequence[Pod] | None],
-        daemons: Callable[[], Collection[int]] = frozenset,
-        processes: Processes | None = None,
+        daemons: Callable[[], Collection[int]],
+        processes: Processes,
     ) -> None:
         self._settings = settings
         self._names = names
@@ -64,7 +64,7 @@ class Watchdog:
         self._gpus = gpus
         self._pods = pods
         self._daemons = daemons
-        self._processes = processes or Processes()
+        self._processes = processes
         self._account = Account()
         self._peaks: dict[_Key, Overuser] = {}
         self._told: TTLCache[object, None] = TTLCache(_REMEMBERED, _AGAIN_AFTER_SECONDS)

@@ -121,14 +121,14 @@ def remove(api: Api, names: Sequence[str]) -> None:
         list(pool.map(lambda name: api.delete("Pod", name, grace_s=0), names))
 
 
-def fill(api: Api, pods: int, *, units: int = 8, prefix: str = "bound") -> None:
-    """Create so many bound pods, evenly over all GPUs of all nodes."""
+def fill(api: Api, pods: int, *, prefix: str = "bound") -> None:
+    """Create so many bound pods of 8 units, evenly over all GPUs of all nodes."""
     gpus = [
         (node["metadata"]["name"], gpu.uuid)
         for node in api.list("Node")
         for gpu in inventories.decode(node["metadata"]["annotations"][NAMES.inventory]).gpus
     ]
-    bound = [a_pod(f"{prefix}-{n}", units, bound_to=gpus[n * 7919 % len(gpus)]) for n in range(pods)]
+    bound = [a_pod(f"{prefix}-{n}", 8, bound_to=gpus[n * 7919 % len(gpus)]) for n in range(pods)]
     create(api, bound, label=f"{pods} bound pods")
 
 
@@ -154,7 +154,7 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
-def timed(rounds: int, call: Callable[[int], float], pid: int | None = None) -> Figures:
+def timed(rounds: int, call: Callable[[int], float], pid: int | None) -> Figures:
     """Call so often; give median, 99th percentile and worst in milliseconds, and the CPU of process *pid* per call."""
     before = cpu_seconds(pid) if pid else 0.0
     found = figures([call(n) for n in range(rounds)])

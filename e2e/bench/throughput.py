@@ -55,7 +55,7 @@ class Round:
 
 
 def measure(
-    cluster: ControlPlane, directory: Path, *, pods: int, rounds: int, ways: Sequence[str] = WAYS
+    cluster: ControlPlane, directory: Path, *, pods: int, rounds: int, ways: Sequence[str]
 ) -> dict[str, list[Round]]:
     """Place so many pods a round, in each of *ways*, as often."""
     found: dict[str, list[Round]] = {way: [] for way in ways}

@@ -63,13 +63,7 @@ class Run:
         stack.enter_context(policies.installed(self.api))
         self.extender = stack.enter_context(RunningExtender(self.cluster, directory / "extender"))
         stack.enter_context(self.cluster.scheduling(self.extender.scheduler_config()))
-        self.plugin = stack.enter_context(
-            RunningPlugin(
-                self.node,
-                directory / "plugin",
-                gpus=GPUS,
-            )
-        )
+        self.plugin = stack.enter_context(RunningPlugin(self.node, directory / "plugin", gpus=GPUS))
         self._kept: list[list[Object]] = []
         self._all: list[Object] = []
 

@@ -108,7 +108,7 @@ class Dice:
 class FaultProxy:
     """Stands before the API server of a control plane, on loopback and without TLS."""
 
-    def __init__(self, cluster: ControlPlane, *, dice: Dice | None = None) -> None:
+    def __init__(self, cluster: ControlPlane, *, dice: Dice | None) -> None:
         """Prepare a proxy; without dice nothing goes wrong but what `faults` says."""
         self.dice = dice
         self.faults = Faults()

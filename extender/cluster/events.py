@@ -46,9 +46,9 @@ class Events:
         cluster: Cluster,
         instance: str,
         *,
-        may_write: Callable[[], bool] = lambda: True,
+        may_write: Callable[[], bool],
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
-        threads: Threads | None = None,
+        threads: Threads,
     ) -> None:
         self._cluster = cluster
         self._instance = instance
@@ -58,7 +58,7 @@ class Events:
         self._queue: queue.Queue[_Told | None] = queue.Queue(_QUEUE)
         # only the thread's
         self._kept: list[_Told] = []
-        self._threads = threads or Threads()
+        self._threads = threads
         self._thread = self._threads.of(_THREAD, self._turn)
         self._thread.start()
 

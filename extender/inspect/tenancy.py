@@ -7,9 +7,7 @@ from extender.ledger import Use
 from extender.placement.tenants import Tenants
 
 
-def tenancy(
-    uses: Mapping[str, Use], tenants: Tenants, *, limit: int, after: str = "", query: str = ""
-) -> NamespacePage:
+def tenancy(uses: Mapping[str, Use], tenants: Tenants, *, limit: int, after: str, query: str) -> NamespacePage:
     """List namespaces that have limits or whose pods hold anything, by name, those whose name contains *query*."""
     names = sorted(one for one in {*uses, *tenants.named} if query.lower() in one and one > after)
     page = names[:limit]

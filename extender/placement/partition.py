@@ -54,7 +54,7 @@ class Slot(msgspec.Struct, frozen=True):
     instance: MIGInstance
 
 
-def place(view: NodeView, request: PodRequest, aim: Aim = ROOM) -> tuple[Slot, ...] | Reason:
+def place(view: NodeView, request: PodRequest, aim: Aim) -> tuple[Slot, ...] | Reason:
     """Choose an instance for each container of *request*, in its order, or say why that cannot be."""
     if view.mig_problem is not None:
         return view.mig_problem

@@ -150,7 +150,7 @@ def least_bytes(request: PodRequest) -> int:
     return sum(pieces(request)) * request.wishes.gpu_count if not request.profiles else 0
 
 
-def least_bytes_on(view: NodeView, request: PodRequest, aim: partition.Aim = partition.ROOM) -> int:
+def least_bytes_on(view: NodeView, request: PodRequest, aim: partition.Aim) -> int:
     """Count what *request* would be charged on one node just now; the least, were it empty, where it does not fit."""
     wishes = request.wishes
     if request.profiles:

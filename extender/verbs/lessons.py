@@ -12,10 +12,10 @@ _PAUSE_SECONDS = 0.001
 class Lessons:
     """Call judge.learn() whenever there is something to learn."""
 
-    def __init__(self, judge: Judge, threads: Threads | None = None) -> None:
+    def __init__(self, judge: Judge, threads: Threads) -> None:
         self._judge = judge
         self._stopping = threading.Event()
-        self._thread = (threads or Threads()).of("learn", self._turn)
+        self._thread = threads.of("learn", self._turn)
 
     def start(self) -> None:
         """Learn from the pods that are there; then go on in a thread."""

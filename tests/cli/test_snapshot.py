@@ -20,27 +20,18 @@ from cotenant.simulator import document, snapshot
 from cotenant.simulator.document import Document, Taint, Toleration
 from cotenant.simulator.scene import scene
 from cotenant.standins.api_rules import BUDGETS, NODES, PODS, Json
-from cotenant.standins.api_server import ApiServer
 from tests.builders import NAMES, PodBuilder, a_grant, a_node, a_pod, granted
 from tests.steps import steps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-
-_IGNORED = "DuringSchedulingIgnoredDuringExecution"
-
-
-@pytest.fixture
-def api() -> Iterator[ApiServer]:
-    with ApiServer() as api:
-        yield api
+    from cotenant.standins.api_server import ApiServer
 
 
-def held_by(name: str, node: str, gib: int, *, gpu: int = 0, owner: str = "ReplicaSet", **spec: Any) -> PodBuilder:
+def held_by(name: str, node: str, gib: int, *, owner: str = "ReplicaSet", **spec: Any) -> PodBuilder:
     """A pod that its controller would make anew, and that holds so much of a GPU."""
-    pod = a_pod().named(name).asking(gib).bound_to(node, a_grant(granted({f"GPU-{node}-{gpu}": gib * GIB}, units=gib)))
+    pod = a_pod().named(name).asking(gib).bound_to(node, a_grant(granted({f"GPU-{node}-0": gib * GIB}, units=gib)))
     owners = [{"kind": owner, "name": "r", "controller": True, "apiVersion": "apps/v1", "uid": "u"}] if owner else []
     metadata = ("ownerReferences", owners), ("labels", {"app": name})
     return replace(pod, spec=(*pod.spec, *spec.items()), metadata=metadata)

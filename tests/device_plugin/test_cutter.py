@@ -119,7 +119,7 @@ def test_it_is_cut_once_that_is_possible(bench: Bench) -> None:
 def test_an_instance_that_somebody_has_divided_is_cut_anew(bench: Bench) -> None:
     bench.write()
     bench.nvml.create_mig_instance(0, "7g.40gb", 0)
-    with StateFile(bench.gpus.with_name(f"{bench.gpus.name}.mig.json")).change() as changed:
+    with StateFile(bench.gpus).change() as changed:
         changed.instances[0].compute_slices = 3
     bench.ask("large")
     bench.look(3)

@@ -60,7 +60,7 @@ class Bench:
         self.file = folder / "gpus.yaml"
         self.file.write_text(A100)
         self.cdi = folder / "cdi"
-        self.state = StateFile(folder / "gpus.yaml.mig.json")
+        self.state = StateFile(folder / "gpus.yaml")
         self.pods = Pods()
 
     def maker(self) -> Maker:

@@ -49,7 +49,7 @@ class Cut:
         self.node = node
         self.cdi = node.folder / "cdi"
         self.config = f"inventoryInterval: 0.1\ncdiDirectory: {self.cdi}\n{config}"
-        self.state = StateFile(node.gpu_file.with_name(f"{node.gpu_file.name}.mig.json"))
+        self.state = StateFile(node.gpu_file)
 
     def start(self, *gpus: dict[str, Any], resource: str = NAMES.mig("1g.5gb")) -> None:
         """Start the plugin with these GPUs, and wait until the kubelet has *resource*."""

@@ -20,10 +20,6 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def state(file: Path) -> StateFile:
-    return StateFile(file.with_name(f"{file.name}.mig.json"))
-
-
 def there(nvml: NVML) -> list[tuple[str, int, bool]]:
     return [(one.profile, one.start, bool(one.uuid)) for one in nvml.mig_instances(0)]
 
@@ -103,7 +99,7 @@ def test_what_only_a_privileged_program_may_do_says_what_the_plugins_container_l
 def test_an_instance_in_use_stays(file: Path) -> None:
     nvml = NVML.open(fake=file)
     nvml.create_mig_instance(0, "2g.10gb", 2)
-    with state(file).change() as changed:
+    with StateFile(file).change() as changed:
         changed.instances[0].in_use = True
     with pytest.raises(MIGError, match="it is in use"):
         nvml.destroy_mig_instance(0, *nvml.mig_instances(0))
@@ -112,7 +108,7 @@ def test_an_instance_in_use_stays(file: Path) -> None:
 
 def divide(file: Path) -> None:
     """Have the first instance compute with one slice alone, as `nvidia-smi mig -cci` makes it for 1c.3g.20gb."""
-    with state(file).change() as changed:
+    with StateFile(file).change() as changed:
         changed.instances[0].compute_slices = 1
 
 
@@ -194,25 +190,25 @@ def test_a_crash_between_any_two_calls_leaves_what_the_next_call_completes_or_cl
     for calls in range(1, 60):
         for when in ("before", "after"):
             nvml = NVML.open(fake=file)
-            state(file).arm(Fault(calls=calls, do="crash", when=when))
+            StateFile(file).arm(Fault(calls=calls, do="crash", when=when))
             crashed = False
             try:
                 nvml.create_mig_instance(0, "1g.5gb", 6)
             except CrashError:
                 crashed = True
-            state(file).arm(None)
+            StateFile(file).arm(None)
             for one in nvml.mig_instances(0):
                 if not one.uuid:
                     nvml.complete_mig_instance(0, one)
             assert there(nvml) in ([], [("1g.5gb", 6, True)])
             (one,) = nvml.mig_instances(0) or (None,)
             if one is not None:
-                state(file).arm(Fault(calls=calls, do="crash", when=when))
+                StateFile(file).arm(Fault(calls=calls, do="crash", when=when))
                 try:
                     nvml.destroy_mig_instance(0, one)
                 except CrashError:
                     crashed = True
-                state(file).arm(None)
+                StateFile(file).arm(None)
                 nvml.destroy_mig_instance(0, one)
             assert [] == there(nvml)
         if not crashed:
@@ -235,20 +231,20 @@ def test_a_mode_that_cannot_be_had_now_does_not_come_with_a_later_reset(file: Pa
     nvml = NVML.open(fake=file)
     with pytest.raises(MIGError, match="needs a reset for it: drain it, and `nvidia-smi -i 0 -mig 1`"):
         nvml.set_mig_mode(0, on=True)
-    assert {} == state(file).read().pending
+    assert {} == StateFile(file).read().pending
 
     file.write_text("gpus: [{model: NVIDIA H100 80GB HBM3, memory: 80GiB, uuid: GPU-1, mig: true}]")
     nvml = NVML.open(fake=file)
     nvml.create_mig_instance(0, "1g.10gb", 0)
     with pytest.raises(MIGError, match="it is in use"):
         nvml.set_mig_mode(0, on=False)
-    assert {} == state(file).read().pending
+    assert {} == StateFile(file).read().pending
 
 
 def test_a_mode_that_a_person_has_set_for_the_next_reset_stays(file: Path) -> None:
     file.write_text(A100.replace("mig: true", "mig: false"))
-    with state(file).change() as changed:
+    with StateFile(file).change() as changed:
         changed.pending = {"GPU-0": True}  # by `nvidia-smi -mig 1`
     with pytest.raises(MIGError, match="needs a reset"):
         NVML.open(fake=file).set_mig_mode(0, on=True)
-    assert {"GPU-0": True} == state(file).read().pending
+    assert {"GPU-0": True} == StateFile(file).read().pending

@@ -145,6 +145,10 @@ def ground(request: pytest.FixtureRequest) -> Iterator[Ground]:
         if shutil.which(REAL) is None or os.geteuid() != 0:
             pytest.skip(f"the real daemon needs {REAL} and root")
         program = REAL
+    yield from grounds(program)
+
+
+def grounds(program: str) -> Iterator[Ground]:
     # a socket's path has 107 characters at most
     folder = Path(tempfile.mkdtemp(prefix="mps-"))
     made = Ground(program, folder)
@@ -255,12 +259,7 @@ class TestLogs:
 
 @pytest.fixture
 def fake() -> Iterator[Ground]:
-    folder = Path(tempfile.mkdtemp(prefix="mps-"))
-    made = Ground(FAKE, folder)
-    yield made
-    made.keeper.stop()
-    made.nvml.close()
-    shutil.rmtree(folder)
+    yield from grounds(FAKE)
 
 
 class TestAccidents:

@@ -63,7 +63,7 @@ def test_a_gpu_that_cannot_be_read_is_not_said_to_have_no_instances(bench: Bench
 
 
 def test_an_instance_that_somebody_has_divided_is_not_offered_and_that_is_said_once(bench: Bench) -> None:
-    with StateFile(bench.file.with_name(f"{bench.file.name}.mig.json")).change() as changed:
+    with StateFile(bench.file).change() as changed:
         changed.instances[0].profile_id, changed.instances[0].compute_slices = 9, 1  # 1c.3g.20gb
 
     with capture_logs() as logs:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 HOMES = {"p": "n1", "q": "n1", "elsewhere": "n2"}
 
 
-def user(uid: str, used: int = 9 * GIB) -> Overuser:
-    return Overuser(uid=uid, container="main-0", gpu="GPU-1", granted_bytes=8 * GIB, used_bytes=used)
+def user(uid: str) -> Overuser:
+    return Overuser(uid=uid, container="main-0", gpu="GPU-1", granted_bytes=8 * GIB, used_bytes=9 * GIB)
 
 
 def report(*uids: str, beat: int = 1) -> str:
@@ -106,9 +106,9 @@ class TestReports:
         assert set().union(*newest.values()) == known.all_over()
 
 
-def bound(api: ApiServer, extender: Running, name: str, node: str = "n1") -> dict[str, Any]:
+def bound(api: ApiServer, extender: Running, name: str) -> dict[str, Any]:
     pod = submit(api, a_pod().named(name).asking(4))
-    assert "" == extender.bind(pod, node)
+    assert "" == extender.bind(pod, "n1")
     assert eventually(lambda: (hold := extender.ledger.hold(pod["metadata"]["uid"])) and hold.stage == "bound")
     return pod
 

@@ -37,6 +37,12 @@ def resident(api: ApiServer, extender: Running, name: str, units: int, **spec: A
     return pod
 
 
+def leave_pieces(api: ApiServer, extender: Running) -> None:
+    """Have 4 units left of each GPU of n1."""
+    for name in ("a", "b"):
+        resident(api, extender, name, 6)
+
+
 def create(
     api: ApiServer, name: str, units: int, *, labels: dict[str, str] | None = None, mig: str = "", **spec: Any
 ) -> Json:
@@ -81,8 +87,7 @@ class TestOptIn:
 
     def test_by_default_nobody_is_evicted(self, api: ApiServer, start: Callable[..., Running]) -> None:
         extender = start()
-        for name in ("a", "b"):
-            resident(api, extender, name, 6)
+        leave_pieces(api, extender)
         vip = create(api, "vip", 6, priority=10)
         for _ in range(3):
             refused(extender, vip)
@@ -93,8 +98,7 @@ class TestOptIn:
         self, api: ApiServer, start: Callable[..., Running]
     ) -> None:
         extender = start(preemptFragmented=AT_ONCE)
-        for name in ("a", "b"):
-            resident(api, extender, name, 6)
+        leave_pieces(api, extender)
         vip = create(api, "vip", 6, priority=10)
         refused(extender, vip)
 
@@ -143,8 +147,7 @@ class TestOptIn:
         self, api: ApiServer, start: Callable[..., Running], spec: Json
     ) -> None:
         extender = start(preemptFragmented=AT_ONCE)
-        for name in ("a", "b"):
-            resident(api, extender, name, 6)
+        leave_pieces(api, extender)
         refused(extender, create(api, "waits", 6, **spec))
         # one that may preempt comes later, and is seen to first
         resident(api, extender, "c", 4)
@@ -156,8 +159,7 @@ class TestOptIn:
         self, api: ApiServer, start: Callable[..., Running]
     ) -> None:
         extender = start(preemptFragmented=AT_ONCE)
-        for name in ("a", "b"):
-            resident(api, extender, name, 6)
+        leave_pieces(api, extender)
         api.delete_pod("a")
         vip = create(api, "vip", 6, priority=10)
         refused(extender, vip)
@@ -204,8 +206,7 @@ class TestWhatKeepsIt:
         self, api: ApiServer, start: Callable[..., Running], status: int, reason: str
     ) -> None:
         extender = start(preemptFragmented=AT_ONCE)
-        for name in ("a", "b"):
-            resident(api, extender, name, 6)
+        leave_pieces(api, extender)
         api.faults.refuse(status, "it would violate the pod's disruption budget", path="/eviction")
         refused(extender, create(api, "vip", 6, priority=10))
         assert eventually(lambda: ("vip", reason) in told(api))
@@ -214,8 +215,7 @@ class TestWhatKeepsIt:
 
     def test_no_more_go_in_a_minute_than_are_allowed(self, api: ApiServer, start: Callable[..., Running]) -> None:
         extender = start(preemptFragmented={**AT_ONCE, "perMinute": 1})
-        for name in ("a", "b"):
-            resident(api, extender, name, 6)
+        leave_pieces(api, extender)
         for name in ("first", "second"):
             refused(extender, create(api, name, 6, priority=10))
         assert eventually(lambda: evictions(api))
@@ -226,8 +226,7 @@ class TestWhatKeepsIt:
         self, api: ApiServer, start: Callable[..., Running]
     ) -> None:
         extender = start(preemptFragmented=AT_ONCE)
-        for name in ("a", "b"):
-            resident(api, extender, name, 6)
+        leave_pieces(api, extender)
         refused(extender, create(api, "vip", 6, priority=10))
         assert eventually(lambda: nominee(api, "vip"))
         ((victim, _),) = evictions(api)
@@ -238,8 +237,7 @@ class TestWhatKeepsIt:
 
     def test_what_is_kept_is_free_again_after_a_while(self, api: ApiServer, start: Callable[..., Running]) -> None:
         extender = start(preemptFragmented={**AT_ONCE, "holdFor": 0.3})
-        for name in ("a", "b"):
-            resident(api, extender, name, 6)
+        leave_pieces(api, extender)
         refused(extender, create(api, "vip", 6, priority=10))
         assert eventually(lambda: nominee(api, "vip"))
         end(api, evictions(api)[0][0])
@@ -250,8 +248,7 @@ class TestWhatKeepsIt:
         self, api: ApiServer, start: Callable[..., Running]
     ) -> None:
         extender = start(preemptFragmented=AT_ONCE, nominate=False)
-        for name in ("a", "b"):
-            resident(api, extender, name, 6)
+        leave_pieces(api, extender)
         refused(extender, create(api, "vip", 6, priority=10))
         assert eventually(lambda: nominee(api, "vip"))
         api.patch(PODS, "vip", {"status": {"nominatedNodeName": None}}, namespace="default", subresource="status")
@@ -262,8 +259,7 @@ class TestWhatKeepsIt:
         self, api: ApiServer, start: Callable[..., Running]
     ) -> None:
         extender = start(preemptFragmented=AT_ONCE)
-        for name in ("a", "b"):
-            resident(api, extender, name, 6)
+        leave_pieces(api, extender)
         vip = create(api, "vip", 6, priority=10)
         refused(extender, vip)
         assert eventually(lambda: nominee(api, "vip"))

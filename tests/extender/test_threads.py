@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 import pytest
 
-from cotenant.cluster import connect
 from cotenant.contract import overuse as reports
 from cotenant.contract.configuration import FragmentedPreemption, Writer
 from cotenant.contract.overuse import Overuser, OveruseReport
@@ -38,7 +37,6 @@ from tests.builders import NAMES, a_node, a_pod, request_of
 from tests.extender.running import Running, eventually, submit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from cotenant.cluster import Cluster
@@ -76,12 +74,6 @@ class Once:
 @pytest.fixture
 def threads() -> Threads:
     return Threads(pauses=(0.001, 0.001))
-
-
-@pytest.fixture
-def cluster(api: ApiServer, tmp_path: Path) -> Iterator[Cluster]:
-    with connect(api.kubeconfig(tmp_path / "kubeconfig")) as cluster:
-        yield cluster
 
 
 @pytest.fixture

@@ -64,8 +64,8 @@ def a_scene(nodes: list[NodeEntry], pods: list[PodEntry], **more: Any) -> Scene:
     return scene(Document(nodes=tuple(nodes), pods=tuple(pods), **more))
 
 
-def moves(found: Scene, *, most: int = 10, priority: int = 0, policy: str = "binpack") -> MovePlan:
-    return Planner(found, found.scheduler(policy), priority=priority).defragment(most=most)
+def moves(found: Scene, *, most: int = 10, priority: int = 0) -> MovePlan:
+    return Planner(found, found.scheduler("binpack"), priority=priority).defragment(most=most)
 
 
 def new(units: int, count: int = 1, *models: str) -> PodEntry:

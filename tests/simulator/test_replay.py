@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def a_cluster(nodes: int = 12) -> list[TraceNode]:
+def a_cluster() -> list[TraceNode]:
     random = Random(0)
     kinds = [(96_000, 8, "G2"), (64_000, 2, "P100"), (64_000, 4, "T4"), (32_000, 0, "")]
     return [
         TraceNode(f"n{n:03}", cpu, 262_144, gpus, model)
-        for n in range(nodes)
+        for n in range(12)
         for cpu, gpus, model in [random.choice(kinds)]
     ]
 

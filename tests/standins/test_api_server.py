@@ -1,7 +1,6 @@
 """What the stand-in can do that the original cannot: go wrong on demand, and be looked into."""
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +22,6 @@ from cotenant.standins.api_server import ApiServer, Refused, Write
 
 PATH = "/api/v1/namespaces/default/pods"
 A_POD = b'{"metadata":{"name":"one"},"spec":{"containers":[]}}'
-
-
-@pytest.fixture
-def api() -> Iterator[ApiServer]:
-    with ApiServer() as server:
-        yield server
-
-
-@pytest.fixture
-def cluster(api: ApiServer, tmp_path: Path) -> Iterator[Cluster]:
-    with connect(api.kubeconfig(tmp_path / "kubeconfig")) as connected:
-        yield connected
 
 
 class TestFaults:

@@ -23,13 +23,10 @@ RESOURCE = "example.com/thing"
 class Plugin(rpc.DevicePluginServicer):
     """Advertise *ids* and write down every call; refuse those named in *refuses*."""
 
-    def __init__(
-        self, kubelet: Kubelet, ids: Sequence[str], socket: str = "thing.sock", *, prefers: bool = True
-    ) -> None:
+    def __init__(self, kubelet: Kubelet, ids: Sequence[str], socket: str = "thing.sock") -> None:
         self.kubelet = kubelet
         self.ids = ids
         self.socket = socket
-        self.prefers = prefers
         self.calls: list[tuple[str, frozenset[str]]] = []
         self.refuses: set[str] = set()
         self.listed_in_allocate: list[pod_pb.PodResources] = []
@@ -64,7 +61,7 @@ class Plugin(rpc.DevicePluginServicer):
 
     def GetDevicePluginOptions(self, request: pb.Empty, context: grpc.ServicerContext) -> pb.DevicePluginOptions:  # noqa: ARG002, N802
         self.calls.append(("options", frozenset()))
-        return pb.DevicePluginOptions(pre_start_required=True, get_preferred_allocation_available=self.prefers)
+        return pb.DevicePluginOptions(pre_start_required=True, get_preferred_allocation_available=True)
 
     def ListAndWatch(self, request: pb.Empty, context: grpc.ServicerContext) -> Iterator[pb.ListAndWatchResponse]:  # noqa: ARG002, N802
         yield pb.ListAndWatchResponse(devices=[pb.Device(ID=device, health="Healthy") for device in self.ids])

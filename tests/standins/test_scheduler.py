@@ -3,12 +3,11 @@
 import random
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cotenant.cluster import connect
+from cotenant.cluster import Cluster
 from cotenant.standins.api_rules import NODES
 from cotenant.standins.api_server import ApiServer
 from cotenant.standins.scheduler import Scheduler
@@ -24,33 +23,26 @@ Start = Callable[..., Scheduler]
 
 
 @pytest.fixture
-def api() -> Iterator[ApiServer]:
-    with ApiServer() as server:
-        yield server
-
-
-@pytest.fixture
 def extender(api: ApiServer) -> Iterator[ScriptedExtender]:
     with ScriptedExtender(api) as scripted:
         yield scripted
 
 
 @pytest.fixture
-def start(api: ApiServer, extender: ScriptedExtender, tmp_path: Path) -> Iterator[Start]:
+def start(cluster: Cluster, extender: ScriptedExtender) -> Iterator[Start]:
     """Start a scheduler whose back-off is short, and stop it at the end."""
-    with connect(api.kubeconfig(tmp_path / "kubeconfig")) as cluster:
-        schedulers = []
+    schedulers = []
 
-        def started(*, timeout: float = 5.0, url: str = extender.url, **options: Any) -> Scheduler:
-            options.setdefault("backoff", (0.01, 0.05))
-            schedulers.append(
-                Scheduler(cluster, HTTPExtender(url, timeout=timeout), rng=random.Random(1), **options).start()
-            )
-            return schedulers[-1]
+    def started(*, timeout: float = 5.0, url: str = extender.url, **options: Any) -> Scheduler:
+        options.setdefault("backoff", (0.01, 0.05))
+        schedulers.append(
+            Scheduler(cluster, HTTPExtender(url, timeout=timeout), rng=random.Random(1), **options).start()
+        )
+        return schedulers[-1]
 
-        yield started
-        for scheduler in schedulers:
-            scheduler.stop()
+    yield started
+    for scheduler in schedulers:
+        scheduler.stop()
 
 
 def nodes(api: ApiServer, units: int, *names: str) -> None:

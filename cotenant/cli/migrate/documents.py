@@ -13,6 +13,7 @@ from cotenant.cli.migrate.systems import (
     HAMI,
     NAMES,
     NVIDIA,
+    OURS,
     SYSTEMS,
     Ask,
     Json,
@@ -70,7 +71,7 @@ def migrated(documents: Iterable[Any], options: Options) -> Migrated:
             said, touched = _rewrite(template, options)
             notes += [(_where(one), note.sentence) for note in said]
             changed += touched
-        notes += [(_where(one), note.sentence) for job in _volcano_jobs(ours) for note in _leave_volcano(job, options)]
+        notes += [(_where(one), note.sentence) for job in _volcano_jobs(ours) for note in _leave_volcano(job)]
         if changed > before:
             notes += [(_where(one), note.sentence) for note in _scheduled(ours)]
         notes += [(_where(one), note.sentence) for note in _left(ours, options)]
@@ -256,7 +257,7 @@ def _rewrite(template: Json, options: Options) -> tuple[list[Note], int]:
     if objection := _objection([one.gpus for one in asks], asking, spec):
         return [Note(objection)], 0
     for container, found in zip(asking, asks, strict=True):
-        _ask_ours(container, system, found.units, options)
+        _ask_ours(container, system, found.units)
     notes += _rewrite_pod(template, system, asks, options)
     return notes, 1
 
@@ -278,7 +279,7 @@ def _rewrite_kais(template: Json, options: Options) -> tuple[list[Note], int]:
     if found is None:
         return notes, 0
     container, asked = found
-    _ask_ours(container, KAI, asked.units, options)
+    _ask_ours(container, KAI, asked.units)
     notes += _rewrite_pod(template, KAI, [asked], options)
     return [*notes, *queue(_mapping(template["metadata"].get("labels")))], 1
 
@@ -288,7 +289,7 @@ def _annotations(template: Json) -> dict[str, str]:
     return {str(key): str(value) for key, value in annotations.items()}
 
 
-def _ask_ours(container: Json, system: System, units: int, options: Options) -> None:
+def _ask_ours(container: Json, system: System, units: int) -> None:
     resources = container["resources"] = _mapping(container.get("resources"))
     theirs = {*system.resources, _WHOLE}
     for section in ("limits", "requests"):
@@ -296,30 +297,30 @@ def _ask_ours(container: Json, system: System, units: int, options: Options) -> 
             resources[section] = {k: v for k, v in resources[section].items() if k not in theirs}
             if not resources[section]:
                 del resources[section]
-    resources["limits"] = _mapping(resources.get("limits")) | {options.names.gpu_mem: units}
+    resources["limits"] = _mapping(resources.get("limits")) | {OURS.gpu_mem: units}
 
 
 def _rewrite_pod(template: Json, system: System, asks: list[Ask], options: Options) -> Iterator[Note]:
-    spec, names = template["spec"], options.names
+    spec = template["spec"]
     metadata = template["metadata"] = _mapping(template.get("metadata"))
     before = _annotations(template)
-    kept, theirs, said = wishes(before, names)
+    kept, theirs, said = wishes(before)
     yield from said
     percents = {one.percent for one in asks if one.percent}
     if asks[0].gpus > 1:
-        kept[names.gpu_count] = str(asks[0].gpus)
+        kept[OURS.gpu_count] = str(asks[0].gpus)
     if len(percents) == 1:
-        kept[names.compute_percent] = str(*percents)
+        kept[OURS.compute_percent] = str(*percents)
     elif percents:
         yield Note(f"its containers ask for different shares of cores, {sorted(percents)}; none is kept")
     if any(one.whole for one in asks):
-        kept[names.isolation] = "exclusive"
+        kept[OURS.isolation] = "exclusive"
         if not all(one.whole for one in asks):
             yield Note(
                 "one of its containers asked a whole GPU: exclusive is the pod's wish, so each gets one for itself"
             )
     elif options.keep_limits:
-        kept[names.isolation] = "limited"
+        kept[OURS.isolation] = "limited"
     elif any(one.limited for one in asks):
         yield Note(f"{system.name}'s library held containers to their memory; here MPS does: --keep-limits asks for it")
     theirs |= {*system.annotations}
@@ -343,14 +344,14 @@ def _volcano_jobs(value: Any, *, volcanos: bool = False) -> Iterator[Json]:
         yield from _volcano_jobs(one, volcanos=volcanos)
 
 
-def _leave_volcano(job: Json, options: Options) -> Iterator[Note]:
+def _leave_volcano(job: Json) -> Iterator[Note]:
     """Have a Volcano Job of our pods name a scheduler that admission replaces: its pods without one get the Job's.
 
     So does Volcano's controller (pkg/controllers/job/job_controller_util.go, createJobPod); left out, its webhook names
     Volcano's again.
     """
     containers = [one for template in _templates(job) for one in _containers(template["spec"])]
-    ours = any(options.names.gpu_mem in _amounts(one) for one in containers)
+    ours = any(OURS.gpu_mem in _amounts(one) for one in containers)
     if ours and job.get("schedulerName", "volcano") == "volcano":
         job["schedulerName"] = "default-scheduler"
         yield Note("spec.schedulerName: default-scheduler is for its pods to inherit, which admission sends to ours")

@@ -14,6 +14,8 @@ from cotenant.contract.units import GIB, MIB, format_bytes, parse_quantity
 
 Json = dict[str, Any]
 
+OURS = Names()
+
 
 class Options(msgspec.Struct, frozen=True):
     """Say what manifests do not: our unit, the memory of the GPUs, how many shares NVIDIA's plugin made of one."""
@@ -23,7 +25,6 @@ class Options(msgspec.Struct, frozen=True):
     replicas: int | None = None
     # ask for the isolation that the other system enforced
     keep_limits: bool = False
-    names: Names = Names()
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -254,7 +255,7 @@ def wishes_hami(annotations: Iterable[str]) -> bool:
     )
 
 
-def wishes(annotations: Mapping[str, str], names: Names) -> tuple[dict[str, str], set[str], Iterator[Note]]:
+def wishes(annotations: Mapping[str, str]) -> tuple[dict[str, str], set[str], Iterator[Note]]:
     """Turn other systems' annotations into our wishes; also name those that are theirs, and say what is not kept."""
     kept: dict[str, str] = {}
     theirs: set[str] = set()
@@ -262,12 +263,12 @@ def wishes(annotations: Mapping[str, str], names: Names) -> tuple[dict[str, str]
     for key, value in annotations.items():
         if key in {"nvidia.com/use-gputype", "volcano.sh/vgpu-use-gputype"}:
             # theirs is found anywhere in the model's name
-            kept[names.gpu_model] = ",".join(f"*{part.strip()}*" for part in value.split(",") if part.strip())
+            kept[OURS.gpu_model] = ",".join(f"*{part.strip()}*" for part in value.split(",") if part.strip())
         elif key in {"nvidia.com/use-gpuuuid", "volcano.sh/vgpu-use-gpuuuid"}:
-            kept[names.gpu_uuid] = value
+            kept[OURS.gpu_uuid] = value
         elif key in {"hami.io/gpu-scheduler-policy", "hami.io/node-scheduler-policy"}:
-            if value in {"binpack", "spread"} and kept.get(names.policy, value) == value:
-                kept[names.policy] = value
+            if value in {"binpack", "spread"} and kept.get(OURS.policy, value) == value:
+                kept[OURS.policy] = value
             else:
                 notes.append(Note(f"{key}: {value} is not kept: one policy chooses node and GPU together"))
         elif key.startswith(("nvidia.com/nouse-", "volcano.sh/vgpu-nouse-")):
