@@ -123,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        self._answer(201, b"{}")
+        self._answer(201, b'{"kind":"Status","status":"Success"}')
 
     def _answer(self, code: int, body: bytes) -> None:
         self.send_response(code)
