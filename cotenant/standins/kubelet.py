@@ -324,8 +324,9 @@ class Kubelet:
             self._changed.notify_all()
         self._tell(pod)
 
-    def _start_container(self, pod: _Pod, name: str, stopping: threading.Event) -> bool:
+    def _start_container(self, pod: _Pod, name: str, stopping: threading.Event | None = None) -> bool:
         """Start one container, again and again until it starts; tell whether it did before the pod was stopped."""
+        stopping = stopping or pod.stopping
         uid = pod.pod.metadata.uid
         container, role = next((c, r) for c, r in pod.pod.containers if c["name"] == name)
         while not stopping.is_set():
