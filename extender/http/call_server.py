@@ -17,7 +17,9 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from typing import BinaryIO, NamedTuple, cast
+from functools import lru_cache
+from io import BufferedReader
+from typing import NamedTuple, cast
 
 import structlog
 
@@ -40,6 +42,9 @@ _HANDSHAKE_SECONDS = 10.0
 # Of each connection, which may be as many as above: of half a head without an end its fields are kept.
 _MAX_HEAD = 16 << 10
 _MAX_FIELDS = 100
+_END = b"\r\n\r\n"
+# A head that is no longer is remembered, as those of kube-scheduler are; tokens are longer.
+_LONGEST_ALIKE = 400
 _LENGTHS = frozenset({b"content-length", b"transfer-encoding"})
 _BUFFER = 16 << 10
 # An answer that no kernel may take at once for a client that does not read; others, as those of the verbs, count for
@@ -230,7 +235,7 @@ class CallServer:
             connection = self._secured(connection)
             _wait_at_most(connection, self._limits.silence)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with cast("BinaryIO", connection.makefile("rb", _BUFFER)) as source:
+            with cast("BufferedReader", connection.makefile("rb", _BUFFER)) as source:
                 while not self._stopping.is_set() and self._one(connection, source):
                     pass
         except BadRequestError as error:
@@ -265,7 +270,7 @@ class CallServer:
             if before in self._silent:
                 self._silent[now] = self._silent.pop(before)
 
-    def _one(self, connection: socket.socket, source: BinaryIO) -> bool:
+    def _one(self, connection: socket.socket, source: BufferedReader) -> bool:
         """Answer one request; tell whether the connection goes on."""
         head = _read_head(source)
         if head is None:
@@ -309,7 +314,7 @@ class CallServer:
                 del self._silent[slowest]
                 _hang_up(slowest)
 
-    def _answered(self, connection: socket.socket, source: BinaryIO, head: _Head) -> tuple[Answer, bool]:
+    def _answered(self, connection: socket.socket, source: BufferedReader, head: _Head) -> tuple[Answer, bool]:
         """Read the body and make the answer; tell whether all of the body was read."""
         body, whole = self._bodies.read(connection, source, head.path, head.length)
         with self._guard:
@@ -368,21 +373,35 @@ def _response(answer: Answer, *, keep: bool) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + answer.body
 
 
-def _read_head(source: BinaryIO) -> _Head | None:
+def _read_head(source: BufferedReader) -> _Head | None:
     """Read a request up to its body; None where the client has hung up."""
-    line = source.readline(_MAX_HEAD)
-    if not line:
+    begun = source.peek()
+    end = begun.find(_END)
+    # mostly a head comes in one piece, and is the same as one before
+    if 0 <= end <= _LONGEST_ALIKE:
+        return _known_head(source.read(end + len(_END)))
+    if not begun:
         return None
+    lines: list[bytes] = []
+    left = _MAX_HEAD
+    while not lines or lines[-1] not in {b"\r\n", b"\n"}:
+        line = source.readline(max(0, left))
+        left -= len(line)
+        if not line.endswith(b"\n"):
+            raise BadRequestError(f"the head of the request is longer than {_MAX_HEAD} bytes, or ends early")
+        lines.append(line)
+    return _head(b"".join(lines))
+
+
+def _head(text: bytes) -> _Head:
+    """Read a head, down to the empty line at its end; raise BadRequestError where it is none."""
+    line, *lines = text.split(b"\n")
     words = line.decode("latin-1").split()
     if len(words) != 3 or not words[2].startswith("HTTP/1."):  # noqa: PLR2004 - method, target and version
         raise BadRequestError("this is not HTTP/1.1")
     method, target, version = words
     fields: dict[bytes, bytes] = {}
-    left = _MAX_HEAD - len(line)
-    while (line := source.readline(max(0, left))) not in {b"\r\n", b"\n"}:
-        left -= len(line)
-        if not line.endswith(b"\n"):
-            raise BadRequestError(f"the head of the request is longer than {_MAX_HEAD} bytes, or ends early")
+    for line in lines[:-2]:
         if len(fields) == _MAX_FIELDS:
             raise BadRequestError(f"the head of the request has more than {_MAX_FIELDS} fields")
         name, _, value = line.partition(b":")
@@ -401,6 +420,10 @@ def _read_head(source: BinaryIO) -> _Head | None:
         keep=version != "HTTP/1.0" and method != "HEAD" and fields.get(b"connection", b"").lower() != b"close",
         hesitates=fields.get(b"expect", b"").lower() == b"100-continue",
     )
+
+
+# kube-scheduler's heads differ in the length of the body alone: 2 us for one that is known, 25 for another.
+_known_head = lru_cache(maxsize=512)(_head)
 
 
 def _length(fields: dict[bytes, bytes]) -> int | None:
