@@ -30,6 +30,8 @@ FROM base
 COPY --from=build /opt/cotenant /opt/cotenant
 COPY LICENSE /usr/share/doc/cotenant/LICENSE
 ENV PATH=/opt/cotenant/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin PYTHONUNBUFFERED=1
+# Else NumPy begins a thread for each core of the node, which spin after a large product and use up the container's CPU.
+ENV OPENBLAS_NUM_THREADS=1
 # The device plugin's manifest overrides this: the kubelet's directories belong to root.
 USER 65532:65532
 CMD ["cotenant", "--help"]
