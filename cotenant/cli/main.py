@@ -1,5 +1,7 @@
 """The command line of `cotenant`."""
 
+import errno
+import os
 import sys
 from typing import IO, Any
 
@@ -10,11 +12,29 @@ from cotenant.cli.capacity import COMMANDS
 from cotenant.cli.mig import mig
 from cotenant.cli.options import HELP, Command, examples, names_of_domain, which_extender
 
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _TABLE_OUTPUTS = click.Choice(["table", "wide", "json", "yaml", "csv"])
 _TEXT_OUTPUTS = click.Choice(["table", "wide", "json", "yaml"])
 
 
-@click.group(context_settings=HELP, epilog=examples("cotenant demo", "cotenant explain POD", "cotenant COMMAND -h"))
+class _Program(click.Group):
+    """End with a sentence, too, where what is printed cannot be written; where nobody reads it, click ends quietly."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            # what is left of it is not tried again as Python ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            click.echo(f"Error: the output cannot be written: {error.strerror}; have it written elsewhere", err=True)
+            sys.exit(1)
+
+
+@click.group(
+    cls=_Program, context_settings=HELP, epilog=examples("cotenant demo", "cotenant explain POD", "cotenant COMMAND -h")
+)
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def main() -> None:
     """Share GPUs between Kubernetes pods by memory."""
@@ -100,14 +120,15 @@ def inspect_nodes(*, output: str, query: str, everything: bool, **where: Any) ->
 )
 @click.option("-o", "--output", type=_TABLE_OUTPUTS, default="table", help="How to print; csv has plain bytes.")
 @click.option("-n", "--namespace", default="", metavar="NAME", help="Only pods of this namespace; else of all.")
+@click.option("-A", "--all-namespaces", "everywhere", is_flag=True, help="Pods of all namespaces, whatever -n says.")
 @click.option("--state", type=click.Choice(["waiting", "binding", "bound", "ungranted"]), help="Only pods that are so.")
 @click.option("--filter", "query", default="", metavar="TEXT", help="Only pods whose name or node has it.")
 @_source
-def inspect_pods(*, output: str, namespace: str, state: str | None, query: str, **where: Any) -> None:
+def inspect_pods(*, output: str, namespace: str, everywhere: bool, state: str | None, query: str, **where: Any) -> None:
     """Show every pod that asks for GPU memory: where it is and what it holds, or why it waits."""
     from cotenant.cli import inspection  # noqa: PLC0415 - the Kubernetes client takes a second to import
 
-    asked = {"filter": query, "namespace": namespace, "state": state or "all"}
+    asked = {"filter": query, "namespace": "" if everywhere else namespace, "state": state or "all"}
     inspection.answer(lambda ask: inspection.pods(ask, output, asked), **where)
 
 

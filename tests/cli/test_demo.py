@@ -236,3 +236,11 @@ class TestChildren:
 
 def test_the_version_is_printed() -> None:
     assert __version__ == subprocess.check_output([COTENANT, "version"], text=True).strip()
+
+
+def test_where_there_is_no_room_for_what_is_printed_a_sentence_says_so() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([COTENANT, "version"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+
+    told = "Error: the output cannot be written: No space left on device; have it written elsewhere\n"
+    assert (1, told) == (done.returncode, done.stderr)

@@ -72,6 +72,11 @@ class TestCommands:
             result = cotenant("inspect", "pods", "--state", state, "-o", "json", *server)
             assert names == [pod["name"] for pod in msgspec.json.decode(result.output)["items"]]
 
+    def test_pods_of_one_namespace_are_listed_alone_and_those_of_all_when_asked(self, extender: Running) -> None:
+        for where, names in (((), {"train", "waits"}), (("-n", "team-a"), {"waits"}), (("-A",), {"train", "waits"})):
+            result = cotenant("inspect", "pods", *where, "-o", "json", "--server", extender.other_address)
+            assert names == {pod["name"] for pod in msgspec.json.decode(result.output)["items"]}
+
     def test_pods_can_be_read_by_programs(self, extender: Running) -> None:
         said = {}
         for output in ("json", "yaml", "csv"):
