@@ -160,8 +160,8 @@ def _shortfall(view: NodeView, request: PodRequest) -> int | None:
     """Count the bytes that must be freed on the node's best GPUs; None where no freed byte helps."""
     if request.profiles:
         return None  # room is a matter of where instances lie
-    needs, count = pieces(request), request.wishes.gpu_count
-    judged = [(state, *objection(state, request.wishes, *largest(request))) for state in view.gpus]
+    needs, count, most = pieces(request), request.wishes.gpu_count, largest(request)
+    judged = [(state, *objection(state, request.wishes, *most)) for state in view.gpus]
     open_to = [(state, lacking) for state, reason, lacking in judged if reason is None or reason in UNTIL_A_POD_ENDS]
     if view.problem is not None or len(open_to) < count:
         return None
