@@ -13,8 +13,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, precondition, rule
+from hypothesis.stateful import (
+    Bundle,
+    MultipleResults,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+)
 
+from cotenant.contract.mps import UNSET_USER
 from cotenant.contract.request import RequestError, parse
 from cotenant.contract.units import GIB
 from extender.ledger import Hold, Ledger, NodeView, Stage, Use
@@ -155,6 +166,17 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # --- the cluster lives ---
 
+    @initialize(target=pods, amounts=st.lists(st.integers(1, 6), max_size=3), mps=st.booleans())
+    def a_cluster_is_there_and_known(self, amounts: list[int], *, mps: bool) -> MultipleResults[str]:
+        """Without it most runs end before a pod is bound anywhere."""
+        node = a_node("n1").with_gpus(2, "8GiB")
+        self.put_node(node.under_mps(max_clients=2) if mps else node)
+        self.the_watch_tells_of_a_node()
+        for name, amount in zip("abc", amounts, strict=False):
+            self.put_pod("ADDED", a_pod().named(name).with_uid(f"{name}-0").asking(amount))
+            self.the_watch_tells_of_a_pod()
+        return multiple(*self.stored)
+
     @rule(name=node_names, sizes=st.lists(st.integers(2, 10), min_size=1, max_size=3), mps=st.booleans())
     def a_node_appears_or_is_made_anew(self, name: str, sizes: list[int], *, mps: bool) -> None:
         """GPUs vanish, come, shrink and grow under the pods on them."""
@@ -267,23 +289,30 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # --- the extender binds ---
 
-    @rule(uid=pods, node=node_names)
-    def a_bind_is_reserved(self, uid: str, node: str) -> None:
+    def unplaced(self) -> list[str]:
+        """Name the pods that a bind may be asked for: not bound, or not as far as the ledger has heard."""
+        free = {uid for uid, pod in self.stored.items() if not is_bound(pod)}
+        free |= {uid for uid in self.told_pods if self.ledger.waiting(uid) is not None}
+        return sorted(uid for uid in free if self.ledger.hold(uid) is None)
+
+    @precondition(lambda self: self.told_nodes and self.unplaced())
+    @rule(data=st.data())
+    def a_bind_is_reserved(self, data: st.DataObject) -> None:
+        self.reserve(data.draw(st.sampled_from(self.unplaced())), data.draw(st.sampled_from(sorted(self.told_nodes))))
+
+    def reserve(self, uid: str, node: str) -> None:
         pod = self.stored.get(uid)
-        if self.ledger.hold(uid) is not None or self.ledger.view(node) is None:
-            return
         waiting = self.ledger.waiting(uid)
         if waiting is not None:
             # what the watch last told may be old: the pod may be gone, or bound
             assert not isinstance(waiting.request, RequestError)
             request = waiting.request
             pod = pod or self.told_pods[uid]
-        elif pod is not None and not is_bound(pod):
+        else:
+            assert pod is not None
             found = parse(pod.build(), NAMES, GIB)
             assert found is not None
             request = found
-        else:
-            return
 
         def choose(view: NodeView) -> Grant | Reason:
             placed = place(view, request)
@@ -295,6 +324,19 @@ class LedgerMachine(RuleBasedStateMachine):
         self.flights[uid] = Flight(pod, node, hold.grant)
         self.assumed[uid] = Told(node, hold.grant), self.step
         self.check_that_no_gpu_is_over_committed_by(uid, node, hold.grant)
+
+    @precondition(lambda self: self.told_nodes and self.unplaced())
+    @rule(data=st.data())
+    def a_bind_goes_well_and_the_watch_tells_of_it(self, data: st.DataObject) -> None:
+        """Step by step few runs get so far, and what can happen to a bound pod would hardly be tried."""
+        uid = data.draw(st.sampled_from(self.unplaced()))
+        self.reserve(uid, data.draw(st.sampled_from(sorted(self.told_nodes))))
+        if uid not in self.flying("sent"):
+            return
+        self.reach_the_api_server(uid)
+        self.come_back(uid)
+        while self.pod_news and self.listing is None:
+            self.the_watch_tells_of_a_pod()
 
     # --- the extender evicts for a pod ---
 
@@ -342,7 +384,9 @@ class LedgerMachine(RuleBasedStateMachine):
             elif found is not None:
                 strangers += most_of_one_gpu(pod)
         for other, flight in self.flights.items():
-            if flight.node == node and flight.state == "sent":
+            pod = self.stored.get(other)
+            # that of a pod which somebody else has bound, or which is gone, comes to nothing
+            if flight.node == node and flight.state == "sent" and pod is not None and not is_bound(pod):
                 there[other] = flight.text
         there[uid] = text
         sums = sum((Counter(held_by(one)) for one in there.values()), Counter())
@@ -367,7 +411,9 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.flying("sent"))
     @rule(data=st.data())
     def a_binding_reaches_the_api_server(self, data: st.DataObject) -> None:
-        uid = data.draw(st.sampled_from(self.flying("sent")))
+        self.reach_the_api_server(data.draw(st.sampled_from(self.flying("sent"))))
+
+    def reach_the_api_server(self, uid: str) -> None:
         flight = self.flights[uid]
         pod = self.stored.get(uid)
         if pod is None:
@@ -381,7 +427,9 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.flying("done", "gone", "elsewhere"))
     @rule(data=st.data())
     def an_answer_comes_back(self, data: st.DataObject) -> None:
-        uid = data.draw(st.sampled_from(self.flying("done", "gone", "elsewhere")))
+        self.come_back(data.draw(st.sampled_from(self.flying("done", "gone", "elsewhere"))))
+
+    def come_back(self, uid: str) -> None:
         state = self.flights.pop(uid).state
         if state == "done":
             self.ledger.confirm(uid)
@@ -477,6 +525,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.ledger.pod_gone(uid)
             self.untell(uid)
 
+    @precondition(lambda self: self.flights or self.promises or self.told)
     @rule(data=st.data())
     def the_extender_restarts(self, data: st.DataObject) -> None:
         """What was on its way is cut off, and LISTs tell the rest: I4."""
@@ -560,6 +609,9 @@ class LedgerMachine(RuleBasedStateMachine):
             annotations = dict(pod.annotations)
             self.promises.pop(uid, None)
             self.told[uid] = Told(dict(pod.spec)["nodeName"], annotations.get("cotenant.io/grant"))
+        elif uid in self.told and self.told[uid].text is None:
+            # a read told that it is bound without a grant, and an older LIST does not: what is assumed counts again
+            del self.told[uid]
 
     def untell(self, uid: str) -> None:
         self.told.pop(uid, None)
@@ -626,9 +678,20 @@ class LedgerMachine(RuleBasedStateMachine):
                 usable = state.gpu.usable_bytes
                 left = 0 if state.gpu.uuid in closed else max(0, usable - held[state.gpu.uuid] - strangers)
                 assert left == state.free_bytes
+            if not strangers:
+                self.check_what_mps_serves(view, [*here, *kept])
             assert (view.problem is None) == (
                 readable and node.serving and node.unit_bytes == GIB and node.advertised == "1000"
             )
+
+    def check_what_mps_serves(self, view: NodeView, texts: list[str]) -> None:
+        """One daemon serves all GPUs of a node here; a user that a pod does not name is not known."""
+        clients = sum((Counter(clients_in(text)) for text in texts), Counter())
+        there = {state.gpu.uuid for state in view.gpus}
+        users = {UNSET_USER if user is None else user for text in texts for user in users_in(text, there)}
+        for state in view.gpus:
+            under_mps = state.gpu.mode == "mps"
+            assert (clients[state.gpu.uuid], users) == (state.clients, state.users) or not under_mps
 
     @invariant()
     def nobody_who_waits_is_told_to_be_bound(self) -> None:
