@@ -224,7 +224,8 @@ def expected_devices(ground: Ground, uuid: str) -> list[str]:
     """List what a container must find in /dev: the parent's node, and the capabilities of its instance alone."""
     found = next(one for one in ground.state.read().instances if one.uuid == uuid)
     nodes = [gpu.minor for gpu in NVML.open(fake=ground.plugin.fake_gpus).gpus() if gpu.uuid == found.gpu]
-    first = 100 * int(nodes[0] or 0) + 2 * found.id
+    # the made-up driver numbers them from 3 on: two of each instance, of which a GPU has up to 15
+    first = 3 + 30 * int(nodes[0] or 0) + 2 * found.id
     return sorted(
         ["/dev/nvidia-caps", f"/dev/nvidia{nodes[0]}", *(f"/dev/nvidia-caps/nvidia-cap{first + n}" for n in (0, 1))]
     )
