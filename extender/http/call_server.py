@@ -422,7 +422,7 @@ def _head(text: bytes) -> _Head:
     )
 
 
-# kube-scheduler's heads differ in the length of the body alone: 2 us for one that is known, 25 for another.
+# kube-scheduler's heads differ in the length of the body alone: 1.6 us for one that is known, 10 for another (0111).
 _known_head = lru_cache(maxsize=512)(_head)
 
 
