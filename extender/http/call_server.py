@@ -39,7 +39,7 @@ _BACKLOG = 1024
 _STOP_SECONDS = 6.0
 # How long a caller may take to show its certificate.
 _HANDSHAKE_SECONDS = 10.0
-# Of each connection, which may be as many as above: of half a head without an end its fields are kept.
+# Of each connection, which may be as many as above: of half a head without an end what has come is kept.
 _MAX_HEAD = 16 << 10
 _MAX_FIELDS = 100
 _END = b"\r\n\r\n"
@@ -382,15 +382,13 @@ def _read_head(source: BufferedReader) -> _Head | None:
         return _known_head(source.read(end + len(_END)))
     if not begun:
         return None
-    lines: list[bytes] = []
-    left = _MAX_HEAD
-    while not lines or lines[-1] not in {b"\r\n", b"\n"}:
-        line = source.readline(max(0, left))
-        left -= len(line)
+    text, line = bytearray(), b""
+    while line not in {b"\r\n", b"\n"}:
+        line = source.readline(_MAX_HEAD - len(text))
+        text += line
         if not line.endswith(b"\n"):
             raise BadRequestError(f"the head of the request is longer than {_MAX_HEAD} bytes, or ends early")
-        lines.append(line)
-    return _head(b"".join(lines))
+    return _head(bytes(text))
 
 
 def _head(text: bytes) -> _Head:
