@@ -101,7 +101,7 @@ class Offers:
         *,
         unit_bytes: int,
         packed: bool,
-        held: Collection[str] = (),
+        held: Collection[str],
     ) -> None:
         """Offer *gpus*, and what the MIG GPUs among them are; raise TooManyIdsError, and then change nothing.
 

@@ -77,12 +77,17 @@ class Account(msgspec.Struct):
         self.inventory, problem, self.detail = _inventory(annotation, unit_bytes)
         self.problem = self.mig_problem = problem
         if self.inventory is not None and problem is None:
-            by_memory = any(gpu.family is Family.MEMORY for gpu in self.inventory.gpus)
+            gpus = self.inventory.gpus
+            # What is not in allocatable the kubelet starts a pod with without asking the plugin
+            # (pkg/kubelet/lifecycle/predicate.go, removeMissingExtendedResources). A node whose GPUs are all of other
+            # families need not have any gpu-mem.
+            by_memory = not gpus or any(gpu.family is Family.MEMORY for gpu in gpus)
             named = any(name.startswith(names.mig_prefix) for name in node.status.allocatable or {})
-            if not instances and self.inventory.gives_instances(named=named):
+            lacks_instances = not instances and self.inventory.gives_instances(named=named)
+            if lacks_instances:
                 self.mig_problem = Reason.NOT_ADVERTISED
-                self.problem = None if by_memory else Reason.NOT_ADVERTISED
-            if not _advertises_memory(self.inventory, advertised):
+            lacking = count_of(advertised) <= 0 if by_memory else lacks_instances
+            if lacking:
                 self.problem = Reason.NOT_ADVERTISED
         return True
 
@@ -281,16 +286,6 @@ def _inventory(annotation: str | None, unit_bytes: int) -> tuple[Inventory | Non
     if not inventory.serving:
         return inventory, Reason.PLUGIN_GONE, ""
     return inventory, None, _others(inventory)
-
-
-# What is not in allocatable the kubelet starts a pod with without asking the plugin
-# (pkg/kubelet/lifecycle/predicate.go, removeMissingExtendedResources).
-
-
-def _advertises_memory(inventory: Inventory | None, advertised: str | int | None) -> bool:
-    """Tell whether gpu-mem can be had; a node whose GPUs are all of other families need not have any."""
-    gpus = inventory.gpus if inventory else ()
-    return count_of(advertised) > 0 or (bool(gpus) and not any(gpu.family is Family.MEMORY for gpu in gpus))
 
 
 def _advertised_instances(node: Node, names: Names) -> frozenset[str]:
