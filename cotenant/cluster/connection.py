@@ -31,8 +31,8 @@ from urllib3.exceptions import (
 )
 
 from cotenant import __version__
-from cotenant.cluster.errors import ClusterError, TimedOut, Unauthorized, Unreachable, error_of
-from cotenant.cluster.exchange import Exchange, NotSentError
+from cotenant.cluster.errors import ClusterError, TimedOut, TooLong, Unauthorized, Unreachable, error_of
+from cotenant.cluster.exchange import ANY, Exchange, NotSentError, TooLongError, to_the_end
 
 _log = structlog.get_logger(__name__)
 
@@ -207,9 +207,9 @@ class Cluster:
         self._session = source.session()
         self._credentials = threading.Lock()
 
-    def get(self, path: str, *, query: Query | None = None, timeout: float = 30.0) -> Reply:
-        """Read one object, or one page of a list."""
-        return self._send("GET", path, query=query, timeout=timeout)
+    def get(self, path: str, *, query: Query | None = None, timeout: float = 30.0, most: int = ANY) -> Reply:
+        """Read one object, or one page of a list; raise TooLong where that is more than *most* bytes."""
+        return self._send("GET", path, query=query, timeout=timeout, most=most)
 
     def post(self, path: str, body: bytes, *, timeout: float = 10.0) -> Reply:
         """Create what *body*, JSON, describes."""
@@ -243,16 +243,17 @@ class Cluster:
         query: Query | None = None,
         body: bytes | None = None,
         content_type: str | None = None,
+        most: int = ANY,
     ) -> Reply:
         target = _target(path, query)
 
         def once(session: _Session) -> Reply:
             if session.exchange is not None:
-                return self._exchange(session, session.exchange, method, target, body, content_type, timeout)
+                return self._exchange(session, session.exchange, method, target, body, content_type, timeout, most)
             response = self._open(session, method, target, body, content_type, timeout)
-            with _translated(method):
-                # reading to the end also gives the connection back to the pool
-                return Reply(response.status, response.read())
+            # reading to the end also gives the connection back to the pool
+            with _translated(method), contextlib.closing(response):
+                return Reply(response.status, to_the_end(response, most))
 
         return self._authorized(once)
 
@@ -275,10 +276,11 @@ class Cluster:
         body: bytes | None,
         content_type: str | None,
         timeout: float,
+        most: int,
     ) -> Reply:
         fields = self._fields(session, content_type)
         with _translated(method):
-            status, fields_back, answer = exchange.send(method, session.path + target, fields, body, timeout)
+            status, fields_back, answer = exchange.send(method, session.path + target, fields, body, timeout, most)
         if status < _FIRST_ERROR:
             return Reply(status, answer)
         retry_after = fields_back.get(b"retry-after", b"").decode("latin-1") or None
@@ -392,6 +394,8 @@ def _translated(method: str) -> Iterator[None]:
         yield
     except NotSentError as error:
         raise Unreachable(f"the API server cannot be reached: {error}") from error
+    except TooLongError as error:
+        raise TooLong("the API server's answer is longer than was asked for") from error
     except (HTTPError, OSError) as error:
         if isinstance(error, ReadTimeoutError | TimeoutError):
             message = "the API server did not answer in time"

@@ -37,6 +37,10 @@ class TimedOut(Unreachable):
     """Be raised when the connection stands but says nothing for too long."""
 
 
+class TooLong(ClusterError):
+    """Be raised when an answer is longer than its caller would take; nothing of it is kept."""
+
+
 class ApiError(ClusterError):
     """Be raised when the API server answered with an error; *reason* and *message* are those of its Status."""
 

@@ -6,6 +6,7 @@ the interpreter (docs/decisions/0075). urllib3 still dials, since it knows about
 """
 
 import re
+import sys
 import threading
 from collections import deque
 from collections.abc import Mapping
@@ -21,6 +22,8 @@ _CONNECT_TIMEOUT_SECONDS = 5.0
 _INFORMATIONAL = range(100, 200)
 # RFC 9112, 6.3: these have no body, whatever their head says
 _BODILESS = (204, 304)
+# more bytes than there is memory for
+ANY = sys.maxsize
 _HEX = re.compile(rb"[0-9A-Fa-f]{1,16}")
 
 
@@ -30,6 +33,10 @@ class NotSentError(Exception):
 
 class BrokenError(OSError):
     """Say that what came is no answer, or half of one."""
+
+
+class TooLongError(Exception):
+    """Say that an answer's body is longer than was to be read."""
 
 
 class Answer(NamedTuple):
@@ -58,11 +65,20 @@ class Exchange:
         self._idle: deque[_Line] = deque()
         self._closed = False
 
-    def send(self, method: str, target: str, fields: Mapping[str, str], body: bytes | None, timeout: float) -> Answer:
-        """Send one request, once, and read its answer; *timeout* seconds bound each silence.
+    def send(  # noqa: PLR0917 - a request has so many parts
+        self,
+        method: str,
+        target: str,
+        fields: Mapping[str, str],
+        body: bytes | None,
+        timeout: float,
+        most: int = ANY,
+    ) -> Answer:
+        """Send one request, once, and read its answer; *timeout* seconds bound each silence, *most* bytes its body.
 
         Raises:
             NotSentError: nothing was sent.
+            TooLongError: the body has more bytes than *most*.
             TimeoutError: the server was silent for too long.
             OSError: the connection was lost.
 
@@ -74,7 +90,7 @@ class Exchange:
                 line.sock.settimeout(timeout)
             # in one write, so that the server wakes up once
             line.sock.sendall(request)
-            answer, keep = _read(line.source)
+            answer, keep = _read(line.source, most)
         except BaseException as error:
             _hang_up(line)
             if isinstance(error, TimeoutError):
@@ -140,7 +156,7 @@ def _request(method: str, target: str, fields: Mapping[str, str], body: bytes | 
     return f"{head}\r\n".encode("latin-1") + (body or b"")
 
 
-def _read(source: BinaryIO) -> tuple[Answer, bool]:
+def _read(source: BinaryIO, most: int) -> tuple[Answer, bool]:
     """Read an answer, and tell whether another may follow on the connection."""
     while True:
         status, version = _status(source)
@@ -151,13 +167,13 @@ def _read(source: BinaryIO) -> tuple[Answer, bool]:
     if status in _BODILESS:
         return Answer(status, fields, b""), keep
     if fields.get(b"transfer-encoding", b"").lower() == b"chunked":
-        return Answer(status, fields, _chunks(source)), keep
+        return Answer(status, fields, _chunks(source, most)), keep
     length = fields.get(b"content-length")
     if length is None:
-        return Answer(status, fields, source.read()), False
+        return Answer(status, fields, to_the_end(source, most)), False
     if not length.isdigit():
         raise BrokenError("the Content-Length is no number")
-    return Answer(status, fields, _exactly(source, int(length))), keep
+    return Answer(status, fields, _exactly(source, int(length), most)), keep
 
 
 def _status(source: BinaryIO) -> tuple[int, bytes]:
@@ -177,7 +193,7 @@ def _fields(source: BinaryIO) -> dict[bytes, bytes]:
     return found
 
 
-def _chunks(source: BinaryIO) -> bytes:
+def _chunks(source: BinaryIO, most: int) -> bytes:
     parts: list[bytes] = []
     while True:
         length = chunk_size(source)
@@ -186,7 +202,8 @@ def _chunks(source: BinaryIO) -> bytes:
         if length == 0:
             _fields(source)  # trailers
             return b"".join(parts)
-        parts.append(_exactly(source, length))
+        parts.append(_exactly(source, length, most))
+        most -= length
         source.readline(_MAX_LINE)
 
 
@@ -196,8 +213,21 @@ def chunk_size(source: BinaryIO) -> int | None:
     return int(size, 16) if _HEX.fullmatch(size) else None
 
 
-def _exactly(source: BinaryIO, length: int) -> bytes:
+def _exactly(source: BinaryIO, length: int, most: int) -> bytes:
+    if length > most:
+        raise TooLongError
     body = source.read(length)
     if len(body) < length:
         raise BrokenError("the body of the answer is not whole")
     return body
+
+
+def to_the_end(source: Any, most: int) -> bytes:
+    """Read all that comes; raise TooLongError where it is more than *most* bytes."""
+    parts: list[bytes] = []
+    while part := source.read(min(_BUFFER, most + 1)):
+        if len(part) > most:
+            raise TooLongError
+        parts.append(part)
+        most -= len(part)
+    return b"".join(parts)

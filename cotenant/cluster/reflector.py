@@ -17,7 +17,8 @@ import structlog
 
 from cotenant.cluster.backoff import Backoff
 from cotenant.cluster.connection import Cluster, Stream
-from cotenant.cluster.errors import ApiError, ClusterError, Gone, TimedOut, Unreachable
+from cotenant.cluster.errors import ApiError, ClusterError, Gone, TimedOut, TooLong, Unreachable
+from cotenant.cluster.exchange import ANY
 from cotenant.cluster.opening import Opening
 from cotenant.cluster.reading import BOOKMARK, Change, NotJSONError, Reader, T, Unreadable
 from cotenant.threads import giving_way
@@ -25,6 +26,10 @@ from cotenant.threads import giving_way
 _log = structlog.get_logger(__name__)
 
 _PAGE_OBJECTS = 500  # as client-go; a page of 500 pods is about 2 MB
+# But an object may have 1.5 MB, which its owner may fill with annotations, and 500 of them are more than our memory. A
+# page that becomes longer than this is left, and a fourth of its objects asked for.
+_PAGE_BYTES = 16 << 20
+_FEWER = 4
 _LIST_TIMEOUT_SECONDS = 60.0
 # The server ends a watch after this long, so that after it restarts the watches do not all stay on the other servers.
 _WATCH_SECONDS = (300, 600)
@@ -103,7 +108,6 @@ class Reflector(Generic[T]):
         by_page: Callable[[list[T]], list[T]] = lambda page: page,
         selector: Mapping[str, str] | None = None,
         silence: float = _SILENCE_SECONDS,
-        page: int = _PAGE_OBJECTS,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
         wait: Callable[[float], bool] | None = None,
@@ -115,7 +119,6 @@ class Reflector(Generic[T]):
         self._by_page = by_page
         self._selector = dict(selector or {})
         self._silence = silence
-        self._page = page
         self._clock = clock
         self._rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
         self._backoff = Backoff(self._rng)
@@ -231,7 +234,7 @@ class Reflector(Generic[T]):
             wanted = len(self._wanted)
         started = self._mark()
         try:
-            objects, unreadable, version = self._pages(self._page)
+            objects, unreadable, version = self._pages(_PAGE_OBJECTS)
         except Gone:
             # The snapshot was compacted away between two pages; a list in one piece cannot lose it.
             started = self._mark()
@@ -249,10 +252,11 @@ class Reflector(Generic[T]):
     def _pages(self, limit: int) -> tuple[list[T], list[Unreadable], str]:
         objects: list[T] = []
         unreadable: list[Unreadable] = []
-        query = {**self._selector, "resourceVersion": "", "limit": str(limit)}
+        query = {**self._selector, "resourceVersion": ""}
         while True:
+            body, limit = self._page(query, limit)
             try:
-                page = self._reader.page(self._cluster.get(self._path, query=query, timeout=_LIST_TIMEOUT_SECONDS).body)
+                page = self._reader.page(body)
             except NotJSONError as error:
                 raise Unreachable(f"the API server's list of {self._path} is not JSON: {error}") from error
             for bad in page.unreadable:
@@ -262,7 +266,20 @@ class Reflector(Generic[T]):
             if not page.continue_:
                 return objects, unreadable, page.version
             # The continue token carries the version of the first page: the pages are one snapshot.
-            query = {**self._selector, "limit": str(limit), "continue": page.continue_}
+            query = {**self._selector, "continue": page.continue_}
+
+    def _page(self, query: Mapping[str, str], limit: int) -> tuple[bytes, int]:
+        """Ask for so many objects, 0 for all, or for fewer where they are large; tell how many to ask for next."""
+        while True:
+            most = _PAGE_BYTES if limit > 1 else ANY
+            asked = {**query, "limit": str(limit)}
+            try:
+                body = self._cluster.get(self._path, query=asked, timeout=_LIST_TIMEOUT_SECONDS, most=most).body
+            except TooLong:
+                limit = max(1, limit // _FEWER)
+                continue
+            # what follows may be small again
+            return body, min(limit * 2, _PAGE_OBJECTS) if len(body) * _FEWER < _PAGE_BYTES else limit
 
     def _watch(self, version: str) -> Iterator[str]:
         """Follow what happens after *version* and yield the version after each event; end when the server ends it."""

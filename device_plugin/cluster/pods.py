@@ -17,9 +17,6 @@ log = structlog.get_logger(__name__)
 
 _pod = msgspec.json.Decoder(Pod)
 
-# Anybody may name this node in pods, as many as they like and each of a megabyte; the kubelet takes 110.
-_PAGE_OBJECTS = 50
-
 
 class NodePods:
     """Follow the pods of *node*."""
@@ -42,7 +39,6 @@ class NodePods:
             self,
             selector={"fieldSelector": f"spec.nodeName={node}"},
             by_page=lambda pods: [self._kept(pod) for pod in pods],
-            page=_PAGE_OBJECTS,
         )
 
     def start(self, *, wait_seconds: float) -> None:

@@ -99,6 +99,26 @@ class TestList:
         assert [500, 1] == pages
         assert 2 == len(notebook.pods)
 
+    def test_of_large_objects_fewer_are_asked_for_at_a_time_and_of_small_ones_after_them_more_again(
+        self, api: ApiServer, follow: Follow, notebook: Notebook
+    ) -> None:
+        """A tenant's 500 pods of a megabyte each are more than the extender may have."""
+        for number in range(100):  # 24 MB
+            api.add_pod(f"large-{number:02}", annotations={"note": "x" * (240 << 10)})
+        for number in range(100):
+            api.add_pod(f"small-{number:02}")
+        pages: list[int] = []
+
+        def count(page: list[Pod]) -> list[Pod]:
+            pages.append(len(page))
+            return page
+
+        follow(by_page=count)
+
+        # 500 and 125 objects are more than 16 MiB, 31 are 7.4; the fourth page has 7 large ones
+        assert [31, 31, 31, 31, 62, 14] == pages
+        assert 200 == len(notebook.pods)
+
     def test_a_list_whose_snapshot_expires_between_two_pages_is_asked_for_in_one_piece(
         self, api: ApiServer, follow: Follow, notebook: Notebook, waits: Waits
     ) -> None:
