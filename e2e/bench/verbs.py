@@ -98,10 +98,11 @@ def _bound(cluster: ControlPlane, client: Client, idle: Client, names: list[str]
             of_round = dict(zip(kinds, pods[1 + n * len(kinds) :], strict=False))
             # each round begins with another
             for kind in kinds[n % len(kinds) :] + kinds[: n % len(kinds)]:
+                # as kube-scheduler does, which binds to no node that it has not just asked about
+                asked = client.post("filter", whole)[0], client.post("filter", sample)[0]
                 if kind == "bind":
-                    # as kube-scheduler does, which binds to no node that it has not just asked about
-                    seconds["all"].append(client.post("filter", whole)[0])
-                    seconds["sample"].append(client.post("filter", sample)[0])
+                    seconds["all"].append(asked[0])
+                    seconds["sample"].append(asked[1])
                 seconds[kind].append(ways[kind](of_round[kind], node))
     remove(api, [pod["metadata"]["name"] for pod in pods])
     return {
