@@ -59,7 +59,12 @@ def informative(container: ContainerGrant) -> dict[str, str]:
 
 def annotations(grant: Grant, names: Names) -> dict[str, str]:
     """Give every annotation that the Binding of a pod with *grant* carries."""
-    keyed = {names.grant: grants.encode(grant)}
+    return {names.grant: grants.encode(grant), **read_by_admission(grant, names)}
+
+
+def read_by_admission(grant: Grant, names: Names) -> dict[str, str]:
+    """Give those of them that fill in the variables that admission has put into the containers."""
+    keyed: dict[str, str] = {}
     for container in grant.containers:
         values = injected(container)
         keyed[names.visible_devices(container.name)] = values[VISIBLE_DEVICES]

@@ -38,7 +38,8 @@ class Isolation(StrEnum):
     @property
     def whole_gpu(self) -> bool:
         """Tell whether gpu-mem meets this only by a GPU for the pod itself, charged whole."""
-        return self in {Isolation.STRICT, Isolation.EXCLUSIVE}
+        # asked eight times for a pod: a set would be made, and the members' names hashed, each time
+        return self is Isolation.STRICT or self is Isolation.EXCLUSIVE
 
 
 _RANKS = {isolation: rank for rank, isolation in enumerate(Isolation)}

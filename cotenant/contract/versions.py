@@ -15,12 +15,13 @@ class _Version(msgspec.Struct):
 T = TypeVar("T", bound=msgspec.Struct)
 
 _version = msgspec.json.Decoder(_Version)
+_encode = msgspec.json.Encoder().encode
 
 
 def encode(value: msgspec.Struct, version: int) -> str:
     """Write *value* as compact JSON that starts with its version."""
     # omit_defaults leaves the version out, since it is every value's default
-    fields = msgspec.json.encode(value).decode()[1:-1]
+    fields = _encode(value).decode()[1:-1]
     return f'{{"version":{version}{"," if fields else ""}{fields}}}'
 
 

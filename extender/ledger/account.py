@@ -128,7 +128,7 @@ class Account(msgspec.Struct):
         for uuid, amount in hold.charges.items():
             (self.promised if promised else self.held)[uuid] += amount
             self.pods[uuid] += 1
-        if not promised:
+        if hold.alone and not promised:
             self.alone.update(hold.alone)
         for uuid, clients in hold.clients.items():
             self.clients[uuid] += clients.count

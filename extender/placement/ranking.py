@@ -255,7 +255,8 @@ class Ranking:
         return prefer
 
     def _column(self, row: int) -> int:
-        self._update(np.array([row]))
+        if self._weighed_at[row] < self._table.changed_at[row]:
+            self._update(np.array([row]))
         if not self._feasible[row]:
             return _NO_GPU
         best = (self._terms[row] @ self._policy.prices()).argmin() if self._priced else 0

@@ -198,6 +198,8 @@ class Table:
         rows = [self.rows.get(name, -1) for name in names]
         if -1 in rows:
             return False
+        if len(asked) == 1:  # bind's
+            return asked[0] not in rows
         self._changed[rows] = True
         concerned = self._changed[asked].any()
         self._changed[rows] = False

@@ -7,7 +7,7 @@ from typing import Protocol, Self
 import msgspec
 
 from cotenant.contract import grant as grants
-from cotenant.contract.environment import annotations
+from cotenant.contract.environment import read_by_admission
 from cotenant.contract.names import Names
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
@@ -108,14 +108,17 @@ class Bind:
             if isinstance(reserved, Refusal):
                 return reserved
             hold, granted = reserved
-            return self._binder.bind(args, annotations(granted, self._names), hold, deadline=deadline)
+            return self._binder.bind(args, self._annotations(hold, granted), hold, deadline=deadline)
         if hold.node != args.Node:
             return Refusal.of(args, Reason.UNSETTLED if hold.stage is Stage.ASSUMED else Reason.BOUND_ELSEWHERE)
         if hold.stage is Stage.BOUND:
             return self._bound(args, hold, deadline)
         # the outcome of an earlier bind is in doubt: the same Binding again finds out
-        told = annotations(grants.decode(hold.grant), self._names)
+        told = self._annotations(hold, grants.decode(hold.grant))
         return self._binder.bind(args, told, hold, deadline=deadline, again=True)
+
+    def _annotations(self, hold: Hold, granted: grants.Grant) -> dict[str, str]:
+        return {self._names.grant: hold.grant, **read_by_admission(granted, self._names)}
 
     def _bound(self, args: BindArgs, hold: Hold, deadline: float) -> Refusal | None:
         """Find out whether a pod that was bound here is bound still, not undone by an API server with an old backup."""
