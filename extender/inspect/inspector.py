@@ -310,7 +310,7 @@ class Inspector:
             unhealthy_gpus=sum(state.gpu.health is not Health.HEALTHY for _, state in states),
             fenced_gpus=sum(state.gpu.fenced for _, state in states),
             usable_bytes=sum(state.gpu.usable_bytes for _, state in states),
-            held_bytes=sum(min(state.held_bytes, state.gpu.usable_bytes) for _, state in states),
+            held_bytes=sum(state.held_bytes for _, state in states),
             free_bytes=sum(free),
             largest_free_block_bytes=max(pieces, default=0) if shared else None,
             pods=len(holds),

@@ -66,6 +66,19 @@ class TestNodes:
         expected = "CLUSTER: 2 nodes, 4 GPUs, 6Gi/40Gi (15%), largest free block 10Gi, 0 pods waiting"
         assert expected == lines[5]
 
+    def test_of_a_gpu_that_shrank_below_what_its_pods_hold_the_sum_has_all_that_they_hold(
+        self, api: ApiServer, extender: Running
+    ) -> None:
+        pod = bound(api, extender, a_pod().asking(6), "n1")
+
+        shrunk = a_node("n1").with_gpus(2, "5GiB").node_annotations
+        api.patch(NODES, "n1", {"metadata": {"annotations": shrunk}})
+
+        # 2 GPUs of 5 GiB and 2 of 10
+        assert eventually(lambda: 30 * GIB == extender.get("/v1/nodes").json["cluster"]["usableBytes"])
+        assert 6 * GIB == extender.get("/v1/nodes").json["cluster"]["heldBytes"]
+        api.delete_pod(pod["metadata"]["name"], grace=0)
+
     def test_clients_of_mps_and_instances_of_mig_are_counted(self, api: ApiServer, extender: Running) -> None:
         served = a_node("m").with_gpu().under_mps(max_clients=48)
         static = (
