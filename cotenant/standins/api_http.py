@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 import msgspec
 
 from cotenant.standins import api_rules as rules
+from cotenant.standins.api_discovery import discovered
 from cotenant.standins.api_rules import BUDGETS, NODES, PODS, RESOURCES, Json, Refused, Resource
 from cotenant.standins.api_store import Key, Selection, Stored, bookmark_line, event_line
 
@@ -82,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
         """Say nothing; the writes are recorded."""
 
     def _answer(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self._body()
         url = urlsplit(self.path)
         query = {key: values[-1] for key, values in parse_qs(url.query, keep_blank_values=True).items()}
         fault = self._api.faults.take(self.command, self.path)
@@ -110,6 +111,16 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         self._reply(code, answer, retry_after)
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "") != "chunked":  # as `kubectl create --raw` sends its file
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
 
     def _authenticate(self) -> None:
         if self._api.token and not self._user and self.headers.get("Authorization") != f"Bearer {self._api.token}":
@@ -158,12 +169,14 @@ class Handler(BaseHTTPRequestHandler):
             return 200, b"ok"
         if path == "/version":
             return 200, msgspec.json.encode({"gitVersion": self._api.version})
-        if (service := _PROXY.fullmatch(path)) and self.command == "GET":
-            return self._handed_on(service["service"], service["path"], query)
+        if (found := discovered(path)) is not None:
+            return 200, msgspec.json.encode(found)
+        if (service := _PROXY.fullmatch(path)) and self.command in {"GET", "POST"}:
+            return self._handed_on(service["service"], service["path"], query, body)
         target = self._target(path)
         return getattr(self, f"_{self.command.lower()}")(target, query, body)  # type: ignore[no-any-return]
 
-    def _handed_on(self, service: str, path: str, query: dict[str, str]) -> tuple[int, bytes]:
+    def _handed_on(self, service: str, path: str, query: dict[str, str], body: bytes) -> tuple[int, bytes]:
         """Ask a Service, as the API server's proxy does (K/pkg/registry/core/service/proxy)."""
         address = self._api.services.get(unquote(service))
         if address is None:
@@ -171,7 +184,7 @@ class Handler(BaseHTTPRequestHandler):
         host, _, port = address.rpartition(":")
         connection = http.client.HTTPConnection(host, int(port), timeout=30)
         try:
-            connection.request("GET", f"{path}?{urlencode(query)}")
+            connection.request(self.command, f"{path}?{urlencode(query)}", body)
             answer = connection.getresponse()
             return answer.status, answer.read()
         except OSError as error:
@@ -191,7 +204,7 @@ class Handler(BaseHTTPRequestHandler):
         grace = None if grace is None else int(grace)
         return 200, self._api.store.delete(target.resource, target.key, grace=grace, uid=uid).raw
 
-    def _post(self, target: Target, _: dict[str, str], body: bytes) -> tuple[int, bytes]:
+    def _post(self, target: Target, query: dict[str, str], body: bytes) -> tuple[int, bytes]:
         if target.resource == PODS and target.subresource == "binding":
             self._api.store.bind(target.key, _decoded(body))
             return 201, b'{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Success","code":201}'
@@ -200,7 +213,9 @@ class Handler(BaseHTTPRequestHandler):
             return 201, b'{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Success","code":201}'
         if target.name:
             raise Refused(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
-        return 201, self._api.store.create(target.resource, _decoded(body), namespace=target.namespace).raw
+        dry_run = query.get("dryRun") == "All"
+        create = self._api.store.create
+        return 201, create(target.resource, _decoded(body), namespace=target.namespace, dry_run=dry_run).raw
 
     def _evict(self, target: Target, eviction: Json) -> None:
         store = self._api.store
@@ -249,6 +264,9 @@ class Handler(BaseHTTPRequestHandler):
         )
 
     def _watch(self, target: Target, query: dict[str, str]) -> None:
+        if query.get("sendInitialEvents") == "true":
+            # as where the feature gate WatchList is off: client-go then lists, and watches from there
+            raise Refused(422, "Invalid", "sendInitialEvents is forbidden for watch: the stand-in has no WatchList")
         store = self._api.store
         selection = _selection(target, query)
         asked = query.get("resourceVersion", "")

@@ -151,8 +151,13 @@ class Store:
 
     # Writing
 
-    def create(self, resource: Resource, body: Json, *, namespace: str = "", keep_status: bool = False) -> Stored:
-        """Create an object as a POST does; *keep_status* sets a scene that no client could create in one step."""
+    def create(
+        self, resource: Resource, body: Json, *, namespace: str = "", keep_status: bool = False, dry_run: bool = False
+    ) -> Stored:
+        """Create an object as a POST does, or in a *dry_run* show it and keep nothing.
+
+        *keep_status* sets a scene that no client could create in one step.
+        """
         with self.changed:
             new = rules.created(
                 resource,
@@ -170,7 +175,7 @@ class Store:
             key = _key(new)
             if key in self._objects[resource]:
                 raise Refused(409, "AlreadyExists", f'{resource.qualified} "{key[1]}" already exists')
-            return self._write(resource, key, "ADDED", new)
+            return Stored(new, msgspec.json.encode(new)) if dry_run else self._write(resource, key, "ADDED", new)
 
     def update(self, resource: Resource, key: Key, change: Callable[[Json], Json], *, subresource: str = "") -> Stored:
         """Change an object as PUT and PATCH do; *change* makes the wanted object from the present one."""

@@ -1,12 +1,16 @@
 """What the stand-in can do that the original cannot: go wrong on demand, and be looked into."""
 
 import threading
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import msgspec
 import pytest
 
 from cotenant.cluster import (
+    ApiError,
     Cluster,
     Conflict,
     Forbidden,
@@ -17,7 +21,7 @@ from cotenant.cluster import (
     Unreachable,
     connect,
 )
-from cotenant.standins.api_rules import EVENTS, LEASES, NODES, PODS
+from cotenant.standins.api_rules import EVENTS, LEASES, NODES, PODS, RESOURCES
 from cotenant.standins.api_server import ApiServer, Refused, Write
 
 PATH = "/api/v1/namespaces/default/pods"
@@ -198,7 +202,9 @@ class TestLife:
 class TestRequestsThatMakeNoSense:
     """They get a Status, never a broken connection."""
 
-    @pytest.mark.parametrize("path", ["/", "/api/v1/secrets", "/apis/apps/v1/deployments", f"{PATH}/one/exec", "/api"])
+    @pytest.mark.parametrize(
+        "path", ["/", "/api/v1/secrets", "/apis/apps/v1/deployments", f"{PATH}/one/exec", "/api/v2"]
+    )
     def test_an_unknown_path_is_not_found(self, path: str, cluster: Cluster) -> None:
         with pytest.raises(NotFound):
             cluster.patch(path, b"{}")
@@ -237,3 +243,46 @@ def test_a_scene_is_set_in_one_call(api: ApiServer) -> None:
         api.nodes()[0]["metadata"]["annotations"],
     )
     assert [PODS.kind] == [pod["kind"] for pod in api.pods()]
+
+
+class TestKubectl:
+    """What kubectl asks for besides what our programs do, so that the demo can be asked as a cluster is."""
+
+    def test_it_tells_of_every_resource_where_it_answers(self, cluster: Cluster) -> None:
+        groups = msgspec.json.decode(cluster.get("/apis").body)["groups"]
+        roots = ["/api/v1", *(f"/apis/{one['preferredVersion']['groupVersion']}" for one in groups)]
+
+        told = [(root, one) for root in roots for one in msgspec.json.decode(cluster.get(root).body)["resources"]]
+
+        assert {(one.root, one.plural) for one in RESOURCES} == {(root, one["name"]) for root, one in told}
+        for root, one in told:
+            assert f"{one['kind']}List" == msgspec.json.decode(cluster.get(f"{root}/{one['name']}").body)["kind"]
+
+    def test_it_checks_fields_by_itself_so_that_kubectl_needs_no_schema(self, cluster: Cluster) -> None:
+        paths = msgspec.json.decode(cluster.get("/openapi/v3").body)["paths"]
+
+        (pods,) = (
+            path["patch"]
+            for path in msgspec.json.decode(cluster.get(paths["api/v1"]["serverRelativeURL"]).body)["paths"].values()
+            if path["patch"]["x-kubernetes-group-version-kind"]["kind"] == "Pod"
+        )
+        assert "fieldValidation" in {one["name"] for one in pods["parameters"]}
+
+    def test_a_dry_run_shows_the_pod_as_admission_has_it_and_keeps_nothing(self, tmp_path: Path) -> None:
+        readied = {"kind": "Pod", "metadata": {"name": "one", "uid": "u"}, "spec": {"schedulerName": "ours"}}
+        with ApiServer(admit=lambda _: readied) as api, connect(api.kubeconfig(tmp_path / "kubeconfig")) as cluster:
+            shown = cluster.post(f"{PATH}?dryRun=All", A_POD)
+
+            assert "ours" == msgspec.json.decode(shown.body)["spec"]["schedulerName"]
+            assert [] == api.pods()
+
+    def test_a_body_in_chunks_is_read_as_one_of_a_length_is(self, api: ApiServer) -> None:
+        connection = HTTPConnection(urlsplit(api.url).netloc)
+        connection.request("POST", PATH, iter([A_POD[:9], A_POD[9:]]), encode_chunked=True)
+
+        assert 201 == connection.getresponse().status
+        assert api.pod("one")
+
+    def test_a_watch_that_would_begin_with_a_list_is_refused_so_that_clients_list(self, cluster: Cluster) -> None:
+        with pytest.raises(ApiError, match="sendInitialEvents"):
+            cluster.get(f"{PATH}?watch=true&sendInitialEvents=true")

@@ -53,7 +53,7 @@ def _serve(stage: Stage, screen: Screen) -> None:
     screen.heading("Still up, until Ctrl-C")
     for label, text in (
         ("kubeconfig", str(stage.kubeconfig)),
-        ("asked by", "cotenant explain whale, kubectl gpumem nodes; with --kubeconfig"),
+        ("asked by", "kubectl, kubectl gpumem, cotenant explain; with --kubeconfig"),
         ("API server", f"{stage.api.url}/api/v1/pods"),
         ("extender", f"http://{stage.serve}/ (a page) /v1/nodes /v1/pods /metrics"),
         ("its verbs", f"http://{stage.verbs}/filter /prioritize /bind"),
