@@ -138,6 +138,10 @@ soak: $(ENVIRONMENT) binaries ## let 20 pods a second come and go for 2 hours: d
 fuzz: $(ENVIRONMENT) ## send 10,000 nearly good and bad requests to extender, webhook and device plugin
 	COTENANT_FUZZ=$(or $(COUNT),1700) $(RUN)/pytest tests/extender/test_fuzz.py tests/device_plugin/test_fuzz.py
 
+.PHONY: histories
+histories: $(ENVIRONMENT) ## run 100 random histories of whole extenders and judge each, an hour; COUNT=, SEED= of the first
+	COTENANT_HISTORIES=$(or $(COUNT),100) COTENANT_SEED=$(or $(SEED),0) $(RUN)/pytest tests/extender/test_histories.py --verbose
+
 .PHONY: audit
 audit: $(UV) ## ask which locked dependencies have known vulnerabilities
 	@mkdir -p build

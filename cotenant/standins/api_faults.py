@@ -101,9 +101,9 @@ class Faults:
         """Do what is asked, then close the connection without an answer."""
         self._add(Fault(method, path, times, drop="after"))
 
-    def delay(self, seconds: float) -> None:
+    def delay(self, seconds: float, *, path: str = "") -> None:
         """Do what is asked next *seconds* later."""
-        self._add(Fault(".*", "", 1, seconds=seconds))
+        self._add(Fault(".*", path, 1, seconds=seconds))
 
     def hold(self, *, method: str = ".*", path: str = "") -> Hold:
         """Stop the next request before it does anything, until the test releases it."""

@@ -30,7 +30,7 @@ class Stored(NamedTuple):
 
 
 class Change(NamedTuple):
-    """Hold what happened to one object; *resource* None and *line* set: what a test has every watch say."""
+    """Hold what happened to one object; *line* is what a test has the watches say, all where *resource* is None."""
 
     version: int
     resource: Resource | None
@@ -223,10 +223,10 @@ class Store:
 
     # What a test does to the watches
 
-    def say(self, line: bytes) -> None:
-        """Have all watches say *line*, whatever it is."""
+    def say(self, line: bytes, resource: Resource | None = None) -> None:
+        """Have the watches of *resource*, or all, say *line*, whatever it is."""
         with self.changed:
-            self._tell(Change(self.version, None, "", line=line))
+            self._tell(Change(self.version, resource, "", line=line))
 
     def bookmark(self) -> None:
         """Have all watches send a bookmark now."""
