@@ -19,7 +19,7 @@ from e2e.webhook import WebhookServer
 from tests.admission.cases import ATTACHED_CREATIONS, CREATIONS, UNMUTATED_CREATIONS, WRITES
 from tests.admission.forgery import BINDINGS, BOUND_ANNOTATIONS, DROPPING, FORGEABLE, Route, Write
 from tests.admission.outcomes import ALICE, EXTENDER, KUBELET, Creation, Ready, Refused, Untouched, seen
-from tests.admission.pods import SCHEDULER, as_decoded, asking, container, pod
+from tests.admission.pods import SCHEDULER, as_decoded, asking, container, injected, pod
 from tests.admission.settings import SETTINGS
 
 # All of them administrators: admission holds where RBAC lets everything pass.
@@ -175,6 +175,13 @@ class TestCreation:
         once = cluster.create(pod(asking(env=[{"name": "A", "value": "b"}]), init=[asking(1, "warm")]))
         again = {"apiVersion": "v1", "kind": "Pod", "metadata": {"generateName": "again-"}, "spec": once["spec"]}
         assert once["spec"] == cluster.create(again)["spec"]
+
+    def test_a_pod_with_very_much_environment_is_readied_too(self, cluster: Cluster) -> None:
+        """The API server stops an expression that takes too many steps, and with it the pod."""
+        env = [{"name": f"N{n}", "value": "x"} for n in range(300)]
+        names = [f"c{n}" for n in range(64)]
+        stored = cluster.create(pod(*(asking(1, name, env=env) for name in names)))
+        assert [[*injected(name), *env] for name in names] == [one["env"] for one in stored["spec"]["containers"]]
 
 
 class TestWritesToStoredPods:

@@ -201,7 +201,7 @@ REFUSED = [
             pod(asking(), annotations={"cotenant.io/gpu-count": text}),
             Refused(f"cotenant.io/gpu-count: '{text}' is not a whole number from 1 to 64"),
         )
-        for text in ("0", "65", "-1", "1.5", "two", "", "12345", "٣")  # the last is Arabic for 3
+        for text in ("0", "65", "-1", "1.5", "two", "", "12345", "01", "٣")  # the last is Arabic for 3
     ),
     *(
         Creation(
@@ -209,7 +209,15 @@ REFUSED = [
             pod(asking(), annotations={"cotenant.io/compute-percent": text}),
             Refused(f"cotenant.io/compute-percent: '{text}' is not a whole number from 1 to 100"),
         )
-        for text in ("0", "101", "50%")
+        for text in ("0", "101", "50%", "050")
+    ),
+    *(
+        Creation(
+            f"{wish} with an end of line, as of a YAML block",
+            pod(asking(), annotations={f"cotenant.io/{wish}": text + "\n"}),
+            Refused(f"cotenant.io/{wish}: '{text}\\n' is "),
+        )
+        for wish, text in (("isolation", "strict"), ("gpu-count", "2"), ("compute-percent", "50"))
     ),
     Creation(
         "memory that does not split over its GPUs",

@@ -62,6 +62,7 @@ def test_aliases_are_worth_the_same() -> None:
 def test_the_environment_is_read_from_the_same_annotations(stem: str) -> None:
     found = dict(re.findall(r"\['(\w+)', '([^']+)'\]", variable(POLICIES[stem], "environment")))
     assert dict(zip(INJECTED, NAMES.env_prefixes(), strict=True)) == found
+    assert list(INJECTED) == re.findall(r"'(\w+)'", variable(POLICIES[stem], "preset"))
 
 
 @pytest.mark.parametrize("path", [POLICIES["grants"], WEBHOOKS["validating"]], ids=str)
