@@ -68,6 +68,7 @@ class Registration:
         self._stream_changed = threading.Event()
         self._stopping = threading.Event()
         self._servers: list[grpc.Server] = []
+        self._pool: ThreadPoolExecutor | None = None
         self._bound = 0
         self._socket: Path | None = None
         self._socket_identity: _Identity | None = None
@@ -165,15 +166,16 @@ class Registration:
         # A name of its own: a server that stops unlinks its path, whoever has bound it since.
         socket = self._folder / f"{self._resource.replace('/', '-')}-{self._bound}.sock"
         self._bound += 1
-        server = grpc.server(ThreadPoolExecutor(_THREADS, thread_name_prefix="kubelet"))
-        rpc.add_DevicePluginServicer_to_server(self._servicer, server)
         try:
+            self._pool = self._pool or _all_threads()
+            server = grpc.server(self._pool)
+            rpc.add_DevicePluginServicer_to_server(self._servicer, server)
             socket.unlink(missing_ok=True)
             server.add_insecure_port(f"unix:{socket}")
+            server.start()
         except (OSError, RuntimeError) as error:
             log.warning("registration.cannot_listen", socket=str(socket), error=str(error))
             return False
-        server.start()
         self._servers.append(server)
         self._socket, self._socket_identity = socket, _identity(socket)
         return True
@@ -206,6 +208,21 @@ class Registration:
                 log.info("registration.done", resource=self._resource, socket=self._socket.name)
                 return True
         return False
+
+
+def _all_threads() -> ThreadPoolExecutor:
+    """Make the threads for streams and calls now; raise RuntimeError where so many are not allowed.
+
+    gRPC's own thread ends without a word on a call for which no other can be made: the stream stays, all looks well,
+    and the kubelet, which admits one pod after the other, waits for an answer for ever.
+    """
+    pool, all_there = ThreadPoolExecutor(_THREADS, thread_name_prefix="kubelet"), threading.Event()
+    try:
+        for _ in range(_THREADS):
+            pool.submit(all_there.wait)
+    finally:
+        all_there.set()
+    return pool
 
 
 def _identity(path: Path) -> _Identity | None:

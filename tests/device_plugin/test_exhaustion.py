@@ -1,0 +1,27 @@
+"""A node that allows no more threads or files for a while."""
+
+import grpc
+
+from device_plugin.api import deviceplugin_pb2 as pb
+from device_plugin.api import deviceplugin_pb2_grpc as rpc
+from tests.device_plugin.node import SECONDS, Node, container_grant, uuid
+from tests.exhaustion import no_more_threads
+
+
+def test_the_kubelet_is_answered_while_no_more_threads_are_allowed_and_after_that() -> None:
+    with Node() as node:
+        folder = node.folder / "kubelet" / "device-plugins"
+        [socket] = folder.glob("cotenant*.sock")
+        with grpc.insecure_channel(f"unix:{socket}") as channel:
+            plugin = rpc.DevicePluginStub(channel)
+            # each keeps a thread that may be there by now
+            streams = [plugin.ListAndWatch(pb.Empty()) for _ in range(3)]
+            for stream in streams:
+                assert next(stream).devices
+            with no_more_threads():
+                assert plugin.GetDevicePluginOptions(pb.Empty(), timeout=SECONDS).pre_start_required
+            for stream in streams:
+                stream.cancel()
+        pod = node.add_pod("p", container_grant(gpus=[1], units=8))
+        node.running(pod)
+        assert uuid(1) == node.gpus_seen(pod)
