@@ -32,9 +32,11 @@ class Patience:
             fresh = [key for key in questions if key not in self._out]
             self._out.update(fresh)
         for key in fresh:
-            threading.Thread(
-                target=self._answer, args=(key, questions[key], answers), name=f"nvml {key}", daemon=True
-            ).start()
+            asking = (key, questions[key], answers)
+            try:
+                threading.Thread(target=self._answer, args=asking, name=f"nvml {key}", daemon=True).start()
+            except RuntimeError:  # no more threads are allowed; without an answer it would count as out for ever
+                self._answer(*asking)
         deadline = time.monotonic() + seconds
         with self._changed:
             self._changed.wait_for(

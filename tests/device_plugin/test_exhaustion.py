@@ -1,9 +1,13 @@
 """A node that allows no more threads or files for a while."""
 
+import threading
+from collections.abc import Callable
+
 import grpc
 
 from device_plugin.api import deviceplugin_pb2 as pb
 from device_plugin.api import deviceplugin_pb2_grpc as rpc
+from device_plugin.nvml.patience import Patience
 from tests.device_plugin.node import SECONDS, Node, container_grant, uuid
 from tests.exhaustion import no_more_threads
 
@@ -25,3 +29,13 @@ def test_the_kubelet_is_answered_while_no_more_threads_are_allowed_and_after_tha
         pod = node.add_pod("p", container_grant(gpus=[1], units=8))
         node.running(pod)
         assert uuid(1) == node.gpus_seen(pod)
+
+
+def test_a_gpu_is_asked_though_no_more_threads_are_allowed_and_again_after_that() -> None:
+    patience = Patience(SECONDS)
+    question: Callable[[], int] = lambda: 80  # noqa: E731
+    with no_more_threads():
+        assert 80 == patience.one("memory", question)
+    in_thread = patience.one("thread", threading.current_thread)
+    assert threading.current_thread() is not in_thread
+    assert 80 == patience.one("memory", question)
