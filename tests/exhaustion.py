@@ -1,4 +1,4 @@
-"""Limits of this process, reached: what then needs another thread or file does not get it, whatever the user's rights."""
+"""Limits of a process that are reached: what needs another thread or file gets none, whatever rights we have."""
 
 import contextlib
 import os
@@ -21,13 +21,29 @@ def no_more_threads() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def no_more_files(pid: int = 0) -> Iterator[None]:
+def no_more_files(pid: int | None = None) -> Iterator[None]:
     """Have a process, this one by default, open no file and take no connection."""
+    pid = pid or os.getpid()
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    taken = {int(name) for name in os.listdir(f"/proc/{pid or 'self'}/fd")}
-    lowest = next(number for number in range(len(taken) + 1) if number not in taken)
+    with contextlib.closing(os.scandir(f"/proc/{pid}/fd")) as found:
+        taken = {int(one.name) for one in found}
+    ours = os.open(os.devnull, os.O_RDONLY)
+    os.close(ours)
+    free = (number for number in range(len(taken) + 1) if number not in taken)
+    lowest = ours if pid == os.getpid() else next(free)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (lowest, before[1]))
     try:
         yield
     finally:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+@contextlib.contextmanager
+def no_file_beyond(size: int) -> Iterator[None]:
+    """Have no file of this process, or of what it starts meanwhile, become larger than so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -93,6 +93,11 @@ class Nursery:
                 connection, _ = self._socket.accept()
             except TimeoutError:
                 continue
+            except OSError as error:
+                # out of file descriptors, or whoever asked has gone; all clients of the node would end with us
+                log.warning("nursery.not_accepted", error=str(error))
+                self._stopping.wait(_LOOK_SECONDS)
+                continue
             with connection:
                 connection.settimeout(_SECONDS)
                 try:

@@ -1,7 +1,6 @@
 """A node that allows no more threads or files for a while."""
 
 import threading
-from collections.abc import Callable
 
 import grpc
 
@@ -33,9 +32,8 @@ def test_the_kubelet_is_answered_while_no_more_threads_are_allowed_and_after_tha
 
 def test_a_gpu_is_asked_though_no_more_threads_are_allowed_and_again_after_that() -> None:
     patience = Patience(SECONDS)
-    question: Callable[[], int] = lambda: 80  # noqa: E731
     with no_more_threads():
-        assert 80 == patience.one("memory", question)
+        assert 80 == patience.one("memory", lambda: 80)
     in_thread = patience.one("thread", threading.current_thread)
     assert threading.current_thread() is not in_thread
-    assert 80 == patience.one("memory", question)
+    assert 80 == patience.one("memory", lambda: 80)

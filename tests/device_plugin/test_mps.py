@@ -31,6 +31,7 @@ from device_plugin.mps.nursery import Nursery
 from device_plugin.mps.plan import Limit, Plan, max_clients, plans
 from device_plugin.nvml import NVML, NVMLUnavailableError, PhysicalGPU
 from tests.device_plugin.node import NAMES, NODE, SECONDS, Node, container_grant, uuid
+from tests.exhaustion import no_more_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -542,6 +543,25 @@ class TestNursery:
             assert pid != nursed.pid
             assert process.identify(pid) is None
             assert DEFAULT == nursed.record.compute_modes[uuid(0)]
+
+    def test_a_nursery_that_cannot_accept_for_a_while_ends_no_daemon_and_starts_others_after_it(
+        self, nursed: Ground
+    ) -> None:
+        program = [Path(FAKE).with_name("cotenant-mps-nursery"), "--socket", nursed.settings.nursery, "--control", FAKE]
+        with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+            assert running.stdout is not None
+            assert running.stderr is not None
+            assert "ready" in running.stdout.readline()
+            nursed.serving()
+            pid = nursed.pid
+            assert "nursery.started" in running.stderr.readline()
+            with no_more_files(running.pid), socket.socket(socket.AF_UNIX) as asking:
+                asking.connect(nursed.settings.nursery)
+                assert "nursery.not_accepted" in running.stderr.readline()
+            assert process.identify(pid) is not None
+            os.kill(pid, signal.SIGKILL)
+            until(lambda: nursed.pid not in {0, pid} and not nursed.said(), "another daemon")
+            running.terminate()
 
     def test_nothing_is_started_for_folders_of_others(self, nursed: Ground, tmp_path: Path) -> None:
         with nursery_of(nursed), pytest.raises(MPSError, match="is no daemon's folder in"):
