@@ -109,7 +109,7 @@ class Daemon:
         end(self._folder, self._control, self._process, self._gpus)
         try:
             self._end_servers()
-        except MPSError as error:
+        except (MPSError, OSError) as error:
             log.warning("mps.server_left", daemon=self.plan.name, error=str(error))
 
     def leave(self) -> None:
@@ -164,6 +164,8 @@ class Daemon:
         return False
 
     def _launch(self, record: Record | None) -> None:
+        if self._process is not None:
+            self._process.kill()  # one that could not be written down
         self._end_servers()
         self._control = self._configured
         for folder in (self._control.pipe, self._control.log):
@@ -184,6 +186,7 @@ class Daemon:
         else:
             child = nursery.start(self._control)
             pid = child.pid
+        self._process = Process(Identity(pid, 0), child)
         identity = process.identify(pid)
         if identity is None:
             code = f", with code {child.wait()}" if child is not None else ""
@@ -276,19 +279,18 @@ RECORD = "daemon.json"
 
 def end(folder: Path, control: Control, running: Process | None, gpus: GPUs) -> None:
     """End what runs in *folder*, and put the GPUs' compute modes back; never raise."""
-    record = process.read(folder / RECORD)
-    if running is None and record is not None and record.process is not None:
-        running = Process(record.process)
-    if running is not None and running.alive:
-        _quit(control, running)
-    if record is None:
-        return
     try:
-        gpus.restore(record.compute_modes)
-    except MPSError as error:
-        log.warning("mps.compute_mode_not_restored", folder=str(folder), error=str(error))
-        return
-    (folder / RECORD).unlink(missing_ok=True)
+        record = process.read(folder / RECORD)
+        if running is None and record is not None and record.process is not None:
+            running = Process(record.process)
+        if running is not None and running.alive:
+            _quit(control, running)
+        if record is not None:
+            gpus.restore(record.compute_modes)
+            (folder / RECORD).unlink(missing_ok=True)
+    except (MPSError, OSError) as error:
+        # the record stays, by which the next plugin does it
+        log.warning("mps.not_ended", folder=str(folder), error=str(error))
 
 
 def _empty(folder: Path) -> None:

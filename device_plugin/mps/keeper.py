@@ -64,8 +64,9 @@ class MPSKeeper:
             self._gpus = gpus
             wanted = {plan.name: plan for plan in plans}
             if self._first:
+                if not self._took_in(wanted):
+                    return  # a daemon that is started now might end one that pods use
                 self._first = False
-                self._take_in(wanted)
             unwanted = {name: one.plan for name, one in self._daemons.items() if wanted.get(name) != one.plan}
             stay = {name: unwanted[name] for name in self._in_use(unwanted)}
             self._all(Daemon.stop, [self._daemons.pop(name) for name in unwanted.keys() - stay.keys()])
@@ -153,19 +154,23 @@ class MPSKeeper:
             with ThreadPoolExecutor(len(daemons)) as pool:
                 list(pool.map(do, daemons))
 
-    def _take_in(self, wanted: Mapping[str, Plan]) -> None:
-        """Take in the daemons of plugins before this one; end those that are planned no more and that nobody uses."""
+    def _took_in(self, wanted: Mapping[str, Plan]) -> bool:
+        """Take in the daemons of plugins before this one; end those that are planned no more and that nobody uses.
+
+        Tell whether that was possible: with no free file descriptor, say, nobody knows which there are.
+        """
         try:
             folders = [path.parent for path in Path(self._settings.root).glob(f"*/{RECORD}")]
-        except OSError:
-            return
-        records = {folder: record for folder in folders if (record := process.read(folder / RECORD)) is not None}
+            records = {folder: record for folder in folders if (record := process.read(folder / RECORD)) is not None}
+            alive = {folder.name for folder, record in records.items() if process.runs(record)}
+        except OSError as error:
+            log.warning("mps.leftovers_unknown", error=str(error))
+            return False
         other = {
             folder.name: self._as_it_was(folder.name, record.uuids, wanted)
             for folder, record in records.items()
             if folder.name not in wanted or wanted[folder.name].uuids != record.uuids
         }
-        alive = {folder.name for folder, record in records.items() if process.runs(record)}
         kept = self._in_use({name: plan for name, plan in other.items() if name in alive})
         for folder, record in records.items():
             if folder.name in kept:
@@ -175,6 +180,7 @@ class MPSKeeper:
                 # also of a group that is still planned: GPUs may have left it, which get their compute modes back
                 log.info("mps.leftover_ended", daemon=folder.name)
                 end(folder, Control(record.program, folder, record.uuids), None, self)
+        return True
 
     def _as_it_was(self, name: str, uuids: tuple[str, ...], wanted: Mapping[str, Plan]) -> Plan:
         """Plan a daemon for the GPUs that it has, with the limits that these are to have now."""

@@ -33,10 +33,10 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read(path: Path) -> Record | None:
-    """Read a record; None where there is none that can be read."""
+    """Read a record; None where there is none, or no whole one. Raises OSError where that cannot be told."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=Record)
-    except (OSError, msgspec.DecodeError):
+    except (FileNotFoundError, msgspec.DecodeError):
         return None
 
 
@@ -50,11 +50,12 @@ def write(path: Path, record: Record) -> None:
 def identify(pid: int, *, parent: int | None = None) -> Identity | None:
     """Find a running process; None where there is none, or one that has ended and waits to be reaped.
 
-    Where a *parent* is named, one that is another's child is none either.
+    Where a *parent* is named, one that is another's child is none either. Raises OSError where it cannot be told, as
+    without a free file descriptor: whoever took that for an end would end those who use it.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return None
     # proc(5): after the name in brackets stand the state, the parent and, 18 further, the start time
     if fields[0] == "Z" or (parent is not None and int(fields[1]) != parent):
@@ -63,7 +64,7 @@ def identify(pid: int, *, parent: int | None = None) -> Identity | None:
 
 
 def runs(record: Record) -> bool:
-    """Tell whether the daemon of a record runs."""
+    """Tell whether the daemon of a record runs; raise OSError."""
     return record.process is not None and identify(record.process.pid) == record.process
 
 
@@ -76,7 +77,7 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """Tell whether it runs."""
+        """Tell whether it runs; raise OSError."""
         if self._child is not None:
             return self._child.poll() is None
         return identify(self.identity.pid) == self.identity

@@ -31,7 +31,7 @@ from device_plugin.mps.nursery import Nursery
 from device_plugin.mps.plan import Limit, Plan, max_clients, plans
 from device_plugin.nvml import NVML, NVMLUnavailableError, PhysicalGPU
 from tests.device_plugin.node import NAMES, NODE, SECONDS, Node, container_grant, uuid
-from tests.exhaustion import no_more_files
+from tests.exhaustion import no_file_beyond, no_more_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -330,6 +330,33 @@ class TestAccidents:
         (server,) = fake.control.servers()
         return server
 
+    def test_a_process_that_cannot_be_looked_at_has_not_ended(self) -> None:
+        with no_more_files(), pytest.raises(OSError, match="Too many open files"):
+            process.identify(os.getpid())
+        with pytest.raises(OSError, match="Not a directory"):
+            process.read(Path(os.devnull) / RECORD)
+
+    def test_one_that_cannot_be_written_down_is_ended_before_another_is_started(self, fake: Ground) -> None:
+        room = len(msgspec.json.encode(process.Record(FAKE, (uuid(0),), {uuid(0): DEFAULT})))
+        with no_file_beyond(room):
+            fake.keep(fake.plan)
+            fake.problem("File too large")
+        until(lambda: not fake.said(), "the daemon to serve")
+        children = Path(f"/proc/self/task/{threading.get_native_id()}/children")
+        started = [pid for path in children.parents[1].glob("*/children") for pid in path.read_text().split()]
+        assert [str(fake.pid)] == [pid for pid in started if FAKE in Path(f"/proc/{pid}/cmdline").read_text()]
+
+    def test_a_daemon_is_ended_also_where_its_record_cannot_be_removed(self, fake: Ground) -> None:
+        fake.serving()
+        pid, record = fake.pid, fake.folder / "mps" / "one" / RECORD
+        if os.geteuid() != 0 or subprocess.run(["mount", "--bind", record, record], check=False).returncode:
+            pytest.skip("a file that cannot be removed needs the right to mount one")
+        try:
+            fake.keep()
+        finally:
+            subprocess.run(["umount", record], check=True)
+        assert process.identify(pid) is None
+
     def test_a_process_that_is_another_ones_child_is_no_server(self) -> None:
         with subprocess.Popen(["sleep", "600"]) as child:
             assert process.identify(child.pid) == process.identify(child.pid, parent=os.getpid())
@@ -617,6 +644,19 @@ class TestInUse:
         until(lambda: not pair.said("group-one", 1), "the second GPU to be served")
         assert pid != self.pid(pair)
         assert process.identify(pid) is None
+
+    def test_a_daemon_of_which_nothing_could_be_read_for_a_while_is_not_ended(self, pair: Ground) -> None:
+        pid, gpus = self.pid(pair), {gpu.uuid: gpu for gpu in pair.nvml.gpus()}
+        pair.used = frozenset({uuid(0)})
+        lost, pair.keeper = pair.keeper, pair.new_keeper()
+        pair.abandon(lost)
+        with no_more_files():
+            pair.keeper.keep([self.BOTH], gpus)
+            assert "its MPS control daemon is not there yet" == pair.said("group-one")
+
+        pair.keep(self.BOTH)
+        until(lambda: not pair.said("group-one"), "the first GPU to be served")
+        assert pid == self.pid(pair)
 
     @pytest.mark.parametrize("restarted", [False, True])
     def test_a_gpu_leaves_a_group_when_its_pods_have_ended(self, pair: Ground, *, restarted: bool) -> None:
