@@ -123,6 +123,14 @@ class SpecFolder:
         that name from now on, and keeps ours for the containers that were given it before. Where no spec of the
         driver's is seen, the node's folders are not here or it is being written: nothing is done.
         """
+        try:
+            self._follow_all(instances)
+        except OSError as error:
+            self._warn("cdi.not_followed", self._folder, error)
+        else:
+            self._failures.pop(self._folder, None)
+
+    def _follow_all(self, instances: Mapping[str, Mapping[str, Sequence[tuple[str, str]]]]) -> None:
         driver = self._driver()
         if driver is None:
             return
@@ -166,7 +174,7 @@ class SpecFolder:
             log.warning(event, spec=path.name, error=str(error))
 
     def owner(self, gpu: str, instance: MIGInstance) -> Owner | None:
-        """Say whom the instance was made for; None where that was not written down, or cannot be read."""
+        """Say whom the instance was made for; None where that was not written down. Raises OSError."""
         found = self._annotations(self._path(gpu, instance))
         values = [found.get(self._key(field)) for field in Owner.__struct_fields__]
         return Owner(*[value for value in values if value is not None]) if None not in values else None
@@ -185,7 +193,7 @@ class SpecFolder:
     def _annotations(self, path: Path) -> dict[str, str]:
         try:
             return msgspec.json.decode(path.read_bytes(), type=_Spec).annotations or {}
-        except (OSError, msgspec.MsgspecError):
+        except (FileNotFoundError, msgspec.MsgspecError):
             return {}
 
     def _put(
@@ -262,6 +270,7 @@ class SpecFolder:
     def _driver(self) -> _Driver | None:
         """Read the driver's own spec: its libraries and hooks, which every container gets; None where there is none.
 
+        Raises OSError where one is there that cannot be read now: an instance keeps the spec that it is made with.
         `nvidia-ctk cdi generate` writes that spec and knows the driver; it is not done again here.
         """
         found = list(self._drivers())
@@ -272,11 +281,13 @@ class SpecFolder:
             if path.suffix not in _SUFFIXES or path.name.startswith(_PREFIX):
                 continue
             try:
+                if not path.is_file():
+                    continue
                 status = path.stat()
                 stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
                 if path not in self._read or self._read[path][0] != stamp:
                     self._read[path] = stamp, _parsed(path, self._kind)
-            except OSError:
+            except (FileNotFoundError, PermissionError):
                 continue
             if (driver := self._read[path][1]) is not None:
                 yield driver

@@ -199,7 +199,11 @@ class Maker:
         """Tell whether a pod holds an instance: by its grant, or it was made for one that the cache does not show."""
         if (uuid, one.profile, one.start) in held:
             return True
-        owner = self._specs.owner(uuid, one.instance)
+        try:
+            owner = self._specs.owner(uuid, one.instance)
+        except OSError as error:
+            log.warning("mig.owner_unknown", gpu=uuid, profile=one.profile, start=one.start, error=str(error))
+            return True
         return owner is not None and self._lives(PodName(owner.namespace, owner.name), owner.uid)
 
     def _lives(self, name: PodName, uid: str) -> bool:

@@ -150,6 +150,19 @@ class TestTheDriversOwnSpec:
         assert ["cdi.spec_unreadable"] == [one["event"] for one in logs if one["log_level"] == "warning"]
         assert "cotenant.io/mig=MIG-new" == folders.specs.name_of("MIG-new")
 
+    def test_while_one_cannot_be_read_no_container_is_given_an_instance_without_it(self, folders: Folders) -> None:
+        folders.generated.mkdir()
+        late = folders.generated / "nvidia.yaml"
+        late.symlink_to("/proc/self/mem")  # whose first bytes are an I/O error
+        with pytest.raises(OSError, match="Input/output error"):
+            folders.made()
+        folders.follow("MIG-1")
+        assert {} == folders.ours()
+
+        late.unlink()
+        driver_spec(folders.generated, "/lib/cuda.so")
+        assert ["/lib/cuda.so"] == libraries(folders.made())
+
     def test_what_is_a_date_to_yaml_is_handed_on_as_it_was_written(self, folders: Folders) -> None:
         driver_spec(folders.etc, "/lib/cuda.so")
         spec = folders.etc / "nvidia.yaml"

@@ -149,6 +149,21 @@ def test_an_instance_is_kept_whose_pod_the_cache_has_not_heard_of(bench: Bench) 
     assert {} == bench.there()
 
 
+def test_an_instance_is_kept_of_which_nobody_can_read_whose_it_is(bench: Bench) -> None:
+    pod = bench.pods.add("new", "1g.5gb", 6, heard=False)
+    bench.ensure(pod, "1g.5gb", 6)
+    before = bench.there()
+    [spec] = bench.cdi.iterdir()
+    away = spec.rename(bench.cdi.parent / spec.name)
+    spec.symlink_to("/proc/self/mem")  # whose first bytes are an I/O error
+    bench.maker().sweep()
+    with pytest.raises(RefusedError, match="Input/output error"):
+        bench.ensure(pod, "1g.5gb", 6)
+    away.replace(spec)
+    bench.ensure(pod, "1g.5gb", 6)
+    assert before == bench.there()
+
+
 def test_nothing_is_swept_before_the_pods_are_known_or_while_a_grant_cannot_be_read(bench: Bench) -> None:
     NVML.open(fake=bench.file).create_mig_instance(0, "1g.5gb", 6)
     bench.pods.synced = False
