@@ -118,6 +118,17 @@ class TestSecondScheduler:
         assert "" == extender.bind(pod, "n1")
         assert f"{OURS}/5" == term(api, "p")
 
+    def test_it_hears_of_the_lease_as_soon_as_the_api_server_answers_again(
+        self, api: ApiServer, follow: Callable[[], Running]
+    ) -> None:
+        hold(api, OURS, 4)
+        # after so many failures those who follow nodes and pods pause for up to half a minute
+        api.faults.refuse(503, path="/leases", times=8)
+
+        extender = follow()
+
+        assert eventually(lambda: binds(extender))
+
     def test_what_was_in_doubt_when_a_term_ended_is_forgotten_as_the_next_begins(
         self, api: ApiServer, follow: Callable[[], Running]
     ) -> None:
