@@ -3,7 +3,7 @@ import socket
 import ssl
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -417,9 +417,11 @@ class TestAuthority:
         return connect(a_kubeconfig(tmp_path / "kubeconfig", url, {"token": "t"}, authority=str(trusted)))
 
     def test_requests_and_watches_go_on(self, tmp_path: Path, trusted: Path, server: Secured, cluster: Cluster) -> None:
-        for number, ask in enumerate(
-            [lambda: cluster.get(PODS).body, lambda: next(cluster.stream(PODS, silence=20).lines())]
-        ):
+        asks: list[Callable[[], bytes]] = [
+            lambda: cluster.get(PODS).body,
+            lambda: next(cluster.stream(PODS, silence=20).lines()),
+        ]
+        for number, ask in enumerate(asks):
             assert b"{}" == ask().strip()
             next_one = Authority(tmp_path / f"next-{number}")
             server.certify(next_one)

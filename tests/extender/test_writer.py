@@ -16,8 +16,10 @@ from cotenant.contract import grant as grants
 from cotenant.contract.configuration import Writer
 from cotenant.contract.reasons import Reason
 from cotenant.contract.units import GIB
-from cotenant.standins.api_rules import LEASES, PODS
+from cotenant.standins.api_rules import EVENTS, LEASES, PODS
+from cotenant.threads import Threads
 from extender.cluster.election import Elect
+from extender.cluster.events import Events
 from extender.cluster.writership import Writership
 from extender.ledger import Stage
 from tests.builders import NAMES, a_grant, a_pod, granted
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from cotenant.cluster import Cluster
     from cotenant.standins.api_server import ApiServer
 
 NAMESPACE = "cotenant-system"
@@ -333,6 +336,32 @@ class TestEvents:
         follow()
 
         assert eventually(lambda: ["p", "q"] == self.said(api))
+
+    def test_what_is_still_said_as_its_hour_ends_is_said_again_soon_after(
+        self, api: ApiServer, cluster: Cluster
+    ) -> None:
+        now = 0.0
+        events = Events(cluster, ME, may_write=lambda: True, clock=lambda: now, threads=Threads())
+
+        def complain() -> None:
+            events.complain("u", "default/p", Reason.NO_GRANT, "it has no grant")
+
+        def posts() -> list[int]:
+            return [write.status for write in api.writes if write.resource == "events"]
+
+        complain()
+        assert eventually(lambda: [201] == posts())
+        now = 3601.0
+        complain()
+        assert eventually(lambda: [201, 409] == posts())
+        for event in api.events():
+            api.store.delete(EVENTS, (event["metadata"]["namespace"], event["metadata"]["name"]))
+
+        now += 301.0
+        complain()
+
+        assert eventually(lambda: [201, 409, 201] == posts())
+        events.stop()
 
 
 def labels(api: ApiServer) -> dict[str, str | None]:
