@@ -160,6 +160,9 @@ class TestAnswers:
 
     def test_the_header_speaks_where_the_status_is_silent(self) -> None:
         assert 5.0 == error_of(b"slow down", status=429, retry_after="5").retry_after
+        # a balancer's own, and one that no wait takes, which ended the thread that was to wait
+        assert 60.0 == error_of(b"closed", status=503, retry_after="3600").retry_after
+        assert 60.0 == error_of(b"closed", status=503, retry_after="9" * 400).retry_after
         assert error_of(b"slow down", status=429, retry_after="Wed, 21 Oct 2026 07:28:00 GMT").retry_after is None
 
     @pytest.mark.parametrize(
