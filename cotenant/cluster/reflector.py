@@ -148,7 +148,7 @@ class Reflector(Generic[T]):
         self._thread = threading.Thread(target=self._run, name=f"reflector {self._path}", daemon=True)
         self._thread.start()
 
-    def stop(self, timeout: float = 5.0) -> bool:
+    def stop(self, timeout: float = 1.0) -> bool:
         """End the watch under way and the thread; tell whether it ended within *timeout* seconds.
 
         A LIST that waits for its answer is not cut short; its thread, a daemon, ends when the answer or its timeout
