@@ -354,6 +354,8 @@ class TestEvents:
         now = 3601.0
         complain()
         assert eventually(lambda: [201, 409] == posts())
+        # its thread has noted the refusal
+        assert eventually(lambda: [300.0] == [*events._told.values()])
         for event in api.events():
             api.store.delete(EVENTS, (event["metadata"]["namespace"], event["metadata"]["name"]))
 
