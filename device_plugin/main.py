@@ -1,6 +1,5 @@
 """The command `cotenant-device-plugin`."""
 
-import signal
 import socket
 import sys
 import threading
@@ -15,6 +14,7 @@ from cotenant.contract import configuration
 from cotenant.contract.configuration import ConfigurationError, DevicePluginConfiguration, is_address
 from cotenant.contract.inventory import GPU, Family
 from cotenant.contract.units import format_bytes
+from cotenant.signals import at_the_end
 from device_plugin.admission.ids import TooManyIdsError
 from device_plugin.families.occupants import OccupiedError
 from device_plugin.nvml import NVML, NVMLUnavailableError
@@ -71,8 +71,7 @@ def main(
     """Serve the GPU memory of this node to its kubelet and publish what there is."""
     _check(nvml_library, fake_gpus, serve)
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    at_the_end(stop.set)
     node = node_name or socket.gethostname()
     logs.configure("cotenant-device-plugin", node=node)
     try:

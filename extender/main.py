@@ -1,7 +1,6 @@
 """`cotenant-extender`: the command line of the extender."""
 
 import gc
-import signal
 import sys
 import threading
 
@@ -10,6 +9,7 @@ import click
 from cotenant import __version__, logs
 from cotenant.cluster import ClusterError, connect
 from cotenant.contract.configuration import ConfigurationError, ExtenderConfiguration, Placement, is_address, load
+from cotenant.signals import at_the_end
 from extender.placement.choices import Choices
 from extender.policies import PolicyError, named
 from extender.program import Extender, with_flags
@@ -50,8 +50,7 @@ def main(  # noqa: PLR0917 - click calls it by name
     """Filter, score and bind pods that ask for GPU memory, called by kube-scheduler."""
     logs.configure("cotenant-extender")
     stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+    at_the_end(stopping.set)
     try:
         configuration = with_flags(
             load(config, ExtenderConfiguration), listen=listen, serve=serve, placement=placement, policy=policy

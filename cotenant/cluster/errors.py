@@ -131,6 +131,9 @@ _BY_STATUS: dict[int, type[ApiError]] = {
     429: TooManyRequests,
 }
 _SERVER_ERRORS = range(500, 600)
+# An API server asks for seconds. What stands before it may name an hour, for which nothing would be followed, or a
+# number that no wait takes.
+_LONGEST_WAIT_SECONDS = 60.0
 _DECODER = msgspec.json.Decoder(Status)
 
 
@@ -138,7 +141,7 @@ def error_of(body: bytes, *, status: int = 0, retry_after: str | None = None, wr
     """Make the typed error for an answer.
 
     *body* is read only if it is a Status: who knows what else it may hold. *status* is that of HTTP, 0 for an ERROR
-    event of a watch, where the Status carries it. *retry_after* is the header of that name.
+    event of a watch, where the Status carries it. *retry_after* is the header of that name, believed up to a minute.
     """
     try:
         told = decoded(_DECODER.decode, body)
@@ -155,6 +158,6 @@ def error_of(body: bytes, *, status: int = 0, retry_after: str | None = None, wr
         status,
         told.reason or "Unknown",
         told.message or f"the server answered {status} without saying why",
-        retry_after=seconds,
+        retry_after=None if seconds is None else min(seconds, _LONGEST_WAIT_SECONDS),
         outcome_unknown=write and status in _SERVER_ERRORS,
     )

@@ -91,6 +91,7 @@ class Reflector(Generic[T]):
             of which all objects together are too large: 50,000 pods are 100 MB.
         selector: ``fieldSelector`` and ``labelSelector``, where only some objects are wanted.
         silence: seconds without any event or bookmark after which another watch is opened.
+        longest: seconds that are waited at most after failures in a row, unless the API server asks for more.
         clock: monotonic seconds.
         rng: spreads waits, so that many programs do not come back at once.
         wait: waits so many seconds or until stop(), and tells whether it was stop().
@@ -108,6 +109,7 @@ class Reflector(Generic[T]):
         by_page: Callable[[list[T]], list[T]] = lambda page: page,
         selector: Mapping[str, str] | None = None,
         silence: float = _SILENCE_SECONDS,
+        longest: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
         wait: Callable[[float], bool] | None = None,
@@ -121,7 +123,7 @@ class Reflector(Generic[T]):
         self._silence = silence
         self._clock = clock
         self._rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
-        self._backoff = Backoff(self._rng)
+        self._backoff = Backoff(self._rng, longest=longest)
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._wait = wait or self._sleep
@@ -146,7 +148,7 @@ class Reflector(Generic[T]):
         self._thread = threading.Thread(target=self._run, name=f"reflector {self._path}", daemon=True)
         self._thread.start()
 
-    def stop(self, timeout: float = 5.0) -> bool:
+    def stop(self, timeout: float = 1.0) -> bool:
         """End the watch under way and the thread; tell whether it ended within *timeout* seconds.
 
         A LIST that waits for its answer is not cut short; its thread, a daemon, ends when the answer or its timeout

@@ -5,7 +5,6 @@ updated, `cotenant-mps-nursery` starts them in a pod that is not updated with it
 them as it does its own children, and the next plugin takes them over.
 """
 
-import signal
 import socket
 import subprocess
 import threading
@@ -16,6 +15,7 @@ import msgspec
 import structlog
 
 from cotenant import logs
+from cotenant.signals import at_the_end
 from device_plugin.mps.control import Control, MPSError
 from device_plugin.mps.process import Identity, Process
 
@@ -164,7 +164,6 @@ def main(*, path: Path, control: str) -> None:
         nursery = Nursery(path, control)
     except OSError as error:
         raise click.ClickException(f"{path} cannot be had: {error}") from error
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: nursery.stop())
+    at_the_end(nursery.stop)
     click.echo(f"cotenant-mps-nursery ready: {path}")
     nursery.run()

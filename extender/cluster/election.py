@@ -33,6 +33,8 @@ _DEFAULT_SECONDS = 15
 # kube-scheduler renews its Lease of 3 s five times a second. Where nothing is heard for so long the watch may be dead,
 # and another one must be there before the Lease is not believed any more.
 _SILENCE_SECONDS = 2.0
+# After an outage of the API server nothing is bound until the Lease is read again; who holds it tries as often.
+_AGAIN_SECONDS = 0.5
 
 
 class Election(Protocol):
@@ -77,6 +79,7 @@ class Follow:
             self,
             selector={"fieldSelector": f"metadata.name={configuration.name}"},
             silence=_SILENCE_SECONDS,
+            longest=_AGAIN_SECONDS,
         )
 
     def start(self) -> None:

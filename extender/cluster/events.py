@@ -7,14 +7,17 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 import structlog
-from cachetools import TTLCache
+from cachetools import TLRUCache
 
 from cotenant.cluster import Cluster, ClusterError, Conflict, writes
 from cotenant.threads import Threads
 
 _log = structlog.get_logger(__name__)
 
-_AGAIN_AFTER_SECONDS = 3600
+_AGAIN_SECONDS = 3600.0
+# An API server keeps Events a minute longer than that (etcd3/lease_manager.go), and when one of an earlier process ends
+# is not known.
+_STILL_THERE_SECONDS = 300.0
 _QUEUE = 1_000
 # Who stands by says nothing, but keeps what it would have said for the time that a take-over takes: the LIST of a new
 # writer comes before it is one.
@@ -48,13 +51,17 @@ class Events:
         *,
         may_write: Callable[[], bool],
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[], float] = time.monotonic,
         threads: Threads,
     ) -> None:
         self._cluster = cluster
         self._instance = instance
         self._may_write = may_write
         self._now = now
-        self._told: TTLCache[tuple[str, str], bool] = TTLCache(10_000, _AGAIN_AFTER_SECONDS)
+        # for how many seconds it is not said again
+        self._told: TLRUCache[tuple[str, str], float] = TLRUCache(
+            10_000, ttu=lambda _key, seconds, now: now + seconds, timer=clock
+        )
         self._queue: queue.Queue[_Told | None] = queue.Queue(_QUEUE)
         # only the thread's
         self._kept: list[_Told] = []
@@ -102,7 +109,7 @@ class Events:
     def _say(self, told: _Told) -> None:
         if (told.uid, told.reason) in self._told:
             return
-        self._told[told.uid, told.reason] = True
+        self._told[told.uid, told.reason] = _AGAIN_SECONDS
         _log.warning(told.sentence, pod=told.key, pod_uid=told.uid, reason=told.reason)
         namespace, _, name = told.key.partition("/")
         try:
@@ -119,6 +126,7 @@ class Events:
                 once=True,
             )
         except Conflict:
+            self._told[told.uid, told.reason] = _STILL_THERE_SECONDS
             _log.info("this was said within the hour already", pod=told.key, pod_uid=told.uid, reason=told.reason)
         except ClusterError as error:
             _log.warning("event not written", pod=told.key, pod_uid=told.uid, why=str(error))

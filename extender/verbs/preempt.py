@@ -1,5 +1,6 @@
 """preempt: hold kube-scheduler's victims to single GPUs, and find better ones where they would not help."""
 
+import time
 from collections.abc import Callable
 
 from cotenant.contract.pods import Pod
@@ -11,15 +12,26 @@ from extender.verbs.wire import MetaPod, MetaVictims, PreemptionArgs, Preemption
 # kube-scheduler picks one node of those that come back. Each that its own victims do not free costs a call to the API
 # server while the scheduling of all pods waits.
 _SEARCHED_NODES = 8
+# Where these calls are slow, what was found by then is better than an answer that comes after httpTimeout, 2 s in
+# manifests/attached, as none at all.
+_SEARCH_SECONDS = 1.0
 
 
 class Preempt:
     """Answer preempt."""
 
-    def __init__(self, judge: Judge, search: Search, *, synced: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        judge: Judge,
+        search: Search,
+        *,
+        synced: Callable[[], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._judge = judge
         self._search = search
         self._synced = synced
+        self._clock = clock
 
     def __call__(self, args: PreemptionArgs) -> PreemptionResult:
         """Give for each node that evicting pods can free for the pod the victims that it takes.
@@ -52,8 +64,11 @@ class Preempt:
     def _better(self, pod: Pod, request: PodRequest, proposed: dict[str, MetaVictims]) -> dict[str, MetaVictims]:
         found: dict[str, MetaVictims] = {}
         budgets = None
+        until = self._clock() + _SEARCH_SECONDS
         # nodes for which kube-scheduler would evict least come first
         for node in sorted(proposed, key=lambda name: (len(proposed[name].Pods or ()), name))[:_SEARCHED_NODES]:
+            if found and self._clock() >= until:
+                break
             if budgets is None:
                 budgets = self._search.budgets()
             uids = frozenset(one.UID for one in proposed[node].Pods or ())

@@ -1,8 +1,11 @@
 import json
 import socket
+import ssl
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,15 +32,16 @@ from cotenant.cluster import (
 from cotenant.cluster.errors import error_of
 from cotenant.standins.api_server import ApiServer
 from tests.cluster.wire import Wire
+from tests.extender.certificates import Authority, why_not
 
 PODS = "/api/v1/namespaces/default/pods"
 A_POD = b'{"metadata":{"name":"one"},"spec":{"containers":[]}}'
 
 
-def a_kubeconfig(path: Path, url: str, user: dict[str, Any]) -> str:
+def a_kubeconfig(path: Path, url: str, user: dict[str, Any], *, authority: str = "") -> str:
     config = {
         "current-context": "c",
-        "clusters": [{"name": "c", "cluster": {"server": url}}],
+        "clusters": [{"name": "c", "cluster": {"server": url, "certificate-authority": authority}}],
         "users": [{"name": "c", "user": user}],
         "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}],
     }
@@ -156,6 +160,9 @@ class TestAnswers:
 
     def test_the_header_speaks_where_the_status_is_silent(self) -> None:
         assert 5.0 == error_of(b"slow down", status=429, retry_after="5").retry_after
+        # a balancer's own, and one that no wait takes, which ended the thread that was to wait
+        assert 60.0 == error_of(b"closed", status=503, retry_after="3600").retry_after
+        assert 60.0 == error_of(b"closed", status=503, retry_after="9" * 400).retry_after
         assert error_of(b"slow down", status=429, retry_after="Wed, 21 Oct 2026 07:28:00 GMT").retry_after is None
 
     @pytest.mark.parametrize(
@@ -353,6 +360,86 @@ class TestCredentials:
 
         with pytest.raises(NoCluster, match="kubeconfig cannot be used"):
             cluster.get(PODS)
+
+
+class Secured(HTTPServer):
+    """Answer every GET by TLS, each on a connection of its own, with a certificate that may be replaced."""
+
+    def __init__(self, authority: Authority) -> None:
+        super().__init__(("127.0.0.1", 0), Empty)
+        self.certify(authority)
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+    def certify(self, authority: Authority) -> None:
+        """Show a certificate of *authority* from the next handshake on."""
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(*authority.sign("server"))
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = super().get_request()
+        return self._context.wrap_socket(connection, server_side=True), address
+
+
+class Empty(BaseHTTPRequestHandler):
+    """Have nothing."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"{}\n")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.skipif(bool(why_not()), reason=why_not())
+class TestAuthority:
+    """An authority that is replaced on disk, as a cluster's is before it expires, is trusted without a restart."""
+
+    @pytest.fixture
+    def trusted(self, tmp_path: Path) -> Path:
+        return tmp_path / "trusted.crt"
+
+    @pytest.fixture
+    def server(self, tmp_path: Path, trusted: Path) -> Iterator[Secured]:
+        first = Authority(tmp_path / "first")
+        trusted.write_bytes(first.certificate.read_bytes())
+        with Secured(first) as server:
+            yield server
+
+    @pytest.fixture
+    def cluster(self, tmp_path: Path, trusted: Path, server: Secured) -> Cluster:
+        url = f"https://127.0.0.1:{server.server_port}"
+        return connect(a_kubeconfig(tmp_path / "kubeconfig", url, {"token": "t"}, authority=str(trusted)))
+
+    def test_requests_and_watches_go_on(self, tmp_path: Path, trusted: Path, server: Secured, cluster: Cluster) -> None:
+        asks: list[Callable[[], bytes]] = [
+            lambda: cluster.get(PODS).body,
+            lambda: next(cluster.stream(PODS, silence=20).lines()),
+        ]
+        for number, ask in enumerate(asks):
+            assert b"{}" == ask().strip()
+            next_one = Authority(tmp_path / f"next-{number}")
+            server.certify(next_one)
+            trusted.write_bytes(next_one.certificate.read_bytes())
+
+            assert b"{}" == ask().strip()
+
+    def test_one_that_nobody_trusts_is_a_sentence_still(
+        self, tmp_path: Path, server: Secured, cluster: Cluster
+    ) -> None:
+        server.certify(Authority(tmp_path / "stranger"))
+
+        with pytest.raises(Unreachable, match="certificate verify failed") as raised:
+            cluster.post(PODS, A_POD)
+        assert not raised.value.outcome_unknown
 
 
 class Scripted:

@@ -17,7 +17,9 @@ from extender.ledger import Hold, Ledger, NodeView
 from extender.placement.fit import Placement, grant, place
 from extender.placement.preemption import Budget, Neighbour, Requirement, Selector, Victims, victims
 from extender.verbs.judge import Judge
+from extender.verbs.preempt import Preempt
 from extender.verbs.victims import Search
+from extender.verbs.wire import MetaVictims, PreemptionArgs
 from tests.builders import NAMES, a_grant, a_node, a_pod, granted, request_of
 from tests.extender.running import PATIENCE, Running, eventually, submit
 
@@ -245,6 +247,42 @@ class TestSearch:
         for _ in range(count):
             pod = pod.asking(1, of=NAMES.mig("3g.20gb"))
         assert explained is self.search(ledger).explained("n", request_of(pod), pod=VIP)
+
+
+class TestSlowAnswers:
+    """kube-scheduler waits for preempt, for two seconds as shipped, and so do all pods."""
+
+    class Residents:
+        """Be what an API server tells that takes 0.6 s for each node."""
+
+        now = 0.0
+
+        def on(self, node: str) -> list[Neighbour]:
+            self.now += 0.6
+            return [one(f"large-{node}")]
+
+        def budgets(self) -> list[Budget]:
+            return []
+
+    def test_what_was_found_within_a_second_is_told(self) -> None:
+        residents, ledger = self.Residents(), Ledger(NAMES, GIB)
+        meta = {}
+        for node in ("a", "b", "c", "d"):
+            ledger.observe_node(a_node(node).with_gpus(2, "10GiB").build())
+            for name, uuid, units in (("large", f"GPU-{node}-0", 6), ("small", f"GPU-{node}-1", 5)):
+                given = a_grant(granted({uuid: units * GIB}))
+                pod = a_pod().with_uid(f"{name}-{node}").asking(units)
+                ledger.observe_pod(pod.of_priority(0).bound_to(node, given).build())
+            meta[node] = MetaVictims([])
+        judge = Judge(ledger, NAMES, GIB, "binpack")
+        preempt = Preempt(judge, Search(ledger, judge, residents), synced=lambda: True, clock=lambda: residents.now)
+        vip = a_pod().with_uid("vip").asking(8).of_priority(1).build()
+
+        # after a and b it is 1.2 s
+        found = preempt(PreemptionArgs(vip, NodeNameToMetaVictims=meta)).NodeNameToMetaVictims
+
+        assert ["a", "b"] == sorted(found)
+        assert 1.2 == pytest.approx(residents.now)
 
 
 class CountedTrials(Ledger):

@@ -16,8 +16,10 @@ from cotenant.contract import grant as grants
 from cotenant.contract.configuration import Writer
 from cotenant.contract.reasons import Reason
 from cotenant.contract.units import GIB
-from cotenant.standins.api_rules import LEASES, PODS
+from cotenant.standins.api_rules import EVENTS, LEASES, PODS
+from cotenant.threads import Threads
 from extender.cluster.election import Elect
+from extender.cluster.events import Events
 from extender.cluster.writership import Writership
 from extender.ledger import Stage
 from tests.builders import NAMES, a_grant, a_pod, granted
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from cotenant.cluster import Cluster
     from cotenant.standins.api_server import ApiServer
 
 NAMESPACE = "cotenant-system"
@@ -117,6 +120,17 @@ class TestSecondScheduler:
         # what the one before it has sent carries 4, and may still be on its way
         assert "" == extender.bind(pod, "n1")
         assert f"{OURS}/5" == term(api, "p")
+
+    def test_it_hears_of_the_lease_as_soon_as_the_api_server_answers_again(
+        self, api: ApiServer, follow: Callable[[], Running]
+    ) -> None:
+        hold(api, OURS, 4)
+        # after so many failures those who follow nodes and pods pause for up to half a minute
+        api.faults.refuse(503, path="/leases", times=8)
+
+        extender = follow()
+
+        assert eventually(lambda: binds(extender))
 
     def test_what_was_in_doubt_when_a_term_ended_is_forgotten_as_the_next_begins(
         self, api: ApiServer, follow: Callable[[], Running]
@@ -322,6 +336,34 @@ class TestEvents:
         follow()
 
         assert eventually(lambda: ["p", "q"] == self.said(api))
+
+    def test_what_is_still_said_as_its_hour_ends_is_said_again_soon_after(
+        self, api: ApiServer, cluster: Cluster
+    ) -> None:
+        now = 0.0
+        events = Events(cluster, ME, may_write=lambda: True, clock=lambda: now, threads=Threads())
+
+        def complain() -> None:
+            events.complain("u", "default/p", Reason.NO_GRANT, "it has no grant")
+
+        def posts() -> list[int]:
+            return [write.status for write in api.writes if write.resource == "events"]
+
+        complain()
+        assert eventually(lambda: [201] == posts())
+        now = 3601.0
+        complain()
+        assert eventually(lambda: [201, 409] == posts())
+        # its thread has noted the refusal
+        assert eventually(lambda: [300.0] == [*events._told.values()])
+        for event in api.events():
+            api.store.delete(EVENTS, (event["metadata"]["namespace"], event["metadata"]["name"]))
+
+        now += 301.0
+        complain()
+
+        assert eventually(lambda: [201, 409, 201] == posts())
+        events.stop()
 
 
 def labels(api: ApiServer) -> dict[str, str | None]:
