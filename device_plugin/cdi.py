@@ -54,6 +54,9 @@ class _Spec(msgspec.Struct):
     annotations: dict[str, str] | None = None
 
 
+_spec = msgspec.json.Decoder(_Spec)
+
+
 class _Driver(NamedTuple):
     """Hold what the driver's own spec says: the edits of all its devices, the version that these need, and names."""
 
@@ -192,7 +195,7 @@ class SpecFolder:
 
     def _annotations(self, path: Path) -> dict[str, str]:
         try:
-            return msgspec.json.decode(path.read_bytes(), type=_Spec).annotations or {}
+            return _spec.decode(path.read_bytes()).annotations or {}
         except (FileNotFoundError, msgspec.MsgspecError):
             return {}
 

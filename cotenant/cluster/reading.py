@@ -1,5 +1,6 @@
 """Read what the API server answers to LIST and WATCH, object by object where one of them does not decode."""
 
+import threading
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, cast
 
 import msgspec
@@ -78,14 +79,19 @@ def answered(decoder: msgspec.json.Decoder[A], body: bytes) -> A:
         raise Unreachable(f"the API server's answer is no {what}: {error}", outcome_unknown=True) from error
 
 
+# who looks through a type (contract/versions.py)
+_one_at_a_time = threading.Lock()
+
+
 class Reader(Generic[T]):
     """Read objects of type *kind*; only its fields are decoded."""
 
     def __init__(self, kind: type[T]) -> None:
-        self._object = msgspec.json.Decoder(kind)
-        # mypy takes the brackets for a type, but *kind* is known only when this runs
-        self._page: msgspec.json.Decoder[_Page[T]] = msgspec.json.Decoder(cast("Any", _Page)[kind])
-        self._event: msgspec.json.Decoder[_Event[T]] = msgspec.json.Decoder(cast("Any", _Event)[kind])
+        with _one_at_a_time:
+            self._object = msgspec.json.Decoder(kind)
+            # mypy takes the brackets for a type, but *kind* is known only when this runs
+            self._page: msgspec.json.Decoder[_Page[T]] = msgspec.json.Decoder(cast("Any", _Page)[kind])
+            self._event: msgspec.json.Decoder[_Event[T]] = msgspec.json.Decoder(cast("Any", _Event)[kind])
 
     def page(self, body: bytes) -> Page[T]:
         """Read a page of a LIST; raise NotJSONError where it is none."""

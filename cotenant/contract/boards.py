@@ -78,11 +78,14 @@ class _Boards(_File, frozen=True, kw_only=True):
     boards: dict[str, Board]
 
 
+_decoder = msgspec.json.Decoder(_Boards)
+
+
 @cache
 def boards() -> dict[str, Board]:
     """Read the boards, by name."""
     text = resources.files(__package__).joinpath("boards.json").read_bytes()
-    return msgspec.json.decode(text, type=_Boards).boards
+    return _decoder.decode(text).boards
 
 
 def board(name: str) -> Board:

@@ -211,6 +211,9 @@ def peak(containers: list[tuple[Role, dict[str, int]]]) -> dict[str, int]:
     return dict(most | running)
 
 
+_decoder = msgspec.json.Decoder(Grant)
+
+
 def encode(grant: Grant) -> str:
     """Write the pod annotation; the same grant always gives the same text."""
     return versions.encode(grant, VERSION)
@@ -219,6 +222,6 @@ def encode(grant: Grant) -> str:
 def decode(text: str) -> Grant:
     """Read the pod annotation; raise GrantError with a sentence when it is corrupt or of another version."""
     try:
-        return versions.decode(text, Grant, VERSION)
+        return versions.decode(text, _decoder, VERSION)
     except ValueError as error:
         raise GrantError(f"the pod's grant {error}") from error

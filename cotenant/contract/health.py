@@ -130,6 +130,9 @@ class FaultRecords(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     faults: tuple[FaultRecord, ...] = ()
 
 
+_decoder = msgspec.json.Decoder(FaultRecords)
+
+
 def encode_faults(records: FaultRecords) -> str:
     """Write the node annotation."""
     return versions.encode(records, FAULTS_VERSION)
@@ -138,6 +141,6 @@ def encode_faults(records: FaultRecords) -> str:
 def decode_faults(text: str) -> FaultRecords:
     """Read the node annotation; raise ValueError with a sentence."""
     try:
-        return versions.decode(text, FaultRecords, FAULTS_VERSION)
+        return versions.decode(text, _decoder, FAULTS_VERSION)
     except ValueError as error:
         raise ValueError(f"the node's record of GPU faults {error}") from error

@@ -215,6 +215,9 @@ class InventoryError(ValueError):
     """Say why a node annotation is not an inventory that this version can read."""
 
 
+_decoder = msgspec.json.Decoder(Inventory)
+
+
 def encode(inventory: Inventory) -> str:
     """Write the node annotation; the same inventory always gives the same text."""
     return versions.encode(inventory, VERSION)
@@ -223,6 +226,6 @@ def encode(inventory: Inventory) -> str:
 def decode(text: str) -> Inventory:
     """Read the node annotation; raise InventoryError with a sentence when it is corrupt or of another version."""
     try:
-        return versions.decode(text, Inventory, VERSION)
+        return versions.decode(text, _decoder, VERSION)
     except ValueError as error:
         raise InventoryError(f"the node's inventory {error}") from error

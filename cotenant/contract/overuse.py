@@ -76,6 +76,9 @@ def shown_bytes(used: int) -> int:
     return -(-used // step) * step
 
 
+_decoder = msgspec.json.Decoder(OveruseReport)
+
+
 def encode(report: OveruseReport) -> str:
     """Write the node annotation."""
     return versions.encode(report, VERSION)
@@ -84,6 +87,6 @@ def encode(report: OveruseReport) -> str:
 def decode(text: str) -> OveruseReport:
     """Read the node annotation; raise ValueError with a sentence."""
     try:
-        return versions.decode(text, OveruseReport, VERSION)
+        return versions.decode(text, _decoder, VERSION)
     except ValueError as error:
         raise ValueError(f"the node's report of overuse {error}") from error

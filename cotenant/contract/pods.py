@@ -144,3 +144,7 @@ class Pod(msgspec.Struct, frozen=True, gc=False):
 def _before_main(container: Container) -> Literal["init", "sidecar"]:
     # KEP-753: an init container that is always restarted is a sidecar
     return "sidecar" if container.restart_policy == "Always" else "init"
+
+
+# made here, before there are threads (versions.py)
+pod_decoder = msgspec.json.Decoder(Pod)

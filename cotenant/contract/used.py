@@ -23,6 +23,9 @@ class UsedMemory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     used: Annotated[dict[Text, Bytes], msgspec.Meta(max_length=MAX_GPUS)] = {}
 
 
+_decoder = msgspec.json.Decoder(UsedMemory)
+
+
 def encode(told: UsedMemory) -> str:
     """Write the node annotation."""
     return versions.encode(told, VERSION)
@@ -31,6 +34,6 @@ def encode(told: UsedMemory) -> str:
 def decode(text: str) -> UsedMemory:
     """Read the node annotation; raise ValueError with a sentence."""
     try:
-        return versions.decode(text, UsedMemory, VERSION)
+        return versions.decode(text, _decoder, VERSION)
     except ValueError as error:
         raise ValueError(f"the node's note of used memory {error}") from error

@@ -10,12 +10,10 @@ import structlog
 from cotenant.cluster import Cluster, NotFound, Reflector, Unreadable, writes
 from cotenant.cluster.reading import answered
 from cotenant.contract.names import Names
-from cotenant.contract.pods import STATIC_UID, Pod
+from cotenant.contract.pods import STATIC_UID, Pod, pod_decoder
 from device_plugin.admission.identity import PodName
 
 log = structlog.get_logger(__name__)
-
-_pod = msgspec.json.Decoder(Pod)
 
 
 class NodePods:
@@ -78,7 +76,7 @@ class NodePods:
                 name=name.name,
                 timeout=max(0.05, deadline - time.monotonic()),
             )
-            return answered(_pod, reply)
+            return answered(pod_decoder, reply)
         except NotFound:
             return None
 

@@ -38,6 +38,9 @@ class _Started(msgspec.Struct, omit_defaults=True):
     error: str = ""
 
 
+_wanted, _started = msgspec.json.Decoder(_Wanted), msgspec.json.Decoder(_Started)
+
+
 def start(control: Control) -> "subprocess.Popen[bytes]":
     """Start the daemon that *control* is to command as a child of ours, in a group of its own; raise OSError."""
     with (control.log / "daemon.out").open("ab") as output:
@@ -59,7 +62,7 @@ def ask(path: str, folder: Path, uuids: tuple[str, ...]) -> int:
             connection.connect(path)
             connection.sendall(msgspec.json.encode(_Wanted(str(folder), uuids)))
             connection.shutdown(socket.SHUT_WR)
-            answer = msgspec.json.decode(_all(connection), type=_Started)
+            answer = _started.decode(_all(connection))
     except (OSError, msgspec.DecodeError) as error:
         raise MPSError(f"the nursery of MPS daemons at {path} does not answer: {error}") from error
     if answer.error:
@@ -119,7 +122,7 @@ class Nursery:
 
     def _answer(self, text: bytes) -> _Started:
         try:
-            wanted = msgspec.json.decode(text, type=_Wanted)
+            wanted = _wanted.decode(text)
         except msgspec.DecodeError as error:
             return _Started(error=f"the request cannot be read: {error}")
         folder = Path(wanted.folder)

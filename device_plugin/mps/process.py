@@ -32,10 +32,13 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     process: Identity | None = None
 
 
+_record = msgspec.json.Decoder(Record)
+
+
 def read(path: Path) -> Record | None:
     """Read a record; None where there is none, or no whole one. Raises OSError where that cannot be told."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Record)
+        return _record.decode(path.read_bytes())
     except (FileNotFoundError, msgspec.DecodeError):
         return None
 

@@ -31,6 +31,8 @@ log = structlog.get_logger(__name__)
 
 # How often the file is looked at while a GPU hangs.
 _LOOK_SECONDS = 0.02
+
+_compute_modes = msgspec.json.Decoder(dict[str, int])
 # How many GPUs, and instances of each, the made-up driver numbers the capabilities of.
 _CAPABILITIES = [
     f"gpu{gpu}/gi{instance}/{what}" for gpu in range(64) for instance in range(15) for what in ("access", "ci0/access")
@@ -250,7 +252,7 @@ class FakeLibrary(HealthSymbols, MIGFunctions):
 
     def _compute_modes(self) -> dict[str, int]:
         try:
-            return msgspec.json.decode(self._path.with_suffix(".compute-modes").read_bytes(), type=dict[str, int])
+            return _compute_modes.decode(self._path.with_suffix(".compute-modes").read_bytes())
         except (OSError, msgspec.DecodeError):
             return {}
 

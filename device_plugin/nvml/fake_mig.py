@@ -87,6 +87,9 @@ class State(msgspec.Struct, kw_only=True):
         return next((one for one in self.instances if one.number == number), None)
 
 
+_state = msgspec.json.Decoder(State)
+
+
 class StateFile:
     """Read and write the state of a made-up node, one process at a time, in *gpus*.mig.json beside the file *gpus*."""
 
@@ -97,7 +100,7 @@ class StateFile:
     def read(self) -> State:
         """Give the state; an empty one where nothing was ever made."""
         try:
-            return msgspec.json.decode(self.path.read_bytes(), type=State)
+            return _state.decode(self.path.read_bytes())
         except FileNotFoundError:
             return State()
 

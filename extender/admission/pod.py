@@ -88,6 +88,10 @@ class Pod(msgspec.Struct, frozen=True):
         return [(pointer, container) for pointer, container in placed if container.asks(names)]
 
 
+# convert() has looked through the type by this, too, before there are threads (contract/versions.py)
+_decoder = msgspec.json.Decoder(Pod)
+
+
 def read(pod: Mapping[str, Any]) -> Pod:
     """Read a pod's JSON; raises PodError with the path of the first field that has another type than the API's."""
     try:

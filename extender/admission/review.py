@@ -51,6 +51,9 @@ class _Review(msgspec.Struct, frozen=True, rename="camel"):
     request: _AdmissionRequest
 
 
+_review = msgspec.json.Decoder(_Review)
+
+
 def mutating_review(body: bytes, settings: Settings) -> bytes:
     """Answer the API server's question how to change an object; a body that is no question is refused in the answer."""
 
@@ -78,7 +81,7 @@ def validating_review(body: bytes, settings: Settings) -> bytes:
 def _answer(body: bytes, answer: Callable[[_AdmissionRequest], dict[str, Any]]) -> bytes:
     uid = ""
     try:
-        review = msgspec.json.decode(body, type=_Review)
+        review = _review.decode(body)
         uid = review.request.uid
         if (review.api_version, review.kind) != (API_VERSION, KIND):
             raise PodError(f"expected {KIND} of {API_VERSION}, got {review.kind} of {review.api_version}")

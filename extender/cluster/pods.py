@@ -1,12 +1,8 @@
 """Read one pod as the API server has it now, where the watch may lag."""
 
-import msgspec
-
 from cotenant.cluster import Cluster, NotFound, writes
 from cotenant.cluster.reading import answered
-from cotenant.contract.pods import Pod
-
-_pod = msgspec.json.Decoder(Pod)
+from cotenant.contract.pods import Pod, pod_decoder
 
 
 def read(cluster: Cluster, *, namespace: str, name: str, uid: str, timeout: float) -> Pod | None:
@@ -15,7 +11,7 @@ def read(cluster: Cluster, *, namespace: str, name: str, uid: str, timeout: floa
     Raises ClusterError where the API server does not answer within *timeout* seconds, or with something else.
     """
     try:
-        pod = answered(_pod, writes.get_pod(cluster, namespace=namespace, name=name, timeout=timeout))
+        pod = answered(pod_decoder, writes.get_pod(cluster, namespace=namespace, name=name, timeout=timeout))
     except NotFound:
         return None
     return pod if pod.uid == uid else None

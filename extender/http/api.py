@@ -8,7 +8,7 @@ import msgspec
 import yaml
 from flask import Flask, Response, request
 
-from cotenant.contract.pods import Pod
+from cotenant.contract.pods import pod_decoder
 from cotenant.contract.reasons import Reason
 from extender.http.app import SIMULATE, status
 from extender.inspect.inspector import Inspector
@@ -24,7 +24,6 @@ _LONGEST_CONTINUE = 400
 _encode = msgspec.json.Encoder().encode
 # some ten times as fast where PyYAML was built with libyaml, as its wheels are
 _Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-_pod = msgspec.json.Decoder(Pod)
 
 
 class _Kind(msgspec.Struct, frozen=True):
@@ -114,7 +113,7 @@ def _simulate(inspector: Inspector) -> PodExplanation:
             raise QueryError(
                 f"what was posted is a {kind[:60]!r} and no Pod: `cotenant plan fit --file` takes Deployments and Jobs"
             )
-        pod = _pod.decode(posted)
+        pod = pod_decoder.decode(posted)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise QueryError(f"what was posted is no Pod as the API server has it, in JSON: {error}") from error
     told = inspector.simulate(pod, limit=number("limit", 50, most=MAX_PAGE))

@@ -1,6 +1,7 @@
 """YAML read strictly, so that a typo stops the program instead of being ignored."""
 
 import re
+import threading
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,10 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 class ConfigurationError(ValueError):
     """Say which key of which file is wrong, what was expected and what was found."""
+
+
+# who looks through a type (contract/versions.py)
+_one_at_a_time = threading.Lock()
 
 
 def load(path: str | Path | None, kind: type[T]) -> T:
@@ -39,7 +44,8 @@ def convert(text: str, kind: type[T]) -> T:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"is not valid YAML: {' '.join(str(error).split())}") from error
     try:
-        return msgspec.convert({} if found is None else found, kind)
+        with _one_at_a_time:
+            return msgspec.convert({} if found is None else found, kind)
     except msgspec.ValidationError as error:
         raise ConfigurationError(_sentence(_with_keys(str(error), found, kind))) from error
 
