@@ -13,10 +13,10 @@ from cotenant.cluster import Cluster, connect
 from cotenant.standins.api_server import ApiServer
 
 # The machines that run this are shared: a deadline would fail on a neighbour's noise.
-_CALM = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+_CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
-settings.register_profile("modest", max_examples=60, stateful_step_count=40, **_CALM)
-settings.register_profile("thorough", max_examples=2_000, stateful_step_count=100, **_CALM)
+settings.register_profile("modest", _CALM, max_examples=60, stateful_step_count=40)
+settings.register_profile("thorough", _CALM, max_examples=2_000, stateful_step_count=100)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "modest"))
 
 # On stderr, as both programs do: what a thread of a test logs is no part of what a command prints meanwhile.

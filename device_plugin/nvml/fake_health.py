@@ -135,8 +135,9 @@ class HealthSymbols:
     def _index_of(self, uuid: str) -> int | None:
         raise NotImplementedError
 
-    def _nvmlEventSetCreate(self, event_set: Any) -> None:
+    def _nvmlEventSetCreate(self, event_set: Any) -> int:
         ctypes.memmove(ctypes.byref(event_set._obj), ctypes.byref(ctypes.c_void_p(1)), ctypes.sizeof(ctypes.c_void_p))
+        return 0
 
     def _nvmlEventSetFree(self, _event_set: Any) -> None:
         self._registered.clear()

@@ -43,9 +43,10 @@ def folder() -> Iterator[Folder]:
 
 def start(folder: Folder, *options: str) -> subprocess.Popen[str]:
     environment = os.environ | {"TMPDIR": folder.path, "COLUMNS": "80"}
-    command = [COTENANT, "demo", *options]
     # in a session of its own, so that a test can do to all of it what a terminal does at Ctrl-C
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    return subprocess.Popen(
+        [COTENANT, "demo", *options], stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
 
 
 def children(process: subprocess.Popen[str]) -> list[int]:

@@ -358,7 +358,7 @@ def test_what_a_take_over_leaves_behind_is_no_fault(api: ApiServer, tmp_path: Pa
 
 
 def test_every_check_has_a_fault_that_is_planted_here() -> None:
-    tests = test_a_fault_in_what_is_installed_is_found_by_name, test_a_fault_of_nodes_and_pods_is_found_by_name
+    tests: Any = test_a_fault_in_what_is_installed_is_found_by_name, test_a_fault_of_nodes_and_pods_is_found_by_name
     planted = {fault[0] for test in tests for mark in test.pytestmark for fault in mark.args[1]}
     # in tests of their own
     alone = {"extender-missing", "no-gpu-nodes", "extender-not-answering", "not-readable", "verbs-closed"}

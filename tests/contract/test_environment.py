@@ -1,7 +1,3 @@
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from hypothesis import given
 
 from cotenant.contract import grant as grants
@@ -16,16 +12,13 @@ from cotenant.contract.environment import (
     informative,
     injected,
 )
-from cotenant.contract.grant import MIGPlacement
+from cotenant.contract.grant import ContainerGrant, Grant, MIGPlacement
 from cotenant.contract.inventory import Family
 from cotenant.contract.names import Names
 from cotenant.contract.units import GIB, MIB
 from cotenant.standins.api_rules import PODS, validate
 from tests.builders import a_grant, granted
 from tests.contract.strategies import container_grants, pod_grants
-
-if TYPE_CHECKING:
-    from cotenant.contract.grant import ContainerGrant, Grant
 
 NAMES = Names()
 

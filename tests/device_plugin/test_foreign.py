@@ -158,11 +158,10 @@ class TestProcesses:
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=20))
 def test_more_is_believed_at_once_and_less_only_when_several_looks_find_it(amounts: list[int]) -> None:
     looking = Looking()
-    stranger = lambda gib: Account(strangers=(Stranger(ONE, 7, gib * GIB),) if gib else ())  # noqa: E731
     seen: list[int] = []
     before = 0
     for gib in amounts:
-        found = looking.look(used=stranger(gib))
+        found = looking.look(used=Account(strangers=(Stranger(ONE, 7, gib * GIB),) if gib else ()))
         # one that was not there at the look before is not believed yet
         seen.append(gib if before else 0)
         before = gib

@@ -35,7 +35,7 @@ def small_disk(at: Path, inodes: int) -> Iterator[None]:
 
 def fill(folder: Path) -> list[Path]:
     """Use up the disk's inodes."""
-    made = []
+    made: list[Path] = []
     while True:
         path = folder / f"full-{len(made)}"
         try:

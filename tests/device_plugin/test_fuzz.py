@@ -16,7 +16,7 @@ from device_plugin.api import deviceplugin_pb2_grpc as rpc
 from tests.device_plugin.node import Node, container_grant, uuid
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 REQUESTS = int(os.environ.get("COTENANT_FUZZ", "40"))
@@ -40,12 +40,12 @@ def sockets(node: Node) -> list[Path]:
 
 def stub(node: Node) -> rpc.DevicePluginStub:
     (path,) = sockets(node)
-    return rpc.DevicePluginStub(grpc.insecure_channel(f"unix:{path}"))  # type: ignore[no-untyped-call]
+    return rpc.DevicePluginStub(grpc.insecure_channel(f"unix:{path}"))
 
 
 def refused(error: grpc.RpcError) -> str:
     """Give what it says; whatever it is, it is a sentence, and no traceback."""
-    said: str = error.details() or ""  # type: ignore[attr-defined]
+    said: str = error.details() or ""
     assert "Traceback" not in said
     return said
 
@@ -70,7 +70,7 @@ def test_ids_that_nobody_was_granted_start_nothing(node: Node, chosen: list[str]
 def test_bytes_that_are_no_message_are_answered_with_an_error(node: Node, body: bytes, method: str) -> None:
     (path,) = sockets(node)
     with grpc.insecure_channel(f"unix:{path}") as channel:
-        call = channel.unary_unary(f"/v1beta1.DevicePlugin/{method}")
+        call: Callable[..., object] = channel.unary_unary(f"/v1beta1.DevicePlugin/{method}")
         try:
             call(body, timeout=SECONDS)
         except grpc.RpcError as error:

@@ -574,7 +574,13 @@ class TestNursery:
     def test_a_nursery_that_cannot_accept_for_a_while_ends_no_daemon_and_starts_others_after_it(
         self, nursed: Ground
     ) -> None:
-        program = [Path(FAKE).with_name("cotenant-mps-nursery"), "--socket", nursed.settings.nursery, "--control", FAKE]
+        program = [
+            str(Path(FAKE).with_name("cotenant-mps-nursery")),
+            "--socket",
+            nursed.settings.nursery,
+            "--control",
+            FAKE,
+        ]
         with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
             assert running.stdout is not None
             assert running.stderr is not None

@@ -92,8 +92,7 @@ class Creating(FakeLibrary):
     answer = 0
 
     def _nvmlEventSetCreate(self, event_set: object) -> int:  # noqa: N802 - NVML's name
-        super()._nvmlEventSetCreate(event_set)
-        return self.answer
+        return super()._nvmlEventSetCreate(event_set) or self.answer
 
 
 def test_a_driver_that_knows_no_events_is_told_from_one_that_fails_to_make_a_set_for_now(file: Path) -> None:

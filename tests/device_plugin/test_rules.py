@@ -121,7 +121,7 @@ class TestHeld:
     def test_an_instance_that_is_not_read_yet_is_of_the_gpu_that_its_grant_names(self) -> None:
         grant = a_grant(placed("1g.5gb", 0, instance="MIG-2"))
         pod = a_pod().named("p").asking("1", of=NAMES.mig("1g.5gb")).bound_to("gpu-1", grant).build()
-        assert {uuid(0)} == self.held(["MIG-2"], NAMES.mig("1g.5gb"), pod)
+        assert frozenset({uuid(0)}) == self.held(["MIG-2"], NAMES.mig("1g.5gb"), pod)
 
     def test_instances_of_another_plugin_keep_none_of_ours(self) -> None:
         pod = a_pod().named("p").asking("1", of=NAMES.mig("1g.5gb")).build()

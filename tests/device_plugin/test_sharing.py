@@ -181,7 +181,7 @@ class TestOnANode:
         with Node(["16GiB"] * 2) as node:
             node.api.freeze_watches()
             pod = node.add_pod("p", container_grant(gpus=[0], units=8))
-            node.kubelet.add(node.api.pod("p"))
+            node.kubelet.add(node.api.pod("p") or {})
             node.running(pod)
             node.edit(self.SHARED)
             assert node.api.wait_until(lambda: any("stays in family memory" in e["note"] for e in node.api.events()))

@@ -181,7 +181,12 @@ def test_the_extender_marks_the_over_user_and_evicts_it_where_configured_and_nob
         assert soon(node, lambda: mark(node, "greedy") == sentence)
         # it is evicted with a report that comes when the grace is over
         amounts = iter(range(21, 80))
-        assert eventually(lambda: use(node, {101: f"{next(amounts)}GiB", 102: "60GiB"}) or gone(node, "greedy"))
+
+        def uses_more_and_goes() -> bool:
+            use(node, {101: f"{next(amounts)}GiB", 102: "60GiB"})
+            return gone(node, "greedy")
+
+        assert eventually(uses_more_and_goes)
         assert soon(node, lambda: told(node, "greedy", "GPUMemoryEvicted"))
         (note,) = told(node, "greedy", "GPUMemoryEvicted")
         assert note.endswith("; evicted after 0.2 s of it")

@@ -187,7 +187,8 @@ def test_every_command_of_the_pages_is_one() -> None:
     typed = re.compile(r"(?:^\$ |`)(cotenant (?:plan|snapshot|simulate|sweep|churn) [^`\n]+)", re.MULTILINE)
     for page in ("policies.md", "capacity-planning.md"):
         for line in typed.findall((DOCS / page).read_text()):
-            command, arguments = main, shlex.split(line)[1:]
+            command: click.Command = main
+            arguments = shlex.split(line)[1:]
             while isinstance(command, click.Group):
                 command, arguments = command.commands[arguments[0]], arguments[1:]
             known = {option for parameter in command.params for option in parameter.opts}

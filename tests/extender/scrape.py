@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from cotenant.cluster import Counts
 from cotenant.contract.configuration import NamespaceLimits
 from cotenant.contract.inventory import Mode
 from cotenant.contract.reasons import Reason
@@ -19,11 +20,8 @@ Families = dict[str, tuple[str, str, set[str]]]
 class Followed:
     """A watch that has heard something."""
 
-    class counts:  # noqa: N801 - as the reflector has it
-        watches = 2
-        errors = 1
-
-    last_event_at = 90.0
+    counts = Counts(watches=2, errors=1)
+    last_event_at: float | None = 90.0
 
 
 def a_ledger() -> Ledger:

@@ -69,7 +69,8 @@ LIMITS: list[dict[str, Any]] = [
     {"gpu_memory": "25GiB", "models": ("A100", "H100")},
     {"isolations": ("strict", "exclusive")},
 ]
-WISHES = [{}, {}, {}, {"isolation": "exclusive"}, {"isolation": "limited"}, {"gpu_model": "L4"}, {"gpu_count": 2}]
+NONE: dict[str, Any] = {}
+WISHES = [NONE, NONE, NONE, {"isolation": "exclusive"}, {"isolation": "limited"}, {"gpu_model": "L4"}, {"gpu_count": 2}]
 PROFILES = ["1g.5gb", "2g.10gb", "3g.20gb", "7g.40gb"]
 
 
@@ -86,7 +87,7 @@ def a_drawn_pod(draw: st.DrawFn) -> PodBuilder:
     if profiles:
         for profile in profiles:
             pod = pod.asking("1", of=f"{NAMES.mig_prefix}{profile}")
-        return pod.wishing(**draw(st.sampled_from([{}, {"isolation": "strict"}])))
+        return pod.wishing(isolation="strict") if draw(st.booleans()) else pod
     for units in draw(st.lists(st.sampled_from([2, 4, 6, 8, 10]), min_size=1, max_size=2)):
         pod = pod.asking(units)
     if draw(st.integers(0, 4)) == 0:

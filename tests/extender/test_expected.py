@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -46,7 +47,7 @@ class Asking(threading.Thread):
 
     def __init__(self, expected: Expected, uid: str, node: NodeView, pod: PodBuilder) -> None:
         super().__init__()
-        self._wait = lambda: expected.wait(uid, request(pod), [node])
+        self._wait = partial(expected.wait, uid, request(pod), [node])
         self.has_waited: bool | None = None
         self.start()
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections import Counter
 from itertools import combinations, product
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -35,8 +35,8 @@ def view_of(
     ledger.observe_node(node.build())
     for index, amount in (held or {}).items():
         mps = node.gpus[index].mode is Mode.MPS
-        fields = {"mode": "mps", "mps_pipe": node.gpus[index].mps_pipe, "user": (users or {}).get(index)} if mps else {}
-        taken = a_grant(granted({f"GPU-{node.name}-{index}": amount * GIB}, **fields))
+        how: dict[str, Any] = {"mode": "mps", "mps_pipe": node.gpus[index].mps_pipe, "user": (users or {}).get(index)}
+        taken = a_grant(granted({f"GPU-{node.name}-{index}": amount * GIB}, **(how if mps else {})))
         ledger.observe_pod(a_pod().named(f"holder-{index}").asking(amount).bound_to(node.name, taken).build())
     view = ledger.view(node.name)
     assert view is not None

@@ -199,7 +199,8 @@ class Cluster:
     def create(self) -> None:
         """Few names, so that a pod often comes again under one that has just gone."""
         rng = self.rng
-        wish = rng.choice([{}, {}, {}, {"isolation": "exclusive"}, {"isolation": "limited"}, {"gpu_count": 2}])
+        none: dict[str, Any] = {}
+        wish = rng.choice([none, none, none, {"isolation": "exclusive"}, {"isolation": "limited"}, {"gpu_count": 2}])
         pod = a_pod().named(rng.choice("abcdefghijkl")).of_priority(rng.choice([0, 0, 100])).wishing(**wish)
         pod = pod.running_as(rng.choice([None, 1000, 1001])).with_container({"cpu": "1"})
         if {"mig", "static"}.isdisjoint(self.kinds.values()) or rng.random() < 0.7:

@@ -384,9 +384,9 @@ class LedgerMachine(RuleBasedStateMachine):
             elif found is not None:
                 strangers += most_of_one_gpu(pod)
         for other, flight in self.flights.items():
-            pod = self.stored.get(other)
+            meant = self.stored.get(other)
             # that of a pod which somebody else has bound, or which is gone, comes to nothing
-            if flight.node == node and flight.state == "sent" and pod is not None and not is_bound(pod):
+            if flight.node == node and flight.state == "sent" and meant is not None and not is_bound(meant):
                 there[other] = flight.text
         there[uid] = text
         sums = sum((Counter(held_by(one)) for one in there.values()), Counter())
@@ -688,7 +688,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """One daemon serves all GPUs of a node here; a user that a pod does not name is not known."""
         clients = sum((Counter(clients_in(text)) for text in texts), Counter())
         there = {state.gpu.uuid for state in view.gpus}
-        users = {UNSET_USER if user is None else user for text in texts for user in users_in(text, there)}
+        users = frozenset(UNSET_USER if user is None else user for text in texts for user in users_in(text, there))
         for state in view.gpus:
             under_mps = state.gpu.mode == "mps"
             assert (clients[state.gpu.uuid], users) == (state.clients, state.users) or not under_mps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +119,17 @@ def say(api: ApiServer, node: str, *pods: dict[str, Any], beat: int = 1) -> None
     api.patch(NODES, node, {"metadata": {"annotations": {NAMES.overusers: text if pods else None}}})
 
 
+def reported_until(api: ApiServer, pod: dict[str, Any], happened: Callable[[], object]) -> bool:
+    """Report the pod again and again, each time with another beat."""
+    beats = itertools.count(1)
+
+    def look() -> object:
+        say(api, "n1", pod, beat=next(beats))
+        return happened()
+
+    return eventually(look)
+
+
 def mark(api: ApiServer, pod: dict[str, Any]) -> str | None:
     found = api.pod(pod["metadata"]["name"])
     text: str | None = (found or pod)["metadata"].get("annotations", {}).get(NAMES.overuse)
@@ -213,9 +225,8 @@ class TestTheProgram:
         extender = start(evictOverusersAfter=0.01)
         pod = bound(api, extender, "p")
         api.faults.refuse(status, message, path="/eviction")
-        beat = iter(range(1000))
-        assert eventually(lambda: say(api, "n1", pod, beat=next(beat)) or told(api, reason))
-        assert eventually(lambda: say(api, "n1", pod, beat=next(beat)) or told(api, "GPUMemoryEvicted"))
+        assert reported_until(api, pod, lambda: told(api, reason))
+        assert reported_until(api, pod, lambda: told(api, "GPUMemoryEvicted"))
         assert [("p", status), ("p", 201)] == evictions(api)[:2]
         assert 1 == extender.metric(f'cotenant_evictions_total{{cause="overuse",outcome="{outcome}"}}')
         assert 1 == extender.metric('cotenant_evictions_total{cause="overuse",outcome="ok"}')
@@ -226,8 +237,7 @@ class TestTheProgram:
         extender = start(evictOverusersAfter=0.01)
         pod = bound(api, extender, "p")
         api.faults.refuse(429, "Too many requests, please try again later.", path="/eviction")
-        beat = iter(range(1000))
-        assert eventually(lambda: say(api, "n1", pod, beat=next(beat)) or told(api, "GPUMemoryEvicted"))
+        assert reported_until(api, pod, lambda: told(api, "GPUMemoryEvicted"))
         assert [("p", 429), ("p", 201)] == evictions(api)[:2]
         assert not told(api, "GPUMemoryEvictionBlocked")
         assert 1 == extender.metric('cotenant_evictions_total{cause="overuse",outcome="error"}')
@@ -238,8 +248,7 @@ class TestTheProgram:
         extender = start(evictOverusersAfter=0.01)
         pod = bound(api, extender, "p")
         hold = api.faults.hold(method="POST", path="/eviction")
-        beat = iter(range(1000))
-        assert eventually(lambda: say(api, "n1", pod, beat=next(beat)) or hold.reached.is_set())
+        assert reported_until(api, pod, hold.reached.is_set)
         api.delete_pod("p", grace=0)
         submit(api, a_pod().named("p").with_uid("another").asking(4))
         hold.release()

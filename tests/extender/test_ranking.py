@@ -321,7 +321,7 @@ def clusters(draw: st.DrawFn) -> Cluster:
                 {"mode": Mode.MPS, "mps_pipe": pipe, "max_clients": draw(st.sampled_from([0, 1, 2]))} if mps else {}
             )
             node = node.with_gpu(f"{size}GiB", model=draw(st.sampled_from(["NVIDIA H100", "NVIDIA A100"])), **fields)
-        if gpus and draw(st.booleans()):
+        if draw(st.booleans()) and gpus:
             node = node.unhealthy(0)
         cluster.with_node(node)
         for index, (size, held) in enumerate(gpus):

@@ -364,7 +364,7 @@ class TestTheWayOfAPod:
         assert all(["n1", "n2"] == limited.fitting(pod, "n1", "n2") for pod in pods)
         errors: list[str] = []
         threads = [
-            threading.Thread(target=lambda p=pod, n=n: errors.append(limited.bind(p, f"n{1 + n % 2}")))  # type: ignore[misc]
+            threading.Thread(target=lambda p=pod, n=n: errors.append(limited.bind(p, f"n{1 + n % 2}")))
             for n, pod in enumerate(pods)
         ]
         for thread in threads:

@@ -114,7 +114,7 @@ class TestEach:
         events.stop()
 
     def test_nominations(self, api: ApiServer, cluster: Cluster, threads: Threads, ledger: Ledger) -> None:
-        nominator = Nominator(cluster, ledger, Once(None), threads=threads)
+        nominator = Nominator(cluster, ledger, cast("Judge", Once(None)), threads=threads)
         for name in ("first", "second"):
             pod = read(submit(api, a_pod().named(name).asking(1)))
             nominator.look(pod, request_of(pod), frozenset({"n1"}))

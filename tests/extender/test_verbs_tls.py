@@ -55,7 +55,7 @@ class Ground:
         context.load_cert_chain(*self.scheduler)
         connection = http.client.HTTPSConnection(host, int(port), context=context, timeout=PATIENCE)
         connection.connect()
-        found = ssl.DER_cert_to_PEM_cert(connection.sock.getpeercert(binary_form=True))
+        found = ssl.DER_cert_to_PEM_cert(connection.sock.getpeercert(binary_form=True) or b"")
         connection.close()
         return found
 
@@ -140,7 +140,7 @@ def test_everything_else_asks_callers_for_none_and_shows_a_new_one_without_a_res
         context = ssl.create_default_context(cafile=str(authority.certificate))
         connection = http.client.HTTPSConnection(host, int(port), context=context, timeout=PATIENCE)
         connection.request(method, path, b"{}" if method == "POST" else None)
-        shown = ssl.DER_cert_to_PEM_cert(connection.sock.getpeercert(binary_form=True))
+        shown = ssl.DER_cert_to_PEM_cert(connection.sock.getpeercert(binary_form=True) or b"")
         status = connection.getresponse().status
         connection.close()
         return status, shown

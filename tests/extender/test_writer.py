@@ -139,7 +139,7 @@ class TestSecondScheduler:
         extender = follow()
         assert eventually(lambda: binds(extender))
         # ours, all of one GPU, never arrives
-        api.faults.refuse(500, path="/binding", times=FOR_EVER)
+        api.faults.refuse(500, path="/binding", times=100_000)
         pod, other = submit(api, a_pod().asking(10)), submit(api, a_pod().named("other").asking(10))
         assert extender.bind(pod, "n1")
         assert Stage.ASSUMED is extender.stage(pod)

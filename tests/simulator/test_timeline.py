@@ -90,11 +90,10 @@ class TestWaiting:
         assert {"cores": 0, "p": 50} == waited(played(a_scene([node()], [cores, pod("p", 1, 50, 10, cpu=2)])))
 
     def test_a_pod_gets_the_policy_that_it_wishes_for(self) -> None:
-        first, second = ({"policy": policy} for policy in ("spread", "binpack"))
         # binpack puts b beside a; spread would have it alone, and c would wait
-        pods = [pod("a", 4), pod("b", 4, 1, **second), pod("c", 10, 2)]
+        pods = [pod("a", 4), pod("b", 4, 1, policy="binpack"), pod("c", 10, 2)]
         assert 0 == waited(played(a_scene([node("n", gpus(2))], pods), policy="spread"))["c"]
-        pods = [pod("a", 4), pod("b", 4, 1, **first), pod("c", 10, 2)]
+        pods = [pod("a", 4), pod("b", 4, 1, policy="spread"), pod("c", 10, 2)]
         assert 998 == waited(played(a_scene([node("n", gpus(2))], pods), policy="binpack"))["c"]
 
     def test_allocation_is_what_is_held(self) -> None:
