@@ -15,9 +15,7 @@ from pathlib import Path
 import pytest
 
 from cotenant.contract import used as notes_of_use
-from cotenant.contract.grant import Grant
-from cotenant.contract.reasons import Reason
-from cotenant.contract.request import PodRequest, parse
+from cotenant.contract.request import parse
 from cotenant.contract.units import GIB
 from cotenant.contract.used import UsedMemory
 from e2e.processes import MissingProgramError, find_program
@@ -27,8 +25,8 @@ from extender.http.call_server import CallServer
 from extender.http.pages import pages
 from extender.http.wsgi import Application
 from extender.inspect.inspector import Inspector
-from extender.ledger import Hold, Ledger, NodeView
-from extender.placement.fit import Placement, grant, place
+from extender.ledger import Hold, Ledger
+from extender.placement.fit import choosing
 from extender.shadow.placements import Agreement, Comparison, Side
 from extender.used import Used
 from extender.verbs.judge import Judge
@@ -73,12 +71,7 @@ def keep(ledger: Ledger, key: str, units: int, node: str) -> None:
     """Keep memory for a pod that waits, as if pods that were evicted for it had just gone."""
     request = parse(a_pod().asking(units).build(), NAMES, GIB)
     assert request is not None
-
-    def choose(view: NodeView) -> Grant | Reason:
-        placed = place(view, request)
-        return grant(request, placed) if isinstance(placed, Placement) else placed
-
-    assert isinstance(ledger.promise(f"uid-of-{key.partition('/')[2]}", key, node, (), choose), Hold)
+    assert isinstance(ledger.promise(f"uid-of-{key.partition('/')[2]}", key, node, (), choosing(request)), Hold)
 
 
 def in_use(ledger: Ledger) -> Used:
@@ -118,13 +111,8 @@ def cut(ledger: Ledger, node: str, draw: random.Random) -> None:
         pod = named(draw, f"{node}-{len(ledger.holds())}-{k}").asking("1", of=NAMES.mig(profile)).build()
         request = parse(pod, NAMES, GIB)
         assert request is not None
-
-        def choose(view: NodeView, asked: PodRequest = request) -> Grant | Reason:
-            placed = place(view, asked)
-            return grant(asked, placed) if isinstance(placed, Placement) else placed
-
         ledger.observe_pod(pod)
-        if isinstance(ledger.assume(pod.uid, pod.key, node, choose), Hold):
+        if isinstance(ledger.assume(pod.uid, pod.key, node, choosing(request)), Hold):
             ledger.confirm(pod.uid)
         else:
             ledger.pod_gone(pod.uid)

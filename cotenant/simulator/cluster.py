@@ -2,16 +2,15 @@
 
 from cotenant.contract import inventory as inventories
 from cotenant.contract.compute import Compute
-from cotenant.contract.grant import Grant, Role
+from cotenant.contract.grant import Role
 from cotenant.contract.inventory import GPU, Inventory
 from cotenant.contract.names import Names
 from cotenant.contract.pods import Container, Metadata, Pod, Resources, Spec
-from cotenant.contract.reasons import Reason
 from cotenant.contract.request import ContainerRequest, PodRequest, Wishes
 from cotenant.contract.units import MIB
 from cotenant.simulator.trace import MILLI, TraceNode, TracePod
-from extender.ledger import Hold, Ledger, Node, NodeView
-from extender.placement.fit import Placement, Preference, grant, place
+from extender.ledger import Hold, Ledger, Node
+from extender.placement.fit import Preference, choosing
 
 NAMES = Names()
 # A trace's GPU is 1000 milli; here a milli is a unit of 1 MiB.
@@ -42,12 +41,7 @@ def bind(ledger: Ledger, uid: str, asked: PodRequest, node: str, prefer: Prefere
     if not asked.containers:
         ledger.observe_pod(_plain_pod(uid, asked.compute, node))
         return
-
-    def choose(view: NodeView) -> Grant | Reason:
-        placed = place(view, asked, prefer)
-        return grant(asked, placed) if isinstance(placed, Placement) else placed
-
-    outcome = ledger.assume(uid, uid, node, choose, asked.compute)
+    outcome = ledger.assume(uid, uid, node, choosing(asked, prefer), asked.compute)
     if not isinstance(outcome, Hold):
         raise ValueError(f"pod {uid} does not fit on {node}: {outcome.sentence}")  # noqa: TRY004
     ledger.confirm(uid)

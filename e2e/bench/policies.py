@@ -11,8 +11,8 @@ from typing import Any
 from cotenant.contract.request import PodRequest
 from cotenant.simulator import cluster
 from cotenant.simulator.trace import TraceNode, TracePod
-from extender.ledger import Hold, Ledger, NodeView
-from extender.placement.fit import Placement, grant, place, tightest
+from extender.ledger import Hold, Ledger
+from extender.placement.fit import Placement, choosing, place, tightest
 from extender.policies import scores
 from extender.shadow.live import Shadowing
 from extender.verbs.judge import Judge
@@ -65,12 +65,7 @@ def _bind(ledger: Ledger, uid: str, request: PodRequest, node: str) -> bool:
     view = ledger.view(node)
     if view is None or not request.containers or not isinstance(place(view, request, tightest), Placement):
         return False
-
-    def choose(view: NodeView) -> Any:
-        placed = place(view, request, tightest)
-        return grant(request, placed) if isinstance(placed, Placement) else placed
-
-    return isinstance(ledger.assume(uid, uid, node, choose, request.compute), Hold)
+    return isinstance(ledger.assume(uid, uid, node, choosing(request), request.compute), Hold)
 
 
 def _bindings(ledger: Ledger, asked: Sequence[PodRequest], prefix: str) -> Iterator[tuple[str, PodRequest]]:

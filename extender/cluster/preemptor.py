@@ -18,7 +18,6 @@ import structlog
 from cachetools import TTLCache
 
 from cotenant.cluster import Cluster, ClusterError, writes
-from cotenant.contract import grant as grants
 from cotenant.contract.configuration import FragmentedPreemption
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
@@ -27,8 +26,8 @@ from cotenant.threads import Threads, giving_way
 from extender.cluster import pods
 from extender.cluster.evictions import Cause, Evictions, Outcome
 from extender.cluster.evictor import Tell
-from extender.ledger import Ledger, NodeView
-from extender.placement.fit import Placement, grant, place
+from extender.ledger import Ledger
+from extender.placement.fit import choosing
 from extender.placement.preemption import Budget, Neighbour, Victims, least
 from extender.verbs.judge import Judge
 from extender.verbs.victims import Search
@@ -280,12 +279,7 @@ class Preemptor:
 
     def _promise(self, asked: _Asked, node: str, uids: frozenset[str]) -> bool:
         request = asked.request
-        prefer, aim = self._judge.preference(request, node), self._judge.aim(request, node)
-
-        def choose(view: NodeView) -> grants.Grant | Reason:
-            placed = place(view, request, prefer, aim)
-            return grant(request, placed) if isinstance(placed, Placement) else placed
-
+        choose = choosing(request, self._judge.preference(request, node), self._judge.aim(request, node))
         try:
             return not isinstance(self._ledger.promise(asked.pod.uid, asked.pod.key, node, uids, choose), Reason)
         except ValueError:  # it was bound, or the node has gone

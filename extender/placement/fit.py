@@ -140,6 +140,18 @@ def grant(request: PodRequest, placement: Placement) -> Grant:
     )
 
 
+def choosing(
+    request: PodRequest, prefer: Preference = tightest, aim: partition.Aim = partition.ROOM
+) -> Callable[[NodeView], Grant | Reason]:
+    """Give what places *request* on a node as place() does, and writes the placement down."""
+
+    def choose(view: NodeView) -> Grant | Reason:
+        placed = place(view, request, prefer, aim)
+        return grant(request, placed) if isinstance(placed, Placement) else placed
+
+    return choose
+
+
 def _container(container: ContainerRequest, states: tuple[GPUState, ...], wishes: Wishes) -> ContainerGrant:
     mode = Mode.EXCLUSIVE if wishes.isolation.whole_gpu else states[0].gpu.mode
     given, enforced_by = GIVEN[mode]

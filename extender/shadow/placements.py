@@ -15,14 +15,12 @@ import numpy as np
 from cotenant.contract import grant as grants
 from cotenant.contract import inventory as inventories
 from cotenant.contract.compute import Compute
-from cotenant.contract.grant import Grant
 from cotenant.contract.inventory import GPU, Inventory
 from cotenant.contract.names import Names
 from cotenant.contract.pods import Container, Metadata, Pod, Resources, Spec
-from cotenant.contract.reasons import Reason
 from cotenant.contract.request import ContainerRequest, PodRequest, Wishes
 from extender.ledger import Hold, Ledger, Node, NodeView
-from extender.placement.fit import Placement, grant, place
+from extender.placement.fit import choosing
 from extender.placement.ranking import Rankings
 from extender.policies.fragmentation import Fragmentation
 from extender.policies.mix import Mix
@@ -109,7 +107,7 @@ class Shadow:
             if self._started:
                 self._place(hold, requests.get(hold.uid) or _request_of(hold, compute))
             else:
-                self._ledger.observe_pod(_bound(hold, hold.node, hold.grant, compute, self._names))
+                self._ledger.observe_pod(_bound(hold, compute, self._names))
         self._pods = (self._pods & present) | {hold.uid for hold in news}
         self._started = True
 
@@ -163,12 +161,7 @@ class Shadow:
         row = min(np.flatnonzero(costs == costs.min()).tolist(), key=table.names.__getitem__)
         node = table.names[row]
         prefer = ranking.preference(node)
-
-        def choose(view: NodeView) -> Grant | Reason:
-            placed = place(view, asked, prefer)
-            return grant(asked, placed) if isinstance(placed, Placement) else placed
-
-        found = self._ledger.assume(hold.uid, hold.key, node, choose, needs)
+        found = self._ledger.assume(hold.uid, hold.key, node, choosing(asked, prefer), needs)
         if not isinstance(found, Hold):
             self._refused.add(hold.uid)
             self.agreements[Agreement.REFUSED] += 1
@@ -217,10 +210,10 @@ def _request_of(hold: Hold, compute: Compute) -> PodRequest:
     return PodRequest(containers=containers, wishes=wishes, compute=compute)
 
 
-def _bound(hold: Hold, node: str, text: str, compute: Compute, names: Names) -> Pod:
+def _bound(hold: Hold, compute: Compute, names: Names) -> Pod:
     namespace, _, name = hold.key.partition("/")
     asked: dict[str, str | int] = {"cpu": f"{compute.cpu_milli}m", "memory": compute.memory_bytes}
     return Pod(
-        metadata=Metadata(name=name, namespace=namespace, uid=hold.uid, annotations={names.grant: text}),
-        spec=Spec(containers=(Container(name="main"),), node_name=node, resources=Resources(requests=asked)),
+        metadata=Metadata(name=name, namespace=namespace, uid=hold.uid, annotations={names.grant: hold.grant}),
+        spec=Spec(containers=(Container(name="main"),), node_name=hold.node, resources=Resources(requests=asked)),
     )

@@ -19,7 +19,7 @@ from cotenant.contract.request import RequestError
 from cotenant.contract.units import GIB
 from extender.inspect.inspector import Inspector
 from extender.ledger import Ledger
-from extender.placement.fit import Placement, grant, place
+from extender.placement.fit import Placement, choosing, place
 from extender.placement.preemption import Neighbour
 from extender.placement.tenants import Tenants
 from extender.verbs.bind import Bind, Refusal
@@ -35,9 +35,8 @@ from tests.builders import NAMES, NodeBuilder, PodBuilder, a_node, a_pod
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from cotenant.contract.grant import Grant
     from cotenant.contract.pods import Pod
-    from extender.ledger import Hold, NodeView
+    from extender.ledger import Hold
     from extender.placement.preemption import Budget
 
 SMALL, LARGE = "10GiB", "16GiB"
@@ -155,12 +154,7 @@ class Extender:
     def promise(self, pod: Pod, node: str, gone: list[str]) -> None:
         request = self.judge.request(pod)
         assert request is not None
-
-        def choose(view: NodeView) -> Grant | Reason:
-            placed = place(view, request)
-            return grant(request, placed) if isinstance(placed, Placement) else placed
-
-        self.ledger.promise(pod.uid, pod.key, node, gone, choose)
+        self.ledger.promise(pod.uid, pod.key, node, gone, choosing(request))
 
 
 @given(

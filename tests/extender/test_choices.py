@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,17 +16,14 @@ from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest, RequestError, parse
 from cotenant.contract.units import GIB
 from cotenant.simulator.document import Asking, Document, GPUEntry, NodeEntry, PodEntry, kube_node, kube_pod
-from extender.ledger import Hold, Ledger, NodeView
+from extender.ledger import Hold, Ledger
 from extender.main import check_policies
 from extender.placement.choices import Choices, Pool
-from extender.placement.fit import Placement, grant, place
+from extender.placement.fit import Placement, choosing, place
 from extender.placement.pooled_ranking import exchanged
 from extender.policies import PolicyError
 from extender.verbs.judge import Judge
 from tests.builders import a_pod
-
-if TYPE_CHECKING:
-    from cotenant.contract.grant import Grant
 
 NAMES = Document().names
 POOL = (Pool((("pool", "calm"),), "spread"),)
@@ -57,12 +54,7 @@ class Ground:
         return self
 
     def hold(self, node: str, index: int, units: int) -> None:
-        asked = asking(units)
-
-        def choose(view: NodeView) -> Grant | Reason:
-            placed = place(view, asked, lambda state, _: abs(state.gpu.index - index))
-            return grant(asked, placed) if isinstance(placed, Placement) else placed
-
+        choose = choosing(asking(units), lambda state, _: abs(state.gpu.index - index))
         assert isinstance(self.ledger.assume(f"{node}-{index}", f"x/{node}-{index}", node, choose), Hold)
 
     def costs(self, request: PodRequest, *nodes: str) -> list[float | Reason]:

@@ -14,17 +14,15 @@ from cotenant.contract.units import GIB
 from extender.inspect import remedies
 from extender.inspect.explain import explain, node_verdict
 from extender.ledger import Hold, Ledger
-from extender.placement.fit import Placement, grant, place
+from extender.placement.fit import Placement, choosing, place
 from extender.verbs.judge import Judge
 from tests.builders import NAMES, NodeBuilder, PodBuilder, a_grant, a_node, a_pod, granted
 from tests.steps import steps
 
 if TYPE_CHECKING:
-    from cotenant.contract.grant import Grant
     from cotenant.contract.request import PodRequest
     from extender.inspect.explain import Explanation, NodeVerdict
     from extender.inspect.remedies import Change
-    from extender.ledger import NodeView
 
 
 class Cluster:
@@ -54,12 +52,7 @@ class Cluster:
 
     def promising(self, pod: PodBuilder, node: str) -> Cluster:
         request = self.request(pod)
-
-        def choose(view: NodeView) -> Grant | Reason:
-            placed = place(view, request)
-            return grant(request, placed) if isinstance(placed, Placement) else placed
-
-        assert isinstance(self.ledger.promise(pod.build().uid, pod.build().key, node, (), choose), Hold)
+        assert isinstance(self.ledger.promise(pod.build().uid, pod.build().key, node, (), choosing(request)), Hold)
         return self
 
     def node(self, pod: PodBuilder, name: str) -> NodeVerdict:

@@ -12,7 +12,7 @@ from cotenant.contract.reasons import Reason
 from cotenant.contract.request import RequestError, parse
 from cotenant.contract.units import GIB
 from extender.ledger import Hold, Ledger, Stage
-from extender.placement.fit import Placement, grant, place
+from extender.placement.fit import choosing
 from tests.builders import NAMES, NodeBuilder, PodBuilder, a_grant, a_node, a_pod, granted
 
 if TYPE_CHECKING:
@@ -42,12 +42,7 @@ def free(ledger: Ledger, node: str = "n") -> list[int]:
 def choice(pod: PodBuilder) -> Callable[[NodeView], Grant | Reason]:
     request = parse(pod.build(), NAMES, GIB)
     assert request is not None
-
-    def choose(view: NodeView) -> Grant | Reason:
-        placed = place(view, request)
-        return grant(request, placed) if isinstance(placed, Placement) else placed
-
-    return choose
+    return choosing(request)
 
 
 def assume(ledger: Ledger, pod: PodBuilder, node: str = "n") -> Hold:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter, deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 from hypothesis import strategies as st
@@ -29,12 +29,8 @@ from cotenant.contract.mps import UNSET_USER
 from cotenant.contract.request import RequestError, parse
 from cotenant.contract.units import GIB
 from extender.ledger import Hold, Ledger, NodeView, Stage, Use
-from extender.placement.fit import Placement, grant, place
+from extender.placement.fit import choosing
 from tests.builders import NAMES, NodeBuilder, PodBuilder, a_grant, a_node, a_pod, granted
-
-if TYPE_CHECKING:
-    from cotenant.contract.grant import Grant
-    from cotenant.contract.reasons import Reason
 
 # no inventory has a larger GPU
 EVERYTHING = 1 << 44
@@ -313,12 +309,7 @@ class LedgerMachine(RuleBasedStateMachine):
             found = parse(pod.build(), NAMES, GIB)
             assert found is not None
             request = found
-
-        def choose(view: NodeView) -> Grant | Reason:
-            placed = place(view, request)
-            return grant(request, placed) if isinstance(placed, Placement) else placed
-
-        hold = self.ledger.assume(uid, f"default/{pod.name}", node, choose)
+        hold = self.ledger.assume(uid, f"default/{pod.name}", node, choosing(request))
         if not isinstance(hold, Hold):
             return
         self.flights[uid] = Flight(pod, node, hold.grant)
@@ -350,12 +341,7 @@ class LedgerMachine(RuleBasedStateMachine):
         request = waiting.request
         there = [hold.uid for hold in self.ledger.holds() if hold.node == node]
         gone = data.draw(st.sets(st.sampled_from(there))) if there else set()
-
-        def choose(view: NodeView) -> Grant | Reason:
-            placed = place(view, request)
-            return grant(request, placed) if isinstance(placed, Placement) else placed
-
-        promised = self.ledger.promise(uid, waiting.key, node, gone, choose)
+        promised = self.ledger.promise(uid, waiting.key, node, gone, choosing(request))
         if isinstance(promised, Hold):
             self.promises[uid] = Told(node, promised.grant)
 

@@ -2,12 +2,11 @@
 
 import re
 
-from cotenant.contract.grant import Grant
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import parse
 from cotenant.contract.units import GIB
-from extender.ledger import Hold, Ledger, NodeView
-from extender.placement.fit import Placement, grant, place
+from extender.ledger import Hold, Ledger
+from extender.placement.fit import choosing
 from tests.builders import NAMES, PodBuilder, a_grant, a_node, a_pod, granted
 from tests.extender.scrape import a_ledger, a_metrics, families, text, values
 
@@ -22,12 +21,7 @@ def assumed(ledger: Ledger, pod: PodBuilder, node: str) -> Hold | Reason:
     """Place a pod on a node, as bind does."""
     request = parse(pod.build(), NAMES, GIB)
     assert request is not None
-
-    def choose(view: NodeView) -> Grant | Reason:
-        placed = place(view, request)
-        return grant(request, placed) if isinstance(placed, Placement) else placed
-
-    return ledger.assume(f"uid-of-{pod.name}", f"default/{pod.name}", node, choose)
+    return ledger.assume(f"uid-of-{pod.name}", f"default/{pod.name}", node, choosing(request))
 
 
 class TestNames:

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from cotenant.contract.boards import board
 from cotenant.contract.environment import VISIBLE_DEVICES, injected
-from cotenant.contract.grant import Grant, MIGPlacement, decode
+from cotenant.contract.grant import MIGPlacement, decode
 from cotenant.contract.inventory import MIG, MIGProfile
 from cotenant.contract.reasons import Reason
 from cotenant.contract.units import GIB, MIB
 from extender.inspect.explain import explain
 from extender.ledger import Hold, Ledger, NodeView
-from extender.placement.fit import Placement, grant, place
+from extender.placement.fit import Placement, choosing, place
 from extender.placement.partition import ROOM, Aim
 from extender.placement.ranking import Rankings
 from extender.verbs.judge import Judge
@@ -57,12 +57,7 @@ class Cluster:
         pod = asking(*profiles, name=name or f"p{self.made}", **wishes)
         self.made += 1
         request = request_of(pod)
-
-        def choose(view: NodeView) -> Grant | Reason:
-            placed = place(view, request, aim=aim)
-            return grant(request, placed) if isinstance(placed, Placement) else placed
-
-        held = self.ledger.assume(f"uid-of-{pod.name}", f"default/{pod.name}", node, choose)
+        held = self.ledger.assume(f"uid-of-{pod.name}", f"default/{pod.name}", node, choosing(request, aim=aim))
         if isinstance(held, Hold):
             self.pods[pod.name] = pod.bound_to(node, decode(held.grant))
         return held

@@ -13,8 +13,8 @@ from cotenant.contract.inventory import Mode
 from cotenant.contract.request import parse
 from cotenant.contract.units import GIB
 from cotenant.standins.api_rules import NODES, PODS
-from extender.ledger import Hold, Ledger, NodeView
-from extender.placement.fit import Placement, grant, place
+from extender.ledger import Hold, Ledger
+from extender.placement.fit import choosing
 from extender.placement.preemption import Budget, Neighbour, Requirement, Selector, Victims, victims
 from extender.verbs.judge import Judge
 from extender.verbs.preempt import Preempt
@@ -26,8 +26,6 @@ from tests.extender.running import PATIENCE, Running, eventually, submit
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from cotenant.contract.grant import Grant
-    from cotenant.contract.reasons import Reason
     from cotenant.contract.request import PodRequest
     from cotenant.standins.api_server import ApiServer
     from extender.ledger.trial import Trial
@@ -393,13 +391,8 @@ class TestVerb:
         going = residents["a6"]["metadata"]["uid"]
         request = parse(a_pod().named("vip").asking(6).build(), NAMES, GIB)
         assert request is not None
-
-        def choose(view: NodeView) -> Grant | Reason:
-            placed = place(view, request)
-            return grant(request, placed) if isinstance(placed, Placement) else placed
-
         # as when a6 was evicted for it, is ending, and kube-scheduler has lost the nomination
-        assert isinstance(extender.ledger.promise("vip", "default/vip", "n1", [going], choose), Hold)
+        assert isinstance(extender.ledger.promise("vip", "default/vip", "n1", [going], choosing(request)), Hold)
 
         answered = self.ask(extender, 6, [residents["a6"]])
         extender.ledger.release("vip")

@@ -16,7 +16,7 @@ from cotenant.contract.units import GIB, MIB
 from extender.admission import Settings, mutate, validating_review
 from extender.admission.review import KIND
 from extender.ledger import Hold, Ledger, NodeView, Stage, Use
-from extender.placement.fit import Placement, grant, place
+from extender.placement.fit import Placement, choosing, grant, place
 from extender.placement.tenants import Tenants
 from extender.verbs.judge import Judge
 from extender.verbs.wire import Candidates
@@ -28,7 +28,6 @@ from tests.extender.running import PATIENCE, Running, add, call, eventually, nom
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cotenant.contract.grant import Grant
     from cotenant.standins.api_server import ApiServer
 
 
@@ -467,12 +466,7 @@ class TestTheWayOfAPod:
     def test_what_is_kept_for_a_pod_is_offered_only_within_the_limit(self, api: ApiServer, limited: Running) -> None:
         pod = submit(api, a_pod().in_namespace("team").asking(1).wishing(isolation="exclusive"))
         alone = request_of(a_pod().asking(1).wishing(isolation="exclusive"))
-
-        def choose(view: NodeView) -> Grant | Reason:
-            placed = place(view, alone)
-            return grant(alone, placed) if isinstance(placed, Placement) else placed
-
-        assert isinstance(limited.ledger.promise(pod["metadata"]["uid"], "team/p", "n1", (), choose), Hold)
+        assert isinstance(limited.ledger.promise(pod["metadata"]["uid"], "team/p", "n1", (), choosing(alone)), Hold)
         assert ["n1"] == limited.fitting(pod, "n1", "n2")
         # since then another one of its namespace has come: 4 + 10 GiB are more than 10
         assert "" == limited.bind(submit(api, a_pod().named("b").in_namespace("team").asking(4)), "n2")
