@@ -3,11 +3,8 @@
 import msgspec
 
 from cotenant.contract.units import format_bytes
-from extender.http.strip import Part, amount
+from extender.http.strip import Part, amount, part
 from extender.shadow.placements import Agreement, Comparison, Free
-
-# A part narrower than this, in percent, has no room for an amount.
-_NAMED_FROM = 9
 
 
 class Leftover(msgspec.Struct, frozen=True):
@@ -57,18 +54,16 @@ def drawn(told: Comparison | None) -> Compared | None:
 def _leftover(policy: str, what: str, free: Free, whole: int) -> Leftover:
     fragmented = min(free.fragmented_bytes, free.free_bytes)
     usable = free.free_bytes - fragmented
+
+    def piece(start: int, size: int, colour: str, what: str) -> Part:
+        return part(start, size, whole, colour=colour, title=f"{what}: {amount(size)}", text=amount(size))
+
     return Leftover(
         policy=policy,
         what=what,
-        usable=_part(0, usable, whole, "c2", "of use"),
-        fragmented=_part(usable, fragmented, whole, "c1", "in pieces"),
+        usable=piece(0, usable, "c2", "of use"),
+        fragmented=piece(usable, fragmented, "c1", "in pieces"),
         label=f"{policy} ({what}): {amount(free.free_bytes)} free, of which {amount(fragmented)} lie in pieces",
         largest_bytes=free.largest_bytes,
         empty_gpus=free.empty_gpus,
     )
-
-
-def _part(start: int, size: int, whole: int, colour: str, what: str) -> Part:
-    width = 100 * size / whole
-    text = amount(size) if width >= _NAMED_FROM else ""
-    return Part(f"{100 * start / whole:.2f}", f"{width:.2f}", colour, f"{what}: {amount(size)}", text)

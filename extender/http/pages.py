@@ -23,7 +23,7 @@ from cotenant.contract.reasons import Reason
 from cotenant.contract.units import format_bytes
 from extender.http import comparison
 from extender.http.api import MAX_QUERY, QueryError, bounded, not_ours, number, one_of, state
-from extender.http.strip import Part, Use, amount
+from extender.http.strip import Part, Use, amount, part
 from extender.inspect.inspector import Inspector
 from extender.inspect.rows import GPURow, Holder, NodeRow, Slot, State
 from extender.inspect.tables import percent, problem, slots
@@ -36,8 +36,6 @@ _WAITING = 10
 _EXPLAINED_NODES = 50
 _REFRESH_SECONDS = 15
 _COLOURS = 8
-# A part narrower than this, in percent of the strip, has no room for a name.
-_NAMED_FROM = 9
 # Who holds an instance that is there without a pod: one on its way out, or made by somebody else.
 NOBODY = "no pod"
 _STYLE = files("extender.http").joinpath("templates", "style.css").read_text()
@@ -284,50 +282,33 @@ def _kept(gpu: GPURow, whole: int) -> Iterable[Part]:
     for one in gpu.kept:
         size = min(one.bytes, room)
         if size > 0:
-            width = 100 * size / whole
-            yield Part(
-                x=f"{100 * x / whole:.2f}",
-                width=f"{width:.2f}",
-                colour="kept",
-                title=f"{format_bytes(one.bytes)} kept for {one.pod} {one.until}",
-                text=f"kept for {one.pod.partition('/')[2]}" if width >= _NAMED_FROM else "",
-            )
+            title = f"{format_bytes(one.bytes)} kept for {one.pod} {one.until}"
+            yield part(x, size, whole, colour="kept", title=title, text=f"kept for {one.pod.partition('/')[2]}")
             x, room = x + size, room - size
 
 
 def _parts(holders: Iterable[Holder], whole: int) -> Iterable[Part]:
-    x = 0.0
+    x = 0
     for holder in holders:
-        width = 100 * holder.bytes / whole
-        yield Part(
-            x=f"{x:.3g}" if x < 1 else f"{x:.2f}",
-            width=f"{width:.2f}",
-            colour=colour(holder.pod),
-            title=f"{holder.pod}: {format_bytes(holder.bytes)}, {holder.state}",
-            # what does not fit into the part ends in an ellipsis
-            text=holder.pod.partition("/")[2] if width >= _NAMED_FROM else "",
-        )
-        x += width
+        title = f"{holder.pod}: {format_bytes(holder.bytes)}, {holder.state}"
+        # what does not fit into the part ends in an ellipsis
+        yield part(x, holder.bytes, whole, colour=colour(holder.pod), title=title, text=holder.pod.partition("/")[2])
+        x += holder.bytes
 
 
 def _others(gpu: GPURow, whole: int) -> Iterable[Part]:
     """Draw what others than our pods have, at the right end."""
     if gpu.foreign_bytes:
-        width = 100 * gpu.foreign_bytes / whole
-        yield Part(
-            x=f"{100 - width:.2f}",
-            width=f"{width:.2f}",
-            colour="unheld",
-            title=f"{format_bytes(gpu.foreign_bytes)} {gpu.foreign}",
-            text="others" if width >= _NAMED_FROM else "",
-        )
+        title = f"{format_bytes(gpu.foreign_bytes)} {gpu.foreign}"
+        yield part(whole - gpu.foreign_bytes, gpu.foreign_bytes, whole, colour="unheld", title=title, text="others")
 
 
 def _instances(slots: Iterable[Slot], slices: int) -> Iterable[Part]:
     for slot in slots:
-        yield Part(
-            x=f"{100 * slot.start / slices:.2f}",
-            width=f"{100 * slot.size / slices:.2f}",
+        yield part(
+            slot.start,
+            slot.size,
+            slices,
             colour="kept" if slot.kept else colour(slot.pod) if slot.pod else "unheld",
             title=_title(slot),
             # a name alone where a single slice has no room for both

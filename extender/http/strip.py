@@ -4,6 +4,9 @@ import msgspec
 
 from cotenant.contract.units import format_bytes
 
+# A part narrower than this, in percent of the strip, has no room for a name.
+_NAMED_FROM = 9
+
 
 class Part(msgspec.Struct, frozen=True):
     """Hold a piece of a strip; x and width are percent."""
@@ -13,6 +16,12 @@ class Part(msgspec.Struct, frozen=True):
     colour: str
     title: str
     text: str
+
+
+def part(start: float, size: float, whole: float, *, colour: str, title: str, text: str) -> Part:
+    """Draw *size* of *whole* from *start* on, with *text* where it has room."""
+    width = 100 * size / whole
+    return Part(f"{100 * start / whole:.2f}", f"{width:.2f}", colour, title, text if width >= _NAMED_FROM else "")
 
 
 class Use(msgspec.Struct, frozen=True):

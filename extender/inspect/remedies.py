@@ -87,10 +87,9 @@ class Search:
             return
         less = msgspec.structs.replace(container, share_bytes=most, units=most * count // unit)
         smaller = msgspec.structs.replace(self._request, containers=(less,))
-        placed = place(where, smaller)
-        if isinstance(placed, Placement):
-            gpus = indices(placed)
-            yield Change("smaller", f"{smaller.describe()} fit now on {place_name(where.name, gpus)}", where.name, gpus)
+        fit = first_fit(smaller, [where])
+        if fit is not None:
+            yield Change("smaller", f"{smaller.describe()} fit now on {place_name(*fit)}", *fit)
 
     def _smaller_instance(self) -> Iterator[Change]:
         """Find the largest of the smaller MIG profiles that fits somewhere now."""
@@ -136,19 +135,16 @@ class Search:
             for view in self._order:
                 reason = self._refused[view.name]
                 if reason in _UNTIL_MENDED:
-                    placed = place(_unproblematic(view, self._request), self._request)
-                    what = reason.sentence
+                    mended = _unproblematic(view, self._request)
                 elif _some_unhealthy(view, self._request):
-                    placed = place(_all_healthy(view), self._request)
-                    what = all_closed_by(
-                        [state for state in _states(view, self._request) if not state.healthy]
-                    ).sentence
+                    mended = _all_healthy(view)
+                    reason = all_closed_by([state for state in _states(view, self._request) if not state.healthy])
                 else:
                     continue
-                if isinstance(placed, Placement):
-                    gpus = indices(placed)
-                    where = place_name(view.name, gpus)
-                    yield Change("mended", f"it fits on {where} once this is mended: {what}", view.name, gpus)
+                fit = first_fit(self._request, [mended])
+                if fit is not None:
+                    what = f"it fits on {place_name(*fit)} once this is mended: {reason.sentence}"
+                    yield Change("mended", what, *fit)
 
         yield from islice(fitting(), CHANGES)
 
@@ -161,14 +157,10 @@ class Search:
         named = ("gpu-model", wishes.models), ("gpu-uuid", wishes.uuids), ("isolation", wishes.isolation)
         said = " and ".join(name for name, value in named if value and value is not Isolation.NONE)
         relaxed = msgspec.structs.replace(self._request, wishes=anything)
-        for view in self._order:
-            if self._refused[view.name] in _WISHED_AWAY | UNTIL_A_POD_ENDS:
-                placed = place(view, relaxed)
-                if isinstance(placed, Placement):
-                    gpus = indices(placed)
-                    what = f"it fits on {place_name(view.name, gpus)} without its {said}"
-                    yield Change("wished", what, view.name, gpus)
-                    return
+        views = (view for view in self._order if self._refused[view.name] in _WISHED_AWAY | UNTIL_A_POD_ENDS)
+        fit = first_fit(relaxed, views)
+        if fit is not None:
+            yield Change("wished", f"it fits on {place_name(*fit)} without its {said}", *fit)
 
     def _ended_simply(self, but: Collection[str]) -> Iterator[tuple[tuple[Hold, ...], int, Change]]:
         """One piece on one GPU, as nearly every pod is: arithmetic tells, without a search."""

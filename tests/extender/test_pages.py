@@ -349,7 +349,7 @@ class TestStrips:
         found = page_of(ledger, "/nodes/n")
         parts = [svg for svg in found.all("svg") if "x" in svg]
         # 40 held and 20 kept of 80
-        assert [("0%", "50.00%"), ("50.00%", "25.00%")] == [(part["x"], part["width"]) for part in parts]
+        assert [("0.00%", "50.00%"), ("50.00%", "25.00%")] == [(part["x"], part["width"]) for part in parts]
         (strip,) = [svg for svg in found.all("svg") if "aria-label" in svg]
         assert "20 GiB of 80 GiB free, held by default/a 40 GiB, 20 GiB kept for default/vip;" in strip["aria-label"]
         assert "kept for default/vip" in found.text
@@ -361,7 +361,7 @@ class TestStrips:
             ledger.observe_pod(pod.build())
         parts = [svg for svg in page_of(ledger, "/nodes/n").all("svg") if "x" in svg]
         # 40 and 20 of 80
-        assert [("0%", "50.00%"), ("50.00%", "25.00%")] == [(part["x"], part["width"]) for part in parts]
+        assert [("0.00%", "50.00%"), ("50.00%", "25.00%")] == [(part["x"], part["width"]) for part in parts]
 
     def test_what_shrank_under_its_pods_is_drawn_full_and_not_beyond(self) -> None:
         ledger = nodes_of(a_node("n").with_gpu("80GiB"))
