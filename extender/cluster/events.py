@@ -26,6 +26,9 @@ _KEPT_SECONDS = 60.0
 _LOOK_SECONDS = 0.5
 _THREAD = "events"
 
+# Told of a pod: its UID, namespace/name, a reason, and a sentence.
+Tell = Callable[[str, str, str, str], None]
+
 
 class _Told(NamedTuple):
     """Hold what is to be said of a pod."""

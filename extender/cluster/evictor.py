@@ -11,6 +11,7 @@ from cachetools import TTLCache
 from cotenant.cluster import Cluster, ClusterError, NotFound, writes
 from cotenant.contract.names import Names
 from cotenant.threads import Threads
+from extender.cluster.events import Tell
 from extender.cluster.evictions import Cause, Evictions, Outcome
 from extender.ledger import Ledger
 from extender.overuse import Reports, Suspect
@@ -24,9 +25,6 @@ _LOOK_SECONDS = 0.05
 # How often who stands by looks whether it has become the one that writes; nothing tells it so.
 _TAKEN_OVER_SECONDS = 0.5
 _THREAD = "overuse"
-
-# Told of a pod: its UID, namespace/name, a reason, and a sentence.
-Tell = Callable[[str, str, str, str], None]
 
 
 class Evictor:

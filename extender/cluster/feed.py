@@ -1,6 +1,6 @@
 """Feed the ledger with every node and pod of the cluster."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import structlog
@@ -9,6 +9,7 @@ from cotenant.cluster import Change, Cluster, Reflector, Unreadable
 from cotenant.contract.pods import Metadata, Pod, Spec
 from cotenant.contract.reasons import Reason
 from extender.cluster import pods
+from extender.cluster.events import Tell
 from extender.ledger import Hold, Ledger, Node, Stage
 
 _log = structlog.get_logger(__name__)
@@ -22,9 +23,6 @@ _REQUEST_SECONDS = 4.0
 
 # what is kept of a listed pod until all are here
 _BOUND, _UNBOUND = Spec(node_name="bound"), Spec()
-
-# Told of a pod that breaks the rules: its UID, namespace/name, why, and a sentence.
-Complain = Callable[[str, str, Reason, str], None]
 
 
 class NodeOnlooker(Protocol):
@@ -51,7 +49,7 @@ class Feed:
     """Keep the ledger equal to the API server's nodes and pods."""
 
     def __init__(
-        self, cluster: Cluster, ledger: Ledger, complain: Complain, onlooker: Onlooker, *of_nodes: NodeOnlooker
+        self, cluster: Cluster, ledger: Ledger, complain: Tell, onlooker: Onlooker, *of_nodes: NodeOnlooker
     ) -> None:
         nodes = _Nodes(ledger, (onlooker, *of_nodes))
         self.nodes: Reflector[Node] = Reflector(
@@ -121,7 +119,7 @@ class _Nodes:
 
 
 class _Pods:
-    def __init__(self, cluster: Cluster, ledger: Ledger, complain: Complain, onlooker: Onlooker) -> None:
+    def __init__(self, cluster: Cluster, ledger: Ledger, complain: Tell, onlooker: Onlooker) -> None:
         self._cluster = cluster
         self._ledger = ledger
         self._complain = complain
@@ -153,8 +151,7 @@ class _Pods:
 
     def changed(self, change: Change, obj: Pod) -> None:
         if change == "DELETED":
-            self._ledger.pod_gone(obj.uid)
-            self._onlooker.pod_gone(obj.uid)
+            self._gone(obj.uid)
             return
         self._ledger.observe_pod(obj)
         self._onlooker.pod_seen(obj.uid, obj.key, obj.metadata.annotations)
@@ -166,8 +163,11 @@ class _Pods:
 
     def unreadable(self, change: Change, obj: Unreadable) -> None:
         if change == "DELETED" and obj.uid:
-            self._ledger.pod_gone(obj.uid)
-            self._onlooker.pod_gone(obj.uid)
+            self._gone(obj.uid)
+
+    def _gone(self, uid: str) -> None:
+        self._ledger.pod_gone(uid)
+        self._onlooker.pod_gone(uid)
 
     def _look_again(self, hold: Hold) -> None:
         """Ask for a pod that a LIST does not show as the ledger has it, as it was given its place beside the LIST.
@@ -179,8 +179,7 @@ class _Pods:
         namespace, _, name = hold.key.partition("/")
         pod = pods.read(self._cluster, namespace=namespace, name=name, uid=hold.uid, timeout=_REQUEST_SECONDS)
         if pod is None:
-            self._ledger.pod_gone(hold.uid)
-            self._onlooker.pod_gone(hold.uid)
+            self._gone(hold.uid)
         else:
             self._ledger.undo(hold, pod)
 

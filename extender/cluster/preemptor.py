@@ -24,8 +24,8 @@ from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest
 from cotenant.threads import Threads, giving_way
 from extender.cluster import pods
+from extender.cluster.events import Tell
 from extender.cluster.evictions import Cause, Evictions, Outcome
-from extender.cluster.evictor import Tell
 from extender.ledger import Ledger
 from extender.placement.fit import choosing
 from extender.placement.preemption import Budget, Neighbour, Victims, least
