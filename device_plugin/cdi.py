@@ -207,7 +207,7 @@ class SpecFolder:
         *,
         nodes: Sequence[tuple[str, str]],
         driver: _Driver | None,
-        annotations: Mapping[str, str],
+        annotations: dict[str, str],
     ) -> None:
         # As NVIDIA's own specs and its DRA driver have it: with any other value a container under the runtime handler
         # nvidia would be given devices a second time (nvidia-container-toolkit, pkg/nvcdi/wrapper.go, GetCommonEdits).
@@ -219,9 +219,8 @@ class SpecFolder:
             "cdiVersion": _VERSION,
             "kind": f"{self._names.domain}/mig",
             "devices": [{"name": name, "containerEdits": edits}],
+            "annotations": annotations,
         }
-        if annotations:
-            spec["annotations"] = dict(annotations)
         if driver is not None and driver.edits:
             spec["containerEdits"] = driver.edits
             # they may have fields that CDI refuses under an older one (specs-go, MinimumRequiredVersion)

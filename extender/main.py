@@ -28,7 +28,7 @@ def _address(_context: click.Context, _option: click.Parameter, value: str | Non
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--config", type=click.Path(dir_okay=False), metavar="FILE", help="A YAML file; flags win over its keys.")
 @click.option("--kubeconfig", metavar="FILE", help="How to reach the API server from outside of a pod.")
-@click.option("--listen", metavar="HOST:PORT", callback=_address, help="Answer filter, prioritize and bind here.")
+@click.option("--listen", metavar="HOST:PORT", callback=_address, help="Answer kube-scheduler's calls here.")
 @click.option(
     "--serve", metavar="HOST:PORT", callback=_address, help="Answer health, metrics, admission and people here."
 )

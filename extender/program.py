@@ -13,8 +13,7 @@ from cotenant.cluster import Cluster
 from cotenant.contract.configuration import TLS, ExtenderConfiguration, Layout, Placement, VerbsTLS
 from cotenant.contract.request import PodRequest
 from cotenant.threads import Threads
-from extender.admission import review
-from extender.admission.settings import Settings
+from extender.admission import Settings, mutating_review, validating_review
 from extender.cluster.binder import Binder
 from extender.cluster.election import Elect, Election, Follow
 from extender.cluster.events import Events
@@ -195,8 +194,8 @@ class Extender:
             ended=self._ended,
             metrics=self._metrics,
             review={
-                "mutate": lambda body: review.mutating_review(body, settings),
-                "validate": lambda body: review.validating_review(body, settings),
+                "mutate": lambda body: mutating_review(body, settings),
+                "validate": lambda body: validating_review(body, settings),
             },
         )
         inspection(app, inspector=inspector, synced=synced)

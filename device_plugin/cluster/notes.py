@@ -32,7 +32,13 @@ class NodeMetadata(msgspec.Struct, frozen=True, rename="camel"):
 class Node(msgspec.Struct, frozen=True):
     """Hold what the plugin reads of a Node."""
 
+    class Status(msgspec.Struct, frozen=True):
+        """Hold what the kubelet offers."""
+
+        allocatable: dict[str, str | int] | None = None
+
     metadata: NodeMetadata
+    status: Status = Status()
 
 
 class _NodeList(msgspec.Struct, frozen=True):
@@ -42,20 +48,20 @@ class _NodeList(msgspec.Struct, frozen=True):
 _nodes = msgspec.json.Decoder(_NodeList)
 
 
-def read_node(cluster: Cluster, node: str) -> NodeMetadata:
+def read_node(cluster: Cluster, node: str) -> Node:
     """Read the node as it is now, one without anything where there is none.
 
     Raises ClusterError.
     """
-    reply = cluster.get(f"/api/v1/nodes?fieldSelector=metadata.name%3D{node}", timeout=_NODE_SECONDS)
+    reply = cluster.get("/api/v1/nodes", query={"fieldSelector": f"metadata.name={node}"}, timeout=_NODE_SECONDS)
     nodes = answered(_nodes, reply.body).items
-    return nodes[0].metadata if nodes else NodeMetadata(name=node)
+    return nodes[0] if nodes else Node(NodeMetadata(name=node))
 
 
 def labels_of(cluster: Cluster, node: str) -> dict[str, str]:
     """Read the labels of the node; raise ConfigurationError where it cannot be asked for what its label says."""
     try:
-        return read_node(cluster, node).labels or {}
+        return read_node(cluster, node).metadata.labels or {}
     except ClusterError as error:
         raise ConfigurationError(f"the label that selects rules for node {node} cannot be read: {error}") from error
 

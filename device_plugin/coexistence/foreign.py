@@ -73,8 +73,9 @@ class ForeignUse:
         doubtful: set[object] = set()
         found: dict[str, _Seen] = {}
         listed = list(devices)
+        others = [one for one in listed if one.resource not in ours]
         for gpu in gpus:
-            holders = sorted({f"{one.pod} as {one.resource}" for one in _others(listed, ours) if _names(one, gpu)})
+            holders = sorted({f"{one.pod} as {one.resource}" for one in others if _names(one, gpu)})
             # by who it is, so that what one pod holds and uses is not counted twice
             sums: Counter[str] = Counter()
             if gpu.family is Family.MEMORY:
@@ -149,10 +150,6 @@ def _judged(looks: Iterable[_Seen]) -> Foreign | None:
 def _listed(who: Sequence[str]) -> str:
     more = f" and {len(who) - _NAMED} more" if len(who) > _NAMED else ""
     return ", ".join(who[:_NAMED]) + more
-
-
-def _others(devices: Iterable[Devices], ours: frozenset[str]) -> Iterable[Devices]:
-    return (one for one in devices if one.resource not in ours)
 
 
 def _names(devices: Devices, gpu: GPU) -> bool:

@@ -11,7 +11,7 @@ from cotenant.cluster.backoff import Backoff
 from cotenant.contract import inventory as inventories
 from cotenant.contract.inventory import GPU, MIG, Family, InventoryError
 from cotenant.contract.names import Names, mig_suffix
-from device_plugin.cluster.notes import NodeMetadata, read_node
+from device_plugin.cluster.notes import Node, read_node
 from device_plugin.families.rules import Assigned
 from device_plugin.mps.plan import group_of
 
@@ -25,7 +25,7 @@ _SECONDS = 5.0
 def read(cluster: Cluster, node: str, names: Names) -> dict[str, Assigned] | None:
     """Read how each GPU of *node* was, by UUID: nothing at a first start, None where that cannot be told."""
     try:
-        annotations = _read(cluster, node).annotations or {}
+        annotations = _read(cluster, node).metadata.annotations or {}
         published = inventories.decode(annotations[names.inventory]).gpus if names.inventory in annotations else ()
     except (ClusterError, InventoryError) as error:
         log.warning("configuration.before_unknown", error=str(error))
@@ -33,7 +33,7 @@ def read(cluster: Cluster, node: str, names: Names) -> dict[str, Assigned] | Non
     return {gpu.uuid: as_published(gpu) for gpu in published}
 
 
-def _read(cluster: Cluster, node: str) -> NodeMetadata:
+def _read(cluster: Cluster, node: str) -> Node:
     """Read the node, asking again for some seconds; raise as read_node does."""
     until = time.monotonic() + _SECONDS
     backoff = Backoff(random.Random())  # noqa: S311 - spreads load, guards nothing

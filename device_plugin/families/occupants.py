@@ -4,38 +4,16 @@ import socket
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-import msgspec
-
 from cotenant.cluster import Cluster, ClusterError
-from cotenant.cluster.reading import answered
 from cotenant.contract import inventory as inventories
 from cotenant.contract.inventory import Family, InventoryError
 from cotenant.contract.names import NVIDIA_DOMAIN, Names
 from cotenant.contract.units import count_of
-
-_SECONDS = 3.0
+from device_plugin.cluster.notes import read_node
 
 
 class OccupiedError(Exception):
     """Say that another device plugin serves what this node's GPUs are to be offered as."""
-
-
-class _Node(msgspec.Struct):
-    class Metadata(msgspec.Struct):
-        annotations: dict[str, str] | None = None
-
-    class Status(msgspec.Struct):
-        allocatable: dict[str, str] | None = None
-
-    metadata: Metadata
-    status: Status
-
-
-class _Nodes(msgspec.Struct):
-    items: list[_Node]
-
-
-_nodes = msgspec.json.Decoder(_Nodes)
 
 
 class Occupants:
@@ -79,21 +57,17 @@ class Occupants:
         if not resources:
             return []
         try:
-            query = {"fieldSelector": f"metadata.name={self._node}"}
-            reply = answered(_nodes, self._cluster.get("/api/v1/nodes", query=query, timeout=_SECONDS).body)
+            node = read_node(self._cluster, self._node)
         except ClusterError:
             return []  # the sockets have said what can be said
-        for node in reply.items:
-            text = (node.metadata.annotations or {}).get(self._names.inventory, "")
-            try:
-                ours = any(gpu.family is not Family.MEMORY for gpu in inventories.decode(text).gpus)
-            except InventoryError:
-                # of a plugin of ours too, of another release: the kubelet shows for seconds what that offered
-                ours = bool(text)
-            if new_to_us or not ours:
-                offered = node.status.allocatable or {}
-                return [name for name in resources if count_of(offered.get(name)) > 0]
-        return []
+        text = (node.metadata.annotations or {}).get(self._names.inventory, "")
+        try:
+            ours = any(gpu.family is not Family.MEMORY for gpu in inventories.decode(text).gpus)
+        except InventoryError:
+            # of a plugin of ours too, of another release: the kubelet shows for seconds what that offered
+            ours = bool(text)
+        offered = (node.status.allocatable or {}) if new_to_us or not ours else {}
+        return [name for name in resources if count_of(offered.get(name)) > 0]
 
 
 def is_served(path: Path) -> bool:

@@ -150,10 +150,12 @@ class Nominator:
         if turn <= last or self._ledger.waiting(asked.pod.uid) is not None:
             due = self._clock() + _WAIT_SECONDS[min(turn, last)]
             sampled = frozenset[str]() if len(asked.sampled) >= SAMPLED_FROM else asked.sampled
-            again = asked._replace(due=due, turn=turn, changes=changes, sampled=sampled, among=(), postponed=0)
-            with self._condition:
-                # unless its next attempt has failed meanwhile
-                self._asked.setdefault(asked.pod.uid, again)
+            self._keep(asked._replace(due=due, turn=turn, changes=changes, sampled=sampled, among=(), postponed=0))
+
+    def _keep(self, asked: _Asked) -> None:
+        """Have the pod looked for again, unless its next attempt has failed meanwhile."""
+        with self._condition:
+            self._asked.setdefault(asked.pod.uid, asked)
 
     def _nominate(self, asked: _Asked) -> bool:
         """Nominate a node, and tell whether there was one, or whether there is no more to be done for the pod."""
@@ -231,10 +233,6 @@ class Nominator:
         """Look again soon at nodes that fit and wait for others; tell whether there is anything to look at."""
         if not fitting or asked.postponed >= _POSTPONEMENTS:
             return False
-        again = asked._replace(
-            due=self._clock() + _WAIT_SECONDS[0], among=tuple(fitting[:_PIECE]), postponed=asked.postponed + 1
-        )
-        with self._condition:
-            # unless its next attempt has failed meanwhile
-            self._asked.setdefault(asked.pod.uid, again)
+        due, among = self._clock() + _WAIT_SECONDS[0], tuple(fitting[:_PIECE])
+        self._keep(asked._replace(due=due, among=among, postponed=asked.postponed + 1))
         return True

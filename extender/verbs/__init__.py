@@ -1,1 +1,1 @@
-"""What kube-scheduler calls: filter, prioritize, bind. Decoded values in, values to encode out; no Flask, no clock."""
+"""What kube-scheduler calls: filter, prioritize, preempt, bind. Decoded values in, values to encode out; no Flask."""

@@ -1,7 +1,7 @@
 """Whose eviction frees a node for a pod: what the ledger knows, put together with what the API server is asked."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, Protocol
 
 import msgspec
@@ -55,11 +55,7 @@ class Search:
 
         Raises ClusterError where the API server cannot be asked.
         """
-        priority = pod.spec.priority or 0
-        lower = [self._weighed(one) for one in self._neighbourhood.on(node) if one.priority < priority]
-        fits = self._fitting(node, request, always.union(one.uid for one in lower), pod=pod)
-        found = victims(lower, budgets, fits, always)
-        return found if found is not None and found.pods else None
+        return self._among(self._neighbourhood.on(node), node, request, budgets, pod=pod, always=always)
 
     def among_holders(
         self, node: str, request: PodRequest, budgets: Sequence[Budget], *, pod: Pod
@@ -74,10 +70,22 @@ class Search:
         ending = frozenset(holders - {one.uid for one in staying})
         if ending and self.fits(node, request, ending, pod=pod):
             return "wait"
+        return self._among([one for one in staying if one.uid in holders], node, request, budgets, pod=pod)
+
+    def _among(
+        self,
+        neighbours: Iterable[Neighbour],
+        node: str,
+        request: PodRequest,
+        budgets: Sequence[Budget],
+        *,
+        pod: Pod,
+        always: frozenset[str] = frozenset(),
+    ) -> Victims | None:
         priority = pod.spec.priority or 0
-        lower = [self._weighed(one) for one in staying if one.priority < priority and one.uid in holders]
-        fits = self._fitting(node, request, frozenset(one.uid for one in lower), pod=pod)
-        found = victims(lower, budgets, fits)
+        lower = [self._weighed(one) for one in neighbours if one.priority < priority]
+        fits = self._fitting(node, request, always.union(one.uid for one in lower), pod=pod)
+        found = victims(lower, budgets, fits, always)
         return found if found is not None and found.pods else None
 
     def explained(self, node: str, request: PodRequest, *, pod: Pod) -> bool:

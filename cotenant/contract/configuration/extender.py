@@ -156,7 +156,7 @@ class NodePool(Section, frozen=True, kw_only=True):
 class ExtenderConfiguration(Shared, frozen=True, kw_only=True):
     """Configure `cotenant-extender`; a flag of the same name wins over a key."""
 
-    # Where filter, prioritize and bind are answered. Loopback: whoever reaches it can bind pods.
+    # Where filter, prioritize, preempt and bind are answered. Loopback: whoever reaches it can bind pods.
     listen: str = "127.0.0.1:9480"
     # Where everything else is answered: health, version, metrics, admission.
     serve: str = "127.0.0.1:9481"
