@@ -68,7 +68,7 @@ class Played(msgspec.Struct, frozen=True):
     place too. at (M,), allocated, fragmented, waiting (M,): moments, and percent of all GPU memory held then, percent
     fragmented (FGD's definition), and how many pods waited. allocated_seconds (M,): percent held times the seconds that
     it was, up to each moment; what comes and goes between two of them counts. most_allocated: the most percent that was
-    ever held. capacity_bytes: of all GPUs in the beginning. moves: how many pods were moved for others.
+    ever held. moves: how many pods were moved for others.
     """
 
     jobs: tuple[Job, ...]
@@ -82,7 +82,6 @@ class Played(msgspec.Struct, frozen=True):
     waiting: Floats
     allocated_seconds: Floats
     most_allocated: float
-    capacity_bytes: int
     seconds: float
     moves: int
 
@@ -182,7 +181,6 @@ class Timeline:
             waiting=seen[2],
             allocated_seconds=seen[3],
             most_allocated=most,
-            capacity_bytes=self._capacity,
             seconds=time.perf_counter() - began,
             moves=self._moves,
         )
