@@ -1,21 +1,16 @@
 """Every replay of the openb trace whose published results are at hand, and as many of our default."""
 
-from __future__ import annotations
-
 import os
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import product
 from statistics import mean
-from typing import TYPE_CHECKING
 
 import pytest
 
 from cotenant.simulator.report import Report, report
 from cotenant.simulator.trace import MILLI
 from tests.simulator.openb import PUBLISHED, SEEDS, TRACES, deviation, needs_openb, run
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 pytestmark = needs_openb
 

@@ -4,10 +4,9 @@ a_pod().named("p").asking(8).wishing(isolation="exclusive"), a_node("n").with_gp
 gives a new builder. as_json() is the object as the API server has it, build() what our programs decode from that.
 """
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import msgspec
 
@@ -31,9 +30,6 @@ from cotenant.contract.pods import Pod
 from cotenant.contract.request import PodRequest, parse
 from cotenant.contract.units import GIB, parse_bytes
 from extender.ledger import Node
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 NAMES = Names()
 

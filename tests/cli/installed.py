@@ -1,19 +1,14 @@
 """A cluster as our manifests leave it, on the stand-in API server, for faults to be planted in."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import yaml
 
 from cotenant.standins.api_rules import RESOURCES, Json, Resource
+from cotenant.standins.api_server import ApiServer
 from e2e.kustomize import MANIFESTS, build
 from tests.builders import NAMES, NodeBuilder, a_node
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from cotenant.standins.api_server import ApiServer
 
 SERVICE = "cotenant-system/services/http:cotenant-extender:serve"
 Objects = dict[tuple[str, str], Json]

@@ -1,18 +1,14 @@
 """A stand-in for the part of the API server that hands requests on to a Service."""
 
-from __future__ import annotations
-
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Self
+from pathlib import Path
+from typing import Self
 
 import msgspec
 import yaml
 
 from tests.extender.running import call
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 ROOT = "/api/v1/namespaces/cotenant-system/services/http:cotenant-extender:serve/proxy"
 

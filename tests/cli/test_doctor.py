@@ -1,16 +1,16 @@
 """`cotenant doctor` finds nothing in a cluster as shipped, and each planted fault by its name, and no other."""
 
-from __future__ import annotations
-
 import base64
 import threading
+from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from cotenant.cli.doctor.checks import CHECKS
 from cotenant.cli.main import main
@@ -30,12 +30,6 @@ from tests.cli.installed import (
 )
 from tests.extender import certificates
 from tests.extender.running import Running
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from click.testing import Result
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,13 @@
 """`cotenant grow` makes a twin that fits on new nodes alone."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from cotenant.cli.grow import PRIORITY_CLASS, objection, twin
 from cotenant.contract.names import Names
-from tests.builders import NAMES, PodBuilder, a_node, a_pod, request_of
+from tests.builders import NAMES, NodeBuilder, PodBuilder, a_node, a_pod, request_of
 from tests.extender.test_explain import Cluster
-
-if TYPE_CHECKING:
-    from tests.builders import NodeBuilder
 
 
 def made(pod: PodBuilder, names: Names = NAMES, **spec: Any) -> Any:

@@ -1,19 +1,17 @@
 """`cotenant inspect`, `cotenant explain` and the kubectl plugin, against a real extender."""
 
-from __future__ import annotations
-
 import csv
 import io
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 import yaml
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from cotenant.cli.main import main
 from cotenant.contract.reasons import Reason
@@ -22,11 +20,6 @@ from cotenant.standins.api_server import ApiServer
 from tests.builders import a_node, a_pod
 from tests.cli.service_proxy import ROOT, ServiceProxy
 from tests.extender.running import Running, add, call, eventually, submit
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from click.testing import Result
 
 PLUGIN = Path(__file__).parents[2] / "scripts" / "kubectl-gpumem"
 

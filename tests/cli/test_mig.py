@@ -1,9 +1,8 @@
 """`cotenant mig`: what it prints, and that nothing it is given makes it fail without a sentence."""
 
-from __future__ import annotations
-
 import json
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -12,9 +11,6 @@ from hypothesis import strategies as st
 
 from cotenant.cli.main import main
 from cotenant.contract.boards import boards
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 A100 = "A100-SXM4-40GB"
 

@@ -1,10 +1,9 @@
 """A live cluster is read whole, and only pods that may be moved are evicted."""
 
-from __future__ import annotations
-
 import threading
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -20,13 +19,9 @@ from cotenant.simulator import document, snapshot
 from cotenant.simulator.document import Document, Taint, Toleration
 from cotenant.simulator.scene import scene
 from cotenant.standins.api_rules import BUDGETS, NODES, PODS, Json
+from cotenant.standins.api_server import ApiServer
 from tests.builders import NAMES, PodBuilder, a_grant, a_node, a_pod, granted
 from tests.steps import steps
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from cotenant.standins.api_server import ApiServer
 
 
 def held_by(name: str, node: str, gib: int, *, owner: str = "ReplicaSet", **spec: Any) -> PodBuilder:

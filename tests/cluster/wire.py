@@ -1,7 +1,5 @@
 """A wire before an API server, on which peers vanish, or all stands still for a while, with connections open."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import threading

@@ -1,16 +1,9 @@
 """The rules of MIG spelled out from the boards' data, without anything of Geometry: slow, and plain to read."""
 
-from __future__ import annotations
-
+from collections.abc import Collection, Iterable, Iterator
 from itertools import combinations
-from typing import TYPE_CHECKING
 
-from cotenant.contract.boards import boards
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
-
-    from cotenant.contract.boards import Board, BoardProfile
+from cotenant.contract.boards import Board, BoardProfile, boards
 
 # profile and start
 Placed = tuple[str, int]

@@ -1,7 +1,5 @@
 """The complete examples whose wire form stands in tests/golden: each field of version 1 at least once."""
 
-from __future__ import annotations
-
 from cotenant.contract.grant import ContainerGrant, GPUShare, Grant, Isolation, IsolationRecord, MIGPlacement, Role
 from cotenant.contract.inventory import GPU, MIG, Family, Foreign, Health, Inventory, MIGInstance, MIGProfile, Mode
 from cotenant.contract.units import GIB, MIB

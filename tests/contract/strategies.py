@@ -1,7 +1,5 @@
 """Inventories and grants of every kind, for Hypothesis."""
 
-from __future__ import annotations
-
 from hypothesis import strategies as st
 
 from cotenant.contract.grant import (

@@ -1,7 +1,5 @@
 """CPU and memory of a pod, counted as kube-scheduler counts them (component-helpers/resource/helpers.go)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import msgspec

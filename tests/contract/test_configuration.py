@@ -1,6 +1,4 @@
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import yaml
@@ -17,9 +15,6 @@ from cotenant.contract.configuration import (
     load,
 )
 from cotenant.contract.units import GIB, MIB
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 KINDS = [ExtenderConfiguration, DevicePluginConfiguration]
 

@@ -1,12 +1,10 @@
 """Placements against brute force, over every board whose profiles are known."""
 
-from __future__ import annotations
-
 import json
+from collections.abc import Sequence
 from functools import cache
 from itertools import permutations
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -18,9 +16,6 @@ from cotenant.contract.mig import Geometry, PlacementError
 from tests.contract.brute_force import Placed, Rules
 from tests.contract.strategies import instances as any_instances
 from tests.contract.strategies import profiles as any_profiles
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 A100 = "A100-SXM4-40GB"
 A30 = "A30-24GB"

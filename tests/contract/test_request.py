@@ -1,7 +1,3 @@
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,10 +9,7 @@ from cotenant.contract.names import Names
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import ContainerRequest, PodRequest, RequestError, Wishes, parse
 from cotenant.contract.units import GIB, MIB
-from tests.builders import a_pod, request_of
-
-if TYPE_CHECKING:
-    from tests.builders import PodBuilder
+from tests.builders import PodBuilder, a_pod, request_of
 
 NAMES = Names()
 MEMORY = NAMES.gpu_mem

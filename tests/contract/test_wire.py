@@ -1,9 +1,8 @@
 """The inventory and the grant as they go over the wire; what version 1 is stands in tests/golden and never changes."""
 
-from __future__ import annotations
-
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,16 +11,12 @@ from hypothesis import strategies as st
 
 from cotenant.contract import grant as grants
 from cotenant.contract import inventory as inventories
+from cotenant.contract.grant import Grant
+from cotenant.contract.inventory import Inventory
 from cotenant.contract.versions import MAX_LENGTH
 from tests.contract.examples import GRANT, INVENTORY
 from tests.contract.strategies import inventories as any_inventory
 from tests.contract.strategies import pod_grants as any_grant
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from cotenant.contract.grant import Grant
-    from cotenant.contract.inventory import Inventory
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 

@@ -1,8 +1,6 @@
 """GPUs that others have as well: seen by the plugin, published, told of, and left alone by the extender."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from cotenant.contract.inventory import Foreign, Inventory
 from cotenant.contract.reasons import Reason
@@ -12,9 +10,6 @@ from tests.device_plugin.node import NODE, Node, container_grant, uuid
 from tests.device_plugin.test_metrics import read_when
 from tests.device_plugin.test_watchdog import soon, told, use
 from tests.extender.running import Running, eventually, submit
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 CONFIG = "watchdog: {interval: 0.05}\nserve: 127.0.0.1:0"
 BARE = {"nodeName": NODE, "containers": [{"name": "main"}]}

@@ -1,24 +1,18 @@
 """What others have of a GPU: by the names that their device ids carry, by processes, by units without a grant."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cotenant.contract.inventory import GPU, MIG, Family, Foreign, MIGInstance, Mode
+from cotenant.contract.pods import Pod
 from cotenant.contract.units import GIB, device_ids, id_prefix
 from device_plugin.admission.identity import Devices, PodName
 from device_plugin.coexistence.foreign import LOOKS, ForeignUse
 from device_plugin.watchdog.usage import Account, Stranger, Usage
 from tests.builders import NAMES, a_grant, a_pod, granted
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from cotenant.contract.pods import Pod
 
 ONE = "GPU-11111111-0000-4000-8000-000000000000"
 OTHER = "GPU-22222222-0000-4000-8000-000000000000"

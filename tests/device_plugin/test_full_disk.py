@@ -1,11 +1,10 @@
 """Disks that are full where the plugin has to write: for its sockets, and for the CDI specs of instances."""
 
-from __future__ import annotations
-
 import os
 import subprocess
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -14,10 +13,6 @@ from device_plugin.nvml import NVML
 from device_plugin.threads import INVENTORY, THREADS
 from tests.device_plugin.node import NAMES, SECONDS, Node, container_grant, uuid
 from tests.device_plugin.test_mig import A100, DYNAMIC, Cut, placed
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 
 @contextmanager

@@ -1,10 +1,9 @@
 """Whatever comes in over the plugin's socket: a gRPC answer or error, no hang, and a plugin that serves as before."""
 
-from __future__ import annotations
-
 import os
 import socket
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import grpc
 import pytest
@@ -14,10 +13,6 @@ from hypothesis import strategies as st
 from device_plugin.api import deviceplugin_pb2 as pb
 from device_plugin.api import deviceplugin_pb2_grpc as rpc
 from tests.device_plugin.node import Node, container_grant, uuid
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 REQUESTS = int(os.environ.get("COTENANT_FUZZ", "40"))
 often = settings(max_examples=REQUESTS, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

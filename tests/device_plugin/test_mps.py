@@ -1,7 +1,5 @@
 """MPS control daemons: real child processes, NVIDIA's where there is one with a GPU, and the stand-in everywhere."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil
@@ -11,8 +9,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import pytest
@@ -32,9 +31,6 @@ from device_plugin.mps.plan import Limit, Plan, max_clients, plans
 from device_plugin.nvml import NVML, NVMLUnavailableError, PhysicalGPU
 from tests.device_plugin.node import NAMES, NODE, SECONDS, Node, container_grant, uuid
 from tests.exhaustion import no_file_beyond, no_more_files
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 FAKE = str(Path(sys.executable).parent / "cotenant-fake-mps-control")
 REAL = "nvidia-cuda-mps-control"

@@ -1,7 +1,5 @@
 """Nodes that come back as others."""
 
-from __future__ import annotations
-
 from cotenant.contract.inventory import Health
 from cotenant.standins.api_rules import NODES
 from tests.device_plugin.node import NAMES, NODE, Node, container_grant, uuid

@@ -1,8 +1,6 @@
 """What a device plugin keeps of the pods of its node, whoever made them."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from cotenant.cluster import connect
 from cotenant.contract.pods import STATIC_UID
@@ -12,9 +10,6 @@ from device_plugin.admission.identity import PodName
 from device_plugin.cluster.pods import NodePods
 from tests.builders import NAMES, a_grant, a_pod, granted
 from tests.extender.running import PATIENCE, eventually
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def create(api: ApiServer, name: str) -> None:

@@ -1,7 +1,5 @@
 """NVIDIA's sharing file: taken as NVIDIA documents it, and refused with a path and a sentence."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """GPUs counted by shares: which ids the kubelet is steered to, and what a container gets for them."""
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Any
 

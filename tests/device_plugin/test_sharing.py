@@ -1,9 +1,7 @@
 """Which rules are in force: files and labels, read again while the plugin runs, and never from under a pod."""
 
-from __future__ import annotations
-
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,9 +11,6 @@ from cotenant.contract.inventory import Family, Health
 from device_plugin.sharing import Rules
 from tests.device_plugin.node import NAMES, NODE, Node, container_grant
 from tests.device_plugin.test_nvidia_config import ANY
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 SLICED = ANY
 LABEL = NAMES.profile

@@ -1,7 +1,5 @@
 """The page about policies: its example works as it stands there, and every policy is in its table."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re
@@ -9,8 +7,10 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -31,10 +31,6 @@ from extender.policies.mix import Mix
 from extender.policies.table import Table
 from tests.builders import NAMES, a_grant, a_node, a_pod, granted
 from tests.docs.markdown import DOCS, blocks, section, tables
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 
 class AnotherBinpack(Binpack):

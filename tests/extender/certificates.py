@@ -1,13 +1,8 @@
 """Certificates for tests, by openssl: an authority, and what it signs."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from pathlib import Path
 
 
 def why_not() -> str:

@@ -1,6 +1,6 @@
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,10 +9,6 @@ from cotenant.standins.api_rules import EVENTS, NODES
 from cotenant.standins.api_server import ApiServer
 from tests.builders import a_node
 from tests.extender.running import Running, add, eventually
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,12 @@
 """A real extender, in threads of this process, over HTTP against the stand-in API server."""
 
-from __future__ import annotations
-
 import http.client
 import re
 import threading
 from collections import Counter
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import msgspec
 
@@ -15,15 +15,10 @@ from cotenant.contract import grant as grants
 from cotenant.contract import inventory as inventories
 from cotenant.contract.configuration import ExtenderConfiguration
 from cotenant.standins.api_rules import NODES, PODS
+from cotenant.standins.api_server import ApiServer
 from extender.ledger import Stage
 from extender.program import Extender
 from tests.builders import NAMES, Json, NodeBuilder, PodBuilder, a_pod
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from cotenant.standins.api_server import ApiServer
 
 # Far longer than anything takes, also on a busy machine: a wait that reaches it is a failure.
 PATIENCE = 30.0

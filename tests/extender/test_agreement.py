@@ -3,10 +3,9 @@
 Clusters are drawn with all kinds of GPUs and pods, and something happens to nodes under the pods that are there.
 """
 
-from __future__ import annotations
-
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from hypothesis import given
@@ -14,13 +13,14 @@ from hypothesis import strategies as st
 
 from cotenant.contract.configuration import NamespaceLimits
 from cotenant.contract.inventory import Foreign, Health
+from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import RequestError
 from cotenant.contract.units import GIB
 from extender.inspect.inspector import Inspector
-from extender.ledger import Ledger
+from extender.ledger import Hold, Ledger
 from extender.placement.fit import Placement, choosing, place
-from extender.placement.preemption import Neighbour
+from extender.placement.preemption import Budget, Neighbour
 from extender.placement.tenants import Tenants
 from extender.verbs.bind import Bind, Refusal
 from extender.verbs.expected import Expected
@@ -31,13 +31,6 @@ from extender.verbs.prioritize import Prioritize
 from extender.verbs.victims import Search
 from extender.verbs.wire import BindArgs, Candidates, ExtenderArgs, MetaVictims, PreemptionArgs
 from tests.builders import NAMES, NodeBuilder, PodBuilder, a_node, a_pod
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from cotenant.contract.pods import Pod
-    from extender.ledger import Hold
-    from extender.placement.preemption import Budget
 
 SMALL, LARGE = "10GiB", "16GiB"
 CUT = ["1g.5gb@0", "1g.5gb@1", "2g.10gb@2", "3g.20gb@4"]

@@ -1,7 +1,5 @@
 """bind against an API server at its worst; every test ends with nothing lost and nothing given twice."""
 
-from __future__ import annotations
-
 import os
 import selectors
 import signal
@@ -9,31 +7,26 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from cotenant.cluster import connect
+from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
 from cotenant.contract.units import GIB
+from cotenant.standins.api_faults import Hold
+from cotenant.standins.api_server import ApiServer
 from extender.cluster.binder import AT_ONCE, Binder
 from extender.ledger import Ledger, Stage
 from extender.verbs.bind import Bind, Refusal
 from extender.verbs.judge import Judge
 from extender.verbs.wire import BindArgs
-from tests.builders import NAMES, a_pod
+from tests.builders import NAMES, Json, a_pod
 from tests.extender.running import PATIENCE, Running, bind_args, call, eventually, submit
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from cotenant.contract.pods import Pod
-    from cotenant.standins.api_faults import Hold
-    from cotenant.standins.api_server import ApiServer
-    from tests.builders import Json
 
 BINDING = r"/binding$"
 FOR_EVER = 100_000

@@ -1,30 +1,23 @@
 """The server of kube-scheduler's calls: what it understands of HTTP, what it does with the rest, and how it ends."""
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import os
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from io import BytesIO
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import pytest
 
 from extender.http.bodies import Bodies, Limits
-from extender.http.call_server import CallServer
+from extender.http.call_server import CallServer, Request
 from extender.http.calls import Answer, BodyError
 from tests.extender.running import PATIENCE, eventually
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from extender.http.call_server import Request
-
 
 # More than the kernel takes for a client that does not read.
 LARGE = 32 << 20

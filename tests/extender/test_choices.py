@@ -1,9 +1,7 @@
 """Policies by pod, by scheduler profile and by node pool: which counts where, and how their nodes are compared."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import numpy as np
@@ -42,7 +40,7 @@ class Ground:
         self.ledger = Ledger(NAMES, GIB, labels=self.choices.labels)
         self.judge = Judge(self.ledger, NAMES, GIB, self.choices)
 
-    def node(self, name: str, *held: int, **labels: str) -> Ground:
+    def node(self, name: str, *held: int, **labels: str) -> Self:
         """Have a node whose GPUs have so much in use each."""
         entry = NodeEntry(
             name=name, cpu=64, memory="64Gi", gpus=(GPUEntry(model="G", memory="10GiB", count=len(held)),)

@@ -1,27 +1,20 @@
 """filter for the next pod waits for the bind of the pod before it where there may not be room for both."""
 
-from __future__ import annotations
-
 import threading
 from functools import partial
-from typing import TYPE_CHECKING
 
 import pytest
 
 from cotenant.contract.reasons import Reason
-from cotenant.contract.request import parse
+from cotenant.contract.request import PodRequest, parse
 from cotenant.contract.units import GIB
-from extender.ledger import Ledger
+from extender.ledger import Ledger, NodeView
 from extender.verbs.bind import Bind
 from extender.verbs.expected import Expected
 from extender.verbs.filter import Filter
 from extender.verbs.judge import Judge
 from extender.verbs.wire import BindArgs, Candidates, ExtenderArgs
 from tests.builders import NAMES, PodBuilder, a_node, a_pod
-
-if TYPE_CHECKING:
-    from cotenant.contract.request import PodRequest
-    from extender.ledger import NodeView
 
 # far longer than anything takes: a wait that reaches it is a failure
 PATIENCE = 30.0

@@ -1,8 +1,6 @@
 """Why a pod waits: reasons, what is missing, and changes of which each one really makes it fit."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import msgspec
 from hypothesis import given
@@ -10,19 +8,16 @@ from hypothesis import strategies as st
 
 from cotenant.contract.inventory import Foreign, Health
 from cotenant.contract.reasons import Reason
+from cotenant.contract.request import PodRequest
 from cotenant.contract.units import GIB
 from extender.inspect import remedies
-from extender.inspect.explain import explain, node_verdict
+from extender.inspect.explain import Explanation, NodeVerdict, explain, node_verdict
+from extender.inspect.remedies import Change
 from extender.ledger import Hold, Ledger
 from extender.placement.fit import Placement, choosing, place
 from extender.verbs.judge import Judge
 from tests.builders import NAMES, NodeBuilder, PodBuilder, a_grant, a_node, a_pod, granted
 from tests.steps import steps
-
-if TYPE_CHECKING:
-    from cotenant.contract.request import PodRequest
-    from extender.inspect.explain import Explanation, NodeVerdict
-    from extender.inspect.remedies import Change
 
 
 class Cluster:
@@ -34,7 +29,7 @@ class Cluster:
         for node in nodes:
             self.ledger.observe_node(node.build())
 
-    def holding(self, name: str, node: str, gpu: int, gib: int, **more: Any) -> Cluster:
+    def holding(self, name: str, node: str, gpu: int, gib: int, **more: Any) -> Self:
         given = a_grant(granted({f"GPU-{node}-{gpu}": gib * GIB}, **more))
         self.ledger.observe_pod(a_pod().named(name).asking(gib).bound_to(node, given).build())
         return self
@@ -50,7 +45,7 @@ class Cluster:
         verdicts = dict(zip(names, self._judge.judge(request, names), strict=True))
         return explain(request, views, verdicts, [*self.ledger.holds(), *self.ledger.promises()])
 
-    def promising(self, pod: PodBuilder, node: str) -> Cluster:
+    def promising(self, pod: PodBuilder, node: str) -> Self:
         request = self.request(pod)
         assert isinstance(self.ledger.promise(pod.build().uid, pod.build().key, node, (), choosing(request)), Hold)
         return self

@@ -1,30 +1,23 @@
-from __future__ import annotations
-
 from collections import Counter
+from collections.abc import Sequence
 from itertools import combinations, product
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cotenant.contract.grant import Isolation
+from cotenant.contract.grant import Grant, Isolation
 from cotenant.contract.inventory import Family, Mode
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import parse
 from cotenant.contract.units import GIB
-from extender.ledger import Ledger
+from extender.ledger import Ledger, NodeView
 from extender.placement.fit import Placement, grant, place
 from extender.policies import scores
 from tests.builders import NAMES, NodeBuilder, PodBuilder, a_grant, a_node, a_pod, granted
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from cotenant.contract.grant import Grant
-    from extender.ledger import NodeView
 
 
 def view_of(

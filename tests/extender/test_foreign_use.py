@@ -1,7 +1,5 @@
 """GPUs that others have as well: fenced ones get nothing, and what others use of the rest is not given away."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -3,25 +3,21 @@
 COTENANT_FUZZ says how many requests each property sends; `make fuzz` sends 10,000 in all and watches the memory.
 """
 
-from __future__ import annotations
-
 import http.client
 import os
 import resource
 import socket
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cotenant.standins.api_server import ApiServer
 from tests.builders import a_pod
 from tests.extender.running import PATIENCE, Running, bind_args, call, filter_args, submit
-
-if TYPE_CHECKING:
-    from cotenant.standins.api_server import ApiServer
 
 REQUESTS = int(os.environ.get("COTENANT_FUZZ", "60"))
 # The fixtures stay for all examples on purpose: that the extender is unharmed by all of them is the property.

@@ -9,8 +9,6 @@ COTENANT_HISTORIES says how many, COTENANT_SEED which is the first; `make histor
 will: a seed may have to be run a few times until it fails again.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import random
@@ -27,7 +25,7 @@ import pytest
 
 from cotenant.contract import grant as grants
 from cotenant.contract.configuration import NamespaceLimits
-from cotenant.contract.inventory import Mode
+from cotenant.contract.inventory import MIGInstance, Mode
 from cotenant.contract.mig import overlap
 from cotenant.contract.pods import Pod
 from cotenant.contract.request import RequestError, parse
@@ -44,8 +42,6 @@ from tests.extender.running import PATIENCE, Running, add, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from cotenant.contract.inventory import MIGInstance
 
 SEED = int(os.environ.get("COTENANT_SEED", "0"))
 COUNT = int(os.environ.get("COTENANT_HISTORIES", "0"))

@@ -1,8 +1,6 @@
 """/v1 over HTTP: what people are shown of a running extender."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import pytest
 import yaml
@@ -11,15 +9,10 @@ from cotenant.contract import grant as grants
 from cotenant.contract.reasons import Reason
 from cotenant.contract.units import GIB
 from cotenant.standins.api_rules import NODES
+from cotenant.standins.api_server import ApiServer
 from extender.ledger import Stage
-from tests.builders import NAMES, a_grant, a_node, a_pod, granted
+from tests.builders import NAMES, Json, PodBuilder, a_grant, a_node, a_pod, granted
 from tests.extender.running import PATIENCE, Answer, Running, add, call, eventually, submit
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from cotenant.standins.api_server import ApiServer
-    from tests.builders import Json, PodBuilder
 
 
 def bound(api: ApiServer, extender: Running, pod: PodBuilder, node: str) -> Json:

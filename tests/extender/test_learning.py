@@ -1,8 +1,6 @@
 """The extender learns from the pods it binds what pods to expect, and goes by that from the twentieth on."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -16,9 +14,6 @@ from extender.policies import POLICIES
 from extender.policies.mix import Mix, PodClass
 from extender.verbs.judge import Judge
 from tests.builders import NAMES, PodBuilder, a_grant, a_node, a_pod, granted, request_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 class Learning:

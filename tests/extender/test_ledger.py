@@ -1,25 +1,18 @@
 """The sharp corners of the ledger, each by itself; the state machine beside this looks for those nobody thought of."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cotenant.contract.grant import Grant
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import RequestError, parse
 from cotenant.contract.units import GIB
-from extender.ledger import Hold, Ledger, Stage
+from extender.ledger import Hold, Ledger, NodeView, Stage
 from extender.placement.fit import choosing
 from tests.builders import NAMES, NodeBuilder, PodBuilder, a_grant, a_node, a_pod, granted
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from cotenant.contract.grant import Grant
-    from extender.ledger import NodeView
 
 EIGHT = a_grant(granted({"GPU-n-0": 8 * GIB}))
 

@@ -4,8 +4,6 @@ The model keeps the truth (what the API server stores), what of it the ledger ha
 asked to assume. From these it works out anew after every step what each pod must hold.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter, deque
 from dataclasses import dataclass

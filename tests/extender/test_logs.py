@@ -1,9 +1,8 @@
 """What is logged: who and why, and neither tokens nor what stands in a pod's environment."""
 
-from __future__ import annotations
-
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import structlog
@@ -14,10 +13,6 @@ from cotenant.standins.api_server import ApiServer
 from tests.builders import a_node, a_pod
 from tests.device_plugin.node import Node, container_grant, granted, pod_spec
 from tests.extender.running import Running, add, bind_args, call, eventually, filter_args
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 TOKEN = "token-4f61b0"
 SECRET = "swordfish-8d1f"

@@ -1,33 +1,25 @@
 """When the nominator looks at a pod again, and for whom; what it does in a whole extender is in test_verbs_http.py."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import pytest
 
-from cotenant.cluster import connect
+from cotenant.cluster import Cluster, connect
 from cotenant.contract.configuration import NamespaceLimits
 from cotenant.contract.pods import Pod
+from cotenant.contract.request import PodRequest
 from cotenant.contract.units import GIB
+from cotenant.standins.api_server import ApiServer
 from extender.cluster.nominator import Nominator
 from extender.ledger import Ledger
 from extender.placement.tenants import Tenants
 from extender.verbs.filter import Filter
 from extender.verbs.judge import Judge
 from extender.verbs.wire import Candidates, ExtenderArgs
-from tests.builders import NAMES, a_node, a_pod, request_of
+from tests.builders import NAMES, PodBuilder, a_node, a_pod, request_of
 from tests.extender.running import PATIENCE, nominee, submit
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from cotenant.cluster import Cluster
-    from cotenant.contract.request import PodRequest
-    from cotenant.standins.api_server import ApiServer
-    from tests.builders import PodBuilder
 
 CROWD = frozenset(f"small-{n}" for n in range(100))
 

@@ -1,10 +1,10 @@
 """What the extender makes of reports of overuse."""
 
-from __future__ import annotations
-
 import itertools
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,18 +15,13 @@ from cotenant.contract import overuse as reports
 from cotenant.contract.overuse import BEAT_SECONDS, Overuser, OveruseReport
 from cotenant.contract.units import GIB
 from cotenant.standins.api_rules import NODES
+from cotenant.standins.api_server import ApiServer
 from extender.cluster.evictions import Evictions
 from extender.cluster.evictor import Evictor
 from extender.ledger import Ledger
 from extender.overuse import Reports
 from tests.builders import NAMES, a_pod
 from tests.extender.running import PATIENCE, Running, eventually, submit
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from cotenant.standins.api_server import ApiServer
 
 HOMES = {"p": "n1", "q": "n1", "elsewhere": "n2"}
 

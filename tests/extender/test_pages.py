@@ -1,37 +1,29 @@
 """The pages over HTTP: links lead somewhere, nothing from the cluster becomes markup, and all can be read aloud."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import re
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
-from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 import pytest
 
 from cotenant.contract import used as notes_of_use
+from cotenant.contract.grant import Grant
 from cotenant.contract.request import parse
 from cotenant.contract.used import UsedMemory
+from cotenant.standins.api_server import ApiServer
 from extender.http import app as routes
 from extender.http.pages import pages
 from extender.inspect.inspector import Inspector
-from extender.ledger import Ledger
+from extender.ledger import Ledger, NodeView
 from extender.placement.fit import Placement, grant, place
 from extender.shadow.placements import Agreement, Comparison, Free, Side
 from extender.used import Used
 from extender.verbs.judge import Judge
-from tests.builders import NAMES, a_grant, a_node, a_pod, granted
+from tests.builders import NAMES, NodeBuilder, PodBuilder, a_grant, a_node, a_pod, granted
 from tests.extender.running import Answer, Running, add, eventually, submit
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from cotenant.contract.grant import Grant
-    from cotenant.standins.api_server import ApiServer
-    from extender.ledger import NodeView
-    from tests.builders import NodeBuilder, PodBuilder
 
 GIB = 1 << 30
 MARKUP = "</svg><script>alert(1)</script>\"'&"

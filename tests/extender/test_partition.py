@@ -1,9 +1,7 @@
 """MIG instances: who holds which slot, where the next one lies, and why none fits."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from hypothesis import given, settings
@@ -42,7 +40,7 @@ class Cluster:
     pods: dict[str, PodBuilder] = field(default_factory=dict)
     made: int = 0
 
-    def with_node(self, node: NodeBuilder) -> Cluster:
+    def with_node(self, node: NodeBuilder) -> Self:
         self.ledger.observe_node(node.build())
         return self
 

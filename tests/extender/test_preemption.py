@@ -1,35 +1,28 @@
 """Whom to evict for a pod of higher priority: as few as free single GPUs for it, and the least important."""
 
-from __future__ import annotations
-
+from collections.abc import Callable, Collection
 from itertools import combinations
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cotenant.contract.inventory import Mode
-from cotenant.contract.request import parse
+from cotenant.contract.request import PodRequest, parse
 from cotenant.contract.units import GIB
 from cotenant.standins.api_rules import NODES, PODS
+from cotenant.standins.api_server import ApiServer
 from extender.ledger import Hold, Ledger
+from extender.ledger.trial import Trial
 from extender.placement.fit import choosing
 from extender.placement.preemption import Budget, Neighbour, Requirement, Selector, Victims, victims
 from extender.verbs.judge import Judge
 from extender.verbs.preempt import Preempt
 from extender.verbs.victims import Search
 from extender.verbs.wire import MetaVictims, PreemptionArgs
-from tests.builders import NAMES, a_grant, a_node, a_pod, granted, request_of
+from tests.builders import NAMES, Json, a_grant, a_node, a_pod, granted, request_of
 from tests.extender.running import PATIENCE, Running, eventually, submit
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
-
-    from cotenant.contract.request import PodRequest
-    from cotenant.standins.api_server import ApiServer
-    from extender.ledger.trial import Trial
-    from tests.builders import Json
 
 APP = Selector(match_labels={"app": "x"})
 VIP = a_pod().with_uid("vip").of_priority(1).build()

@@ -1,8 +1,8 @@
 """Eviction for a pod that fits nowhere only because free memory lies in pieces; n1 has two GPUs of 10 units."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -12,19 +12,13 @@ from cotenant.contract.configuration import FragmentedPreemption
 from cotenant.contract.pods import Pod
 from cotenant.contract.units import GIB
 from cotenant.standins.api_rules import BUDGETS, NODES, PODS
+from cotenant.standins.api_server import ApiServer
 from extender.cluster.evictions import Evictions
 from extender.cluster.preemptor import Preemptor
 from extender.ledger import Ledger
 from extender.placement.preemption import Neighbour, Victims, least
-from tests.builders import NAMES, a_node, a_pod, request_of
+from tests.builders import NAMES, Json, a_node, a_pod, request_of
 from tests.extender.running import Running, eventually, filter_args, nominee, submit
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from cotenant.standins.api_server import ApiServer
-    from tests.builders import Json
 
 AT_ONCE = {"after": 0.01}
 

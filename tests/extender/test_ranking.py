@@ -1,18 +1,19 @@
 """The table, the rankings and the policies: the same answers as node by node, whatever has changed since."""
 
-from __future__ import annotations
-
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cotenant.contract.grant import Grant
 from cotenant.contract.inventory import Mode
+from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import RequestError
 from cotenant.contract.units import GIB
@@ -26,12 +27,6 @@ from extender.policies.mix import Mix, PodClass
 from extender.policies.table import Table
 from extender.verbs.judge import Judge
 from tests.builders import NAMES, NodeBuilder, PodBuilder, a_grant, a_node, a_pod, granted, request_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from cotenant.contract.grant import Grant
-    from cotenant.contract.pods import Pod
 
 MIX = Mix.of(
     [PodClass(4000, 1, 250)] * 30
@@ -53,11 +48,11 @@ class Cluster:
 
     ledger: Ledger = field(default_factory=lambda: Ledger(NAMES, GIB))
 
-    def with_node(self, node: NodeBuilder) -> Cluster:
+    def with_node(self, node: NodeBuilder) -> Self:
         self.ledger.observe_node(node.build())
         return self
 
-    def holding(self, node: str, gpu: int, gib: int, *, name: str | None = None, **more: Any) -> Cluster:
+    def holding(self, node: str, gpu: int, gib: int, *, name: str | None = None, **more: Any) -> Self:
         name = name or f"{node}-{gpu}-{gib}"
         grant = a_grant(granted({f"GPU-{node}-{gpu}": gib * GIB}, **more))
         pod = a_pod().named(name).asking(gib).bound_to(node, grant)

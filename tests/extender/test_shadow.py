@@ -1,15 +1,15 @@
 """A shadow places the same pods as another policy would have, and nothing notices it but its metrics."""
 
-from __future__ import annotations
-
+from collections.abc import Callable
 from functools import partial
 from random import Random
-from typing import TYPE_CHECKING
 
 import pytest
 
+from cotenant.contract.grant import Grant
 from cotenant.contract.request import PodRequest, parse
 from cotenant.contract.units import GIB
+from cotenant.standins.api_server import ApiServer
 from cotenant.threads import Threads
 from extender.ledger import Hold, Ledger, NodeView
 from extender.placement.fit import Placement, grant, place
@@ -20,12 +20,6 @@ from extender.shadow.live import Shadowing
 from extender.shadow.placements import Agreement, Free, Shadow, free_of
 from tests.builders import NAMES, PodBuilder, a_node, a_pod
 from tests.extender.running import Running, eventually, submit
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from cotenant.contract.grant import Grant
-    from cotenant.standins.api_server import ApiServer
 
 MIX = Mix.of([PodClass(0, 1, 500)] * 10 + [PodClass(0, 1, 1000)] * 10)
 

@@ -1,10 +1,9 @@
 """Limits of namespaces: what their pods may never ask is refused at once, and what others hold now makes them wait."""
 
-from __future__ import annotations
-
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,6 +12,7 @@ from cotenant.contract.configuration import ConfigurationError, ExtenderConfigur
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import RequestError
 from cotenant.contract.units import GIB, MIB
+from cotenant.standins.api_server import ApiServer
 from extender.admission import Settings, mutate, validating_review
 from extender.admission.review import KIND
 from extender.ledger import Hold, Ledger, NodeView, Stage, Use
@@ -24,12 +24,6 @@ from tests.admission import json_patch
 from tests.admission.settings import SETTINGS
 from tests.builders import NAMES, NodeBuilder, PodBuilder, a_grant, a_node, a_pod, granted, request_of
 from tests.extender.running import PATIENCE, Running, add, call, eventually, nominee, submit
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from cotenant.standins.api_server import ApiServer
-
 
 # nvidia-smi mig -lgip of an A100 with 40 GB: 3g.20gb has 19.50 GiB
 THREE_G = 19_968 * MIB

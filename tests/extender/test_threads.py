@@ -1,22 +1,25 @@
 """What nobody expected in a thread of the extender: it is counted, the thread goes on, and one that ends is named."""
 
-from __future__ import annotations
-
 import itertools
 import threading
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import Any, cast
 
 import msgspec
 import pytest
 
+from cotenant.cluster import Cluster
 from cotenant.contract import overuse as reports
 from cotenant.contract.configuration import FragmentedPreemption, Writer
+from cotenant.contract.grant import Grant
 from cotenant.contract.overuse import Overuser, OveruseReport
 from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
+from cotenant.contract.request import PodRequest
 from cotenant.contract.units import GIB
 from cotenant.standins.api_rules import PODS
+from cotenant.standins.api_server import ApiServer
 from cotenant.threads import Threads
 from extender.cluster.binder import Binder
 from extender.cluster.election import Follow
@@ -27,7 +30,7 @@ from extender.cluster.neighbourhood import Neighbourhood
 from extender.cluster.nominator import Nominator
 from extender.cluster.preemptor import Preemptor
 from extender.cluster.writership import Sole, Writership
-from extender.ledger import Hold, Ledger
+from extender.ledger import Hold, Ledger, NodeView
 from extender.placement.fit import Placement, grant, place
 from extender.verbs.judge import Judge
 from extender.verbs.lessons import Lessons
@@ -35,15 +38,6 @@ from extender.verbs.victims import Search
 from extender.verbs.wire import BindArgs
 from tests.builders import NAMES, a_node, a_pod, request_of
 from tests.extender.running import Running, eventually, submit
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from cotenant.cluster import Cluster
-    from cotenant.contract.grant import Grant
-    from cotenant.contract.request import PodRequest
-    from cotenant.standins.api_server import ApiServer
-    from extender.ledger import NodeView
 
 
 class Once:

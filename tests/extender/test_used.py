@@ -1,8 +1,7 @@
 """What is in use of GPUs reaches the extender by a note on the node, is shown, and changes nothing that is decided."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from pathlib import Path
 
 import msgspec
 
@@ -15,14 +14,8 @@ from cotenant.standins.api_server import ApiServer
 from extender.cluster.feed import Feed
 from extender.ledger import Ledger, Node
 from extender.used import Used
-from tests.builders import NAMES, a_node, a_pod
+from tests.builders import NAMES, Json, a_node, a_pod
 from tests.extender.running import Running, eventually, submit
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from tests.builders import Json
 
 
 def note(**gib: int) -> str:

@@ -1,11 +1,10 @@
 """The verbs as kube-scheduler 1.36 calls them, over HTTP; every test ends with finding the extender unharmed."""
 
-from __future__ import annotations
-
 import http.client
 import socket
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,9 +12,10 @@ import pytest
 from cotenant import __version__
 from cotenant.contract.reasons import Reason
 from cotenant.standins.api_rules import NODES, PODS
+from cotenant.standins.api_server import ApiServer
 from extender.http.calls import Calls
 from extender.verbs.wire import FilterResult
-from tests.builders import NAMES, a_grant, a_node, a_pod, granted
+from tests.builders import NAMES, Json, NodeBuilder, PodBuilder, a_grant, a_node, a_pod, granted
 from tests.extender.running import (
     PATIENCE,
     Answer,
@@ -28,12 +28,6 @@ from tests.extender.running import (
     nominee,
     submit,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from cotenant.standins.api_server import ApiServer
-    from tests.builders import Json, NodeBuilder, PodBuilder
 
 BOTH = ("n1", "n2")
 

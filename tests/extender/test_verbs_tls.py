@@ -1,24 +1,18 @@
 """The verbs by TLS: who shows no certificate of the right authority gets no answer; new files need no restart."""
 
-from __future__ import annotations
-
 import http.client
 import ssl
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
-from tests.builders import a_pod
+from cotenant.standins.api_server import ApiServer
+from tests.builders import Json, a_pod
 from tests.extender.certificates import Authority, why_not
 from tests.extender.running import PATIENCE, Running, filter_args, submit
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from cotenant.standins.api_server import ApiServer
-    from tests.builders import Json
 
 
 class Ground:

@@ -1,22 +1,22 @@
 """Which of several extenders binds: the holder of a Lease, from the end of its take-over on, and nobody else."""
 
-from __future__ import annotations
-
 import itertools
 import socket
 import threading
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import msgspec
 import pytest
 
-from cotenant.cluster import connect
+from cotenant.cluster import Cluster, connect
 from cotenant.contract import grant as grants
 from cotenant.contract.configuration import Writer
 from cotenant.contract.reasons import Reason
 from cotenant.contract.units import GIB
 from cotenant.standins.api_rules import EVENTS, LEASES, PODS
+from cotenant.standins.api_server import ApiServer
 from cotenant.threads import Threads
 from extender.cluster.election import Elect
 from extender.cluster.events import Events
@@ -24,13 +24,6 @@ from extender.cluster.writership import Writership
 from extender.ledger import Stage
 from tests.builders import NAMES, a_grant, a_pod, granted
 from tests.extender.running import Running, bind_args, eventually, submit
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from cotenant.cluster import Cluster
-    from cotenant.standins.api_server import ApiServer
 
 NAMESPACE = "cotenant-system"
 LEASE = (NAMESPACE, "writer")

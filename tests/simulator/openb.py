@@ -1,7 +1,5 @@
 """The openb trace, its published results and the published runs' order, where they lie beside the project."""
 
-from __future__ import annotations
-
 import csv
 from functools import cache
 from pathlib import Path

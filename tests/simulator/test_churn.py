@@ -1,8 +1,6 @@
 """Pods that come and go as the trace's did: as many as the load says, the same for every policy."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -11,12 +9,8 @@ from click.testing import CliRunner
 
 from cotenant.cli.main import main
 from cotenant.simulator.churn import draw, fewer, half_width
+from cotenant.simulator.timeline import Job
 from cotenant.simulator.trace import TraceError, TraceNode, TracePod, read_lives, read_nodes, read_pods
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from cotenant.simulator.timeline import Job
 
 NODES = [TraceNode(f"n{n:02}", 64_000, 262_144, 4, "G2" if n % 4 else "T4") for n in range(8)]
 PODS = [TracePod("short", 1000, 10, 1, 500), TracePod("long", 1000, 10, 1, 1000), TracePod("cpu", 1000, 10, 0, 0)]

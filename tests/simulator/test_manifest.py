@@ -1,7 +1,5 @@
 """A manifest's workload asks what its pods will ask once the API server has made them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """A few of the published runs; `make packing` replays all of them."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.simulator.openb import deviation, figures, needs_openb

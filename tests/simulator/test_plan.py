@@ -1,10 +1,9 @@
 """Plans: what still fits, the largest that does, how many nodes, and which pods to move and which never."""
 
-from __future__ import annotations
-
 import itertools
+from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import pytest
@@ -24,9 +23,6 @@ from cotenant.simulator.moves import MovePlan, Planner
 from cotenant.simulator.scene import Scene, scene
 from extender.placement.fit import Placement, grant, place
 from tests.steps import steps
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def a_node(name: str, *sizes: int, **more: Any) -> NodeEntry:

@@ -1,9 +1,8 @@
 """A pod is moved where another fits then, and never otherwise; and mixes drift."""
 
-from __future__ import annotations
-
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +16,6 @@ from cotenant.simulator.relocation import Mover, Running
 from cotenant.simulator.scene import Scene, scene
 from cotenant.simulator.timeline import Played, Timeline
 from cotenant.simulator.trace import TraceNode, TracePod
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 def a_scene(pods: Sequence[PodEntry], *, nodes: Sequence[int] = (2,), last: int = 10) -> Scene:

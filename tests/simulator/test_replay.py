@@ -1,11 +1,9 @@
 """Replays overbook nothing, drop nothing that fits, and come out the same from the same."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
+from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -21,9 +19,6 @@ from cotenant.simulator.sampling import Sampler
 from cotenant.simulator.trace import Order, TraceNode, TracePod, draw_order
 from extender.policies import POLICIES
 from extender.policies.table import Table
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def a_cluster() -> list[TraceNode]:

@@ -1,9 +1,8 @@
 """Pods come and go, wait while they fit nowhere, and come again when what they ran on is lost."""
 
-from __future__ import annotations
-
 from math import inf
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -17,9 +16,6 @@ from cotenant.simulator.document import DocumentError
 from cotenant.simulator.scene import Scene, scene
 from cotenant.simulator.timeline import Played, Timeline
 from cotenant.simulator.times import times_report
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 Json = dict[str, Any]
 

@@ -1,8 +1,6 @@
 """Traces that are not what they should be are refused by file, line and column, with what was expected."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -16,9 +14,6 @@ from cotenant.simulator.trace import (
     read_order,
     read_pods,
 )
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 NODES = "sn,cpu_milli,memory_mib,gpu,model\nb,64000,262144,2,P100\na,96000,786432,8,G2\nc,32000,262144,0,\n"
 PODS = "name,cpu_milli,memory_mib,num_gpu,gpu_milli,gpu_spec,qos\np0,12000,16384,1,1000,,LS\n"
