@@ -17,7 +17,8 @@ from device_plugin.threads import THREADS
 log = structlog.get_logger(__name__)
 
 _RETRY_SECONDS = (0.2, 10.0)
-# Together below the 10 s in which a plugin has to be gone after SIGTERM, whatever the API server does.
+# What the node is told at the end, and the watch, take half of the 10 s in which a plugin has to be gone after SIGTERM,
+# whatever the API server does. With one that vanished the rest of it may take longer: nothing is left to withdraw then.
 _WRITE_SECONDS = 3.0
 _LAST_WRITE_SECONDS = 2.0
 _STOP_SECONDS = 1.0
