@@ -18,6 +18,7 @@ from cotenant.standins.api_store import Key, Selection, Stored, bookmark_line, e
 if TYPE_CHECKING:
     from cotenant.standins.api_server import ApiServer
 
+_object = msgspec.json.Decoder(dict[str, Any])
 _PATH = re.compile(
     r"(?P<root>/api/v1|/apis/[^/]+/[^/]+)(?:/namespaces/(?P<namespace>[^/]+))?"
     r"/(?P<plural>[a-z]+)(?:/(?P<name>[^/]+)(?:/(?P<subresource>[a-z]+))?)?"
@@ -337,6 +338,6 @@ def _equalities(selector: str) -> dict[str, str]:
 
 def _decoded(body: bytes) -> Json:
     try:
-        return msgspec.json.decode(body, type=dict[str, Any])
+        return _object.decode(body)
     except msgspec.MsgspecError as error:
         raise Refused(400, "BadRequest", f"the body is not a JSON object: {error}") from error

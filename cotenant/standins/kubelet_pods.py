@@ -32,6 +32,10 @@ class KubeletPod(msgspec.Struct, frozen=True):
         return [*first, *((c, "main") for c in self.spec.get("containers") or ())]
 
 
+# convert() has looked through the type by this, too, before there are threads (contract/versions.py)
+_decoder = msgspec.json.Decoder(KubeletPod)
+
+
 class Started(msgspec.Struct, frozen=True):
     """Hold what a container was started with the last time, and how many times that was."""
 

@@ -7,7 +7,7 @@ import http.client
 import select
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -20,6 +20,8 @@ MANAGED = Names().managed
 # Go's default for http.Transport, which the scheduler does not change: more calls at once mean more new connections.
 _IDLE_CONNECTIONS = 2
 _OK = 200
+
+T = TypeVar("T")
 
 
 class FilterResult(msgspec.Struct, frozen=True):
@@ -42,6 +44,11 @@ class BindResult(msgspec.Struct, frozen=True):
     """Read bind's answer."""
 
     Error: str = ""
+
+
+_filter_result = msgspec.json.Decoder(FilterResult)
+_priorities = msgspec.json.Decoder(list[HostPriority])
+_bind_result = msgspec.json.Decoder(BindResult)
 
 
 class ExtenderError(Exception):
@@ -76,7 +83,7 @@ class HTTPExtender:
 
     def filter(self, pod: Pod, nodes: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         """Give the nodes that are left, and the message for others that has one (Filter); raise ExtenderError."""
-        result = self._send("filter", {"Pod": pod, "Nodes": None, "NodeNames": nodes}, FilterResult)
+        result = self._send("filter", {"Pod": pod, "Nodes": None, "NodeNames": nodes}, _filter_result)
         if result.Error:
             raise ExtenderError(result.Error)
         for node in result.NodeNames or ():
@@ -91,7 +98,7 @@ class HTTPExtender:
         """Give the score of each node that has one, with weight 1 (Prioritize); raise ExtenderError."""
         args = {"Pod": pod, "Nodes": None, "NodeNames": nodes}
         scores: dict[str, int] = {}
-        for priority in self._send("prioritize", args, list[HostPriority]):
+        for priority in self._send("prioritize", args, _priorities):
             scores[priority.Host] = scores.get(priority.Host, 0) + priority.Score
         return scores
 
@@ -104,10 +111,10 @@ class HTTPExtender:
             "PodUID": metadata.uid,
             "Node": node,
         }
-        if error := self._send("bind", args, BindResult).Error:
+        if error := self._send("bind", args, _bind_result).Error:
             raise ExtenderError(error)
 
-    def _send(self, verb: str, args: object, kind: type[Any]) -> Any:
+    def _send(self, verb: str, args: object, decoder: msgspec.json.Decoder[T]) -> T:
         """POST and decode (send): of an answer that is not 200 the body is not looked at."""
         url = f"{self._url}/{verb}"
         connection = self._connection()
@@ -128,7 +135,7 @@ class HTTPExtender:
         if answer.status != _OK:
             raise ExtenderError(f"failed {verb} with extender at URL {url}, code {answer.status}")
         try:
-            return msgspec.json.decode(body, type=kind)
+            return decoder.decode(body)
         except (msgspec.MsgspecError, UnicodeError) as error:
             raise ExtenderError(f"json: cannot unmarshal the answer of {url}: {error}") from error
 

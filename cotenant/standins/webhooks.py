@@ -32,6 +32,10 @@ class _Review(msgspec.Struct, frozen=True):
     response: _Response
 
 
+_review = msgspec.json.Decoder(_Review)
+_patch = msgspec.json.Decoder(list[dict[str, Any]])
+
+
 class Webhooks:
     """Admit pods by the webhooks under *url*, ``mutate`` and ``validate``; use it as the API server's *admit*."""
 
@@ -43,7 +47,7 @@ class Webhooks:
     def __call__(self, pod: Json) -> Json:
         """Return the pod as it shall be stored; raise Refused with what a user would read."""
         if patch := self._ask("mutate", pod).patch:
-            pod = patched(pod, msgspec.json.decode(base64.b64decode(patch), type=list[dict[str, Any]]))
+            pod = patched(pod, _patch.decode(base64.b64decode(patch)))
         answer = self._ask("validate", pod)
         if not answer.allowed:
             sentence = answer.status.get("message", "")
@@ -69,7 +73,7 @@ class Webhooks:
             text = answer.read()
             if answer.status != _OK:
                 raise http.client.HTTPException(f"status {answer.status}")
-            response = msgspec.json.decode(text, type=_Review).response
+            response = _review.decode(text).response
         except (OSError, http.client.HTTPException, msgspec.MsgspecError) as error:
             raise Refused(500, "InternalError", f'failed calling webhook "{_NAME}": {error}') from error
         finally:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-WITH_THREADS = ("extender", "device_plugin", "cotenant/contract", "cotenant/cluster")
+WITH_THREADS = ("extender", "device_plugin", "cotenant/contract", "cotenant/cluster", "cotenant/standins")
 
 AT_ONCE = """
 import sys, threading
