@@ -31,13 +31,13 @@ log = structlog.get_logger(__name__)
 
 # How often the file is looked at while a GPU hangs.
 _LOOK_SECONDS = 0.02
-
-_compute_modes = msgspec.json.Decoder(dict[str, int])
 # How many GPUs, and instances of each, the made-up driver numbers the capabilities of.
 _CAPABILITIES = [
     f"gpu{gpu}/gi{instance}/{what}" for gpu in range(64) for instance in range(15) for what in ("access", "ci0/access")
 ]
 _NAMESPACE = uuid.UUID("6c1f2f0e-6d0b-4a55-9d52-c07e4a6f0001")
+
+_modes = msgspec.json.Decoder(dict[str, int])
 
 
 class FakeGPU(FakeHealth, frozen=True, kw_only=True):
@@ -252,7 +252,7 @@ class FakeLibrary(HealthSymbols, MIGFunctions):
 
     def _compute_modes(self) -> dict[str, int]:
         try:
-            return _compute_modes.decode(self._path.with_suffix(".compute-modes").read_bytes())
+            return _modes.decode(self._path.with_suffix(".compute-modes").read_bytes())
         except (OSError, msgspec.DecodeError):
             return {}
 

@@ -13,7 +13,7 @@ from cotenant.contract.pods import Pod
 from cotenant.contract.reasons import Reason
 from cotenant.contract.request import PodRequest, RequestError
 from extender.ledger import Hold, Ledger, NodeView, Stage, Use
-from extender.placement.fit import Placement, grant, place
+from extender.placement.fit import choosing
 from extender.verbs.expected import Expected
 from extender.verbs.judge import Judge
 from extender.verbs.wire import BindArgs
@@ -140,14 +140,15 @@ class Bind:
         except RequestError as error:
             return Refusal.of(args, error.reason, str(error))
 
+        fitting = choosing(request, prefer, aim)
         granted: list[grants.Grant] = []
 
         def choose(view: NodeView) -> grants.Grant | Refusal:
-            placed = place(view, request, prefer, aim)
-            if not isinstance(placed, Placement):
-                return Refusal.of(args, placed)
-            granted.append(grant(request, placed))
-            return granted[0]
+            chosen = fitting(view)
+            if isinstance(chosen, Reason):
+                return Refusal.of(args, chosen)
+            granted.append(chosen)
+            return chosen
 
         def limit(hold: Hold, use: Use) -> Refusal | None:
             excess = self._judge.tenants.exceeded_by(hold, use)
