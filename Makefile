@@ -37,7 +37,7 @@ demo: $(ENVIRONMENT) ## share fake GPUs between pods, without a cluster; SERVE=1
 
 .PHONY: test
 test: lint ## lint, types, layers and all tests that need neither root nor a cluster
-	$(RUN)/pytest tests --numprocesses 2 --dist loadfile
+	$(RUN)/pytest tests --numprocesses 2 --dist loadfile --timeout 240 --timeout-method thread --max-worker-restart 2
 
 .PHONY: lint
 lint: $(ENVIRONMENT)
@@ -59,13 +59,13 @@ binaries: ## build the real Kubernetes components and containerd from the Go mod
 
 .PHONY: e2e
 e2e: $(ENVIRONMENT) binaries ## run against the real control plane; as root against a real kubelet too
-	COTENANT_BIN=$(E2E_BIN) $(RUN)/pytest e2e
+	COTENANT_BIN=$(E2E_BIN) $(RUN)/pytest e2e --timeout 600
 
 .PHONY: everyday
 everyday: $(ENVIRONMENT) ## a newcomer's way: our image, installed by kustomize and by Helm on a whole cluster; as root; WHOLE=1 with the webhook
 	e2e/build.sh $(E2E_BIN) kube-apiserver kube-scheduler kubelet containerd kubectl kube-controller-manager helm cni promtool
 	$(UV) sync --quiet --frozen --inexact --group browser
-	COTENANT_BIN=$(E2E_BIN) COTENANT_WHOLE=$(WHOLE) $(RUN)/pytest everyday
+	COTENANT_BIN=$(E2E_BIN) COTENANT_WHOLE=$(WHOLE) $(RUN)/pytest everyday --timeout 1200
 
 .PHONY: docs
 docs: $(ENVIRONMENT) ## build the site in build/docs; warnings are errors
@@ -93,7 +93,7 @@ mig-storm: $(ENVIRONMENT) binaries ## as root: 200 MIG pods on the real kubelet,
 
 .PHONY: packing
 packing: $(ENVIRONMENT) ## replay the openb trace 150 times against the published results, on all cores
-	$(RUN)/pytest packing
+	$(RUN)/pytest packing --timeout 1200
 
 OPENB ?= ../shared/data/openb/csv
 .PHONY: churn

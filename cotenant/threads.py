@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 
@@ -120,6 +121,21 @@ def giving_way() -> contextlib.AbstractContextManager[None]:
     then cut each other short, which cost a fifth of all pods/s (docs/decisions/0104).
     """
     return _courtesy
+
+
+def all_there(workers: int, name: str) -> ThreadPoolExecutor:
+    """Make a pool whose threads are there from the beginning; raise RuntimeError where so many are not allowed.
+
+    For gRPC's servers. Their own thread ends without a word on a call for which no other can be made: the socket stays,
+    all looks well, and who asks waits for an answer for ever. The kubelet does, which admits one pod after the other.
+    """
+    pool, together = ThreadPoolExecutor(workers, thread_name_prefix=name), threading.Event()
+    try:
+        for _ in range(workers):
+            pool.submit(together.wait)
+    finally:
+        together.set()
+    return pool
 
 
 class Loop:

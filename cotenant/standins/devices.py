@@ -8,7 +8,6 @@ import random
 import stat
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from typing import NamedTuple
 import grpc
 import structlog
 
+from cotenant.threads import all_there
 from device_plugin.api import deviceplugin_pb2 as pb
 from device_plugin.api import deviceplugin_pb2_grpc as rpc
 
@@ -102,7 +102,7 @@ class DeviceManager(rpc.RegistrationServicer):
             self._endpoints, self._clients, self._reusable = {}, {}, {}
             self._allocated = self._held_ids()
             self.sources_ready = False
-        server = grpc.server(ThreadPoolExecutor(8, thread_name_prefix="registration"))
+        server = grpc.server(all_there(8, "registration"))
         rpc.add_RegistrationServicer_to_server(self, server)
         server.add_insecure_port(f"unix:{self._directory / SOCKET}")
         server.start()

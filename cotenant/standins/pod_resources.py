@@ -3,13 +3,13 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
 
 from cotenant.standins.devices import DeviceManager
 from cotenant.standins.kubelet_pods import KubeletPod
+from cotenant.threads import all_there
 from device_plugin.api import podresources_pb2 as pb
 from device_plugin.api import podresources_pb2_grpc as rpc
 
@@ -36,7 +36,7 @@ class PodResourcesServer(rpc.PodResourcesListerServicer):
         """Begin to serve."""
         self.socket.parent.mkdir(parents=True, exist_ok=True)
         self.socket.unlink(missing_ok=True)
-        self._server = grpc.server(ThreadPoolExecutor(8, thread_name_prefix="pod-resources"))
+        self._server = grpc.server(all_there(8, "pod-resources"))
         rpc.add_PodResourcesListerServicer_to_server(self, self._server)
         self._server.add_insecure_port(f"unix:{self.socket}")
         self._server.start()

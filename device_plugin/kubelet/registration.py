@@ -8,19 +8,21 @@ and whether a kubelet follows our devices.
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
 import structlog
 
+from cotenant.threads import all_there
 from device_plugin.api import deviceplugin_pb2 as pb
 from device_plugin.api import deviceplugin_pb2_grpc as rpc
 from device_plugin.kubelet.service import OPTIONS
 from device_plugin.threads import THREADS
 
 if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
     from cotenant.threads import Loop
 
 log = structlog.get_logger(__name__)
@@ -167,7 +169,7 @@ class Registration:
         socket = self._folder / f"{self._resource.replace('/', '-')}-{self._bound}.sock"
         self._bound += 1
         try:
-            self._pool = self._pool or _all_threads()
+            self._pool = self._pool or all_there(_THREADS, "kubelet")
             server = grpc.server(self._pool)
             rpc.add_DevicePluginServicer_to_server(self._servicer, server)
             socket.unlink(missing_ok=True)
@@ -208,21 +210,6 @@ class Registration:
                 log.info("registration.done", resource=self._resource, socket=self._socket.name)
                 return True
         return False
-
-
-def _all_threads() -> ThreadPoolExecutor:
-    """Make the threads for streams and calls now; raise RuntimeError where so many are not allowed.
-
-    gRPC's own thread ends without a word on a call for which no other can be made: the stream stays, all looks well,
-    and the kubelet, which admits one pod after the other, waits for an answer for ever.
-    """
-    pool, all_there = ThreadPoolExecutor(_THREADS, thread_name_prefix="kubelet"), threading.Event()
-    try:
-        for _ in range(_THREADS):
-            pool.submit(all_there.wait)
-    finally:
-        all_there.set()
-    return pool
 
 
 def _identity(path: Path) -> _Identity | None:
