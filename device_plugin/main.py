@@ -109,11 +109,6 @@ def main(
             config_file=config_file,
             processes=Processes(),
         )
-    except ConfigurationError as error:
-        raise click.ClickException(str(error)) from error
-    except OSError as error:
-        raise click.ClickException(f"serve: {settings.serve} cannot be had: {error}") from error
-    try:
         plugin.start()
     except (TooManyIdsError, NVMLUnavailableError, ConfigurationError, OccupiedError) as error:
         raise click.ClickException(str(error)) from error

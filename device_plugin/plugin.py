@@ -10,7 +10,7 @@ from pathlib import Path
 import structlog
 
 from cotenant.cluster import Cluster
-from cotenant.contract.configuration import DevicePluginConfiguration
+from cotenant.contract.configuration import ConfigurationError, DevicePluginConfiguration
 from cotenant.contract.inventory import GPU, Health
 from cotenant.contract.pods import Pod
 from device_plugin.admission.answer import Answers
@@ -125,7 +125,7 @@ class DevicePlugin:
         self._publisher = Publisher(cluster, node, names, unit_bytes=configuration.unit_bytes, noticed=self._noticed)
         self._admission = Admission(self._lister, self._pods, names, has_gpu=lambda uuid: uuid in self._gpus)
         self._metrics = Metrics(node, self._snapshot)
-        self._serving = self._http() if configuration.serve else None
+        self._serving = self._http(configuration.serve) if configuration.serve else None
         self._watchdog = Watchdog(
             configuration.watchdog,
             names,
@@ -407,13 +407,13 @@ class DevicePlugin:
             return self._held
         return frozenset().union(*(ids for pod in listed for ids in pod.ids.values()))
 
-    def _http(self) -> HTTPServing:
-        return HTTPServing(
-            self._configuration.serve or "",
-            expose=self._metrics.expose,
-            unwell=lambda: self._looks.unwell,
-            unready=self._unready,
-        )
+    def _http(self, address: str) -> HTTPServing:
+        try:
+            return HTTPServing(
+                address, expose=self._metrics.expose, unwell=lambda: self._looks.unwell, unready=self._unready
+            )
+        except OSError as error:
+            raise ConfigurationError(f"serve: {address} cannot be had: {error}") from error
 
     @property
     def serves_at(self) -> str:

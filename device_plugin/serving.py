@@ -1,5 +1,6 @@
 """Serves metrics and health over HTTP, for Prometheus and the kubelet's probes: read-only, off unless configured."""
 
+import time
 from collections.abc import Callable, Iterable
 from socketserver import TCPServer, ThreadingMixIn
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 # Whoever takes longer to send a request of one line is cut off.
 _REQUEST_SECONDS = 10.0
+# Between tries to take a connection while the process may open no more files.
+_PAUSE_SECONDS = 0.2
 
 
 class HTTPServing:
@@ -81,6 +84,14 @@ class _Server(ThreadingMixIn, WSGIServer):
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
         self.setup_environ()
+
+    def get_request(self) -> tuple[Any, Any]:
+        """Take a connection; one for which there is no file waits, and is there again at once when it is asked for."""
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(_PAUSE_SECONDS)
+            raise
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Leave out clients that went away."""

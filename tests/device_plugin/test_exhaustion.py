@@ -1,14 +1,17 @@
 """A node that allows no more threads or files for a while."""
 
+import socket
 import threading
+import time
 
 import grpc
 
 from device_plugin.api import deviceplugin_pb2 as pb
 from device_plugin.api import deviceplugin_pb2_grpc as rpc
 from device_plugin.nvml.patience import Patience
+from device_plugin.serving import HTTPServing
 from tests.device_plugin.node import SECONDS, Node, container_grant, uuid
-from tests.exhaustion import no_more_threads
+from tests.exhaustion import no_more_files, no_more_threads
 
 
 def test_the_kubelet_is_answered_while_no_more_threads_are_allowed_and_after_that() -> None:
@@ -37,3 +40,22 @@ def test_a_gpu_is_asked_though_no_more_threads_are_allowed_and_again_after_that(
     in_thread = patience.one("thread", threading.current_thread)
     assert threading.current_thread() is not in_thread
     assert 80 == patience.one("memory", lambda: 80)
+
+
+def test_a_probe_for_which_there_is_no_file_waits_costs_no_core_and_is_answered_after_that() -> None:
+    serving = HTTPServing("127.0.0.1:0", expose=lambda: b"", unwell=lambda: "", unready=lambda: "")
+    serving.start()
+    try:
+        with socket.socket() as asking:
+            asking.settimeout(SECONDS)
+            with no_more_files():
+                asking.connect(("127.0.0.1", int(serving.address.rpartition(":")[2])))
+                before = time.process_time()
+                time.sleep(1)
+                spent = time.process_time() - before
+            asking.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+            assert asking.recv(1000).startswith(b"HTTP/1.0 200 OK")
+        # all of the second, where the connection is asked for again and again
+        assert spent < 0.5
+    finally:
+        serving.stop()

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -362,6 +363,14 @@ class TestTheCommand:
             assert 1 == process.returncode
             assert sentence in errors
             assert "Traceback" not in errors
+
+    def test_it_names_the_address_that_somebody_else_has(self) -> None:
+        with Node(plugin=False) as node, socket.create_server(("127.0.0.1", 0)) as other:
+            address = f"127.0.0.1:{other.getsockname()[1]}"
+            with self.command(node, "--serve", address) as process:
+                _, errors = process.communicate(timeout=SECONDS)
+        assert 1 == process.returncode
+        assert f"Error: serve: {address} cannot be had: [Errno 98] Address already in use\n" in errors
 
 
 def wait_for(condition: Callable[[], bool]) -> bool:
