@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from cotenant import __version__
 from cotenant.cli.demo.children import Children, DemoError
 from cotenant.cli.main import main
+from tests.exhaustion import no_file_beyond
 
 COTENANT = Path(sysconfig.get_path("scripts")) / "cotenant"
 # far beyond what a busy machine needs; only a demo that hangs comes near it
@@ -212,6 +213,20 @@ class TestEnd:
         assert 1 == process.returncode
         assert "too long a name for sockets: set TMPDIR to a shorter" in text
         assert [] == list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize(
+        ("most", "why"),
+        # Python looks for a folder by writing four bytes; a kubeconfig has more
+        [(0, "No usable temporary directory found in"), (4, "File too large")],
+    )
+    def test_a_temporary_folder_without_room(self, folder: Folder, most: int, why: str) -> None:
+        with no_file_beyond(most):
+            process = start(folder, "--plain")
+        text, _ = process.communicate(timeout=PATIENCE_SECONDS)
+        assert 1 == process.returncode
+        assert text.startswith(f"The demo cannot go on: its files cannot be written: {why}")
+        assert text.endswith("; set TMPDIR to a folder with room\n")
+        assert [] == folder.left
 
 
 class TestChildren:

@@ -69,25 +69,31 @@ class Stage:
         self.extender: OverheardExtender
 
     def __enter__(self) -> Self:
+        # what fails half-way is taken apart as well
         with contextlib.ExitStack() as stack:
-            if len(tempfile.gettempdir()) > _LONGEST_TEMP:
-                raise DemoError(
-                    f"the folder {tempfile.gettempdir()} is too long a name for sockets: set TMPDIR to a shorter"
-                )
-            # what fails half-way is taken apart as well
-            self.folder = Path(tempfile.mkdtemp(prefix="cotenant-demo-"))
-            stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
-            self.logs = self.folder / "logs"
-            self.logs.mkdir()
-            log = stack.enter_context((self.logs / "standins.log").open("w"))
-            structlog.configure(logger_factory=structlog.PrintLoggerFactory(log))
-            self.api.start()
-            stack.callback(self.api.stop)
-            self.kubeconfig = Path(self._kubeconfig("you"))
-            self.children = Children(self.logs)
-            stack.callback(self.children.end)
+            try:
+                self._begin(stack)
+            except OSError as error:
+                sentence = f"its files cannot be written: {error.strerror}; set TMPDIR to a folder with room"
+                raise DemoError(sentence) from error
             self._closing = stack.pop_all()
         return self
+
+    def _begin(self, stack: contextlib.ExitStack) -> None:
+        temporary = tempfile.gettempdir()
+        if len(temporary) > _LONGEST_TEMP:
+            raise DemoError(f"the folder {temporary} is too long a name for sockets: set TMPDIR to a shorter")
+        self.folder = Path(tempfile.mkdtemp(prefix="cotenant-demo-"))
+        stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
+        self.logs = self.folder / "logs"
+        self.logs.mkdir()
+        log = stack.enter_context((self.logs / "standins.log").open("w"))
+        structlog.configure(logger_factory=structlog.PrintLoggerFactory(log))
+        self.api.start()
+        stack.callback(self.api.stop)
+        self.kubeconfig = Path(self._kubeconfig("you"))
+        self.children = Children(self.logs)
+        stack.callback(self.children.end)
 
     def __exit__(self, *_: object) -> None:
         self._closing.close()
