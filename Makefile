@@ -35,6 +35,8 @@ environment: $(ENVIRONMENT) ## make the Python environment alone
 demo: $(ENVIRONMENT) ## share fake GPUs between pods, without a cluster; SERVE=1 stays up
 	@$(RUN)/cotenant demo $(if $(SERVE),--serve)
 
+# A test that hangs ends its worker, as a signal did not free the one that waited in gRPC. xdist begins that test again
+# in a new worker, nine times if nobody says how often.
 .PHONY: test
 test: lint ## lint, types, layers and all tests that need neither root nor a cluster
 	$(RUN)/pytest tests --numprocesses 2 --dist loadfile --timeout 240 --timeout-method thread --max-worker-restart 2
